@@ -1,0 +1,129 @@
+#ifndef LONGSPAN_MODEL_MODEL_H
+#define LONGSPAN_MODEL_MODEL_H
+
+/*
+ * What a model is, wherever it comes from: a configuration, a vocabulary and tensors by kind and layer. Sources: GGUF files, Hugging Face
+ * directories, random weights, the constructed copying model. Files are hostile until checked: every refusal names file and field.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/hash.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { MODEL_HEAD_DIM_MAX = 256, MODEL_EOS_MAX = 8 };
+
+/* How the elements of a stored weight row are coded. Layouts: the GGUF types of the same names; F32, F16, BF16 are plain arrays. */
+enum weight_codec { WEIGHT_F32, WEIGHT_F16, WEIGHT_BF16, WEIGHT_Q8_0, WEIGHT_Q4_0, WEIGHT_Q4_1, WEIGHT_CODECS };
+
+const char *weight_codec_name(enum weight_codec codec);
+/* Elements that are coded together (1 or 32), and the bytes they take. A row's length is a multiple of the block. */
+uint32_t weight_codec_block(enum weight_codec codec);
+size_t weight_codec_block_bytes(enum weight_codec codec);
+size_t weight_row_bytes(enum weight_codec codec, uint32_t n_cols);
+/* Expands one stored row to float32, exactly. */
+void weight_row_f32(enum weight_codec codec, const void *row, uint32_t n_cols, float *out);
+
+/* Llama family: RMSNorm, RoPE (half-split pairs i, i + D/2), grouped-query attention, SwiGLU. */
+struct model_config {
+    char architecture[32];
+    char name[128];                           /* what /v1/models shows */
+    uint32_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, n_vocab;
+    uint32_t positions_max;                   /* the longest context the model was made for */
+    float rms_eps;
+    bool tied_output;                         /* the output matrix is the embedding */
+    double inv_freq[MODEL_HEAD_DIM_MAX / 2];  /* [head_dim / 2] radians a position, all RoPE scaling applied; 0: not rotated */
+    char rope_name[32];                       /* "default", "llama3", "constructed" ... for the log */
+    int32_t bos;                              /* -1: none */
+    bool add_bos;                             /* raw prompts start with bos */
+    int32_t eos[MODEL_EOS_MAX];
+    uint32_t n_eos;
+};
+
+enum model_tensor_kind {
+    MODEL_EMBEDDING,   /* [n_vocab][d_model] */
+    MODEL_OUTPUT_NORM, /* [1][d_model] */
+    MODEL_OUTPUT,      /* [n_vocab][d_model]; absent (ST_NOT_FOUND) when tied_output */
+    MODEL_ATTN_NORM,   /* [1][d_model] */
+    MODEL_ATTN_Q,      /* [n_heads * head_dim][d_model], rows in half-split RoPE order */
+    MODEL_ATTN_K,      /* [n_kv_heads * head_dim][d_model], likewise */
+    MODEL_ATTN_V,      /* [n_kv_heads * head_dim][d_model] */
+    MODEL_ATTN_OUT,    /* [d_model][n_heads * head_dim] */
+    MODEL_FFN_NORM,    /* [1][d_model] */
+    MODEL_FFN_GATE,    /* [d_ff][d_model] */
+    MODEL_FFN_UP,      /* [d_ff][d_model] */
+    MODEL_FFN_DOWN,    /* [d_model][d_ff] */
+    MODEL_TENSOR_KINDS
+};
+
+struct model;
+
+/* One tensor, borrowed from the model. Plain data; rows are read by model_tensor_row only. */
+struct model_tensor {
+    enum weight_codec codec;
+    uint32_t n_rows, n_cols;
+    const struct model *model;
+    enum model_tensor_kind kind;
+    uint32_t layer;
+    const void *data;          /* stored rows, or NULL where rows are made on demand */
+    size_t row_bytes;
+    uint32_t interleaved_dim;  /* head size if the file holds q/k rows as adjacent RoPE pairs (undone by model_tensor_row), else 0 */
+};
+
+/*
+ * spec: a GGUF file, a directory with GGUF or Hugging Face files, "constructed:copy", or "random:SHAPE[:LAYERS[:SEED]]" (SHAPE: a name such
+ * as llama-3.1-8b, smollm2-135m, or key=value pairs joined by commas). Refuses by name what it cannot compute exactly. Errors: ST_NOT_FOUND,
+ * ST_CORRUPT (malformed), ST_UNSUPPORTED, ST_IO.
+ */
+enum status model_open(const char *spec, struct model **model_out, struct error *err);
+void model_close(struct model *m);
+
+const struct model_config *model_config(const struct model *m);
+/* Of configuration, tensors and vocabulary: workers that differ in it do not serve together. */
+struct digest model_digest(const struct model *m);
+enum status model_tensor(const struct model *m, enum model_tensor_kind kind, uint32_t layer, struct model_tensor *tensor_out);
+/* One row in the tensor's codec: in the mapped file, or made in scratch (row_bytes, 64-byte aligned). Any thread. Cannot fail. */
+const void *model_tensor_row(const struct model_tensor *t, uint32_t row, void *scratch);
+/* Bytes of all stored tensors: the weights' share of memory. */
+uint64_t model_weight_bytes(const struct model *m);
+
+enum model_vocab_kind { MODEL_VOCAB_BYTES, MODEL_VOCAB_BPE };
+enum model_token_type { MODEL_TOKEN_NORMAL = 1, MODEL_TOKEN_UNKNOWN = 2, MODEL_TOKEN_CONTROL = 3, MODEL_TOKEN_USER = 4, MODEL_TOKEN_UNUSED = 5,
+                        MODEL_TOKEN_BYTE = 6 };
+
+struct model_token {
+    const char *text; /* in the byte-level alphabet for NORMAL tokens, as it stands for CONTROL and USER; not NUL-terminated */
+    uint32_t bytes;
+    uint8_t type;     /* enum model_token_type */
+};
+
+struct model_merge {
+    const char *left, *right; /* not NUL-terminated */
+    uint32_t left_bytes, right_bytes;
+};
+
+/* Borrowed from the model. BYTES: token i < 256 is byte i, no merges, no template. */
+struct model_vocab {
+    enum model_vocab_kind kind;
+    const struct model_token *tokens;
+    uint32_t n_tokens;
+    const struct model_merge *merges; /* by rank */
+    uint32_t n_merges;
+    const char *pre;                  /* pre-tokenizer: a GGUF name (smollm, llama-bpe, gpt-2), or NULL if pre_json says it */
+    const char *tokenizer_json;       /* the whole tokenizer.json of a Hugging Face directory, or NULL */
+    size_t tokenizer_json_bytes;
+    bool ignore_merges;
+    const char *chat_template;        /* the model's Jinja text, or NULL */
+};
+const struct model_vocab *model_vocab(const struct model *m);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
