@@ -1,0 +1,144 @@
+#ifndef LONGSPAN_COORDINATOR_SCHED_H
+#define LONGSPAN_COORDINATOR_SCHED_H
+
+/*
+ * The coordinator's core: admission, step groups, plans, directory of blocks, commit, prefix sharing, shipping of leaves, cancellation,
+ * and what happens when a worker is lost. All policy, no I/O, no threads, no clock of its own: events come in, messages go out through an
+ * ops table, so that tests/sim can run it from one seed. All calls on one thread (the loop).
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/hash.h"
+#include "proto/control.h"
+#include "proto/plan.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct sched;
+struct sched_request;
+
+struct sched_config {
+    uint32_t positions_max;      /* longest context served: prompt + generated */
+    uint32_t step_rows_max;      /* token budget of a step */
+    uint32_t prefill_chunk_rows; /* most prompt rows of one sequence in a step while others decode */
+    uint32_t sequences_max;      /* running at once */
+    uint32_t queue_max;          /* waiting at once; more are refused (ST_BUSY) */
+    uint32_t spread_min_tokens;  /* sequences of fewer positions stay on their home: a group of one never waits for a network */
+    uint32_t step_deadline_ms;   /* by which a step must be done */
+    uint32_t plans_ahead;        /* plans in flight a group: 2 pipelines */
+    bool prefix_sharing;
+    struct digest context;       /* all that decides bits beside tokens: hashed into block ids (model, precision, codec, selector; fingerprint is added) */
+    uint64_t seed;               /* of free choices (ties); layouts may be drawn at random by tests through `choose` */
+};
+
+/* How the scheduler reaches the world. Messages are borrowed for the call; delivery is in order for each worker. */
+struct sched_ops {
+    void (*send)(void *ctx, uint16_t worker, const struct control_message *message);
+    int64_t (*now_ms)(void *ctx);
+    /* Tests only, may be NULL: draws what policy may decide freely (homes, owners, chunk sizes, when to ship): 0 .. n - 1. Bits must not depend on it. */
+    uint32_t (*choose)(void *ctx, const char *what, uint32_t n);
+};
+
+/* What a request asks for; copied. */
+struct sched_want {
+    const int32_t *tokens;
+    uint32_t n_tokens;
+    uint32_t max_tokens;          /* to generate; 0 with score: only score the prompt */
+    const int32_t *eos;           /* tokens that end it (none if ignore_eos) */
+    uint32_t n_eos;
+    struct plan_sampling sampling;
+    uint8_t n_top;                /* alternatives a token */
+    bool score;                   /* log-probabilities of prompt tokens 1.. (then no prefix hit is taken: every row is computed) */
+    bool logits;                  /* whole logit rows of every computed row (tests, --dump-logits) */
+    const int32_t *forced;        /* tests and replay: generated tokens that are forced, not sampled */
+    uint32_t n_forced;
+    const char *label;            /* for logs: the request's id */
+};
+
+enum finish_reason { FINISH_STOP, FINISH_LENGTH, FINISH_CANCELLED, FINISH_ERROR };
+
+struct sched_worker_share {
+    uint16_t worker;
+    uint32_t blocks;              /* sealed blocks of this request owned (read) there at its last token */
+    uint64_t bytes_sent, bytes_received; /* exchanged by it during steps that had rows of this request */
+};
+
+struct sched_done {
+    enum finish_reason reason;
+    enum status status;           /* FINISH_ERROR: ST_PEER (a worker was lost; 503), ST_TIMEOUT, ... */
+    const char *message;          /* names the worker */
+    uint32_t prompt_tokens, cached_tokens, completion_tokens;
+    uint64_t kv_bytes_read, kv_bytes_dense;
+    uint32_t n_shares;
+    const struct sched_worker_share *shares;
+    int64_t queued_ms, prefill_ms, decode_ms;
+};
+
+/* Called on the loop thread. After done the request is gone. A callback may call sched_cancel. */
+struct sched_events {
+    /* A prompt row's log-probabilities are here (want.score): target is tokens[position + 1]. Ascending positions, each once. */
+    void (*scored)(void *user, uint32_t position, const struct result_row *row);
+    /* A generated token, in order. */
+    void (*token)(void *user, const struct result_row *row);
+    /* A whole logit row (want.logits), prompt rows too. */
+    void (*logits)(void *user, const struct result_row *row);
+    /* Prompt positions computed so far. May be NULL. */
+    void (*progress)(void *user, uint32_t done, uint32_t total);
+    void (*done)(void *user, const struct sched_done *done);
+};
+
+enum status sched_new(const struct sched_config *config, const struct sched_ops *ops, void *ctx, struct sched **sched_out);
+/* Requests that still run end with FINISH_CANCELLED. */
+void sched_free(struct sched *s);
+
+/*
+ * Waits in the queue, or is refused at once: ST_INVALID (no tokens), ST_TOO_LARGE (prompt + max_tokens over positions_max, or more blocks than all
+ * pools hold), ST_BUSY (queue full), ST_PEER (no worker is ready). request_out is valid until done.
+ */
+enum status sched_submit(struct sched *s, const struct sched_want *want, const struct sched_events *events, void *user,
+                         struct sched_request **request_out, struct error *err);
+/* Ends it (FINISH_CANCELLED, or reason if the gateway found a stop string: FINISH_STOP); done is called before this returns. Frees everything it held,
+   as soon as no plan in flight names it. */
+void sched_cancel(struct sched *s, struct sched_request *r, enum finish_reason reason);
+
+/* Workers. ready: its record is copied. lost: its group's requests end with ST_PEER naming it; others go on. */
+enum status sched_worker_ready(struct sched *s, uint16_t worker, const struct control_ready *ready, struct error *err);
+void sched_worker_lost(struct sched *s, uint16_t worker, const char *why);
+/* No new sequences; those running finish. */
+void sched_worker_drain(struct sched *s, uint16_t worker);
+
+/* Messages from workers. Anything that does not fit what was sent is refused: ST_PROTOCOL (the caller drops the worker). */
+enum status sched_result(struct sched *s, uint16_t worker, const struct result *result, struct error *err);
+enum status sched_copied(struct sched *s, uint16_t worker, const struct control_copied *copied);
+enum status sched_abort(struct sched *s, uint16_t worker, const struct control_abort *abort);
+
+/* Makes and sends plans where there is room, checks deadlines. Call after events and at least every 20 ms; returns ms until it must be called again. */
+int64_t sched_run(struct sched *s);
+
+struct sched_worker_stats {
+    uint16_t id;
+    bool ready, draining;
+    uint32_t n_blocks, blocks_used; /* by the coordinator's exact account: named blocks and open ones */
+    uint32_t blocks_cached;         /* of these, kept only as prefix cache */
+};
+struct sched_stats {
+    uint32_t waiting, running, groups;
+    uint64_t steps, prompt_rows, decode_rows, prefix_hit_tokens, prompt_tokens, completion_tokens, requests_done, requests_failed, requests_cancelled;
+    uint64_t coordination_us;       /* sum over steps of (interval of the step - slowest worker's busy and wait time) */
+};
+void sched_stats(const struct sched *s, struct sched_stats *stats_out);
+/* -> number written, at most max */
+uint32_t sched_worker_stats(const struct sched *s, struct sched_worker_stats *stats_out, uint32_t max);
+/* Bytes of pool over all ready workers, and the longest context they can hold. */
+uint64_t sched_positions_fit(const struct sched *s);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

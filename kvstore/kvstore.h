@@ -1,0 +1,91 @@
+#ifndef LONGSPAN_KVSTORE_KVSTORE_H
+#define LONGSPAN_KVSTORE_KVSTORE_H
+
+/*
+ * KV blocks of one worker: a fixed pool, found by handle, and their form on the wire. And the naming half that the coordinator shares:
+ * content ids, leaves, slots.
+ *
+ * A block is PLAN_BLOCK (64) positions of one sequence: keys and values of all layers and KV heads. Payload of a block:
+ *   [n_layers][n_kv_heads][keys part_bytes, values part_bytes]
+ * The pool knows nothing of codecs beyond part_bytes. One thread (the step thread) makes all calls; kv_pool_stats may be called by any.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "common/error.h"
+#include "common/hash.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef uint64_t kv_handle; /* as in proto/plan.h */
+
+struct kv_layout {
+    uint32_t n_layers, n_kv_heads;
+    size_t part_bytes;     /* of one KV head's keys in one layer, a multiple of 64; values take as many */
+    uint32_t version;      /* of the payload's layout: codec and format; blocks of another version are refused */
+};
+/* Bytes of a block's payload; false on overflow or zero fields. */
+bool kv_layout_block_bytes(const struct kv_layout *layout, size_t *bytes_out);
+
+struct kv_pool;
+/* Takes n_blocks * block_bytes of memory at once (huge pages where the system offers them); touched as it is used. */
+enum status kv_pool_new(const struct kv_layout *layout, uint32_t n_blocks, struct kv_pool **pool_out, struct error *err);
+void kv_pool_free(struct kv_pool *pool);
+
+/* The slot of a handle, or UINT32_MAX. */
+uint32_t kv_pool_find(const struct kv_pool *pool, kv_handle handle);
+/* The same, taking a free slot (payload zeroed: unwritten positions must be finite) if the handle is not here. ST_BUSY: the pool is full. */
+enum status kv_pool_open(struct kv_pool *pool, kv_handle handle, uint32_t *slot_out);
+/* Frees it; nothing if it is not here or pinned (then it goes with the last unpin). */
+void kv_pool_drop(struct kv_pool *pool, kv_handle handle);
+/* A transfer in flight reads it. */
+void kv_pool_pin(struct kv_pool *pool, uint32_t slot);
+void kv_pool_unpin(struct kv_pool *pool, uint32_t slot);
+
+/* keys at the pointer, values part_bytes behind. */
+void *kv_pool_part(const struct kv_pool *pool, uint32_t slot, uint32_t layer, uint32_t kv_head);
+
+/*
+ * Wire form: a header (magic, layout version, handle, position of its first row / 64, content id, payload bytes, checksum64 a layer), then the payload.
+ * kv_pool_export: header into header_out (kv_header_bytes), parts_out[2]: header and payload in place (pin the slot until they are sent). Checksums are
+ * computed once a sealed block and kept.
+ * kv_pool_import: checks everything (ST_CORRUPT names the layer), then takes a slot; ST_EXISTS (kept as it is, the bytes compare equal by checksum),
+ * ST_BUSY. position_out: the block's number in its sequence.
+ */
+size_t kv_header_bytes(const struct kv_layout *layout);
+enum status kv_pool_export(struct kv_pool *pool, kv_handle handle, uint32_t position, const struct digest *id, void *header_out,
+                           struct iovec parts_out[2]);
+enum status kv_pool_import(struct kv_pool *pool, const uint8_t *data, size_t bytes, kv_handle *handle_out, uint32_t *position_out,
+                           struct digest *id_out, struct error *err);
+
+struct kv_pool_stats {
+    uint32_t n_blocks, used, pinned;
+    size_t block_bytes;
+};
+void kv_pool_stats(const struct kv_pool *pool, struct kv_pool_stats *stats_out);
+/* Calls fn for each block here; for inventories. */
+void kv_pool_each(const struct kv_pool *pool, void (*fn)(void *ctx, kv_handle handle), void *ctx);
+
+/* ---- names (kvstore/name.c), used by the coordinator too ---- */
+
+/*
+ * Content id of a block: hash(parent id, the block's token ids, context), where context is a digest of everything else that decides bits: model and
+ * pack digest, codec with parameters, selector and density, sketch format, fingerprint, tenant salt; and n_prompt_rows where the row classes differ
+ * in bits (else pass 0). parent NULL: the sequence's first block.
+ */
+struct digest kv_block_id(const struct digest *parent, const struct digest *context, const int32_t *tokens, uint32_t n_prompt_rows);
+
+/* i's bits reversed, slots a power of two */
+uint32_t kv_slot_reversed(uint32_t slot, uint32_t slots);
+/* Which of n_workers reads a slot: contiguous runs of bit-reversed slot numbers. -> 0 .. n_workers - 1 */
+uint32_t kv_slot_owner(uint32_t slot, uint32_t slots, uint32_t n_workers);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
