@@ -1,0 +1,67 @@
+#ifndef LONGSPAN_COORDINATOR_GATEWAY_H
+#define LONGSPAN_COORDINATOR_GATEWAY_H
+
+/*
+ * What clients touch: OpenAI-compatible HTTP (gateway/http*.c) and gRPC longspan.v1.Inference, longspan.v1.Cluster, grpc.health.v1
+ * (gateway/grpc*.c). Both turn a request into one struct generation (gateway/generation.c), which tokenizes, submits, watches stop strings, and streams
+ * text back. All on the loop's thread but parsing and tokenizing of large bodies.
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/loop.h"
+#include "coordinator/sched.h"
+#include "coordinator/tokenizer/tokenizer.h"
+#include "model/model.h"
+#include "proto/rpc.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What status and health answers show of a worker; kept by the control server. */
+struct gateway_worker {
+    uint16_t id;
+    uint32_t pid;
+    char address[128];     /* of its control connection */
+    char state[16];        /* "connecting", "loading", "ready", "draining", "lost" */
+    float load_fraction;
+    char fingerprint[128];
+    uint32_t blocks, n_blocks;
+    uint64_t block_bytes, weight_bytes, pool_bytes, resident_bytes, bytes_sent, bytes_received;
+};
+
+struct gateway_config {
+    const char *http;             /* "127.0.0.1:8080"; port 0: any */
+    const char *grpc;
+    size_t body_bytes_max;        /* 64 MiB */
+    uint32_t requests_max;        /* open at once; more get 429 */
+    uint32_t n_max;
+    struct loop *loop;            /* all kept */
+    struct sched *sched;
+    const struct model *model;
+    const struct tokenizer *tokenizer;
+    const char *model_name;       /* shown by /v1/models; "default", "" and this name are accepted */
+    uint32_t positions_max;
+    /* -> number of workers written. */
+    uint32_t (*workers)(void *ctx, struct gateway_worker *workers_out, uint32_t max);
+    bool (*ready)(void *ctx);     /* enough workers are ready to serve */
+    void (*kick)(void *ctx);      /* something was submitted or cancelled: run the scheduler soon */
+    void *ctx;
+};
+
+struct gateway;
+enum status gateway_start(const struct gateway_config *config, struct gateway **gateway_out, struct error *err);
+uint16_t gateway_http_port(const struct gateway *g);
+uint16_t gateway_grpc_port(const struct gateway *g);
+/* No new requests (503), running ones get grace_ms on the loop, then end. Loop thread. gateway_free when gateway_idle. */
+void gateway_drain(struct gateway *g);
+bool gateway_idle(const struct gateway *g);
+void gateway_free(struct gateway *g);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
