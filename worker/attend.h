@@ -1,0 +1,114 @@
+#ifndef LONGSPAN_WORKER_ATTEND_H
+#define LONGSPAN_WORKER_ATTEND_H
+
+/*
+ * The attention of one step on one worker, as plain data that every layer reuses: for each run of rows, here or at another home, which
+ * blocks are read here, in which order their partials join, and what is sent to whom. Made from the plan alone; backends only execute it.
+ *
+ * Partials are kept in tiles of ATTN_ROWS vectors. A run's vectors are its rows times the query heads of one KV head: vector v of KV head j is
+ * row v / group, query head j * group + v % group. An item is one partial a (KV head, tile): a fine node, the own leaf, or a node that came from
+ * another reader. Item i of a job lies at store tile  job.store + (i * n_kv_heads + head) * n_tiles + tile.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/plan.h"
+#include "worker/tree.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One run's part here. Programs are ranges of attend.code: pool slots, or item numbers, and TREE_MERGE. */
+struct attend_job {
+    uint32_t run;            /* index into plan.runs */
+    uint16_t home;
+    bool local;              /* its rows are here: the own leaf is read too, and the tree finished */
+    uint32_t n_rows, pos;    /* of the run */
+    uint32_t row;            /* first row: in this worker's rows if local, else in the received query window */
+    uint32_t n_tiles;        /* tiles a KV head */
+    uint32_t n_items;        /* fine nodes, then own leaf (local), then received nodes (local) */
+    uint32_t n_fine;
+    uint32_t store;          /* first tile in the store */
+    uint32_t fine;           /* first of its fine nodes in attend.fines */
+    uint32_t own_begin, own_end;     /* local: program over slots of the own leaf, one slot a block, in order */
+    uint32_t final_begin, final_end; /* local: program over items that ends with the own leaf */
+    uint32_t node, n_nodes;  /* remote: its maximal nodes in attend.nodes, that are sent home, in tree order */
+};
+
+/* A program over pool slots: whole leaves, every position visible. */
+struct attend_fine {
+    uint32_t begin, end;
+};
+
+/* A maximal node of a remote job: a program over its items. */
+struct attend_node {
+    uint32_t begin, end;
+};
+
+/* A message of the step, the same in each layer. */
+struct attend_message {
+    uint16_t peer;
+    size_t bytes;
+    uint32_t job_begin, job_end; /* of attend.refs */
+};
+
+/* Part of a message: queries of a local job (to a reader), of a remote job (from its home), nodes of a remote job (to its home) or items of a local
+   job (from a reader): items item .. item + n_items - 1. */
+struct attend_ref {
+    uint32_t job;
+    uint32_t item, n_items;
+    size_t offset; /* bytes into the message */
+};
+
+enum attend_traffic { SEND_QUERIES, RECEIVE_QUERIES, SEND_NODES, RECEIVE_NODES, ATTEND_TRAFFICS };
+
+struct attend {
+    struct attend_job *jobs;
+    uint32_t n_jobs, n_local; /* local jobs first */
+    struct attend_fine *fines;
+    uint32_t n_fines;
+    struct attend_node *nodes;
+    uint32_t n_nodes;
+    struct u32_list code;
+    struct attend_message *messages[ATTEND_TRAFFICS]; /* ascending peers */
+    uint32_t n_messages[ATTEND_TRAFFICS];
+    struct attend_ref *refs;
+    uint32_t n_refs;
+    uint32_t n_store;         /* tiles in the store */
+    uint32_t n_remote_rows;   /* rows in the query window */
+    /* buffers */
+    struct tree_plan tree;
+    uint32_t jobs_room, fines_room, nodes_room, refs_room, messages_room[ATTEND_TRAFFICS];
+};
+
+/* Heads and sizes that shape tiles and messages. */
+struct attend_shape {
+    uint32_t n_heads, n_kv_heads, head_dim;
+    uint32_t n_threads;
+    size_t query_bytes; /* of one element of a query on the wire: 2 or 4 */
+};
+
+/* Where the blocks of a sequence are: looks up what the plan's tables say. */
+struct attend_lookup {
+    /* slot of block c of plan sequence s in this worker's pool, or UINT32_MAX */
+    uint32_t (*slot)(void *ctx, uint32_t s, uint32_t c);
+    /* readers of leaves 0.. of plan sequence s; at least n of them, or NULL */
+    const uint16_t *(*readers)(void *ctx, uint32_t s, uint32_t n);
+    void *ctx;
+};
+
+/*
+ * Builds the step's attention for worker self. Buffers of an earlier build are reused. ST_PROTOCOL: the plan names a block that is not here, or its
+ * readers do not cover a row (err says which); ST_NO_MEMORY.
+ */
+enum status attend_build(struct attend *a, const struct plan *plan, uint16_t self, const struct attend_shape *shape, const struct attend_lookup *at,
+                         struct error *err);
+void attend_free(struct attend *a);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,125 @@
+#ifndef LONGSPAN_WORKER_BACKEND_H
+#define LONGSPAN_WORKER_BACKEND_H
+
+/*
+ * One table of operations on opaque tensors; cpu and cuda implement it, the step program never asks which. Between begin and run, calls only
+ * record: nothing is computed, returned or waited for. run executes the list, exchanges included, and leaves the step's results in one
+ * buffer on the host.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/hash.h"
+#include "kernels/kernels.h"
+#include "kvstore/kvstore.h"
+#include "model/model.h"
+#include "proto/plan.h"
+#include "worker/attend.h"
+#include "worker/exchange/exchange.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct backend;
+
+/* Activations of the step: [rows][width]. X is the residual stream in float32; H, A, F are inputs of products (bf16, or float32). */
+enum tensor { TENSOR_X, TENSOR_H, TENSOR_Q, TENSOR_K, TENSOR_V, TENSOR_A, TENSOR_GATE, TENSOR_UP, TENSOR_F, TENSORS };
+
+struct backend_config {
+    uint32_t n_threads;
+    uint32_t step_rows_max;  /* rows at home in one step */
+    bool float32;            /* --precision float32: activations and KV in float32, reference kernels */
+};
+
+/* A product's outputs: weight matrix of a kind and layer, into a tensor. */
+struct backend_part {
+    enum model_tensor_kind weight;
+    enum tensor out;
+};
+
+/* A row at home. */
+struct step_row {
+    int32_t token;
+    uint32_t pos;
+    uint32_t slot;           /* pool slot of its own block */
+};
+
+/* A row whose logits are wanted. */
+struct step_ask {
+    uint32_t row;            /* at home */
+    uint32_t pos;
+    bool sample;
+    int32_t target;          /* -1: none */
+    uint32_t n_top;
+    bool logits;             /* the whole row */
+    struct sample_params sampling;
+};
+
+/* What the host reads at the end, one an ask; in the backend's memory until the next begin. */
+struct step_answer {
+    struct sample_result result;
+    const struct sample_top *top; /* [n_top] */
+    const float *logits;          /* [n_vocab], if asked */
+};
+
+/* All that begin is told; borrowed until run returns. */
+struct step_input {
+    uint32_t n_rows, n_asks;
+    const struct step_row *rows;
+    const struct step_ask *asks;
+    const struct attend *attend;
+    struct kv_pool *pool;
+    struct exchange_key key;      /* epoch, plan, group of the step's messages */
+};
+
+struct step_cost {
+    int64_t busy_ns, wait_ns;
+    uint64_t bytes_sent, bytes_received;
+};
+
+struct backend_ops {
+    const char *name;
+    enum status (*open)(const struct backend_config *config, const struct model *model, void (*progress)(void *ctx, float fraction), void *ctx,
+                        struct backend **backend_out, struct error *err);
+    void (*close)(struct backend *b);
+    /* What decides bits here: ISA or SM, chosen variants, build constants. */
+    void (*fingerprint)(const struct backend *b, char *text_out, size_t bytes);
+    uint64_t (*weight_bytes)(const struct backend *b);
+    /* Payload of a block, in this backend's codec. */
+    void (*kv_layout)(const struct backend *b, struct kv_layout *layout_out);
+    uint32_t leaf_blocks;
+
+    enum status (*begin)(struct backend *b, const struct step_input *input);
+    void (*embed)(struct backend *b);
+    void (*norm)(struct backend *b, enum tensor in, enum model_tensor_kind weight, uint32_t layer, enum tensor out);
+    /* Each part's product with the same input. accumulate: added to what out holds. */
+    void (*linear)(struct backend *b, enum tensor in, uint32_t layer, const struct backend_part *parts, uint32_t n_parts, bool accumulate);
+    /* Rotates Q and K; K and V enter the rows' own blocks. */
+    void (*rope_store)(struct backend *b, uint32_t layer);
+    void (*send)(struct backend *b, uint32_t layer, enum attend_traffic what);
+    void (*receive)(struct backend *b, uint32_t layer, enum attend_traffic what);
+    /* Partials of local jobs (own leaf, fine nodes read here), or of other homes' jobs. */
+    void (*attend)(struct backend *b, uint32_t layer, bool local);
+    /* Finishes the tree of local jobs; the result is TENSOR_A. */
+    void (*attend_finish)(struct backend *b);
+    void (*silu_mul)(struct backend *b); /* GATE, UP -> F */
+    /* Output norm, logits, sampling and scores of the asked rows. */
+    void (*answer)(struct backend *b);
+    /* Executes what was recorded. ST_PEER, ST_TIMEOUT, ST_STALE, ST_PROTOCOL from the exchange (peer_out: whom it waited for, or UINT16_MAX);
+       ST_CORRUPT: a partial that is not finite. answers_out [n_asks]. */
+    enum status (*run)(struct backend *b, const struct exchange_ops *exchange_ops, struct exchange *exchange, int64_t deadline_ns,
+                       const struct step_answer **answers_out, struct step_cost *cost_out, uint16_t *peer_out);
+};
+
+extern const struct backend_ops backend_cpu;
+/* "cpu", or NULL if this build has none of that name */
+const struct backend_ops *backend_find(const char *device);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

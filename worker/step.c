@@ -1,0 +1,58 @@
+#include "worker/step.h"
+
+static const struct backend_part qkv[] = {
+    { MODEL_ATTN_Q, TENSOR_Q },
+    { MODEL_ATTN_K, TENSOR_K },
+    { MODEL_ATTN_V, TENSOR_V },
+};
+static const struct backend_part attn_out[] = { { MODEL_ATTN_OUT, TENSOR_X } };
+static const struct backend_part gate_up[] = {
+    { MODEL_FFN_GATE, TENSOR_GATE },
+    { MODEL_FFN_UP, TENSOR_UP },
+};
+static const struct backend_part down[] = { { MODEL_FFN_DOWN, TENSOR_X } };
+
+/*
+ * Local work comes first: queries travel meanwhile, in both directions. Nothing waits in a circle: storing keys needs nothing from outside, a query
+ * only the rows' own projection, an answer only queries.
+ */
+static void attention(const struct backend_ops *ops, struct backend *b, uint32_t layer, const struct attend *a)
+{
+    if (a->n_messages[SEND_QUERIES])
+        ops->send(b, layer, SEND_QUERIES);
+    if (a->n_local)
+        ops->attend(b, layer, true);
+    if (a->n_messages[RECEIVE_QUERIES]) {
+        ops->receive(b, layer, RECEIVE_QUERIES);
+        ops->attend(b, layer, false);
+        ops->send(b, layer, SEND_NODES);
+    }
+    if (a->n_messages[RECEIVE_NODES])
+        ops->receive(b, layer, RECEIVE_NODES);
+    if (a->n_local)
+        ops->attend_finish(b);
+}
+
+void step_record(const struct backend_ops *ops, struct backend *b, const struct model_config *model, const struct step_input *input)
+{
+    const bool rows = input->n_rows > 0;
+    if (rows)
+        ops->embed(b);
+    for (uint32_t layer = 0; layer < model->n_layers; layer++) {
+        if (rows) {
+            ops->norm(b, TENSOR_X, MODEL_ATTN_NORM, layer, TENSOR_H);
+            ops->linear(b, TENSOR_H, layer, qkv, 3, false);
+            ops->rope_store(b, layer);
+        }
+        attention(ops, b, layer, input->attend);
+        if (rows) {
+            ops->linear(b, TENSOR_A, layer, attn_out, 1, true);
+            ops->norm(b, TENSOR_X, MODEL_FFN_NORM, layer, TENSOR_H);
+            ops->linear(b, TENSOR_H, layer, gate_up, 2, false);
+            ops->silu_mul(b);
+            ops->linear(b, TENSOR_F, layer, down, 1, true);
+        }
+    }
+    if (input->n_asks)
+        ops->answer(b);
+}
