@@ -26,22 +26,26 @@ typedef uint64_t kv_handle; /* as in proto/plan.h */
 
 struct kv_layout {
     uint32_t n_layers, n_kv_heads;
-    size_t part_bytes;     /* of one KV head's keys in one layer, a multiple of 64; values take as many */
-    uint32_t version;      /* of the payload's layout: codec and format; blocks of another version are refused */
+    size_t part_bytes; /* of one KV head's keys in one layer, a multiple of 64; values take as many */
+    uint32_t version;  /* of the payload's layout: codec and format; blocks of another version are refused */
 };
 /* Bytes of a block's payload; false on overflow or zero fields. */
 bool kv_layout_block_bytes(const struct kv_layout *layout, size_t *bytes_out);
 
 struct kv_pool;
 /* Takes n_blocks * block_bytes of memory at once (huge pages where the system offers them); touched as it is used. */
-enum status kv_pool_new(const struct kv_layout *layout, uint32_t n_blocks, struct kv_pool **pool_out, struct error *err);
+enum status kv_pool_new(const struct kv_layout *layout, uint32_t n_blocks, struct kv_pool **pool_out,
+                        struct error *err);
 void kv_pool_free(struct kv_pool *pool);
 
 /* The slot of a handle, or UINT32_MAX. */
 uint32_t kv_pool_find(const struct kv_pool *pool, kv_handle handle);
 /* The same, taking a free slot (payload zeroed: unwritten positions must be finite) if the handle is not here. ST_BUSY: the pool is full. */
 enum status kv_pool_open(struct kv_pool *pool, kv_handle handle, uint32_t *slot_out);
-/* Frees it; nothing if it is not here or pinned (then it goes with the last unpin). */
+/*
+ * Frees it; nothing if it is not here. A pinned block is not found any more either, but keeps its slot and bytes until the last unpin; the same
+ * handle opened meanwhile takes another slot.
+ */
 void kv_pool_drop(struct kv_pool *pool, kv_handle handle);
 /* A transfer in flight reads it. */
 void kv_pool_pin(struct kv_pool *pool, uint32_t slot);
@@ -51,17 +55,18 @@ void kv_pool_unpin(struct kv_pool *pool, uint32_t slot);
 void *kv_pool_part(const struct kv_pool *pool, uint32_t slot, uint32_t layer, uint32_t kv_head);
 
 /*
- * Wire form: a header (magic, layout version, handle, position of its first row / 64, content id, payload bytes, checksum64 a layer), then the payload.
+ * Wire form: a header (magic, layout version, handle, position of its first row / 64, content id, payload bytes, checksum64 a layer, checksum64 of the
+ * header itself), then the payload.
  * kv_pool_export: header into header_out (kv_header_bytes), parts_out[2]: header and payload in place (pin the slot until they are sent). Checksums are
- * computed once a sealed block and kept.
- * kv_pool_import: checks everything (ST_CORRUPT names the layer), then takes a slot; ST_EXISTS (kept as it is, the bytes compare equal by checksum),
- * ST_BUSY. position_out: the block's number in its sequence.
+ * computed once a sealed block and kept (until kv_pool_open names it: who opens a block may write it). ST_NOT_FOUND.
+ * kv_pool_import: checks everything (ST_CORRUPT names the layer), then takes a slot; ST_EXISTS (kept as it is, the bytes compare equal by checksum;
+ * if they do not, ST_CORRUPT), ST_BUSY. position_out: the block's number in its sequence.
  */
 size_t kv_header_bytes(const struct kv_layout *layout);
-enum status kv_pool_export(struct kv_pool *pool, kv_handle handle, uint32_t position, const struct digest *id, void *header_out,
-                           struct iovec parts_out[2]);
-enum status kv_pool_import(struct kv_pool *pool, const uint8_t *data, size_t bytes, kv_handle *handle_out, uint32_t *position_out,
-                           struct digest *id_out, struct error *err);
+enum status kv_pool_export(struct kv_pool *pool, kv_handle handle, uint32_t position, const struct digest *id,
+                           void *header_out, struct iovec parts_out[2]);
+enum status kv_pool_import(struct kv_pool *pool, const uint8_t *data, size_t bytes, kv_handle *handle_out,
+                           uint32_t *position_out, struct digest *id_out, struct error *err);
 
 struct kv_pool_stats {
     uint32_t n_blocks, used, pinned;
@@ -78,7 +83,8 @@ void kv_pool_each(const struct kv_pool *pool, void (*fn)(void *ctx, kv_handle ha
  * pack digest, codec with parameters, selector and density, sketch format, fingerprint, tenant salt; and n_prompt_rows where the row classes differ
  * in bits (else pass 0). parent NULL: the sequence's first block.
  */
-struct digest kv_block_id(const struct digest *parent, const struct digest *context, const int32_t *tokens, uint32_t n_prompt_rows);
+struct digest kv_block_id(const struct digest *parent, const struct digest *context, const int32_t *tokens,
+                          uint32_t n_prompt_rows);
 
 /* i's bits reversed, slots a power of two */
 uint32_t kv_slot_reversed(uint32_t slot, uint32_t slots);

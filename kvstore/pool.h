@@ -1,0 +1,41 @@
+#ifndef LONGSPAN_KVSTORE_POOL_H
+#define LONGSPAN_KVSTORE_POOL_H
+
+/* Inside kvstore: what the pool and the wire form share. Others use kvstore.h. */
+
+#include <stdatomic.h>
+
+#include "kvstore/kvstore.h"
+
+struct kv_pool_slot {
+    kv_handle handle; /* 0: free, or dropped and still pinned */
+    uint32_t pins;
+    bool dropped; /* goes with the last unpin */
+    bool dirty;   /* its memory has been written since it was mapped */
+    bool summed;  /* its row of sums is that of its payload */
+};
+
+struct kv_pool {
+    struct kv_layout layout;
+    uint32_t n_blocks;
+    size_t part_bytes, layer_bytes, block_bytes;
+    uint8_t *memory; /* n_blocks * block_bytes */
+    void *map;
+    size_t map_bytes;
+    struct kv_pool_slot *slots;
+    uint64_t *sums;  /* [n_blocks][n_layers] */
+    uint32_t *table; /* handle -> slot: open addressing, slot + 1, 0 is empty */
+    uint32_t table_mask;
+    uint32_t *free_slots; /* a stack */
+    uint32_t n_free;
+    atomic_uint used, pinned; /* for kv_pool_stats from other threads */
+};
+
+/* Takes a slot for a handle that is not here, its payload whatever it was; *fresh_out: it is zero. ST_BUSY, ST_INVALID. */
+enum status kv_pool_take(struct kv_pool *pool, kv_handle handle, uint32_t *slot_out, bool *fresh_out);
+/* The payload of a slot, block_bytes. */
+uint8_t *kv_pool_payload(const struct kv_pool *pool, uint32_t slot);
+/* The checksums of a slot's layers, computed if they are not kept. */
+const uint64_t *kv_pool_sums(struct kv_pool *pool, uint32_t slot);
+
+#endif
