@@ -1,0 +1,126 @@
+#include "kernels/cpu/linear_variants.h"
+
+#include <string.h>
+
+#include "common/f16.h"
+#include "kernels/cpu/linear_layout.h"
+
+/*
+ * The definition: with w the weight in float32 (q * d, or q * d + m rounded once),
+ *   y = sum over blocks b, ascending, of (sum over k in b, ascending, of w[k] * x[k]),
+ * each product and each sum rounded to float32, sums from +0. A lane is an output: nothing is reassociated.
+ */
+
+enum { ROWS = 8 };
+
+static void decode_q(enum weight_codec codec, const uint8_t *group, size_t b, float w[LINEAR_BLOCK][LINEAR_GROUP])
+{
+    const uint8_t *codes = linear_codes(codec, group, b);
+    const uint16_t *dh = linear_d(codec, group, b), *mh = linear_m(codec, group, b);
+    float d[LINEAR_GROUP], m[LINEAR_GROUP];
+    for (int n = 0; n < LINEAR_GROUP; n++) {
+        d[n] = f16_to_f32(dh[n]);
+        m[n] = codec == WEIGHT_Q4_1 ? f16_to_f32(mh[n]) : 0.0f;
+    }
+    for (int k = 0; k < LINEAR_BLOCK; k++) {
+        uint32_t word[LINEAR_GROUP];
+        if (codec == WEIGHT_Q8_0) {
+            memcpy(word, codes + k / 4 * 64, 64);
+            for (int n = 0; n < LINEAR_GROUP; n++)
+                w[k][n] = (float)((int32_t)(word[n] << (24 - k % 4 * 8)) >> 24) * d[n];
+            continue;
+        }
+        const int shift = k % 8 / 2 * 4 + k % 2 * 16;
+        memcpy(word, codes + k / 8 * 64, 64);
+        if (codec == WEIGHT_Q4_0)
+            for (int n = 0; n < LINEAR_GROUP; n++)
+                w[k][n] = (float)((int32_t)(word[n] >> shift & 15) - 8) * d[n];
+        else
+            for (int n = 0; n < LINEAR_GROUP; n++)
+                w[k][n] = (float)(int32_t)(word[n] >> shift & 15) * d[n] + m[n];
+    }
+}
+
+static void decode(enum weight_codec codec, const uint8_t *group, size_t b, float w[LINEAR_BLOCK][LINEAR_GROUP])
+{
+    const uint8_t *p = linear_codes(codec, group, b);
+    switch (codec) {
+    case WEIGHT_F32:
+        memcpy(w, p, sizeof(float) * LINEAR_BLOCK * LINEAR_GROUP);
+        return;
+    case WEIGHT_F16:
+        for (int i = 0; i < LINEAR_BLOCK * LINEAR_GROUP; i++)
+            w[i / LINEAR_GROUP][i % LINEAR_GROUP] = f16_to_f32(((const uint16_t *)p)[i]);
+        return;
+    case WEIGHT_BF16:
+        for (int j = 0; j < LINEAR_BLOCK / 2; j++) {
+            uint32_t pair[LINEAR_GROUP], even[LINEAR_GROUP];
+            memcpy(pair, p + j * 64, 64);
+            for (int n = 0; n < LINEAR_GROUP; n++) {
+                even[n] = pair[n] << 16;
+                pair[n] &= 0xFFFF0000u;
+            }
+            memcpy(w[2 * j], even, 64);
+            memcpy(w[2 * j + 1], pair, 64);
+        }
+        return;
+    default:
+        decode_q(codec, group, b, w);
+    }
+}
+
+static void load_x(const struct linear_args *a, uint32_t row, size_t b, float x[LINEAR_BLOCK])
+{
+    const size_t at = row * a->x_stride + b * LINEAR_BLOCK;
+    if (a->shape->x == DTYPE_F32) {
+        memcpy(x, (const float *)a->x + at, sizeof(float) * LINEAR_BLOCK);
+        return;
+    }
+    const uint16_t *h = (const uint16_t *)a->x + at;
+    for (int k = 0; k < LINEAR_BLOCK; k++)
+        x[k] = bf16_to_f32(h[k]);
+}
+
+static void add_block(float w[LINEAR_BLOCK][LINEAR_GROUP], const float x[LINEAR_BLOCK], float acc[LINEAR_GROUP])
+{
+    float sum[LINEAR_GROUP] = { 0 };
+    for (int k = 0; k < LINEAR_BLOCK; k++)
+        for (int n = 0; n < LINEAR_GROUP; n++)
+            sum[n] += w[k][n] * x[k];
+    for (int n = 0; n < LINEAR_GROUP; n++)
+        acc[n] += sum[n];
+}
+
+size_t linear_scratch_c(const struct linear_shape *shape, uint32_t n_rows)
+{
+    (void)shape;
+    (void)n_rows;
+    return 0;
+}
+
+void linear_run_c(const struct linear_args *a)
+{
+    const struct linear_shape *s = a->shape;
+    const size_t n_blocks = linear_n_blocks(s), stride = linear_group_bytes(s);
+    for (uint32_t o = a->out_begin; o < a->out_end; o += LINEAR_GROUP) {
+        const uint8_t *group = (const uint8_t *)a->packed + o / LINEAR_GROUP * stride;
+        const uint32_t n_here = a->out_end - o < LINEAR_GROUP ? a->out_end - o : LINEAR_GROUP;
+        for (uint32_t r0 = 0; r0 < a->n_rows; r0 += ROWS) {
+            const uint32_t rows = a->n_rows - r0 < ROWS ? a->n_rows - r0 : ROWS;
+            float acc[ROWS][LINEAR_GROUP] = { 0 };
+            for (size_t b = 0; b < n_blocks; b++) {
+                float w[LINEAR_BLOCK][LINEAR_GROUP], x[LINEAR_BLOCK];
+                decode(s->codec, group, b, w);
+                for (uint32_t r = 0; r < rows; r++) {
+                    load_x(a, r0 + r, b, x);
+                    add_block(w, x, acc[r]);
+                }
+            }
+            for (uint32_t r = 0; r < rows; r++) {
+                float *y = a->y + (r0 + r) * a->y_stride + o;
+                for (uint32_t n = 0; n < n_here; n++)
+                    y[n] = a->accumulate ? y[n] + acc[r][n] : acc[r][n];
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+#include "kernels/cpu/linear_layout.h"
+
+#include <string.h>
+
+size_t linear_group_bytes(const struct linear_shape *shape)
+{
+    return linear_group_stride(shape->codec, linear_n_blocks(shape));
+}
+
+/* Plain arrays: element k of a row goes to place(k, n), in elements of size bytes. */
+static void pack_floats(const struct linear_shape *s, const uint8_t *row, uint32_t n, uint8_t *out)
+{
+    for (size_t k = 0; k < s->n_in; k++) {
+        if (s->codec == WEIGHT_F32)
+            memcpy(out + (k * LINEAR_GROUP + n) * 4, row + k * 4, 4);
+        else if (s->codec == WEIGHT_F16)
+            memcpy(out + (k * LINEAR_GROUP + n) * 2, row + k * 2, 2);
+        else
+            memcpy(out + (k / 2 * LINEAR_GROUP + n) * 4 + k % 2 * 2, row + k * 2, 2);
+    }
+}
+
+static void pack_q8(const uint8_t *block, uint32_t n, uint8_t *codes)
+{
+    for (size_t j = 0; j < 8; j++)
+        memcpy(codes + j * 64 + n * 4, block + 2 + j * 4, 4);
+}
+
+static void pack_q4(const uint8_t *nibbles, uint32_t n, uint8_t *codes)
+{
+    for (size_t j = 0; j < 4; j++) {
+        uint32_t word = 0;
+        for (size_t i = 0; i < 8; i++) {
+            const size_t k = j * 8 + i; /* byte k: low nibble is input k, high is k + 16 */
+            const uint32_t q = k < 16 ? nibbles[k] & 15u : nibbles[k - 16] >> 4;
+            word |= q << (i / 2 * 4 + i % 2 * 16);
+        }
+        memcpy(codes + j * 64 + n * 4, &word, 4);
+    }
+}
+
+static void pack_blocks(const struct linear_shape *s, const uint8_t *row, uint32_t n, uint8_t *out)
+{
+    const size_t stored = weight_codec_block_bytes(s->codec);
+    for (size_t b = 0; b < s->n_in / LINEAR_BLOCK; b++, row += stored) {
+        uint8_t *codes = out + (linear_codes(s->codec, out, b) - out);
+        uint8_t *scales = out + ((const uint8_t *)linear_d(s->codec, out, b) - out);
+        memcpy(scales + n * 2, row, 2);
+        if (s->codec == WEIGHT_Q4_1)
+            memcpy(scales + LINEAR_SCALES + n * 2, row + 2, 2);
+        if (s->codec == WEIGHT_Q8_0)
+            pack_q8(row, n, codes);
+        else
+            pack_q4(row + (s->codec == WEIGHT_Q4_1 ? 4 : 2), n, codes);
+    }
+}
+
+void linear_pack(const struct linear_shape *shape, const void *const rows[LINEAR_GROUP], void *group_out)
+{
+    memset(group_out, 0, linear_group_bytes(shape));
+    for (uint32_t n = 0; n < LINEAR_GROUP; n++) {
+        if (!rows[n])
+            continue;
+        if (linear_is_q(shape->codec))
+            pack_blocks(shape, rows[n], n, group_out);
+        else
+            pack_floats(shape, rows[n], n, group_out);
+    }
+}

@@ -1,0 +1,74 @@
+#ifndef LONGSPAN_KERNELS_CPU_LINEAR_LAYOUT_H
+#define LONGSPAN_KERNELS_CPU_LINEAR_LAYOUT_H
+
+/*
+ * The packed form of weights, the same for all CPU variants. A group is LINEAR_GROUP outputs; n is an output's place in it. A group is a
+ * run of blocks of 32 inputs (the last padded with zeros), a block is a run of 64-byte lines of 16 dwords, dword n for output n:
+ *
+ *   F32   32 lines; line k: the weights of input k
+ *   F16   16 lines of 2 x 16 halves; half n of half-line k: input k
+ *   BF16  16 lines; line j: inputs 2j (low half of dword n) and 2j+1 (high half): AMX's B operand as it stands
+ *   Q8_0   8 lines; line j: byte i of dword n is input 4j+i
+ *   Q4_0, Q4_1  4 lines; line j: of input 8j+2i the code is in bits 4i.., of 8j+2i+1 in bits 16+4i.. of dword n. So bits 4i..4i+3 of the 32
+ *         16-bit words of a line are row 4j+i of AMX's B operand, and a shift and a table look-up of words expands them.
+ *
+ * Blocks of the Q types come in pairs, so that all is 64-byte aligned: codes of both, then d [2][16] f16, then (Q4_1) m [2][16] f16.
+ * With an odd number of blocks the last pair's second half is zeros.
+ */
+
+#include "kernels/kernels.h"
+
+enum { LINEAR_BLOCK = 32, LINEAR_BLOCK_BF16 = 1024, LINEAR_CODES_Q4 = 256, LINEAR_CODES_Q8 = 512, LINEAR_SCALES = 64 };
+
+static inline size_t linear_n_blocks(const struct linear_shape *s)
+{
+    return ((size_t)s->n_in + LINEAR_BLOCK - 1) / LINEAR_BLOCK;
+}
+
+static inline bool linear_is_q(enum weight_codec c)
+{
+    return c == WEIGHT_Q8_0 || c == WEIGHT_Q4_0 || c == WEIGHT_Q4_1;
+}
+
+/* Bytes of a block's codes, and of a pair of blocks with its scales. */
+static inline size_t linear_codes_bytes(enum weight_codec c)
+{
+    return c == WEIGHT_F32                       ? 2048
+           : c == WEIGHT_F16 || c == WEIGHT_BF16 ? 1024
+           : c == WEIGHT_Q8_0                    ? LINEAR_CODES_Q8
+                                                 : LINEAR_CODES_Q4;
+}
+
+static inline size_t linear_pair_bytes(enum weight_codec c)
+{
+    return 2 * linear_codes_bytes(c) + (c == WEIGHT_Q4_1 ? 2 * LINEAR_SCALES : linear_is_q(c) ? LINEAR_SCALES : 0);
+}
+
+static inline size_t linear_group_stride(enum weight_codec c, size_t n_blocks)
+{
+    return linear_is_q(c) ? (n_blocks + 1) / 2 * linear_pair_bytes(c) : n_blocks * linear_codes_bytes(c);
+}
+
+/* Where block b of a group has its codes, and of the Q types its d [16] and m [16]. */
+static inline const uint8_t *linear_codes(enum weight_codec c, const uint8_t *group, size_t b)
+{
+    if (!linear_is_q(c))
+        return group + b * linear_codes_bytes(c);
+    return group + b / 2 * linear_pair_bytes(c) + b % 2 * linear_codes_bytes(c);
+}
+
+static inline const uint16_t *linear_d(enum weight_codec c, const uint8_t *group, size_t b)
+{
+    return (const uint16_t *)(group + b / 2 * linear_pair_bytes(c) + 2 * linear_codes_bytes(c)) + b % 2 * LINEAR_GROUP;
+}
+
+static inline const uint16_t *linear_m(enum weight_codec c, const uint8_t *group, size_t b)
+{
+    return linear_d(c, group, b) + 2 * LINEAR_GROUP;
+}
+
+/* linear_impl.group_bytes and .pack of every CPU variant */
+size_t linear_group_bytes(const struct linear_shape *shape);
+void linear_pack(const struct linear_shape *shape, const void *const rows[LINEAR_GROUP], void *group_out);
+
+#endif

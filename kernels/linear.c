@@ -1,0 +1,32 @@
+#include "kernels/kernels.h"
+
+#include <stddef.h>
+
+#include "kernels/cpu/linear_layout.h"
+#include "kernels/cpu/linear_variants.h"
+
+static bool any_shape(const struct linear_shape *shape)
+{
+    (void)shape;
+    return true;
+}
+
+const struct linear_impl linear_impls[] = {
+    /* name  needs  accepts  group_bytes  pack  scratch_bytes  run  rtol vs _c */
+    { "c", 0, any_shape, linear_group_bytes, linear_pack, linear_scratch_c, linear_run_c, 0 },
+};
+const uint32_t n_linear_impls = sizeof linear_impls / sizeof *linear_impls;
+
+const struct linear_impl *linear_find(const struct linear_shape *shape, uint32_t caps)
+{
+    for (uint32_t i = 0; i + 1 < n_linear_impls; i++)
+        if ((linear_impls[i].needs & caps) == linear_impls[i].needs && linear_impls[i].accepts(shape))
+            return &linear_impls[i];
+    return &linear_impls[n_linear_impls - 1];
+}
+
+size_t linear_packed_bytes(const struct linear_impl *impl, const struct linear_shape *shape)
+{
+    const size_t n_groups = ((size_t)shape->n_out + LINEAR_GROUP - 1) / LINEAR_GROUP;
+    return n_groups * impl->group_bytes(shape);
+}
