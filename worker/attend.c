@@ -68,8 +68,9 @@ static enum status push_fines(struct builder *b, uint32_t seq, uint32_t fine_beg
         a->fines[index].begin = a->code.n;
         for (uint32_t i = fine->begin; i < fine->end; i++) {
             const uint32_t leaf = a->tree.leaves.v[i];
-            const enum status st = leaf == TREE_MERGE ? push_code(b, TREE_MERGE)
-                                                      : push_blocks(b, seq, leaf * b->plan->leaf_blocks, b->plan->leaf_blocks);
+            const enum status st = leaf == TREE_MERGE
+                                       ? push_code(b, TREE_MERGE)
+                                       : push_blocks(b, seq, leaf * b->plan->leaf_blocks, b->plan->leaf_blocks);
             if (st)
                 return st;
         }
@@ -84,7 +85,8 @@ static enum status push_fines(struct builder *b, uint32_t seq, uint32_t fine_beg
  */
 static uint32_t fine_leaves(const struct builder *b, uint32_t n_tiles, uint32_t n_leaves)
 {
-    const uint32_t units = n_tiles * b->shape->n_kv_heads, wanted = b->shape->n_threads > 1 ? 8 * b->shape->n_threads : 1;
+    const uint32_t units = n_tiles * b->shape->n_kv_heads,
+                   wanted = b->shape->n_threads > 1 ? 8 * b->shape->n_threads : 1;
     const uint32_t parts = units >= wanted ? 1 : (wanted + units - 1) / units;
     const uint32_t leaves = n_leaves / parts;
     return leaves ? leaves : 1;
@@ -100,8 +102,8 @@ static enum status build_tree(struct builder *b, const struct plan_run *run, uin
 {
     const uint16_t *readers = b->at->readers(b->at->ctx, run->seq, leaf);
     if (leaf && !readers)
-        return error_set(b->err, ST_PROTOCOL, "plan %llu: sequence %llu has no readers for %u leaves", (unsigned long long)b->plan->number,
-                         (unsigned long long)b->plan->seqs[run->seq].id, leaf);
+        return error_set(b->err, ST_PROTOCOL, "plan %llu: sequence %llu has no readers for %u leaves",
+                         (unsigned long long)b->plan->number, (unsigned long long)b->plan->seqs[run->seq].id, leaf);
     return tree_build(&b->a->tree, leaf, readers, PLAN_SLOTS, b->self, fine_leaves(b, run_tiles(b, run), leaf));
 }
 
@@ -116,7 +118,9 @@ static enum status local_job(struct builder *b, uint32_t r)
         return st;
     GROW(a->jobs, a->n_jobs, a->jobs_room);
     struct attend_job *job = &a->jobs[a->n_jobs++];
-    *job = (struct attend_job){ .run = r, .home = b->self, .local = true, .n_rows = run->n_rows, .pos = run->pos, .row = b->my_rows };
+    *job = (struct attend_job){
+        .run = r, .home = b->self, .local = true, .n_rows = run->n_rows, .pos = run->pos, .row = b->my_rows
+    };
     b->my_rows += run->n_rows;
     job->n_tiles = run_tiles(b, run);
     job->n_fine = a->tree.n_fine;
@@ -162,7 +166,9 @@ static enum status remote_job(struct builder *b, uint32_t r)
         return st;
     GROW(a->jobs, a->n_jobs, a->jobs_room);
     struct attend_job *job = &a->jobs[a->n_jobs++];
-    *job = (struct attend_job){ .run = r, .home = run->home, .n_rows = run->n_rows, .pos = run->pos, .row = a->n_remote_rows };
+    *job = (struct attend_job){
+        .run = r, .home = run->home, .n_rows = run->n_rows, .pos = run->pos, .row = a->n_remote_rows
+    };
     a->n_remote_rows += run->n_rows;
     job->n_tiles = run_tiles(b, run);
     job->n_fine = job->n_items = a->tree.n_fine;
@@ -185,7 +191,8 @@ static enum status remote_job(struct builder *b, uint32_t r)
 }
 
 /* Adds part of a message; messages of one kind are built peer by peer. */
-static enum status push_ref(struct attend *a, enum attend_traffic kind, uint16_t peer, uint32_t job, uint32_t item, uint32_t n_items, size_t bytes)
+static enum status push_ref(struct attend *a, enum attend_traffic kind, uint16_t peer, uint32_t job, uint32_t item,
+                            uint32_t n_items, size_t bytes)
 {
     const uint32_t n = a->n_messages[kind];
     struct attend_message *m = n ? &a->messages[kind][n - 1] : NULL;
@@ -202,7 +209,8 @@ static enum status push_ref(struct attend *a, enum attend_traffic kind, uint16_t
 }
 
 /* What a local job sends to, and gets from, one other reader: found by walking its tree once more. */
-static enum status local_traffic(struct builder *b, uint32_t j, uint16_t peer, enum attend_traffic kind, size_t query, size_t node)
+static enum status local_traffic(struct builder *b, uint32_t j, uint16_t peer, enum attend_traffic kind, size_t query,
+                                 size_t node)
 {
     struct attend *a = b->a;
     const struct attend_job *job = &a->jobs[j];
@@ -235,7 +243,8 @@ static enum status traffic(struct builder *b)
 {
     struct attend *a = b->a;
     const struct attend_shape *s = b->shape;
-    const size_t query = (size_t)s->n_heads * s->head_dim * s->query_bytes, node = (size_t)s->n_heads * (s->head_dim + 2) * sizeof(float);
+    const size_t query = (size_t)s->n_heads * s->head_dim * s->query_bytes,
+                 node = (size_t)s->n_heads * (s->head_dim + 2) * sizeof(float);
     for (uint32_t m = 0; m < b->plan->n_members; m++) {
         const uint16_t peer = b->plan->members[m];
         if (peer == b->self)
@@ -258,8 +267,8 @@ static enum status traffic(struct builder *b)
     return ST_OK;
 }
 
-enum status attend_build(struct attend *a, const struct plan *plan, uint16_t self, const struct attend_shape *shape, const struct attend_lookup *at,
-                         struct error *err)
+enum status attend_build(struct attend *a, const struct plan *plan, uint16_t self, const struct attend_shape *shape,
+                         const struct attend_lookup *at, struct error *err)
 {
     struct builder b = { a, plan, shape, at, err, self, 0 };
     a->n_jobs = a->n_local = a->n_fines = a->n_nodes = a->n_refs = a->n_store = a->n_remote_rows = a->code.n = 0;

@@ -23,19 +23,19 @@ extern "C" {
 
 /* One run's part here. Programs are ranges of attend.code: pool slots, or item numbers, and TREE_MERGE. */
 struct attend_job {
-    uint32_t run;            /* index into plan.runs */
+    uint32_t run; /* index into plan.runs */
     uint16_t home;
-    bool local;              /* its rows are here: the own leaf is read too, and the tree finished */
-    uint32_t n_rows, pos;    /* of the run */
-    uint32_t row;            /* first row: in this worker's rows if local, else in the received query window */
-    uint32_t n_tiles;        /* tiles a KV head */
-    uint32_t n_items;        /* fine nodes, then own leaf (local), then received nodes (local) */
+    bool local;           /* its rows are here: the own leaf is read too, and the tree finished */
+    uint32_t n_rows, pos; /* of the run */
+    uint32_t row;         /* first row: in this worker's rows if local, else in the received query window */
+    uint32_t n_tiles;     /* tiles a KV head */
+    uint32_t n_items;     /* fine nodes, then own leaf (local), then received nodes (local) */
     uint32_t n_fine;
-    uint32_t store;          /* first tile in the store */
-    uint32_t fine;           /* first of its fine nodes in attend.fines */
+    uint32_t store;                  /* first tile in the store */
+    uint32_t fine;                   /* first of its fine nodes in attend.fines */
     uint32_t own_begin, own_end;     /* local: program over slots of the own leaf, one slot a block, in order */
     uint32_t final_begin, final_end; /* local: program over items that ends with the own leaf */
-    uint32_t node, n_nodes;  /* remote: its maximal nodes in attend.nodes, that are sent home, in tree order */
+    uint32_t node, n_nodes;          /* remote: its maximal nodes in attend.nodes, that are sent home, in tree order */
 };
 
 /* A program over pool slots: whole leaves, every position visible. */
@@ -77,8 +77,8 @@ struct attend {
     uint32_t n_messages[ATTEND_TRAFFICS];
     struct attend_ref *refs;
     uint32_t n_refs;
-    uint32_t n_store;         /* tiles in the store */
-    uint32_t n_remote_rows;   /* rows in the query window */
+    uint32_t n_store;       /* tiles in the store */
+    uint32_t n_remote_rows; /* rows in the query window */
     /* buffers */
     struct tree_plan tree;
     uint32_t jobs_room, fines_room, nodes_room, refs_room, messages_room[ATTEND_TRAFFICS];
@@ -104,8 +104,8 @@ struct attend_lookup {
  * Builds the step's attention for worker self. Buffers of an earlier build are reused. ST_PROTOCOL: the plan names a block that is not here, or its
  * readers do not cover a row (err says which); ST_NO_MEMORY.
  */
-enum status attend_build(struct attend *a, const struct plan *plan, uint16_t self, const struct attend_shape *shape, const struct attend_lookup *at,
-                         struct error *err);
+enum status attend_build(struct attend *a, const struct plan *plan, uint16_t self, const struct attend_shape *shape,
+                         const struct attend_lookup *at, struct error *err);
 void attend_free(struct attend *a);
 
 #ifdef __cplusplus

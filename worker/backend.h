@@ -31,8 +31,8 @@ enum tensor { TENSOR_X, TENSOR_H, TENSOR_Q, TENSOR_K, TENSOR_V, TENSOR_A, TENSOR
 
 struct backend_config {
     uint32_t n_threads;
-    uint32_t step_rows_max;  /* rows at home in one step */
-    bool float32;            /* --precision float32: activations and KV in float32, reference kernels */
+    uint32_t step_rows_max; /* rows at home in one step */
+    bool float32;           /* --precision float32: activations and KV in float32, reference kernels */
 };
 
 /* A product's outputs: weight matrix of a kind and layer, into a tensor. */
@@ -45,17 +45,17 @@ struct backend_part {
 struct step_row {
     int32_t token;
     uint32_t pos;
-    uint32_t slot;           /* pool slot of its own block */
+    uint32_t slot; /* pool slot of its own block */
 };
 
 /* A row whose logits are wanted. */
 struct step_ask {
-    uint32_t row;            /* at home */
+    uint32_t row; /* at home */
     uint32_t pos;
     bool sample;
-    int32_t target;          /* -1: none */
+    int32_t target; /* -1: none */
     uint32_t n_top;
-    bool logits;             /* the whole row */
+    bool logits; /* the whole row */
     struct sample_params sampling;
 };
 
@@ -73,7 +73,7 @@ struct step_input {
     const struct step_ask *asks;
     const struct attend *attend;
     struct kv_pool *pool;
-    struct exchange_key key;      /* epoch, plan, group of the step's messages */
+    struct exchange_key key; /* epoch, plan, group of the step's messages */
 };
 
 struct step_cost {
@@ -83,8 +83,9 @@ struct step_cost {
 
 struct backend_ops {
     const char *name;
-    enum status (*open)(const struct backend_config *config, const struct model *model, void (*progress)(void *ctx, float fraction), void *ctx,
-                        struct backend **backend_out, struct error *err);
+    enum status (*open)(const struct backend_config *config, const struct model *model,
+                        void (*progress)(void *ctx, float fraction), void *ctx, struct backend **backend_out,
+                        struct error *err);
     void (*close)(struct backend *b);
     /* What decides bits here: ISA or SM, chosen variants, build constants. */
     void (*fingerprint)(const struct backend *b, char *text_out, size_t bytes);
@@ -97,7 +98,8 @@ struct backend_ops {
     void (*embed)(struct backend *b);
     void (*norm)(struct backend *b, enum tensor in, enum model_tensor_kind weight, uint32_t layer, enum tensor out);
     /* Each part's product with the same input. accumulate: added to what out holds. */
-    void (*linear)(struct backend *b, enum tensor in, uint32_t layer, const struct backend_part *parts, uint32_t n_parts, bool accumulate);
+    void (*linear)(struct backend *b, enum tensor in, uint32_t layer, const struct backend_part *parts,
+                   uint32_t n_parts, bool accumulate);
     /* Rotates Q and K; K and V enter the rows' own blocks. */
     void (*rope_store)(struct backend *b, uint32_t layer);
     void (*send)(struct backend *b, uint32_t layer, enum attend_traffic what);
@@ -111,8 +113,9 @@ struct backend_ops {
     void (*answer)(struct backend *b);
     /* Executes what was recorded. ST_PEER, ST_TIMEOUT, ST_STALE, ST_PROTOCOL from the exchange (peer_out: whom it waited for, or UINT16_MAX);
        ST_CORRUPT: a partial that is not finite. answers_out [n_asks]. */
-    enum status (*run)(struct backend *b, const struct exchange_ops *exchange_ops, struct exchange *exchange, int64_t deadline_ns,
-                       const struct step_answer **answers_out, struct step_cost *cost_out, uint16_t *peer_out);
+    enum status (*run)(struct backend *b, const struct exchange_ops *exchange_ops, struct exchange *exchange,
+                       int64_t deadline_ns, const struct step_answer **answers_out, struct step_cost *cost_out,
+                       uint16_t *peer_out);
 };
 
 extern const struct backend_ops backend_cpu;

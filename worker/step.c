@@ -33,7 +33,8 @@ static void attention(const struct backend_ops *ops, struct backend *b, uint32_t
         ops->attend_finish(b);
 }
 
-void step_record(const struct backend_ops *ops, struct backend *b, const struct model_config *model, const struct step_input *input)
+void step_record(const struct backend_ops *ops, struct backend *b, const struct model_config *model,
+                 const struct step_input *input)
 {
     const bool rows = input->n_rows > 0;
     if (rows)

@@ -8,7 +8,8 @@ extern "C" {
 #endif
 
 /* Records one step of a Llama-family model between begin and run: embed, layers, answers. A worker without rows still answers queries. */
-void step_record(const struct backend_ops *ops, struct backend *b, const struct model_config *model, const struct step_input *input);
+void step_record(const struct backend_ops *ops, struct backend *b, const struct model_config *model,
+                 const struct step_input *input);
 
 #ifdef __cplusplus
 }

@@ -32,7 +32,7 @@ struct team {
         struct team *team;
         uint32_t index;
         pthread_t thread;
-    } *members;
+    } * members;
 };
 
 static void signal_wait(struct signal_word *w, uint32_t old)

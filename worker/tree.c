@@ -163,7 +163,9 @@ static enum status emit_node(const struct builder *b, const struct node *x, uint
         p->nodes = nodes;
         p->nodes_room = room;
     }
-    struct tree_node node = { .reader = reader, .fine_begin = p->n_fine, .join_begin = p->joins.n, .begin = p->leaves.n };
+    struct tree_node node = {
+        .reader = reader, .fine_begin = p->n_fine, .join_begin = p->joins.n, .begin = p->leaves.n
+    };
     const enum status st = reader == b->self ? emit_fine(b, x) : ST_OK;
     node.fine_end = p->n_fine;
     node.join_end = p->joins.n;
@@ -188,7 +190,8 @@ static enum status visit(const struct builder *b, const struct node *x)
     return st || !l || !r ? st : u32_list_push(&b->plan->top, TREE_MERGE);
 }
 
-enum status tree_build(struct tree_plan *plan, uint32_t n_leaves, const uint16_t *readers, uint32_t slots, uint16_t self, uint32_t fine_leaves)
+enum status tree_build(struct tree_plan *plan, uint32_t n_leaves, const uint16_t *readers, uint32_t slots,
+                       uint16_t self, uint32_t fine_leaves)
 {
     plan->leaves.n = plan->joins.n = plan->top.n = plan->n_nodes = plan->n_fine = 0;
     const struct builder b = { plan, n_leaves, slots, fine_leaves, readers, self };

@@ -27,14 +27,15 @@ void u32_list_free(struct u32_list *list);
 
 /* Leaves of a tree node, in tree order, with merges: one program in a list of programs. */
 struct tree_node {
-    uint16_t reader;         /* who evaluates it */
-    uint32_t begin, end;     /* its program: items (leaf numbers) of tree_plan.leaves */
+    uint16_t reader;               /* who evaluates it */
+    uint32_t begin, end;           /* its program: items (leaf numbers) of tree_plan.leaves */
     uint32_t fine_begin, fine_end; /* if it is self's: the fine nodes it is split into */
-    uint32_t join_begin, join_end; /* and the program in tree_plan.joins (items: fine nodes, counted from 0 in the plan) that joins them */
+    uint32_t join_begin,
+        join_end; /* and the program in tree_plan.joins (items: fine nodes, counted from 0 in the plan) that joins them */
 };
 
 struct tree_fine {
-    uint32_t begin, end;     /* program in tree_plan.leaves */
+    uint32_t begin, end; /* program in tree_plan.leaves */
     uint32_t n_leaves;
 };
 
@@ -55,7 +56,8 @@ void tree_plan_free(struct tree_plan *plan);
  * readers[n_leaves]: worker that reads leaf i. self: whose nodes get programs and are split into fine nodes of at most fine_leaves leaves, so
  * that several threads can share a node (bits stay: a fine node is a node of the same tree). slots: a power of two.
  */
-enum status tree_build(struct tree_plan *plan, uint32_t n_leaves, const uint16_t *readers, uint32_t slots, uint16_t self, uint32_t fine_leaves);
+enum status tree_build(struct tree_plan *plan, uint32_t n_leaves, const uint16_t *readers, uint32_t slots,
+                       uint16_t self, uint32_t fine_leaves);
 
 /* Appends the program that joins items first .. first + n - 1 by adjacent pairs. */
 enum status tree_pairs(struct u32_list *list, uint32_t first, uint32_t n);

@@ -1,0 +1,35 @@
+#ifndef LONGSPAN_WORKER_CONTROL_H
+#define LONGSPAN_WORKER_CONTROL_H
+
+/*
+ * The worker process: attaches to the coordinator, is told what to serve, loads it, and runs plans until it is stopped. When the stream ends it
+ * attaches again: the coordinator may have been restarted.
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct worker_process_config {
+    const char *control; /* host:port of the coordinator's control address */
+    const char *bind;    /* address that peers reach this worker at; NULL: any */
+    uint16_t port_first, port_last;
+    const char *device; /* "cpu" */
+    uint32_t n_threads; /* 0: one a core */
+    uint64_t kv_bytes;
+    const char *lanes; /* "shm", "tcp", NULL: the best */
+    bool once;         /* end with the stream instead of attaching again (a supervisor starts it anew) */
+};
+
+/* Serves until SIGTERM or SIGINT. -> exit status: 0 after a signal; 1 if the coordinator refused it or `once` and the stream ended. */
+int worker_process_run(const struct worker_process_config *config);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

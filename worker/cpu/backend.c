@@ -1,0 +1,441 @@
+/*
+ * The CPU backend: operations are records in a list; run walks the list on a team of threads, all members through each operation, a barrier
+ * after each. Member 0 makes the exchanges.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "worker/cpu/cpu.h"
+
+void cpu_fail(struct backend *b, enum status st, uint16_t peer)
+{
+    int none = ST_OK;
+    if (atomic_compare_exchange_strong(&b->failed, &none, st))
+        b->failed_peer = peer;
+}
+
+/* ---- open and close ---- */
+
+static void cpu_close(struct backend *b)
+{
+    if (!b)
+        return;
+    cpu_weights_free(b);
+    team_free(b->team);
+    for (int i = 0; i < TENSORS; i++)
+        free(b->tensor[i].data);
+    for (uint32_t i = 0; b->members && i < b->n_threads; i++) {
+        free(b->members[i].linear_scratch);
+        free(b->members[i].stack);
+        free(b->members[i].queries);
+        free(b->members[i].q_tiles);
+        free(b->members[i].sample_scratch);
+        free(b->members[i].row_scratch);
+    }
+    free(b->members);
+    free(b->cos);
+    free(b->sin);
+    free(b->logits);
+    free(b->logit_rows);
+    free(b->ops);
+    free(b->units);
+    free(b->store);
+    free(b->window);
+    free(b->wire);
+    free(b->answers);
+    free(b->tops);
+    free(b->kept_logits);
+    free(b);
+}
+
+static bool tensors_alloc(struct backend *b)
+{
+    const struct model_config *c = b->config;
+    const enum dtype act = b->float32 ? DTYPE_F32 : DTYPE_BF16;
+    const struct cpu_tensor shapes[TENSORS] = {
+        [TENSOR_X] = { .width = c->d_model, .type = DTYPE_F32 },
+        [TENSOR_H] = { .width = c->d_model, .type = act },
+        [TENSOR_Q] = { .width = (size_t)c->n_heads * c->head_dim, .type = DTYPE_F32 },
+        [TENSOR_K] = { .width = (size_t)c->n_kv_heads * c->head_dim, .type = DTYPE_F32 },
+        [TENSOR_V] = { .width = (size_t)c->n_kv_heads * c->head_dim, .type = DTYPE_F32 },
+        [TENSOR_A] = { .width = (size_t)c->n_heads * c->head_dim, .type = act },
+        [TENSOR_GATE] = { .width = c->d_ff, .type = DTYPE_F32 },
+        [TENSOR_UP] = { .width = c->d_ff, .type = DTYPE_F32 },
+        [TENSOR_F] = { .width = c->d_ff, .type = act },
+    };
+    for (int i = 0; i < TENSORS; i++) {
+        struct cpu_tensor *t = &b->tensor[i];
+        *t = shapes[i];
+        t->stride = (t->width + 31) / 32 * 32;
+        const size_t bytes = b->rows_max * t->stride * dtype_bytes(t->type);
+        t->data = cpu_alloc(bytes);
+        if (!t->data)
+            return false;
+        if (t->stride != t->width)
+            memset(t->data, 0, bytes); /* the padding of products' inputs is read */
+    }
+    return true;
+}
+
+static size_t linear_scratch_bytes(const struct backend *b)
+{
+    size_t most = b->weights.output.impl->scratch_bytes(&b->weights.output.shape, CPU_LOGIT_ROWS);
+    for (int kind = 0; kind < MODEL_TENSOR_KINDS; kind++) {
+        const struct cpu_weight *w = &b->weights.layers[0].weight[kind];
+        for (uint32_t layer = 0; w->impl && layer < b->config->n_layers; layer++) {
+            w = &b->weights.layers[layer].weight[kind];
+            const size_t bytes = w->impl->scratch_bytes(&w->shape, b->rows_max);
+            most = bytes > most ? bytes : most;
+        }
+    }
+    return most;
+}
+
+static bool members_alloc(struct backend *b)
+{
+    const struct model_config *c = b->config;
+    const size_t linear = linear_scratch_bytes(b);
+    for (uint32_t i = 0; i < b->n_threads; i++) {
+        struct cpu_member *m = &b->members[i];
+        m->linear_scratch = cpu_alloc(linear);
+        m->stack = cpu_alloc((size_t)CPU_STACK * CPU_UNIT_TILES * b->partial_floats * sizeof(float));
+        m->queries = cpu_alloc((size_t)ATTN_ROWS * c->head_dim * sizeof(float));
+        m->q_tiles = cpu_alloc(CPU_UNIT_TILES * b->q_tile_bytes);
+        m->sample_scratch = cpu_alloc(sample_scratch_bytes(c->n_vocab));
+        m->row_scratch = cpu_alloc(b->weights.embedding.row_bytes);
+        if (!m->linear_scratch || !m->stack || !m->queries || !m->q_tiles || !m->sample_scratch || !m->row_scratch)
+            return false;
+    }
+    const size_t angles = (size_t)b->rows_max * (c->head_dim / 2) * sizeof(float);
+    b->cos = cpu_alloc(angles);
+    b->sin = cpu_alloc(angles);
+    b->logits = cpu_alloc((size_t)CPU_LOGIT_ROWS * c->n_vocab * sizeof(float));
+    b->logit_rows = cpu_alloc(CPU_LOGIT_ROWS * b->tensor[TENSOR_H].stride * dtype_bytes(b->tensor[TENSOR_H].type));
+    return b->cos && b->sin && b->logits && b->logit_rows;
+}
+
+static enum status open_parts(struct backend *b, void (*progress)(void *ctx, float fraction), void *ctx,
+                              struct error *err)
+{
+    const struct model_config *c = b->config;
+    b->members = calloc(b->n_threads, sizeof *b->members);
+    if (!b->members || team_new(b->n_threads, &b->team))
+        return error_set(err, ST_NO_MEMORY, "no memory for %u threads", b->n_threads);
+    b->rows = row_find(b->float32 ? 0 : b->caps);
+    b->attn_shape = (struct attn_shape){ c->head_dim, b->float32 ? KV_F32 : KV_BF16, 1 / sqrtf((float)c->head_dim) };
+    b->attn = attn_find(&b->attn_shape, b->caps);
+    if (!b->attn)
+        return error_set(err, ST_UNSUPPORTED, "no attention kernel takes head_dim %u", c->head_dim);
+    b->part_bytes = b->attn->part_bytes(&b->attn_shape);
+    b->q_tile_bytes = (b->attn->q_tile_bytes(&b->attn_shape) + 63) / 64 * 64;
+    b->partial_floats = attn_partial_floats(c->head_dim);
+    const enum status st = cpu_weights_load(b, progress, ctx, err);
+    if (st)
+        return st;
+    if (!tensors_alloc(b) || !members_alloc(b))
+        return error_set(err, ST_NO_MEMORY, "no memory for the activations of %u rows", b->rows_max);
+    return ST_OK;
+}
+
+static enum status cpu_open(const struct backend_config *config, const struct model *model,
+                            void (*progress)(void *ctx, float fraction), void *ctx, struct backend **backend_out,
+                            struct error *err)
+{
+    struct backend *b = calloc(1, sizeof *b);
+    if (!b)
+        return error_set(err, ST_NO_MEMORY, "no memory");
+    b->model = model;
+    b->config = model_config(model);
+    b->caps = config->float32 ? 0 : cpu_caps();
+    b->n_threads = config->n_threads ? config->n_threads : 1;
+    b->rows_max = config->step_rows_max > CPU_LOGIT_ROWS ? config->step_rows_max : CPU_LOGIT_ROWS;
+    b->float32 = config->float32;
+    const enum status st = open_parts(b, progress, ctx, err);
+    if (st) {
+        cpu_close(b);
+        return st;
+    }
+    *backend_out = b;
+    return ST_OK;
+}
+
+/* ---- what it is ---- */
+
+/*
+ * Everything that may change a bit: the variant of each op and codec, the leaf, and the rotation angles, which come from libm.
+ */
+static void cpu_fingerprint(const struct backend *b, char *text_out, size_t bytes)
+{
+    const struct model_config *c = b->config;
+    struct hasher *h = hasher_new();
+    for (uint32_t layer = 0; layer < c->n_layers; layer++)
+        for (int kind = 0; kind < MODEL_TENSOR_KINDS; kind++)
+            if (b->weights.layers[layer].weight[kind].impl)
+                hasher_add_text(h, b->weights.layers[layer].weight[kind].impl->name);
+    hasher_add_text(h, b->weights.output.impl->name);
+    hasher_add_text(h, b->attn->name);
+    hasher_add_text(h, b->rows->name);
+    for (uint32_t i = 0; i < 64; i++) {
+        const double angle = (double)(i * 9973 % 131072) * c->inv_freq[i % (c->head_dim / 2)];
+        const float pair[2] = { (float)cos(angle), (float)sin(angle) };
+        hasher_add(h, pair, sizeof pair);
+    }
+    char digest[33];
+    const struct digest d = hasher_end(h);
+    digest_text(&d, digest);
+    snprintf(text_out, bytes, "cpu/%s/%s/leaf%d/%.8s", b->float32 ? "float32" : "bf16", cpu_caps_name(b->caps),
+             CPU_LEAF_BLOCKS * KV_BLOCK, digest);
+}
+
+static uint64_t cpu_weight_bytes(const struct backend *b)
+{
+    return b->weights.bytes;
+}
+
+static void cpu_kv_layout(const struct backend *b, struct kv_layout *layout_out)
+{
+    *layout_out = (struct kv_layout){
+        .n_layers = b->config->n_layers,
+        .n_kv_heads = b->config->n_kv_heads,
+        .part_bytes = b->part_bytes,
+        .version = 1 + (uint32_t)b->attn_shape.codec,
+    };
+}
+
+/* ---- recording ---- */
+
+static struct cpu_op *record(struct backend *b, cpu_op_fn *fn)
+{
+    static struct cpu_op spare;
+    if (b->n_ops == b->ops_room) {
+        const uint32_t room = b->ops_room ? b->ops_room * 2 : 256;
+        struct cpu_op *ops = realloc(b->ops, room * sizeof *ops);
+        if (!ops) {
+            b->overflow = true;
+            return &spare;
+        }
+        b->ops = ops;
+        b->ops_room = room;
+    }
+    struct cpu_op *op = &b->ops[b->n_ops++];
+    memset(op, 0, sizeof *op);
+    op->fn = fn;
+    return op;
+}
+
+static void angles(struct backend *b)
+{
+    const uint32_t half = b->config->head_dim / 2;
+    for (uint32_t r = 0; r < b->input->n_rows; r++) {
+        for (uint32_t i = 0; i < half; i++) {
+            const double angle = (double)b->input->rows[r].pos * b->config->inv_freq[i];
+            b->cos[(size_t)r * half + i] = (float)cos(angle);
+            b->sin[(size_t)r * half + i] = (float)sin(angle);
+        }
+    }
+}
+
+/* Answers point into buffers that live until the next begin. */
+static bool answers_reserve(struct backend *b)
+{
+    size_t n_tops = 0, n_logits = 0;
+    for (uint32_t i = 0; i < b->input->n_asks; i++) {
+        n_tops += b->input->asks[i].n_top;
+        n_logits += b->input->asks[i].logits ? b->config->n_vocab : 0;
+    }
+    size_t answer_bytes = b->answers_room * sizeof *b->answers, top_bytes = b->tops_room, kept_bytes = b->kept_room;
+    const bool ok = cpu_reserve(&b->answers, &answer_bytes, b->input->n_asks * sizeof *b->answers) &&
+                    cpu_reserve(&b->tops, &top_bytes, n_tops * sizeof *b->tops) &&
+                    cpu_reserve(&b->kept_logits, &kept_bytes, n_logits * sizeof(float));
+    b->answers_room = (uint32_t)(answer_bytes / sizeof *b->answers);
+    b->tops_room = top_bytes;
+    b->kept_room = kept_bytes;
+    if (!ok)
+        return false;
+    n_tops = n_logits = 0;
+    for (uint32_t i = 0; i < b->input->n_asks; i++) {
+        const struct step_ask *ask = &b->input->asks[i];
+        b->answers[i] = (struct step_answer){ .top = ask->n_top ? b->tops + n_tops : NULL,
+                                              .logits = ask->logits ? b->kept_logits + n_logits : NULL };
+        n_tops += ask->n_top;
+        n_logits += ask->logits ? b->config->n_vocab : 0;
+    }
+    return true;
+}
+
+static size_t wire_bytes(const struct attend *a)
+{
+    size_t most = 0;
+    for (int kind = 0; kind < ATTEND_TRAFFICS; kind++)
+        for (uint32_t i = 0; i < a->n_messages[kind]; i++)
+            most = a->messages[kind][i].bytes > most ? a->messages[kind][i].bytes : most;
+    return most;
+}
+
+static enum status cpu_begin(struct backend *b, const struct step_input *input)
+{
+    const struct attend *a = input->attend;
+    const size_t query = (size_t)b->config->n_heads * b->config->head_dim * (b->float32 ? 4 : 2);
+    if (input->n_rows > b->rows_max)
+        return ST_TOO_LARGE;
+    b->input = input;
+    b->n_ops = 0;
+    b->overflow = false;
+    if (!cpu_units_build(b) || !answers_reserve(b) ||
+        !cpu_reserve(&b->window, &b->window_room, a->n_remote_rows * query) ||
+        !cpu_reserve(&b->wire, &b->wire_room, wire_bytes(a)))
+        return ST_NO_MEMORY;
+    angles(b);
+    return ST_OK;
+}
+
+static void record_embed(struct backend *b)
+{
+    record(b, cpu_embed);
+}
+
+static void record_norm(struct backend *b, enum tensor in, enum model_tensor_kind weight, uint32_t layer,
+                        enum tensor out)
+{
+    struct cpu_op *op = record(b, cpu_norm);
+    op->in = in;
+    op->kind = weight;
+    op->layer = layer;
+    op->out = out;
+}
+
+static void record_linear(struct backend *b, enum tensor in, uint32_t layer, const struct backend_part *parts,
+                          uint32_t n_parts, bool accumulate)
+{
+    struct cpu_op *op = record(b, cpu_linear);
+    op->in = in;
+    op->layer = layer;
+    op->n_parts = n_parts;
+    memcpy(op->parts, parts, n_parts * sizeof *parts);
+    op->flag = accumulate;
+}
+
+static void record_rope_store(struct backend *b, uint32_t layer)
+{
+    record(b, cpu_rope_store)->layer = layer;
+}
+
+static void record_traffic(struct backend *b, cpu_op_fn *fn, uint32_t layer, enum attend_traffic what)
+{
+    struct cpu_op *op = record(b, fn);
+    op->layer = layer;
+    op->kind = what;
+}
+
+static void record_send(struct backend *b, uint32_t layer, enum attend_traffic what)
+{
+    record_traffic(b, cpu_send, layer, what);
+}
+
+static void record_receive(struct backend *b, uint32_t layer, enum attend_traffic what)
+{
+    record_traffic(b, cpu_receive, layer, what);
+}
+
+static void record_attend(struct backend *b, uint32_t layer, bool local)
+{
+    struct cpu_op *op = record(b, cpu_attend);
+    op->layer = layer;
+    op->flag = local;
+    if (!local)
+        record(b, cpu_attend_join);
+}
+
+static void record_attend_finish(struct backend *b)
+{
+    record(b, cpu_attend_finish);
+}
+
+static void record_silu_mul(struct backend *b)
+{
+    record(b, cpu_silu_mul);
+}
+
+static void record_answer(struct backend *b)
+{
+    static cpu_op_fn *const stages[] = { cpu_answer_norm, cpu_answer_logits, cpu_answer_sample };
+    for (uint32_t begin = 0; begin < b->input->n_asks; begin += CPU_LOGIT_ROWS) {
+        const uint32_t left = b->input->n_asks - begin;
+        for (int i = 0; i < 3; i++) {
+            struct cpu_op *op = record(b, stages[i]);
+            op->begin = begin;
+            op->end = begin + (left < CPU_LOGIT_ROWS ? left : CPU_LOGIT_ROWS);
+        }
+    }
+}
+
+/* ---- running ---- */
+
+/*
+ * Member 0 alone says where the list ends early, before it comes to that operation's barrier: a member that is slow to leave the barrier must
+ * not mistake a failure of the next operation for one of this, or members would part.
+ */
+static void run_list(void *ctx, uint32_t member, uint32_t n_members)
+{
+    struct backend *b = ctx;
+    for (uint32_t i = 0; i < b->n_ops; i++) {
+        b->ops[i].fn(b, &b->ops[i], member, n_members);
+        if (member == 0 && atomic_load(&b->failed))
+            atomic_store(&b->stop_at, i);
+        team_barrier(b->team);
+        if (atomic_load(&b->stop_at) <= i)
+            return;
+    }
+}
+
+static enum status cpu_run(struct backend *b, const struct exchange_ops *exchange_ops, struct exchange *exchange,
+                           int64_t deadline_ns, const struct step_answer **answers_out, struct step_cost *cost_out,
+                           uint16_t *peer_out)
+{
+    if (b->overflow)
+        return ST_NO_MEMORY;
+    b->exchange_ops = exchange_ops;
+    b->exchange = exchange;
+    b->deadline_ns = deadline_ns;
+    b->cost = (struct step_cost){ 0 };
+    b->failed_peer = UINT16_MAX;
+    atomic_store(&b->failed, ST_OK);
+    atomic_store(&b->stop_at, UINT32_MAX);
+    const int64_t start = clock_ns();
+    team_run(b->team, run_list, b);
+    b->cost.busy_ns = clock_ns() - start - b->cost.wait_ns;
+    *answers_out = b->answers;
+    *cost_out = b->cost;
+    *peer_out = b->failed_peer;
+    return (enum status)atomic_load(&b->failed);
+}
+
+const struct backend_ops backend_cpu = {
+    .name = "cpu",
+    .open = cpu_open,
+    .close = cpu_close,
+    .fingerprint = cpu_fingerprint,
+    .weight_bytes = cpu_weight_bytes,
+    .kv_layout = cpu_kv_layout,
+    .leaf_blocks = CPU_LEAF_BLOCKS,
+    .begin = cpu_begin,
+    .embed = record_embed,
+    .norm = record_norm,
+    .linear = record_linear,
+    .rope_store = record_rope_store,
+    .send = record_send,
+    .receive = record_receive,
+    .attend = record_attend,
+    .attend_finish = record_attend_finish,
+    .silu_mul = record_silu_mul,
+    .answer = record_answer,
+    .run = cpu_run,
+};
+
+const struct backend_ops *backend_find(const char *device)
+{
+    return !strcmp(device, "cpu") ? &backend_cpu : NULL;
+}

@@ -1,0 +1,158 @@
+#ifndef LONGSPAN_WORKER_CPU_CPU_H
+#define LONGSPAN_WORKER_CPU_CPU_H
+
+/* Inside the CPU backend: what its files share. */
+
+#include <stdatomic.h>
+
+#include "worker/backend.h"
+#include "worker/team.h"
+
+enum {
+    CPU_LEAF_BLOCKS = 4, /* 256 positions; part of the fingerprint */
+    CPU_UNIT_TILES = 4,  /* tiles that share a pass over keys and values */
+    CPU_STACK = 48,      /* partials a program may stack: 2 log2 of the leaves, and a leaf's blocks */
+    CPU_LOGIT_ROWS = 32, /* logit rows computed together */
+};
+
+struct cpu_weight {
+    struct linear_shape shape;
+    const struct linear_impl *impl;
+    size_t group_bytes;
+    uint8_t *packed;
+};
+
+struct cpu_layer {
+    struct cpu_weight weight[MODEL_TENSOR_KINDS];
+    float *norm[MODEL_TENSOR_KINDS];
+};
+
+struct cpu_weights {
+    struct cpu_layer *layers; /* [n_layers] */
+    struct cpu_weight output;
+    float *output_norm;
+    struct model_tensor embedding;
+    uint64_t bytes;
+};
+
+struct cpu_tensor {
+    uint8_t *data;
+    size_t width;  /* elements of a row that mean something */
+    size_t stride; /* elements a row */
+    enum dtype type;
+};
+
+struct cpu_op;
+typedef void cpu_op_fn(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_members);
+
+/* One recorded operation. */
+struct cpu_op {
+    cpu_op_fn *fn;
+    uint32_t layer;
+    uint32_t in, out, kind; /* tensors, weights, traffic: what fn takes them for */
+    struct backend_part parts[3];
+    uint32_t n_parts;
+    bool flag;             /* accumulate, local */
+    uint32_t begin, end;   /* asks */
+    _Atomic uint32_t next; /* units handed out */
+};
+
+/* A unit of attention: some tiles of one job and KV head against one fine node, or the own leaf (fine == UINT32_MAX). */
+struct cpu_unit {
+    uint32_t job, head, tile, n_tiles, fine, item;
+};
+
+struct cpu_member {
+    uint8_t *linear_scratch;
+    float *stack;     /* [CPU_STACK][CPU_UNIT_TILES] partial tiles */
+    float *queries;   /* [ATTN_ROWS][head_dim] */
+    uint8_t *q_tiles; /* [CPU_UNIT_TILES] */
+    uint8_t *sample_scratch;
+    uint8_t *row_scratch; /* one stored embedding row */
+};
+
+struct backend {
+    const struct model *model;
+    const struct model_config *config;
+    struct team *team;
+    uint32_t caps, n_threads, rows_max;
+    bool float32;
+    const struct row_impl *rows;
+    const struct attn_impl *attn;
+    struct attn_shape attn_shape;
+    size_t part_bytes, q_tile_bytes, partial_floats;
+    struct cpu_weights weights;
+    struct cpu_tensor tensor[TENSORS];
+    float *cos, *sin;    /* [rows_max][head_dim / 2] of this step's rows */
+    float *logits;       /* [CPU_LOGIT_ROWS][n_vocab] */
+    uint8_t *logit_rows; /* [CPU_LOGIT_ROWS][stride of H]: normed rows whose logits are wanted */
+    struct cpu_member *members;
+
+    /* this step */
+    const struct step_input *input;
+    struct cpu_op *ops;
+    uint32_t n_ops, ops_room;
+    struct cpu_unit *units;
+    uint32_t n_units, n_local_units, units_room;
+    float *store; /* partial tiles of attend's items */
+    size_t store_room;
+    uint8_t *window; /* queries of other homes' rows, wire type */
+    size_t window_room;
+    uint8_t *wire; /* one message */
+    size_t wire_room;
+    struct step_answer *answers;
+    uint32_t answers_room;
+    struct sample_top *tops;
+    size_t tops_room;
+    float *kept_logits;
+    size_t kept_room;
+    bool overflow; /* recording ran out of memory: run says so */
+
+    /* run */
+    const struct exchange_ops *exchange_ops;
+    struct exchange *exchange;
+    int64_t deadline_ns;
+    _Atomic int failed;       /* enum status of the first failure */
+    _Atomic uint32_t stop_at; /* the operation after which the list ends early */
+    uint16_t failed_peer;
+    struct step_cost cost;
+};
+
+/* 64-byte aligned, NULL if there is no memory; free() it. */
+void *cpu_alloc(size_t bytes);
+/* Makes *p at least bytes large; its old content is lost. */
+bool cpu_reserve(void *p, size_t *room, size_t bytes);
+void cpu_fail(struct backend *b, enum status st, uint16_t peer);
+
+/* weights.c */
+enum status cpu_weights_load(struct backend *b, void (*progress)(void *ctx, float fraction), void *ctx,
+                             struct error *err);
+void cpu_weights_free(struct backend *b);
+
+/* rows.c: ops on rows */
+cpu_op_fn cpu_embed, cpu_norm, cpu_linear, cpu_rope_store, cpu_silu_mul, cpu_answer_norm, cpu_answer_logits,
+    cpu_answer_sample;
+
+/* attend.c: partials */
+bool cpu_units_build(struct backend *b);
+cpu_op_fn cpu_attend, cpu_attend_join, cpu_attend_finish;
+
+/* traffic.c: exchanges */
+cpu_op_fn cpu_send, cpu_receive;
+
+/* A partial tile of the store. */
+static inline float *cpu_store_tile(const struct backend *b, const struct attend_job *job, uint32_t item, uint32_t head,
+                                    uint32_t tile)
+{
+    const size_t index = job->store + ((size_t)item * b->config->n_kv_heads + head) * job->n_tiles + tile;
+    return b->store + index * b->partial_floats;
+}
+
+/* Vectors in a tile of a job: all but the last are full. */
+static inline uint32_t cpu_tile_vectors(const struct backend *b, const struct attend_job *job, uint32_t tile)
+{
+    const uint32_t n = job->n_rows * (b->config->n_heads / b->config->n_kv_heads), first = tile * ATTN_ROWS;
+    return n - first < ATTN_ROWS ? n - first : ATTN_ROWS;
+}
+
+#endif

@@ -1,0 +1,147 @@
+#include "worker/cpu/cpu.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+void *cpu_alloc(size_t bytes)
+{
+    void *p = NULL;
+    return posix_memalign(&p, 64, bytes ? bytes : 64) ? NULL : p;
+}
+
+bool cpu_reserve(void *p, size_t *room, size_t bytes)
+{
+    void **at = p;
+    if (bytes <= *room)
+        return true;
+    free(*at);
+    *at = cpu_alloc(bytes + bytes / 4);
+    *room = *at ? bytes + bytes / 4 : 0;
+    return *at != NULL;
+}
+
+/* Packed weights are streamed whole at each step: huge pages spare most of the TLB misses. */
+static uint8_t *packed_alloc(size_t bytes)
+{
+    const size_t huge = (size_t)2 << 20;
+    void *p = NULL;
+    if (posix_memalign(&p, bytes >= huge ? huge : 64, bytes))
+        return NULL;
+    if (bytes >= huge)
+        madvise(p, bytes, MADV_HUGEPAGE);
+    return p;
+}
+
+struct pack_job {
+    const struct cpu_weight *weight;
+    const struct model_tensor *tensor;
+    uint8_t *scratch; /* [n_members][LINEAR_GROUP] rows */
+    size_t row_room;
+};
+
+static void pack_groups(void *ctx, uint32_t member, uint32_t n_members)
+{
+    const struct pack_job *job = ctx;
+    const struct linear_shape *shape = &job->weight->shape;
+    uint8_t *scratch = job->scratch + (size_t)member * LINEAR_GROUP * job->row_room;
+    uint32_t begin, end;
+    team_share((shape->n_out + LINEAR_GROUP - 1) / LINEAR_GROUP, member, n_members, &begin, &end);
+    for (uint32_t g = begin; g < end; g++) {
+        const void *rows[LINEAR_GROUP];
+        for (uint32_t i = 0; i < LINEAR_GROUP; i++) {
+            const uint32_t row = g * LINEAR_GROUP + i;
+            rows[i] = row < shape->n_out ? model_tensor_row(job->tensor, row, scratch + i * job->row_room) : NULL;
+        }
+        job->weight->impl->pack(shape, rows, job->weight->packed + g * job->weight->group_bytes);
+    }
+}
+
+static enum status load_matrix(struct backend *b, enum model_tensor_kind kind, uint32_t layer, struct cpu_weight *out,
+                               struct error *err)
+{
+    struct model_tensor t;
+    const enum status st = model_tensor(b->model, kind, layer, &t);
+    if (st)
+        return error_set(err, st, "the model has no tensor of kind %d in layer %u", (int)kind, layer);
+    out->shape = (struct linear_shape){ t.n_rows, t.n_cols, t.codec, b->float32 ? DTYPE_F32 : DTYPE_BF16 };
+    out->impl = linear_find(&out->shape, b->caps);
+    out->group_bytes = out->impl->group_bytes(&out->shape);
+    const size_t bytes = linear_packed_bytes(out->impl, &out->shape), row_room = (t.row_bytes + 63) / 64 * 64;
+    out->packed = packed_alloc(bytes);
+    struct pack_job job = { out, &t, cpu_alloc(b->n_threads * (size_t)LINEAR_GROUP * row_room), row_room };
+    if (!out->packed || !job.scratch) {
+        free(job.scratch);
+        return error_set(err, ST_NO_MEMORY, "no memory for %zu bytes of weights", bytes);
+    }
+    team_run(b->team, pack_groups, &job);
+    free(job.scratch);
+    b->weights.bytes += bytes;
+    return ST_OK;
+}
+
+static enum status load_vector(struct backend *b, enum model_tensor_kind kind, uint32_t layer, float **out,
+                               struct error *err)
+{
+    struct model_tensor t;
+    const enum status st = model_tensor(b->model, kind, layer, &t);
+    if (st)
+        return error_set(err, st, "the model has no tensor of kind %d in layer %u", (int)kind, layer);
+    uint8_t *scratch = cpu_alloc(t.row_bytes);
+    *out = cpu_alloc(t.n_cols * sizeof(float));
+    if (scratch && *out)
+        weight_row_f32(t.codec, model_tensor_row(&t, 0, scratch), t.n_cols, *out);
+    free(scratch);
+    b->weights.bytes += t.n_cols * sizeof(float);
+    return scratch && *out ? ST_OK : error_set(err, ST_NO_MEMORY, "no memory for weights");
+}
+
+static enum status load_layer(struct backend *b, uint32_t layer, struct error *err)
+{
+    static const enum model_tensor_kind matrices[] = { MODEL_ATTN_Q,   MODEL_ATTN_K, MODEL_ATTN_V,  MODEL_ATTN_OUT,
+                                                       MODEL_FFN_GATE, MODEL_FFN_UP, MODEL_FFN_DOWN };
+    struct cpu_layer *l = &b->weights.layers[layer];
+    enum status st = load_vector(b, MODEL_ATTN_NORM, layer, &l->norm[MODEL_ATTN_NORM], err);
+    if (!st)
+        st = load_vector(b, MODEL_FFN_NORM, layer, &l->norm[MODEL_FFN_NORM], err);
+    for (size_t i = 0; i < sizeof matrices / sizeof *matrices && !st; i++)
+        st = load_matrix(b, matrices[i], layer, &l->weight[matrices[i]], err);
+    return st;
+}
+
+enum status cpu_weights_load(struct backend *b, void (*progress)(void *ctx, float fraction), void *ctx,
+                             struct error *err)
+{
+    const struct model_config *c = b->config;
+    b->weights.layers = calloc(c->n_layers, sizeof *b->weights.layers);
+    if (!b->weights.layers)
+        return error_set(err, ST_NO_MEMORY, "no memory for weights");
+    enum status st = model_tensor(b->model, MODEL_EMBEDDING, 0, &b->weights.embedding);
+    if (st)
+        return error_set(err, st, "the model has no embedding");
+    for (uint32_t layer = 0; layer < c->n_layers && !st; layer++) {
+        st = load_layer(b, layer, err);
+        if (progress && !st)
+            progress(ctx, (float)(layer + 1) / (float)(c->n_layers + 1));
+    }
+    if (!st)
+        st = load_vector(b, MODEL_OUTPUT_NORM, 0, &b->weights.output_norm, err);
+    if (!st)
+        st = load_matrix(b, c->tied_output ? MODEL_EMBEDDING : MODEL_OUTPUT, 0, &b->weights.output, err);
+    if (progress && !st)
+        progress(ctx, 1);
+    return st;
+}
+
+void cpu_weights_free(struct backend *b)
+{
+    for (uint32_t layer = 0; b->weights.layers && layer < b->config->n_layers; layer++) {
+        for (int kind = 0; kind < MODEL_TENSOR_KINDS; kind++) {
+            free(b->weights.layers[layer].weight[kind].packed);
+            free(b->weights.layers[layer].norm[kind]);
+        }
+    }
+    free(b->weights.layers);
+    free(b->weights.output.packed);
+    free(b->weights.output_norm);
+}

@@ -1,0 +1,64 @@
+#ifndef LONGSPAN_WORKER_WORKER_H
+#define LONGSPAN_WORKER_WORKER_H
+
+/*
+ * A worker without its wires: model, backend, pool and exchange, and one thread that runs plans. It holds no policy: what it knows of a sequence
+ * came with plans and is a function of position. The control stream (worker/control.c) and tests drive it.
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "model/model.h"
+#include "proto/control.h"
+#include "worker/backend.h"
+#include "worker/exchange/exchange.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct worker;
+
+struct worker_config {
+    const char *device; /* "cpu" */
+    bool float32;
+    uint32_t n_threads;
+    uint32_t step_rows_max, positions_max;
+    uint64_t kv_bytes; /* pool; 0: n_blocks says it */
+    uint32_t n_blocks;
+    const struct exchange_ops *exchange_ops;
+    struct exchange_config exchange; /* self, bind, lanes, hub; on_block and ctx are the worker's */
+    /* Called on the step thread. Borrowed. */
+    void (*on_result)(void *ctx, const struct result *result);
+    void (*on_abort)(void *ctx, const struct control_abort *abort);
+    void (*on_copied)(void *ctx, const struct control_copied *copied);
+    void (*on_progress)(void *ctx, float fraction);
+    void *ctx;
+};
+
+/* Loads the weights (on the calling thread), takes the pool, starts the step thread. model: kept until worker_free. */
+enum status worker_new(const struct worker_config *config, const struct model *model, struct worker **worker_out,
+                       struct error *err);
+void worker_free(struct worker *w);
+
+/* What it offers; strings and address are the worker's. */
+void worker_ready(const struct worker *w, struct control_ready *ready_out);
+
+/*
+ * Messages from the coordinator; any thread. They run in order on the step thread. message is taken (free() by the worker), but not when an error
+ * is returned. Fences act at once, too: a step that waits on an older epoch ends.
+ */
+enum status worker_post(struct worker *w, struct control_message *message);
+
+struct worker_stats {
+    uint64_t plans_done, bytes_sent, bytes_received;
+    uint32_t blocks_used;
+};
+void worker_stats(const struct worker *w, struct worker_stats *stats_out); /* any thread */
+
+#ifdef __cplusplus
+}
+#endif
+#endif
