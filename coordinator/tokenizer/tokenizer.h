@@ -28,8 +28,8 @@ void tokenizer_free(struct tokenizer *t);
  * are plain text (users' words). ids_out: malloc'd, the caller's to free. Time is O(n log n) for any input. Thread-safe on one tokenizer.
  * ST_TOO_LARGE: more than ids_max ids (0: no limit); stops early.
  */
-enum status tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, bool specials, size_t ids_max, int32_t **ids_out,
-                             size_t *n_out);
+enum status tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, bool specials, size_t ids_max,
+                             int32_t **ids_out, size_t *n_out);
 
 /* Bytes of one token as text (control tokens: their name if specials, else nothing). Borrowed from the tokenizer. */
 const char *tokenizer_token_bytes(const struct tokenizer *t, int32_t id, bool specials, size_t *bytes_out);
@@ -59,8 +59,8 @@ struct chat_message {
  * above, ends with the generation prompt if asked. ST_UNSUPPORTED (named): the model's template is of no known family; ST_INVALID: a role
  * or an order that the template refuses.
  */
-enum status chat_encode(const struct tokenizer *t, const struct chat_message *messages, size_t n_messages, bool generation_prompt,
-                        size_t ids_max, int32_t **ids_out, size_t *n_out, struct error *err);
+enum status chat_encode(const struct tokenizer *t, const struct chat_message *messages, size_t n_messages,
+                        bool generation_prompt, size_t ids_max, int32_t **ids_out, size_t *n_out, struct error *err);
 /* "smollm2", "llama3", "bytes": the family, or NULL if none is known (then chat_encode is refused). */
 const char *chat_family(const struct tokenizer *t);
 

@@ -1,0 +1,501 @@
+#include "coordinator/tokenizer/bpe.h"
+
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/bytes.h"
+#include "common/rng.h"
+#include "coordinator/tokenizer/text_map.h"
+#include "coordinator/tokenizer/unicode.h"
+
+enum { SHORT_SYMBOLS = 48, NO_SYMBOL = 0xFFFFFFFF };
+#define NO_RANK UINT32_MAX
+
+struct merge_slot {
+    uint32_t left, right, rank, made;
+};
+
+struct bpe {
+    struct merge_slot *merges; /* by pair, open addressing; rank NO_RANK: free */
+    size_t merges_mask;
+    uint64_t seed;
+    uint32_t *made;        /* [rank] */
+    int32_t byte_id[256];  /* -1: no token */
+    struct text_map whole; /* pieces that are one token in the end, by their bytes */
+    uint8_t *whole_bytes;
+    size_t token_bytes_max;
+};
+
+/* ---- the byte-level alphabet ---- */
+
+/* Bytes that stand for themselves; the others, in order, are U+0100 and up. */
+static bool shows_itself(uint32_t byte)
+{
+    return (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
+}
+
+static uint32_t alphabet_point(uint32_t byte)
+{
+    if (shows_itself(byte))
+        return byte;
+    return byte <= 32 ? 256 + byte : byte <= 160 ? 256 + 33 + (byte - 127) : 256 + 67;
+}
+
+/* -1: not of the alphabet */
+static int alphabet_byte(uint32_t point)
+{
+    if (point < 256)
+        return shows_itself(point) ? (int)point : -1;
+    if (point < 256 + 33)
+        return (int)(point - 256);
+    if (point < 256 + 67)
+        return (int)(point - 256 - 33 + 127);
+    return point == 256 + 67 ? 173 : -1;
+}
+
+static bool alphabet_decode(const char *text, size_t bytes, uint8_t *out, size_t *n_out)
+{
+    const uint8_t *p = (const uint8_t *)text, *end = p + bytes;
+    size_t n = 0;
+    while (p < end) {
+        uint32_t point;
+        p += utf8_next(p, end, &point);
+        const int byte = point == UTF8_BAD ? -1 : alphabet_byte(point);
+        if (byte < 0)
+            return false;
+        out[n++] = (uint8_t)byte;
+    }
+    *n_out = n;
+    return true;
+}
+
+size_t bpe_token_bytes(const char *text, size_t bytes, uint8_t *out)
+{
+    size_t n;
+    if (alphabet_decode(text, bytes, out, &n))
+        return n;
+    memcpy(out, text, bytes);
+    return bytes;
+}
+
+/* ---- the table of merges ---- */
+
+static size_t pair_hash(const struct bpe *b, uint32_t left, uint32_t right)
+{
+    const uint64_t h = (((uint64_t)left << 32 | right) ^ b->seed) * 0x9E3779B97F4A7C15u;
+    return (size_t)(h ^ h >> 32);
+}
+
+static struct merge_slot *merge_slot_of(const struct bpe *b, uint32_t left, uint32_t right)
+{
+    for (size_t i = pair_hash(b, left, right) & b->merges_mask;; i = (i + 1) & b->merges_mask) {
+        struct merge_slot *s = &b->merges[i];
+        if (s->rank == NO_RANK || (s->left == left && s->right == right))
+            return s;
+    }
+}
+
+/* ---- building ---- */
+
+static bool is_word(const struct model_token *token)
+{
+    return token->type == MODEL_TOKEN_NORMAL || token->type == MODEL_TOKEN_USER;
+}
+
+static enum status check_tokens(struct bpe *b, const struct model_vocab *v, struct error *err)
+{
+    for (uint32_t i = 0; i < v->n_tokens; i++) {
+        if (v->tokens[i].bytes > BPE_TOKEN_BYTES_MAX)
+            return error_set(err, ST_CORRUPT, "vocabulary: token %u has %u bytes; the most is %d", i,
+                             v->tokens[i].bytes, BPE_TOKEN_BYTES_MAX);
+        if (v->tokens[i].bytes > b->token_bytes_max)
+            b->token_bytes_max = v->tokens[i].bytes;
+    }
+    return ST_OK;
+}
+
+/* Texts to ids; where a text is there twice a normal token wins, and then the later one. */
+static enum status names_init(struct text_map *names, const struct model_vocab *v, uint64_t seed)
+{
+    const enum status st = text_map_init(names, v->n_tokens, seed);
+    if (st)
+        return st;
+    for (int normal = 0; normal < 2; normal++) {
+        for (uint32_t i = 0; i < v->n_tokens; i++) {
+            if ((v->tokens[i].type == MODEL_TOKEN_NORMAL) == normal)
+                text_map_put(names, v->tokens[i].text, v->tokens[i].bytes, (int32_t)i);
+        }
+    }
+    return ST_OK;
+}
+
+static void bytes_init(struct bpe *b, const struct model_vocab *v, const struct text_map *names)
+{
+    for (uint32_t byte = 0; byte < 256; byte++) {
+        uint8_t text[4];
+        const int32_t id = text_map_get(names, text, utf8_put(alphabet_point(byte), text));
+        b->byte_id[byte] = id >= 0 && is_word(&v->tokens[id]) ? id : -1;
+    }
+}
+
+static enum status merges_alloc(struct bpe *b, uint32_t n)
+{
+    size_t cap = 16;
+    while (cap / 2 < n)
+        cap *= 2;
+    b->merges = malloc(cap * sizeof *b->merges);
+    b->made = calloc(n ? n : 1, sizeof *b->made);
+    if (!b->merges || !b->made)
+        return ST_NO_MEMORY;
+    b->merges_mask = cap - 1;
+    for (size_t i = 0; i < cap; i++)
+        b->merges[i].rank = NO_RANK;
+    return ST_OK;
+}
+
+static enum status merge_add(struct bpe *b, const struct model_vocab *v, const struct text_map *names, uint32_t rank,
+                             uint8_t *joined, struct error *err)
+{
+    const struct model_merge *m = &v->merges[rank];
+    const size_t bytes = (size_t)m->left_bytes + m->right_bytes;
+    if (bytes > BPE_TOKEN_BYTES_MAX)
+        return error_set(err, ST_CORRUPT, "merges: merge %u makes a token of %zu bytes; the most is %d", rank, bytes,
+                         BPE_TOKEN_BYTES_MAX);
+    memcpy(joined, m->left, m->left_bytes);
+    memcpy(joined + m->left_bytes, m->right, m->right_bytes);
+    const int32_t left = text_map_get(names, joined, m->left_bytes);
+    const int32_t right = text_map_get(names, joined + m->left_bytes, m->right_bytes);
+    const int32_t made = text_map_get(names, joined, bytes);
+    if (left < 0 || right < 0 || made < 0)
+        return error_set(err, ST_CORRUPT, "merges: merge %u (\"%.*s\" and \"%.*s\"): %s is not in the vocabulary", rank,
+                         (int)(m->left_bytes < 60 ? m->left_bytes : 60), m->left,
+                         (int)(m->right_bytes < 60 ? m->right_bytes : 60), m->right,
+                         left < 0    ? "the left"
+                         : right < 0 ? "the right"
+                                     : "what it makes");
+    if (!is_word(&v->tokens[made]))
+        return ST_OK;
+    b->made[rank] = (uint32_t)made;
+    *merge_slot_of(b, (uint32_t)left, (uint32_t)right) =
+        (struct merge_slot){ .left = (uint32_t)left, .right = (uint32_t)right, .rank = rank, .made = (uint32_t)made };
+    return ST_OK;
+}
+
+static enum status merges_init(struct bpe *b, const struct model_vocab *v, const struct text_map *names,
+                               struct error *err)
+{
+    enum status st = merges_alloc(b, v->n_merges);
+    uint8_t *joined = malloc(BPE_TOKEN_BYTES_MAX);
+    if (!joined)
+        st = ST_NO_MEMORY;
+    for (uint32_t i = 0; !st && i < v->n_merges; i++)
+        st = merge_add(b, v, names, i, joined, err);
+    free(joined);
+    return st;
+}
+
+/*
+ * Most pieces of a text are one token in the end. Which token is a function of the piece alone, so it is worked out once for every token's
+ * bytes, and encoding mostly looks up.
+ */
+static enum status whole_add(struct bpe *b, struct bpe_run *run, const struct model_vocab *v, int32_t id,
+                             const uint8_t *bytes, size_t n)
+{
+    if (v->ignore_merges) {
+        text_map_put(&b->whole, bytes, (uint32_t)n, id);
+        return ST_OK;
+    }
+    run->n_ids = 0;
+    const enum status st = bpe_encode(b, run, bytes, n);
+    if (!st && run->n_ids == 1)
+        text_map_put(&b->whole, bytes, (uint32_t)n, run->ids[0]);
+    return st;
+}
+
+static enum status whole_init(struct bpe *b, const struct model_vocab *v)
+{
+    size_t total = 1;
+    for (uint32_t i = 0; i < v->n_tokens; i++)
+        total += v->tokens[i].bytes;
+    b->whole_bytes = malloc(total);
+    if (!b->whole_bytes)
+        return ST_NO_MEMORY;
+    enum status st = text_map_init(&b->whole, v->n_tokens, b->seed);
+    struct bpe_run run = { 0 };
+    uint8_t *at = b->whole_bytes;
+    for (uint32_t i = 0; !st && i < v->n_tokens; i++) {
+        const struct model_token *token = &v->tokens[i];
+        size_t n;
+        if (token->type != MODEL_TOKEN_NORMAL || !alphabet_decode(token->text, token->bytes, at, &n) || n == 0)
+            continue;
+        st = whole_add(b, &run, v, (int32_t)i, at, n);
+        at += n;
+    }
+    bpe_run_deinit(&run);
+    return st;
+}
+
+enum status bpe_new(const struct model_vocab *v, uint64_t seed, struct bpe **bpe_out, struct error *err)
+{
+    struct text_map names = { 0 };
+    struct bpe *b = calloc(1, sizeof *b);
+    if (!b)
+        return ST_NO_MEMORY;
+    b->seed = mix64(seed);
+    b->token_bytes_max = 1;
+    enum status st = check_tokens(b, v, err);
+    if (!st)
+        st = names_init(&names, v, b->seed);
+    if (!st) {
+        bytes_init(b, v, &names);
+        st = merges_init(b, v, &names, err);
+    }
+    if (!st)
+        st = whole_init(b, v);
+    text_map_deinit(&names);
+    if (st) {
+        bpe_free(b);
+        return st;
+    }
+    *bpe_out = b;
+    return ST_OK;
+}
+
+void bpe_free(struct bpe *b)
+{
+    if (!b)
+        return;
+    free(b->merges);
+    free(b->made);
+    text_map_deinit(&b->whole);
+    free(b->whole_bytes);
+    free(b);
+}
+
+uint32_t bpe_missing_bytes(const struct bpe *b)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < 256; i++)
+        n += b->byte_id[i] < 0;
+    return n;
+}
+
+/* ---- encoding ---- */
+
+void bpe_run_deinit(struct bpe_run *run)
+{
+    free(run->ids);
+    free(run->room);
+    *run = (struct bpe_run){ 0 };
+}
+
+enum status bpe_run_reserve(struct bpe_run *run, size_t n)
+{
+    if (run->ids_max > 0 && n > run->ids_max)
+        n = run->ids_max;
+    if (n <= run->cap_ids && run->ids)
+        return ST_OK;
+    size_t bytes;
+    if (!size_mul(n ? n : 1, sizeof *run->ids, &bytes))
+        return ST_NO_MEMORY;
+    int32_t *ids = realloc(run->ids, bytes);
+    if (!ids)
+        return ST_NO_MEMORY;
+    run->ids = ids;
+    run->cap_ids = n ? n : 1;
+    return ST_OK;
+}
+
+void bpe_run_take(struct bpe_run *run, int32_t **ids_out, size_t *n_out)
+{
+    *ids_out = run->ids;
+    *n_out = run->n_ids;
+    run->ids = NULL;
+    run->n_ids = run->cap_ids = 0;
+}
+
+enum status bpe_run_add(struct bpe_run *run, int32_t id)
+{
+    if (run->ids_max > 0 && run->n_ids >= run->ids_max)
+        return ST_TOO_LARGE;
+    if (run->n_ids == run->cap_ids) {
+        const enum status st = bpe_run_reserve(run, run->cap_ids ? run->cap_ids * 2 : 256);
+        if (st)
+            return st;
+    }
+    run->ids[run->n_ids++] = id;
+    return ST_OK;
+}
+
+struct pair {
+    uint32_t rank, made;
+};
+
+static struct pair pair_of(const struct bpe *b, uint32_t left, uint32_t right)
+{
+    const struct merge_slot *s = merge_slot_of(b, left, right);
+    return (struct pair){ s->rank, s->made };
+}
+
+/* Short pieces: the lowest rank is found by looking at all. pairs[i] is of symbols i and i + 1. */
+static enum status encode_short(const struct bpe *b, struct bpe_run *run, const uint8_t *piece, size_t bytes)
+{
+    uint32_t ids[SHORT_SYMBOLS];
+    struct pair pairs[SHORT_SYMBOLS];
+    uint32_t n = 0;
+    for (size_t i = 0; i < bytes; i++) {
+        if (b->byte_id[piece[i]] >= 0)
+            ids[n++] = (uint32_t)b->byte_id[piece[i]];
+    }
+    for (uint32_t i = 0; i + 1 < n; i++)
+        pairs[i] = pair_of(b, ids[i], ids[i + 1]);
+    while (n > 1) {
+        uint32_t best = 0;
+        for (uint32_t i = 1; i + 1 < n; i++)
+            best = pairs[i].rank < pairs[best].rank ? i : best;
+        if (pairs[best].rank == NO_RANK)
+            break;
+        ids[best] = pairs[best].made;
+        n--;
+        for (uint32_t i = best + 1; i < n; i++) {
+            ids[i] = ids[i + 1];
+            pairs[i - 1] = pairs[i];
+        }
+        if (best > 0)
+            pairs[best - 1] = pair_of(b, ids[best - 1], ids[best]);
+        if (best + 1 < n)
+            pairs[best] = pair_of(b, ids[best], ids[best + 1]);
+    }
+    enum status st = ST_OK;
+    for (uint32_t i = 0; !st && i < n; i++)
+        st = bpe_run_add(run, (int32_t)ids[i]);
+    return st;
+}
+
+/* Long pieces: symbols in a linked list, pairs in a heap by (rank, place). */
+struct symbol {
+    uint32_t id, prev, next;
+    uint32_t rank; /* of the pair with the next symbol as it is now; entries of the heap that say otherwise are stale */
+};
+
+static void heap_sink(uint64_t *heap, size_t n, size_t i)
+{
+    const uint64_t key = heap[i];
+    for (;;) {
+        size_t child = 2 * i + 1;
+        if (child >= n)
+            break;
+        child += child + 1 < n && heap[child + 1] < heap[child];
+        if (heap[child] >= key)
+            break;
+        heap[i] = heap[child];
+        i = child;
+    }
+    heap[i] = key;
+}
+
+static void heap_push(uint64_t *heap, size_t *n, uint64_t key)
+{
+    size_t i = (*n)++;
+    for (; i > 0 && heap[(i - 1) / 2] > key; i = (i - 1) / 2)
+        heap[i] = heap[(i - 1) / 2];
+    heap[i] = key;
+}
+
+static uint64_t heap_pop(uint64_t *heap, size_t *n)
+{
+    const uint64_t top = heap[0];
+    heap[0] = heap[--*n];
+    heap_sink(heap, *n, 0);
+    return top;
+}
+
+static void pair_update(const struct bpe *b, struct symbol *s, uint64_t *heap, size_t *n_heap, uint32_t at)
+{
+    s[at].rank = s[at].next == NO_SYMBOL ? NO_RANK : pair_of(b, s[at].id, s[s[at].next].id).rank;
+    if (s[at].rank != NO_RANK)
+        heap_push(heap, n_heap, (uint64_t)s[at].rank << 32 | at);
+}
+
+static void merge_all(const struct bpe *b, struct symbol *s, uint32_t n, uint64_t *heap)
+{
+    size_t n_heap = 0;
+    for (uint32_t i = 0; i + 1 < n; i++) {
+        s[i].rank = pair_of(b, s[i].id, s[i + 1].id).rank;
+        if (s[i].rank != NO_RANK)
+            heap[n_heap++] = (uint64_t)s[i].rank << 32 | i;
+    }
+    for (size_t i = n_heap / 2; i-- > 0;)
+        heap_sink(heap, n_heap, i);
+    while (n_heap > 0) {
+        const uint64_t key = heap_pop(heap, &n_heap);
+        const uint32_t at = (uint32_t)key, rank = (uint32_t)(key >> 32);
+        if (s[at].rank != rank)
+            continue;
+        const uint32_t gone = s[at].next;
+        s[at].id = b->made[rank];
+        s[at].next = s[gone].next;
+        if (s[gone].next != NO_SYMBOL)
+            s[s[gone].next].prev = at;
+        s[gone].rank = NO_RANK;
+        pair_update(b, s, heap, &n_heap, at);
+        if (s[at].prev != NO_SYMBOL)
+            pair_update(b, s, heap, &n_heap, s[at].prev);
+    }
+}
+
+/* Each merge takes one entry and adds two at most: the heap never holds more than two a symbol. */
+static enum status room_for(struct bpe_run *run, size_t n)
+{
+    if (n <= run->room_symbols)
+        return ST_OK;
+    size_t bytes;
+    if (!size_mul(n, sizeof(struct symbol) + 2 * sizeof(uint64_t), &bytes))
+        return ST_NO_MEMORY;
+    free(run->room);
+    run->room_symbols = 0;
+    run->room = malloc(bytes);
+    if (!run->room)
+        return ST_NO_MEMORY;
+    run->room_symbols = n;
+    return ST_OK;
+}
+
+static enum status encode_long(const struct bpe *b, struct bpe_run *run, const uint8_t *piece, size_t bytes)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < bytes; i++)
+        n += b->byte_id[piece[i]] >= 0;
+    if (n == 0)
+        return ST_OK;
+    if (run->ids_max > 0 && n / b->token_bytes_max > run->ids_max - run->n_ids)
+        return ST_TOO_LARGE;
+    enum status st = room_for(run, n);
+    if (st)
+        return st;
+    struct symbol *s = run->room;
+    uint64_t *heap = (uint64_t *)(s + run->room_symbols);
+    uint32_t at = 0;
+    for (size_t i = 0; i < bytes; i++) {
+        const int32_t id = b->byte_id[piece[i]];
+        if (id < 0)
+            continue;
+        s[at] = (struct symbol){ .id = (uint32_t)id, .prev = at - 1, .next = at + 1, .rank = NO_RANK };
+        at++;
+    }
+    s[0].prev = NO_SYMBOL;
+    s[n - 1].next = NO_SYMBOL;
+    merge_all(b, s, (uint32_t)n, heap);
+    for (at = 0; !st && at != NO_SYMBOL; at = s[at].next)
+        st = bpe_run_add(run, (int32_t)s[at].id);
+    return st;
+}
+
+enum status bpe_encode(const struct bpe *b, struct bpe_run *run, const uint8_t *piece, size_t bytes)
+{
+    const int32_t id = bytes <= b->token_bytes_max ? text_map_get(&b->whole, piece, bytes) : -1;
+    if (id >= 0)
+        return bpe_run_add(run, id);
+    return bytes <= SHORT_SYMBOLS ? encode_short(b, run, piece, bytes) : encode_long(b, run, piece, bytes);
+}
