@@ -1,0 +1,10 @@
+#!/bin/sh
+# A Python environment in .venv with the foreign clients that integration tests use. Quick when it is there.
+set -eu
+cd "$(dirname "$0")/.."
+stamp=.venv/.stamp-1
+[ -e "$stamp" ] && exit 0
+python3 -m venv .venv
+.venv/bin/pip install -q --disable-pip-version-check openai==2.8.0 grpcio==1.76.0 grpcio-tools==1.76.0 || \
+    .venv/bin/pip install -q --disable-pip-version-check openai grpcio grpcio-tools
+touch "$stamp"
