@@ -7,27 +7,21 @@
 extern "C" {
 #endif
 
-/* IEEE binary16 to binary32, exactly: subnormals, infinities and NaN included. Integer arithmetic, so flush modes do not matter. */
+/*
+ * IEEE binary16 to binary32, exactly: subnormals, infinities and NaN included. Without branches, so that loops vectorise; right under
+ * flush-to-zero, since no float on the way is subnormal.
+ */
 static inline float f16_to_f32(uint16_t h)
 {
-    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
-    const uint32_t exp = (h >> 10) & 0x1Fu;
-    uint32_t frac = h & 0x3FFu;
     union {
         uint32_t u;
         float f;
-    } v;
-    if (exp == 31) {
-        v.u = sign | 0x7F800000u | (frac << 13);
-    } else if (exp) {
-        v.u = sign | ((exp + 112) << 23) | (frac << 13);
-    } else if (frac) {
-        const uint32_t up = (uint32_t)__builtin_clz(frac) - 21; /* places until the leading one is bit 10 */
-        frac = (frac << up) & 0x3FFu;
-        v.u = sign | ((113 - up) << 23) | (frac << 13);
-    } else {
-        v.u = sign;
-    }
+    } small, v;
+    const uint32_t mag = h & 0x7FFFu;
+    const uint32_t is_small = 0u - (mag < 0x400u), is_special = 0u - (mag >= 0x7C00u);
+    small.f = (float)(int32_t)mag * 0x1p-24f; /* the value, if mag is a subnormal */
+    v.u = (mag << 13) + (112u << 23) + (is_special & 112u << 23);
+    v.u = (small.u & is_small) | (v.u & ~is_small) | (uint32_t)(h & 0x8000u) << 16;
     return v.f;
 }
 

@@ -44,13 +44,15 @@ static void decode_q(enum weight_codec codec, const uint8_t *group, size_t b, fl
 static void decode(enum weight_codec codec, const uint8_t *group, size_t b, float w[LINEAR_BLOCK][LINEAR_GROUP])
 {
     const uint8_t *p = linear_codes(codec, group, b);
+    const uint16_t *restrict h = (const uint16_t *)p;
+    float *restrict out = w[0];
     switch (codec) {
     case WEIGHT_F32:
         memcpy(w, p, sizeof(float) * LINEAR_BLOCK * LINEAR_GROUP);
         return;
     case WEIGHT_F16:
         for (int i = 0; i < LINEAR_BLOCK * LINEAR_GROUP; i++)
-            w[i / LINEAR_GROUP][i % LINEAR_GROUP] = f16_to_f32(((const uint16_t *)p)[i]);
+            out[i] = f16_to_f32(h[i]);
         return;
     case WEIGHT_BF16:
         for (int j = 0; j < LINEAR_BLOCK / 2; j++) {
@@ -81,14 +83,17 @@ static void load_x(const struct linear_args *a, uint32_t row, size_t b, float x[
         x[k] = bf16_to_f32(h[k]);
 }
 
-static void add_block(float w[LINEAR_BLOCK][LINEAR_GROUP], const float x[LINEAR_BLOCK], float acc[LINEAR_GROUP])
+/* The compiler vectorises the outer loop: a lane is an output. Unrolling the inner one would keep it from doing so. */
+static void add_block(float w[restrict LINEAR_BLOCK][LINEAR_GROUP], const float x[restrict LINEAR_BLOCK],
+                      float acc[restrict LINEAR_GROUP])
 {
-    float sum[LINEAR_GROUP] = { 0 };
-    for (int k = 0; k < LINEAR_BLOCK; k++)
-        for (int n = 0; n < LINEAR_GROUP; n++)
-            sum[n] += w[k][n] * x[k];
-    for (int n = 0; n < LINEAR_GROUP; n++)
-        acc[n] += sum[n];
+    for (int n = 0; n < LINEAR_GROUP; n++) {
+        float sum = 0;
+#pragma GCC unroll 1
+        for (int k = 0; k < LINEAR_BLOCK; k++)
+            sum += w[k][n] * x[k];
+        acc[n] += sum;
+    }
 }
 
 size_t linear_scratch_c(const struct linear_shape *shape, uint32_t n_rows)
