@@ -1,0 +1,655 @@
+#include "coordinator/gateway/openai.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "proto/plan.h"
+
+enum {
+    COMPLETION = 1 << OPENAI_COMPLETION,
+    CHAT = 1 << OPENAI_CHAT,
+    TOKENIZE = 1 << OPENAI_TOKENIZE,
+    DETOKENIZE = 1 << OPENAI_DETOKENIZE,
+    BOTH = COMPLETION | CHAT,
+    ALL = BOTH | TOKENIZE | DETOKENIZE
+};
+
+/* One body being read. Fields that others depend on are checked when all have been read. */
+struct parse {
+    struct want *w;
+    struct refusal *r;
+    enum openai_kind kind;
+    bool has_prompt, has_messages, has_tokens, has_top_logprobs, has_stream_options;
+};
+
+static enum status wrong(struct parse *p, const char *field, const char *must)
+{
+    return refuse(p->r, ST_INVALID, field, "%s must be %s", field, must);
+}
+
+static enum status unsupported(struct parse *p, const char *field, const char *why)
+{
+    return refuse(p->r, ST_UNSUPPORTED, field, "%s is not supported%s%s", field, *why ? ": " : "", why);
+}
+
+static enum status get_bool(struct parse *p, const char *field, const json_t *v, bool *out)
+{
+    if (!json_is_boolean(v))
+        return wrong(p, field, "true or false");
+    *out = json_is_true(v);
+    return ST_OK;
+}
+
+static enum status get_int(struct parse *p, const char *field, const json_t *v, int64_t *out)
+{
+    if (!json_is_integer(v))
+        return wrong(p, field, "an integer");
+    *out = json_integer_value(v);
+    return ST_OK;
+}
+
+static enum status get_number(struct parse *p, const char *field, const json_t *v, double *out)
+{
+    if (!json_is_number(v))
+        return wrong(p, field, "a number");
+    *out = json_number_value(v);
+    return ST_OK;
+}
+
+/* ---- prompts ---- */
+
+static enum status get_ids(struct parse *p, const char *field, const json_t *v)
+{
+    const size_t n = json_array_size(v);
+    int32_t *ids = want_alloc(p->w, n + 1, sizeof *ids);
+    if (!ids)
+        return refuse(p->r, ST_NO_MEMORY, "", "out of memory");
+    for (size_t i = 0; i < n; i++) {
+        const json_t *item = json_array_get(v, i);
+        const json_int_t id = json_is_integer(item) ? json_integer_value(item) : -1;
+        if (id < 0 || id > INT32_MAX)
+            return refuse(p->r, ST_INVALID, field, "%s[%zu] must be a token id", field, i);
+        ids[i] = (int32_t)id;
+    }
+    p->w->tokens = ids;
+    p->w->n_tokens = n;
+    p->w->kind = WANT_PROMPT_TOKENS;
+    return ST_OK;
+}
+
+static void take_text(struct want *w, const json_t *v)
+{
+    w->kind = WANT_PROMPT_TEXT;
+    w->text = json_string_value(v);
+    w->text_bytes = json_string_length(v);
+}
+
+/* A string, token ids, or a list of exactly one of either. */
+static enum status read_prompt(struct parse *p, const char *field, const json_t *v)
+{
+    static const char must[] = "a string, a list of token ids, or a list of one of these";
+    p->has_prompt = true;
+    if (json_is_array(v) && json_array_size(v) > 0 && !json_is_integer(json_array_get(v, 0))) {
+        const json_t *only = json_array_get(v, 0);
+        if (!json_is_string(only) && !json_is_array(only))
+            return wrong(p, field, must);
+        if (json_array_size(v) > 1)
+            return unsupported(p, field, "several prompts in one request; send one request each");
+        v = only;
+    }
+    if (json_is_string(v)) {
+        take_text(p->w, v);
+        return ST_OK;
+    }
+    if (json_is_array(v))
+        return get_ids(p, field, v);
+    return wrong(p, field, must);
+}
+
+static enum status read_tokens(struct parse *p, const char *field, const json_t *v)
+{
+    p->has_tokens = true;
+    return json_is_array(v) ? get_ids(p, field, v) : wrong(p, field, "a list of token ids");
+}
+
+/* [{"type": "text", "text": "..."}, ...]: the texts, one after the other */
+static enum status join_parts(struct parse *p, const char *field, const json_t *parts, struct chat_message *m)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < json_array_size(parts); i++) {
+        const json_t *part = json_array_get(parts, i);
+        const char *type = json_string_value(json_object_get(part, "type"));
+        const json_t *text = json_object_get(part, "text");
+        if (!type)
+            return refuse(p->r, ST_INVALID, field, "%s[%zu].type must be a string", field, i);
+        if (strcmp(type, "text") != 0)
+            return refuse(p->r, ST_UNSUPPORTED, field, "%s[%zu]: parts of type '%.40s' are not supported, only text",
+                          field, i, type);
+        if (!json_is_string(text))
+            return refuse(p->r, ST_INVALID, field, "%s[%zu].text must be a string", field, i);
+        const char *key;
+        json_t *value;
+        json_object_foreach((json_t *)part, key,
+                            value) if (strcmp(key, "type") != 0 && strcmp(key, "text") != 0 &&
+                                       !json_is_null(value)) return refuse(p->r, ST_UNSUPPORTED, field,
+                                                                           "%s[%zu].%.40s is not supported", field, i,
+                                                                           key);
+        n += json_string_length(text);
+    }
+    char *joined = want_alloc(p->w, n + 1, 1);
+    if (!joined)
+        return refuse(p->r, ST_NO_MEMORY, "", "out of memory");
+    m->content = joined;
+    for (size_t i = 0; i < json_array_size(parts); i++) {
+        const json_t *text = json_object_get(json_array_get(parts, i), "text");
+        memcpy(joined + m->content_bytes, json_string_value(text), json_string_length(text));
+        m->content_bytes += json_string_length(text);
+    }
+    return ST_OK;
+}
+
+static enum status read_message(struct parse *p, size_t i, const json_t *v, struct chat_message *m)
+{
+    char field[64];
+    snprintf(field, sizeof field, "messages[%zu]", i);
+    if (!json_is_object(v))
+        return wrong(p, field, "an object");
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)v, key, value)
+    {
+        if (!strcmp(key, "role") || !strcmp(key, "content") || json_is_null(value))
+            continue;
+        snprintf(field, sizeof field, "messages[%zu].%.30s", i, key);
+        return unsupported(p, field, "");
+    }
+    const json_t *role = json_object_get(v, "role"), *content = json_object_get(v, "content");
+    snprintf(field, sizeof field, "messages[%zu].role", i);
+    if (!json_is_string(role) || strlen(json_string_value(role)) != json_string_length(role))
+        return wrong(p, field, "a string");
+    m->role = json_string_value(role);
+    snprintf(field, sizeof field, "messages[%zu].content", i);
+    if (json_is_array(content))
+        return join_parts(p, field, content, m);
+    if (!json_is_string(content))
+        return wrong(p, field, "a string or a list of text parts");
+    m->content = json_string_value(content);
+    m->content_bytes = json_string_length(content);
+    return ST_OK;
+}
+
+static enum status read_messages(struct parse *p, const char *field, const json_t *v)
+{
+    const size_t n = json_array_size(v);
+    p->has_messages = true;
+    if (!json_is_array(v) || !n)
+        return wrong(p, field, "a list of at least one message");
+    struct chat_message *messages = want_alloc(p->w, n, sizeof *messages);
+    if (!messages)
+        return refuse(p->r, ST_NO_MEMORY, "", "out of memory");
+    for (size_t i = 0; i < n; i++) {
+        const enum status st = read_message(p, i, json_array_get(v, i), &messages[i]);
+        if (st)
+            return st;
+    }
+    p->w->kind = WANT_PROMPT_CHAT;
+    p->w->messages = messages;
+    p->w->n_messages = n;
+    return ST_OK;
+}
+
+/* ---- what is honoured ---- */
+
+static enum status read_model(struct parse *p, const char *field, const json_t *v)
+{
+    if (!json_is_string(v) || strlen(json_string_value(v)) != json_string_length(v))
+        return wrong(p, field, "a string");
+    p->w->model = json_string_value(v);
+    return ST_OK;
+}
+
+static enum status read_stream(struct parse *p, const char *field, const json_t *v)
+{
+    return get_bool(p, field, v, &p->w->stream);
+}
+
+static enum status read_stream_options(struct parse *p, const char *field, const json_t *v)
+{
+    p->has_stream_options = true;
+    if (!json_is_object(v))
+        return wrong(p, field, "an object");
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)v, key, value)
+    {
+        char name[64];
+        snprintf(name, sizeof name, "stream_options.%.40s", key);
+        if (json_is_null(value))
+            continue;
+        if (strcmp(key, "include_usage") != 0)
+            return unsupported(p, name, "");
+        const enum status st = get_bool(p, name, value, &p->w->include_usage);
+        if (st)
+            return st;
+    }
+    return ST_OK;
+}
+
+static enum status read_max_tokens(struct parse *p, const char *field, const json_t *v)
+{
+    int64_t n;
+    const bool had = p->w->has_max_tokens;
+    const uint32_t before = p->w->max_tokens;
+    const enum status st = get_int(p, field, v, &n);
+    if (st || want_set_max_tokens(p->w, field, n, p->r))
+        return p->r->status;
+    if (had && before != p->w->max_tokens)
+        return refuse(p->r, ST_INVALID, field, "%s: max_tokens and max_completion_tokens say different things", field);
+    return ST_OK;
+}
+
+static enum status read_temperature(struct parse *p, const char *field, const json_t *v)
+{
+    double x;
+    const enum status st = get_number(p, field, v, &x);
+    return st ? st : want_set_temperature(p->w, x, p->r);
+}
+
+static enum status read_top_p(struct parse *p, const char *field, const json_t *v)
+{
+    double x;
+    const enum status st = get_number(p, field, v, &x);
+    return st ? st : want_set_top_p(p->w, x, p->r);
+}
+
+static enum status read_top_k(struct parse *p, const char *field, const json_t *v)
+{
+    int64_t n;
+    const enum status st = get_int(p, field, v, &n);
+    return st ? st : want_set_top_k(p->w, n, p->r);
+}
+
+static enum status read_seed(struct parse *p, const char *field, const json_t *v)
+{
+    int64_t n;
+    const enum status st = get_int(p, field, v, &n);
+    if (st)
+        return st;
+    if (n < 0)
+        return wrong(p, field, "0 or above");
+    p->w->has_seed = true;
+    p->w->seed = (uint64_t)n;
+    return ST_OK;
+}
+
+static enum status read_stop(struct parse *p, const char *field, const json_t *v)
+{
+    if (json_is_string(v))
+        return want_add_stop(p->w, json_string_value(v), json_string_length(v), p->r);
+    if (!json_is_array(v))
+        return wrong(p, field, "a string or a list of strings");
+    for (size_t i = 0; i < json_array_size(v); i++) {
+        const json_t *s = json_array_get(v, i);
+        if (!json_is_string(s))
+            return wrong(p, field, "a string or a list of strings");
+        const enum status st = want_add_stop(p->w, json_string_value(s), json_string_length(s), p->r);
+        if (st)
+            return st;
+    }
+    return ST_OK;
+}
+
+/* Completions: a count of alternatives. Chat: a switch, and top_logprobs is the count. */
+static enum status read_logprobs(struct parse *p, const char *field, const json_t *v)
+{
+    if (p->kind == OPENAI_CHAT)
+        return get_bool(p, field, v, &p->w->logprobs);
+    int64_t n;
+    const enum status st = get_int(p, field, v, &n);
+    p->w->logprobs = true;
+    return st ? st : want_set_top(p->w, field, n, p->r);
+}
+
+static enum status read_top_logprobs(struct parse *p, const char *field, const json_t *v)
+{
+    int64_t n;
+    p->has_top_logprobs = true;
+    const enum status st = get_int(p, field, v, &n);
+    return st ? st : want_set_top(p->w, field, n, p->r);
+}
+
+static enum status read_ignore_eos(struct parse *p, const char *field, const json_t *v)
+{
+    return get_bool(p, field, v, &p->w->ignore_eos);
+}
+
+static enum status read_echo(struct parse *p, const char *field, const json_t *v)
+{
+    return get_bool(p, field, v, &p->w->echo);
+}
+
+static enum status read_add_special_tokens(struct parse *p, const char *field, const json_t *v)
+{
+    bool add;
+    const enum status st = get_bool(p, field, v, &add);
+    if (!st)
+        p->w->no_specials = !add;
+    return st;
+}
+
+static enum status read_add_generation_prompt(struct parse *p, const char *field, const json_t *v)
+{
+    bool add;
+    const enum status st = get_bool(p, field, v, &add);
+    if (!st)
+        p->w->no_generation_prompt = !add;
+    return st;
+}
+
+/* An opaque name for the provider's own records: we keep none, and no answer depends on it. */
+static enum status read_user(struct parse *p, const char *field, const json_t *v)
+{
+    return json_is_string(v) ? ST_OK : wrong(p, field, "a string");
+}
+
+/* ---- what is accepted only where it changes nothing ---- */
+
+static enum status only_number(struct parse *p, const char *field, const json_t *v, double neutral)
+{
+    double x;
+    const enum status st = get_number(p, field, v, &x);
+    if (st)
+        return st;
+    char why[48];
+    snprintf(why, sizeof why, "only %g is accepted", neutral);
+    return x == neutral ? ST_OK : unsupported(p, field, why);
+}
+
+static enum status only_0(struct parse *p, const char *field, const json_t *v)
+{
+    return only_number(p, field, v, 0);
+}
+
+static enum status only_1(struct parse *p, const char *field, const json_t *v)
+{
+    return only_number(p, field, v, 1);
+}
+
+static enum status only_empty(struct parse *p, const char *field, const json_t *v)
+{
+    const bool empty = (json_is_object(v) && !json_object_size(v)) || (json_is_array(v) && !json_array_size(v));
+    return empty ? ST_OK : unsupported(p, field, "");
+}
+
+static enum status only_false(struct parse *p, const char *field, const json_t *v)
+{
+    return json_is_false(v) ? ST_OK : unsupported(p, field, "");
+}
+
+static enum status only_true(struct parse *p, const char *field, const json_t *v)
+{
+    return json_is_true(v) ? ST_OK : unsupported(p, field, "");
+}
+
+static enum status only_none(struct parse *p, const char *field, const json_t *v)
+{
+    const char *s = json_string_value(v);
+    return s && !strcmp(s, "none") ? ST_OK : unsupported(p, field, "only 'none' is accepted");
+}
+
+static enum status only_text_format(struct parse *p, const char *field, const json_t *v)
+{
+    const char *type = json_string_value(json_object_get(v, "type"));
+    if (json_is_object(v) && type && !strcmp(type, "text") && json_object_size(v) == 1)
+        return ST_OK;
+    return unsupported(p, field, "only {\"type\": \"text\"} is accepted");
+}
+
+static enum status only_text_modality(struct parse *p, const char *field, const json_t *v)
+{
+    const char *s = json_string_value(json_array_get(v, 0));
+    return json_array_size(v) == 1 && s && !strcmp(s, "text") ? ST_OK
+                                                              : unsupported(p, field, "only [\"text\"] is accepted");
+}
+
+static const struct field {
+    const char *name;
+    int where;
+    enum status (*read)(struct parse *p, const char *field, const json_t *v);
+} fields[] = {
+    { "model", ALL, read_model },
+    { "prompt", COMPLETION | TOKENIZE, read_prompt },
+    { "messages", CHAT | TOKENIZE, read_messages },
+    { "tokens", DETOKENIZE, read_tokens },
+    { "stream", BOTH, read_stream },
+    { "stream_options", BOTH, read_stream_options },
+    { "max_tokens", BOTH, read_max_tokens },
+    { "max_completion_tokens", CHAT, read_max_tokens },
+    { "temperature", BOTH, read_temperature },
+    { "top_p", BOTH, read_top_p },
+    { "top_k", BOTH, read_top_k },
+    { "seed", BOTH, read_seed },
+    { "stop", BOTH, read_stop },
+    { "logprobs", BOTH, read_logprobs },
+    { "top_logprobs", CHAT, read_top_logprobs },
+    { "ignore_eos", BOTH, read_ignore_eos },
+    { "echo", COMPLETION, read_echo },
+    { "add_special_tokens", COMPLETION | TOKENIZE, read_add_special_tokens },
+    { "add_generation_prompt", TOKENIZE, read_add_generation_prompt },
+    { "user", BOTH, read_user },
+    { "n", BOTH, only_1 },
+    { "best_of", COMPLETION, only_1 },
+    { "presence_penalty", BOTH, only_0 },
+    { "frequency_penalty", BOTH, only_0 },
+    { "repetition_penalty", BOTH, only_1 },
+    { "min_p", BOTH, only_0 },
+    { "min_tokens", BOTH, only_0 },
+    { "logit_bias", BOTH, only_empty },
+    { "response_format", BOTH, only_text_format },
+    { "modalities", CHAT, only_text_modality },
+    { "tools", CHAT, only_empty },
+    { "tool_choice", CHAT, only_none },
+    { "functions", CHAT, only_empty },
+    { "function_call", CHAT, only_none },
+    { "metadata", BOTH, only_empty },
+    { "store", BOTH, only_false },
+    { "skip_special_tokens", BOTH, only_true },
+};
+
+static enum status read_fields(struct parse *p, const json_t *root)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)root, key, value)
+    {
+        if (json_is_null(value))
+            continue;
+        const struct field *f = NULL;
+        for (size_t i = 0; i < sizeof fields / sizeof *fields && !f; i++)
+            if (!strcmp(fields[i].name, key) && fields[i].where & (1 << p->kind))
+                f = &fields[i];
+        char name[64];
+        snprintf(name, sizeof name, "%.60s", key);
+        const enum status st = f ? f->read(p, f->name, value) : unsupported(p, name, "");
+        if (st)
+            return st;
+    }
+    return ST_OK;
+}
+
+/* ---- fields together ---- */
+
+static enum status check_prompt(struct parse *p)
+{
+    switch (p->kind) {
+    case OPENAI_COMPLETION:
+        return p->has_prompt ? ST_OK : refuse(p->r, ST_INVALID, "prompt", "prompt is missing");
+    case OPENAI_CHAT:
+        return p->has_messages ? ST_OK : refuse(p->r, ST_INVALID, "messages", "messages is missing");
+    case OPENAI_DETOKENIZE:
+        return p->has_tokens ? ST_OK : refuse(p->r, ST_INVALID, "tokens", "tokens is missing");
+    case OPENAI_TOKENIZE:
+        break;
+    }
+    if (p->has_prompt == p->has_messages)
+        return refuse(p->r, ST_INVALID, "prompt", "exactly one of prompt and messages must be there");
+    return ST_OK;
+}
+
+static enum status check_together(struct parse *p)
+{
+    struct want *w = p->w;
+    const enum status st = check_prompt(p);
+    if (st || p->kind > OPENAI_CHAT)
+        return st;
+    if (p->has_stream_options && !w->stream)
+        return refuse(p->r, ST_INVALID, "stream_options", "stream_options needs stream: true");
+    if (p->has_top_logprobs && !w->logprobs)
+        return refuse(p->r, ST_INVALID, "top_logprobs", "top_logprobs needs logprobs: true");
+    if (p->kind == OPENAI_COMPLETION && !w->has_max_tokens) {
+        w->max_tokens = 16;
+        w->has_max_tokens = true;
+    }
+    if (w->has_max_tokens && !w->max_tokens && !w->echo)
+        return refuse(p->r, ST_INVALID, "max_tokens", "max_tokens must be at least 1%s",
+                      p->kind == OPENAI_COMPLETION ? ", or 0 with echo" : "");
+    w->score = w->echo && (w->logprobs || !w->max_tokens);
+    return ST_OK;
+}
+
+/*
+ * The last key of the outermost object that ends before `end`: where a text stops being JSON, it names the field for the person who looks for the fault.
+ */
+static void key_before(const char *body, size_t end, char out[64])
+{
+    size_t depth = 0, from = 0, to = 0;
+    for (size_t i = 0; i < end; i++) {
+        const char c = body[i];
+        if (c == '"') {
+            from = i + 1;
+            for (i++; i < end && body[i] != '"'; i++)
+                i += body[i] == '\\';
+            to = i < end ? i : end;
+        } else if (c == ':' && depth == 1 && to > from) {
+            snprintf(out, 64, "%.*s", (int)(to - from < 60 ? to - from : 60), body + from);
+        }
+        depth += c == '{' || c == '[';
+        depth -= depth && (c == '}' || c == ']');
+    }
+}
+
+static enum status bad_json(const char *body, size_t bytes, const json_error_t *e, struct refusal *r)
+{
+    char field[64] = "";
+    const char *text = e->text, *quote = strstr(text, "near '\"");
+    if (json_error_code(e) == json_error_duplicate_key && quote) {
+        snprintf(field, sizeof field, "%.60s", quote + 7);
+        field[strcspn(field, "\"")] = 0;
+    } else {
+        const size_t at = e->position > 0 ? (size_t)e->position : 0;
+        key_before(body, at < bytes ? at : bytes, field);
+    }
+    return refuse_code(r, ST_INVALID, field, "invalid_json", "the body is not valid JSON: %s (line %d, column %d%s%s)",
+                       text, e->line, e->column, *field ? ", at " : "", field);
+}
+
+static void tree_free(void *root)
+{
+    json_decref(root);
+}
+
+/* At least as many as there are values: each but the first comes after one of these marks. */
+static bool too_many_values(const char *body, size_t bytes, size_t values_max)
+{
+    size_t n = 0;
+    bool quoted = false;
+    for (size_t i = 0; i < bytes; i++) {
+        const char c = body[i];
+        if (c == '"')
+            quoted = !quoted;
+        else if (c == '\\' && quoted)
+            i++;
+        else if (!quoted)
+            n += c == ',' || c == '[' || c == '{' || c == ':';
+    }
+    return n > values_max;
+}
+
+enum status openai_parse(enum openai_kind kind, const char *body, size_t bytes, size_t values_max, struct want *w,
+                         struct refusal *r)
+{
+    json_error_t e;
+    if (bytes > values_max && too_many_values(body, bytes, values_max))
+        return refuse_code(r, ST_TOO_LARGE, kind == OPENAI_CHAT ? "messages" : "prompt", "context_length_exceeded",
+                           "the body has more than %zu values, and this server's context holds fewer tokens",
+                           values_max);
+    json_t *root = json_loadb(body, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &e);
+    if (!root)
+        return bad_json(body, bytes, &e, r);
+    w->source = root;
+    w->source_free = tree_free;
+    if (!json_is_object(root))
+        return refuse(r, ST_INVALID, "", "the body must be a JSON object");
+    struct parse p = { .w = w, .r = r, .kind = kind };
+    const enum status st = read_fields(&p, root);
+    return st ? st : check_together(&p);
+}
+
+struct openai_body *openai_body_new(size_t bytes, size_t values_max)
+{
+    struct openai_body *b = calloc(1, sizeof *b);
+    if (!b)
+        return NULL;
+    b->data = malloc(bytes + 1);
+    b->bytes = bytes;
+    b->values_max = values_max;
+    if (!b->data) {
+        free(b);
+        return NULL;
+    }
+    return b;
+}
+
+void openai_body_free(void *body)
+{
+    struct openai_body *b = body;
+    if (!b)
+        return;
+    free(b->data);
+    free(b);
+}
+
+/* The body gives way to the tree made of it. */
+static enum status parse_body(enum openai_kind kind, struct want *w, struct refusal *r)
+{
+    struct openai_body *body = w->source;
+    w->source = NULL;
+    w->source_free = NULL;
+    const enum status st = openai_parse(kind, body->data, body->bytes, body->values_max, w, r);
+    openai_body_free(body);
+    return st;
+}
+
+enum status openai_parse_completion(struct want *w, struct refusal *r)
+{
+    return parse_body(OPENAI_COMPLETION, w, r);
+}
+
+enum status openai_parse_chat(struct want *w, struct refusal *r)
+{
+    return parse_body(OPENAI_CHAT, w, r);
+}
+
+enum status openai_parse_tokenize(struct want *w, struct refusal *r)
+{
+    return parse_body(OPENAI_TOKENIZE, w, r);
+}
+
+enum status openai_parse_detokenize(struct want *w, struct refusal *r)
+{
+    return parse_body(OPENAI_DETOKENIZE, w, r);
+}

@@ -1,0 +1,230 @@
+#include "coordinator/gateway/want.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/bytes.h"
+#include "proto/plan.h"
+
+struct want_block {
+    struct want_block *next;
+    max_align_t data[];
+};
+
+static void refuse_va(struct refusal *r, enum status st, const char *field, const char *code, const char *format,
+                      va_list args)
+{
+    if (!r || r->status != ST_OK)
+        return;
+    r->status = st;
+    snprintf(r->field, sizeof r->field, "%s", field ? field : "");
+    snprintf(r->code, sizeof r->code, "%s", code);
+    vsnprintf(r->message, sizeof r->message, format, args);
+}
+
+enum status refuse(struct refusal *r, enum status st, const char *field, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    refuse_va(r, st, field, st == ST_UNSUPPORTED ? "unsupported_value" : "", format, args);
+    va_end(args);
+    return st;
+}
+
+enum status refuse_code(struct refusal *r, enum status st, const char *field, const char *code, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    refuse_va(r, st, field, code, format, args);
+    va_end(args);
+    return st;
+}
+
+void want_init(struct want *w)
+{
+    *w = (struct want){ .temperature = 1, .top_p = 1 };
+}
+
+void want_drop_source(struct want *w)
+{
+    if (w->source_free)
+        w->source_free(w->source);
+    w->source = NULL;
+    w->source_free = NULL;
+    for (struct want_block *b = w->blocks, *next; b; b = next) {
+        next = b->next;
+        free(b);
+    }
+    w->blocks = NULL;
+    w->text = w->model = NULL;
+    w->tokens = w->forced = NULL;
+    w->messages = NULL;
+    w->n_stops = 0;
+}
+
+void want_free(struct want *w)
+{
+    want_drop_source(w);
+}
+
+void *want_alloc(struct want *w, size_t n, size_t bytes)
+{
+    size_t size;
+    if (!size_mul(n, bytes, &size) || !size_add(size, sizeof(struct want_block), &size))
+        return NULL;
+    struct want_block *b = calloc(1, size);
+    if (!b)
+        return NULL;
+    b->next = w->blocks;
+    w->blocks = b;
+    return b->data;
+}
+
+static enum status too_long(const char *field, uint32_t positions_max, struct refusal *r)
+{
+    return refuse_code(r, ST_TOO_LARGE, field, "context_length_exceeded",
+                       "%s: the prompt has more tokens than the context of this server holds: %u", field,
+                       positions_max);
+}
+
+static enum status tokenize_ids(const struct want *w, uint32_t n_vocab, uint32_t positions_max, int32_t **ids_out,
+                                size_t *n_out, struct refusal *r)
+{
+    if (w->n_tokens > positions_max)
+        return too_long("prompt", positions_max, r);
+    for (size_t i = 0; i < w->n_tokens; i++)
+        if (w->tokens[i] < 0 || (uint32_t)w->tokens[i] >= n_vocab)
+            return refuse(r, ST_INVALID, "prompt", "prompt: token %zu is %d, the vocabulary has 0 .. %u", i,
+                          (int)w->tokens[i], n_vocab - 1);
+    int32_t *ids = malloc((w->n_tokens + 1) * sizeof *ids);
+    if (!ids)
+        return refuse(r, ST_NO_MEMORY, "", "out of memory");
+    if (w->n_tokens)
+        memcpy(ids, w->tokens, w->n_tokens * sizeof *ids);
+    *ids_out = ids;
+    *n_out = w->n_tokens;
+    return ST_OK;
+}
+
+static enum status tokenize_text(const struct want *w, const struct tokenizer *t, const struct model_config *config,
+                                 uint32_t positions_max, int32_t **ids_out, size_t *n_out, struct refusal *r)
+{
+    size_t n = 0;
+    int32_t *ids = NULL;
+    const enum status st = tokenizer_encode(t, w->text, w->text_bytes, false, positions_max, &ids, &n);
+    if (st == ST_TOO_LARGE)
+        return too_long("prompt", positions_max, r);
+    if (st)
+        return refuse(r, st, "prompt", "prompt: %s", status_text(st));
+    if (config->add_bos && config->bos >= 0 && !w->no_specials) {
+        int32_t *more = realloc(ids, (n + 1) * sizeof *more);
+        if (!more) {
+            free(ids);
+            return refuse(r, ST_NO_MEMORY, "", "out of memory");
+        }
+        ids = more;
+        memmove(ids + 1, ids, n * sizeof *ids);
+        ids[0] = config->bos;
+        n++;
+    }
+    *ids_out = ids;
+    *n_out = n;
+    return ST_OK;
+}
+
+static enum status tokenize_chat(const struct want *w, const struct tokenizer *t, uint32_t positions_max,
+                                 int32_t **ids_out, size_t *n_out, struct refusal *r)
+{
+    struct error err = { 0 };
+    const enum status st =
+        chat_encode(t, w->messages, w->n_messages, !w->no_generation_prompt, positions_max, ids_out, n_out, &err);
+    if (st == ST_TOO_LARGE)
+        return too_long("messages", positions_max, r);
+    if (st)
+        return refuse(r, st, "messages", "messages: %s", *err.text ? err.text : status_text(st));
+    return ST_OK;
+}
+
+enum status want_tokenize(const struct want *w, const struct tokenizer *t, const struct model *m,
+                          uint32_t positions_max, int32_t **ids_out, size_t *n_out, struct refusal *r)
+{
+    const struct model_config *config = model_config(m);
+    int32_t *ids = NULL;
+    size_t n = 0;
+    enum status st = ST_INVALID;
+    switch (w->kind) {
+    case WANT_PROMPT_TEXT:
+        st = tokenize_text(w, t, config, positions_max, &ids, &n, r);
+        break;
+    case WANT_PROMPT_TOKENS:
+        st = tokenize_ids(w, config->n_vocab, positions_max, &ids, &n, r);
+        break;
+    case WANT_PROMPT_CHAT:
+        st = tokenize_chat(w, t, positions_max, &ids, &n, r);
+        break;
+    }
+    if (st)
+        return st;
+    if (n > positions_max) {
+        free(ids);
+        return too_long("prompt", positions_max, r);
+    }
+    *ids_out = ids;
+    *n_out = n;
+    return ST_OK;
+}
+
+enum status want_set_temperature(struct want *w, double value, struct refusal *r)
+{
+    if (!(value >= 0 && value <= 2))
+        return refuse(r, ST_INVALID, "temperature", "temperature must be between 0 and 2");
+    w->temperature = (float)value;
+    return ST_OK;
+}
+
+enum status want_set_top_p(struct want *w, double value, struct refusal *r)
+{
+    if (!(value > 0 && value <= 1))
+        return refuse(r, ST_INVALID, "top_p", "top_p must be above 0 and at most 1");
+    w->top_p = (float)value > 0 ? (float)value : 1e-38f;
+    return ST_OK;
+}
+
+enum status want_set_top_k(struct want *w, int64_t value, struct refusal *r)
+{
+    if (value < -1 || value > INT32_MAX)
+        return refuse(r, ST_INVALID, "top_k", "top_k must be between 1 and %d, or 0 or -1 for all", INT32_MAX);
+    w->top_k = value > 0 ? (uint32_t)value : 0;
+    return ST_OK;
+}
+
+enum status want_set_top(struct want *w, const char *field, int64_t value, struct refusal *r)
+{
+    if (value < 0 || value > PLAN_TOP_MAX)
+        return refuse(r, ST_INVALID, field, "%s must be between 0 and %d", field, PLAN_TOP_MAX);
+    w->n_top = (uint8_t)value;
+    return ST_OK;
+}
+
+enum status want_set_max_tokens(struct want *w, const char *field, int64_t value, struct refusal *r)
+{
+    if (value < 0)
+        return refuse(r, ST_INVALID, field, "%s must not be negative", field);
+    /* a prompt has one token at least, so this can never fit: said when the prompt's length is known */
+    w->max_tokens = value < PLAN_POSITIONS_MAX ? (uint32_t)value : (uint32_t)PLAN_POSITIONS_MAX;
+    w->has_max_tokens = true;
+    return ST_OK;
+}
+
+enum status want_add_stop(struct want *w, const char *data, size_t bytes, struct refusal *r)
+{
+    if (w->n_stops == STOP_MAX)
+        return refuse(r, ST_INVALID, "stop", "stop: at most %d strings", STOP_MAX);
+    if (!bytes || bytes > STOP_BYTES_MAX)
+        return refuse(r, ST_INVALID, "stop", "stop: strings must have 1 to %d bytes", STOP_BYTES_MAX);
+    w->stops[w->n_stops++] = (struct stop_string){ data, bytes };
+    return ST_OK;
+}

@@ -1,0 +1,98 @@
+#ifndef LONGSPAN_COORDINATOR_GATEWAY_WANT_H
+#define LONGSPAN_COORDINATOR_GATEWAY_WANT_H
+
+/*
+ * What a client asks for, whichever way it came, and how it is refused.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/status.h"
+#include "coordinator/gateway/stop.h"
+#include "coordinator/tokenizer/tokenizer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Why a request is not served, for the client: field names the parameter at fault ("" if none), code is OpenAI's word ("" if none). */
+struct refusal {
+    enum status status;
+    char field[96];
+    char code[48];
+    char message[640];
+};
+
+/* Writes it (printf) if r holds none yet; the first cause wins. Returns st. */
+enum status refuse(struct refusal *r, enum status st, const char *field, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+/* Likewise, with a code. */
+enum status refuse_code(struct refusal *r, enum status st, const char *field, const char *code, const char *format, ...)
+    __attribute__((format(printf, 5, 6)));
+
+enum want_prompt { WANT_PROMPT_TEXT, WANT_PROMPT_TOKENS, WANT_PROMPT_CHAT };
+
+struct want_block;
+
+/*
+ * Borrowed pointers point into `source` or into memory of want_alloc; both live as long as the want. Zeroed is valid for want_free.
+ */
+struct want {
+    const char *model; /* NULL: none named */
+    enum want_prompt kind;
+    const char *text; /* TEXT */
+    size_t text_bytes;
+    const int32_t *tokens; /* TOKENS; checked against the vocabulary later */
+    size_t n_tokens;
+    const struct chat_message *messages; /* CHAT */
+    size_t n_messages;
+    bool no_specials;          /* do not begin a text with bos */
+    bool no_generation_prompt; /* of a chat */
+
+    bool has_max_tokens, has_seed;
+    uint32_t max_tokens;
+    float temperature, top_p;
+    uint32_t top_k;
+    uint64_t seed;
+    struct stop_string stops[STOP_MAX];
+    size_t n_stops;
+    bool ignore_eos;
+    bool logprobs; /* show them; n_top alternatives */
+    uint8_t n_top;
+    bool echo, score, logits, progress;
+    const int32_t *forced;
+    size_t n_forced;
+    bool stream, include_usage;
+
+    void *source;
+    void (*source_free)(void *source);
+    struct want_block *blocks;
+};
+
+/* Defaults: temperature and top_p 1. */
+void want_init(struct want *w);
+void want_free(struct want *w);
+/* Frees what the prompt was read from (a body of megabytes) once it is tokenized: prompt and stops are gone then. */
+void want_drop_source(struct want *w);
+/* Zeroed memory that lives as long as the want; NULL: none. */
+void *want_alloc(struct want *w, size_t n, size_t bytes);
+
+/* Turns the prompt into tokens. ids_out: malloc'd. Any thread. Refuses (field: prompt or messages) more than positions_max tokens, none, or ids out of range. */
+enum status want_tokenize(const struct want *w, const struct tokenizer *t, const struct model *m,
+                          uint32_t positions_max, int32_t **ids_out, size_t *n_out, struct refusal *r);
+
+/* Checks of values that both doors share: finite, in range, neutral. field: as the client spells it. */
+enum status want_set_temperature(struct want *w, double value, struct refusal *r);
+enum status want_set_top_p(struct want *w, double value, struct refusal *r);
+enum status want_set_top_k(struct want *w, int64_t value, struct refusal *r);
+enum status want_set_top(struct want *w, const char *field, int64_t value, struct refusal *r);
+enum status want_set_max_tokens(struct want *w, const char *field, int64_t value, struct refusal *r);
+/* data: borrowed from the source. */
+enum status want_add_stop(struct want *w, const char *data, size_t bytes, struct refusal *r);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
