@@ -42,16 +42,16 @@ struct exchange_peer {
 typedef void exchange_block_fn(void *ctx, uint16_t source, const uint8_t *data, size_t bytes);
 
 struct exchange_config {
-    uint16_t self;             /* worker id */
-    const char *bind;          /* ucx: the address to listen on (an interface is chosen by it), NULL: any; local: ignored */
+    uint16_t self;    /* worker id */
+    const char *bind; /* ucx: the address to listen on (an interface is chosen by it), NULL: any; local: ignored */
     uint16_t port_first, port_last; /* ucx over tcp: 0, 0: any */
-    const char *lanes;         /* ucx: "shm", "tcp" or NULL: the best that peers share */
-    uint32_t spin_us;          /* before yielding, then arming and sleeping; 20 */
-    size_t stash_bytes_max;    /* messages that come before they are asked for */
-    size_t message_bytes_max;  /* of one received message (blocks included) */
+    const char *lanes;              /* ucx: "shm", "tcp" or NULL: the best that peers share */
+    uint32_t spin_us;               /* before yielding, then arming and sleeping; 20 */
+    size_t stash_bytes_max;         /* messages that come before they are asked for */
+    size_t message_bytes_max;       /* of one received message (blocks included) */
     exchange_block_fn *on_block;
     void *ctx;
-    void *hub;                 /* local only: the exchange_hub that joins workers of one process */
+    void *hub; /* local only: the exchange_hub that joins workers of one process */
 };
 
 struct exchange_stats {
@@ -76,12 +76,13 @@ struct exchange_ops {
     enum status (*send)(struct exchange *x, const struct exchange_key *key, const struct iovec *parts, size_t n_parts);
     /* Waits until the message with this key is here and copies it; its length must be bytes exactly (else ST_PROTOCOL). deadline_ns: clock_ns().
        ST_TIMEOUT, ST_PEER, ST_STALE (aborted). Messages for later keys are kept meanwhile. */
-    enum status (*recv)(struct exchange *x, const struct exchange_key *key, void *data_out, size_t bytes, int64_t deadline_ns);
+    enum status (*recv)(struct exchange *x, const struct exchange_key *key, void *data_out, size_t bytes,
+                        int64_t deadline_ns);
     /* Whether recv would return at once. Progresses. */
     bool (*ready)(struct exchange *x, const struct exchange_key *key);
     /* A block (kvstore's wire form) to a peer, in the background; queued until progress moves it. on_sent: its bytes may go (data must stay till then). */
-    enum status (*send_block)(struct exchange *x, uint16_t peer, const struct iovec *parts, size_t n_parts, void (*on_sent)(void *ctx, enum status st),
-                              void *ctx);
+    enum status (*send_block)(struct exchange *x, uint16_t peer, const struct iovec *parts, size_t n_parts,
+                              void (*on_sent)(void *ctx, enum status st), void *ctx);
     /* Moves what can move without waiting. */
     void (*progress)(struct exchange *x);
     /* Sleeps until something arrives, fd (>= 0) becomes readable or timeout_ms passed. Progresses. For the time between steps. */
