@@ -1,0 +1,479 @@
+#include "proto/plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/rng.h"
+#include "proto/wire.h"
+
+enum {
+    LEAF_BLOCKS_MAX = 4096,
+    BLOCKS_MAX = PLAN_POSITIONS_MAX / PLAN_BLOCK,
+    WANT_ALL = WANT_SAMPLE | WANT_SCORE | WANT_LOGITS,
+};
+
+typedef Longspan__V1__ControlPlan plan_wire;
+
+/* ---- to the wire ---- */
+
+#define COLUMN(field, count)                                                                                           \
+    do {                                                                                                               \
+        w.n_##field = (count);                                                                                         \
+        w.field = wire_take(arena, w.n_##field * sizeof *w.field);                                                     \
+        if (!w.field)                                                                                                  \
+            return ST_NO_MEMORY;                                                                                       \
+    } while (0)
+
+static enum status seqs_to_wire(const struct plan *plan, struct wire_arena *arena, plan_wire *wire)
+{
+    plan_wire w = *wire;
+    size_t n_tables = 0, n_readers = 0;
+    for (uint32_t i = 0; i < plan->n_seqs; i++) {
+        n_tables += plan->seqs[i].n_table;
+        n_readers += plan->seqs[i].n_readers;
+    }
+    COLUMN(seq_id, plan->n_seqs);
+    COLUMN(seq_fresh, plan->n_seqs);
+    COLUMN(seq_table_from, plan->n_seqs);
+    COLUMN(seq_n_table, plan->n_seqs);
+    COLUMN(seq_reader_from, plan->n_seqs);
+    COLUMN(seq_n_readers, plan->n_seqs);
+    COLUMN(seq_temperature, plan->n_seqs);
+    COLUMN(seq_top_p, plan->n_seqs);
+    COLUMN(seq_top_k, plan->n_seqs);
+    COLUMN(seq_seed, plan->n_seqs);
+    COLUMN(tables, n_tables);
+    COLUMN(readers, n_readers);
+    uint64_t *table = w.tables;
+    uint32_t *reader = w.readers;
+    for (uint32_t i = 0; i < plan->n_seqs; i++) {
+        const struct plan_seq *s = &plan->seqs[i];
+        w.seq_id[i] = s->id;
+        w.seq_fresh[i] = s->fresh;
+        w.seq_table_from[i] = s->table_from;
+        w.seq_n_table[i] = s->n_table;
+        w.seq_reader_from[i] = s->reader_from;
+        w.seq_n_readers[i] = s->n_readers;
+        w.seq_temperature[i] = s->sampling.temperature;
+        w.seq_top_p[i] = s->sampling.top_p;
+        w.seq_top_k[i] = s->sampling.top_k;
+        w.seq_seed[i] = s->sampling.seed;
+        for (uint32_t j = 0; j < s->n_table; j++)
+            *table++ = s->table[j];
+        for (uint32_t j = 0; j < s->n_readers; j++)
+            *reader++ = s->readers[j];
+    }
+    *wire = w;
+    return ST_OK;
+}
+
+static enum status runs_to_wire(const struct plan *plan, struct wire_arena *arena, plan_wire *wire)
+{
+    plan_wire w = *wire;
+    size_t n_tokens = 0, n_targets = 0;
+    for (uint32_t i = 0; i < plan->n_runs; i++) {
+        n_tokens += plan->runs[i].n_rows;
+        n_targets += plan->runs[i].want & WANT_SCORE ? plan->runs[i].n_rows : 0;
+    }
+    COLUMN(run_seq, plan->n_runs);
+    COLUMN(run_pos, plan->n_runs);
+    COLUMN(run_n_rows, plan->n_runs);
+    COLUMN(run_home, plan->n_runs);
+    COLUMN(run_cls, plan->n_runs);
+    COLUMN(run_want, plan->n_runs);
+    COLUMN(run_n_top, plan->n_runs);
+    COLUMN(tokens, n_tokens);
+    COLUMN(targets, n_targets);
+    int32_t *token = w.tokens, *target = w.targets;
+    for (uint32_t i = 0; i < plan->n_runs; i++) {
+        const struct plan_run *r = &plan->runs[i];
+        w.run_seq[i] = r->seq;
+        w.run_pos[i] = r->pos;
+        w.run_n_rows[i] = r->n_rows;
+        w.run_home[i] = r->home;
+        w.run_cls[i] = r->cls;
+        w.run_want[i] = r->want;
+        w.run_n_top[i] = r->n_top;
+        memcpy(token, r->tokens, r->n_rows * sizeof *token);
+        token += r->n_rows;
+        if (r->want & WANT_SCORE) {
+            memcpy(target, r->targets, r->n_rows * sizeof *target);
+            target += r->n_rows;
+        }
+    }
+    *wire = w;
+    return ST_OK;
+}
+
+enum status plan_to_wire(const struct plan *plan, struct wire_arena *arena, plan_wire *wire_out)
+{
+    plan_wire w = LONGSPAN__V1__CONTROL_PLAN__INIT;
+    w.epoch = plan->epoch;
+    w.number = plan->number;
+    w.group = plan->group;
+    w.leaf_blocks = plan->leaf_blocks;
+    w.deadline_ms = plan->deadline_ms;
+    COLUMN(members, plan->n_members);
+    for (uint32_t i = 0; i < plan->n_members; i++)
+        w.members[i] = plan->members[i];
+    /* packing only reads */
+    w.n_drops = plan->n_drops;
+    w.drops = (uint64_t *)(uintptr_t)plan->drops;
+    w.n_forgets = plan->n_forgets;
+    w.forgets = (uint64_t *)(uintptr_t)plan->forgets;
+    enum status st = seqs_to_wire(plan, arena, &w);
+    if (st == ST_OK)
+        st = runs_to_wire(plan, arena, &w);
+    if (st == ST_OK)
+        *wire_out = w;
+    return st;
+}
+
+/* ---- from the wire: checks ---- */
+
+#define SAME_COUNT(first, field)                                                                                       \
+    do {                                                                                                               \
+        if (w->n_##field != w->n_##first)                                                                              \
+            return error_set(err, ST_CORRUPT, "plan." #field ": %zu values, " #first " has %zu", w->n_##field,         \
+                             w->n_##first);                                                                            \
+    } while (0)
+
+static enum status members_check(const plan_wire *w, struct error *err)
+{
+    if (w->n_members == 0 || w->n_members > PLAN_WORKERS_MAX)
+        return error_set(err, ST_CORRUPT, "plan.members: %zu, must be 1 to %d", w->n_members, PLAN_WORKERS_MAX);
+    for (size_t i = 0; i < w->n_members; i++)
+        if (w->members[i] >= UINT16_MAX || (i && w->members[i] <= w->members[i - 1]))
+            return error_set(err, ST_CORRUPT, "plan.members[%zu]: %u is out of range or order", i, w->members[i]);
+    return ST_OK;
+}
+
+static bool is_member(const plan_wire *w, uint32_t worker)
+{
+    for (size_t i = 0; i < w->n_members; i++)
+        if (w->members[i] == worker)
+            return true;
+    return false;
+}
+
+/* No sequence twice: a table of twice their number, on 64-bit ids mixed well. */
+static enum status ids_check(const plan_wire *w, struct wire_arena *arena, struct error *err)
+{
+    size_t room = 16;
+    while (room < 2 * w->n_seq_id)
+        room *= 2;
+    uint32_t *slots = wire_take(arena, room * sizeof *slots);
+    if (!slots)
+        return error_set(err, ST_NO_MEMORY, "plan: out of memory");
+    memset(slots, 0xFF, room * sizeof *slots);
+    for (size_t i = 0; i < w->n_seq_id; i++) {
+        size_t at = mix64(w->seq_id[i]) & (room - 1);
+        for (; slots[at] != UINT32_MAX; at = (at + 1) & (room - 1))
+            if (w->seq_id[slots[at]] == w->seq_id[i])
+                return error_set(err, ST_CORRUPT, "plan.seq_id[%zu]: sequence %llu is there twice", i,
+                                 (unsigned long long)w->seq_id[i]);
+        slots[at] = (uint32_t)i;
+    }
+    return ST_OK;
+}
+
+/* Parts of joined lists: each within its limit, all together as many as were sent. */
+static enum status parts_check(const uint32_t *from, const uint32_t *n, size_t n_parts, uint32_t end_max,
+                               size_t n_joined, const char *field, struct error *err)
+{
+    size_t sum = 0;
+    for (size_t i = 0; i < n_parts; i++) {
+        if (n[i] > end_max || from[i] > end_max - n[i])
+            return error_set(err, ST_CORRUPT, "plan.%s: part %zu: %u from %u is over %u", field, i, n[i], from[i],
+                             end_max);
+        sum += n[i]; /* at most PLAN_ROWS_MAX parts of at most PLAN_POSITIONS_MAX */
+    }
+    if (sum != n_joined)
+        return error_set(err, ST_CORRUPT, "plan.%s: %zu values, counts say %zu", field, n_joined, sum);
+    return ST_OK;
+}
+
+static enum status seqs_check(const plan_wire *w, struct wire_arena *arena, struct error *err)
+{
+    if (w->n_seq_id > PLAN_ROWS_MAX)
+        return error_set(err, ST_TOO_LARGE, "plan.seq_id: %zu sequences, at most %d", w->n_seq_id, PLAN_ROWS_MAX);
+    SAME_COUNT(seq_id, seq_fresh);
+    SAME_COUNT(seq_id, seq_table_from);
+    SAME_COUNT(seq_id, seq_n_table);
+    SAME_COUNT(seq_id, seq_reader_from);
+    SAME_COUNT(seq_id, seq_n_readers);
+    SAME_COUNT(seq_id, seq_temperature);
+    SAME_COUNT(seq_id, seq_top_p);
+    SAME_COUNT(seq_id, seq_top_k);
+    SAME_COUNT(seq_id, seq_seed);
+    enum status st = ids_check(w, arena, err);
+    if (st == ST_OK)
+        st = parts_check(w->seq_table_from, w->seq_n_table, w->n_seq_id, BLOCKS_MAX, w->n_tables, "tables", err);
+    if (st == ST_OK)
+        st = parts_check(w->seq_reader_from, w->seq_n_readers, w->n_seq_id,
+                         (BLOCKS_MAX + w->leaf_blocks - 1) / w->leaf_blocks, w->n_readers, "readers", err);
+    if (st)
+        return st;
+    for (size_t i = 0; i < w->n_seq_id; i++) {
+        if (w->seq_fresh[i] && (w->seq_table_from[i] || w->seq_reader_from[i]))
+            return error_set(err, ST_CORRUPT, "plan.seq_fresh[%zu]: a fresh sequence's lists begin at 0", i);
+        if (!(w->seq_temperature[i] >= 0 && w->seq_temperature[i] <= 1e6f))
+            return error_set(err, ST_CORRUPT, "plan.seq_temperature[%zu]: out of range", i);
+        if (!(w->seq_top_p[i] >= 0 && w->seq_top_p[i] <= 1))
+            return error_set(err, ST_CORRUPT, "plan.seq_top_p[%zu]: out of range", i);
+    }
+    for (size_t i = 0; i < w->n_tables; i++)
+        if (!w->tables[i])
+            return error_set(err, ST_CORRUPT, "plan.tables[%zu]: no block", i);
+    for (size_t i = 0; i < w->n_readers; i++)
+        if (!is_member(w, w->readers[i]))
+            return error_set(err, ST_CORRUPT, "plan.readers[%zu]: worker %u is no member", i, w->readers[i]);
+    return ST_OK;
+}
+
+static enum status run_check(const plan_wire *w, size_t i, const int32_t *tokens, struct error *err)
+{
+    const uint32_t leaf_rows = w->leaf_blocks * PLAN_BLOCK;
+    const uint32_t pos = w->run_pos[i], n = w->run_n_rows[i], want = w->run_want[i];
+    if (w->run_seq[i] >= w->n_seq_id)
+        return error_set(err, ST_CORRUPT, "plan.run_seq[%zu]: %u of %zu sequences", i, w->run_seq[i], w->n_seq_id);
+    if (n == 0 || n > PLAN_ROWS_MAX || pos >= PLAN_POSITIONS_MAX || n > PLAN_POSITIONS_MAX - pos)
+        return error_set(err, ST_CORRUPT, "plan.run_pos[%zu]: %u rows from position %u", i, n, pos);
+    if (pos / leaf_rows != (pos + n - 1) / leaf_rows)
+        return error_set(err, ST_CORRUPT, "plan.run_n_rows[%zu]: %u rows from position %u cross a leaf border", i, n,
+                         pos);
+    if (!is_member(w, w->run_home[i]))
+        return error_set(err, ST_CORRUPT, "plan.run_home[%zu]: worker %u is no member", i, w->run_home[i]);
+    if (w->run_cls[i] > ROW_GENERATED)
+        return error_set(err, ST_CORRUPT, "plan.run_cls[%zu]: %u", i, w->run_cls[i]);
+    if (want & ~(uint32_t)WANT_ALL)
+        return error_set(err, ST_CORRUPT, "plan.run_want[%zu]: %u", i, want);
+    if (w->run_n_top[i] > PLAN_TOP_MAX)
+        return error_set(err, ST_CORRUPT, "plan.run_n_top[%zu]: %u, at most %d", i, w->run_n_top[i], PLAN_TOP_MAX);
+    for (uint32_t j = 0; j < n; j++)
+        if (tokens[j] < 0 && (tokens[j] != -1 || j || !pos || w->run_cls[i] != ROW_GENERATED))
+            return error_set(err, ST_CORRUPT, "plan.tokens: run %zu row %u: token %d", i, j, tokens[j]);
+    return ST_OK;
+}
+
+/* A run against what this plan says of its sequence: order, and where it is fresh, that its rows see nothing unknown. */
+static enum status run_in_seq_check(const plan_wire *w, size_t i, uint32_t *next_pos, uint32_t readers_at,
+                                    struct error *err)
+{
+    const uint32_t s = w->run_seq[i], pos = w->run_pos[i], last = pos + w->run_n_rows[i] - 1;
+    if (pos < next_pos[s])
+        return error_set(err, ST_CORRUPT, "plan.run_pos[%zu]: position %u is behind the run before it", i, pos);
+    next_pos[s] = last + 1;
+    const uint32_t block = last / PLAN_BLOCK, leaf = block / w->leaf_blocks;
+    if (w->seq_fresh[s] && (block >= w->seq_n_table[s] || leaf >= w->seq_n_readers[s]))
+        return error_set(err, ST_CORRUPT, "plan.run_pos[%zu]: position %u is over a fresh sequence's table or readers",
+                         i, last);
+    const uint32_t from = w->seq_reader_from[s];
+    if (leaf >= from && leaf - from < w->seq_n_readers[s] && w->readers[readers_at + leaf - from] != w->run_home[i])
+        return error_set(err, ST_CORRUPT, "plan.run_home[%zu]: worker %u, but %u reads leaf %u", i, w->run_home[i],
+                         w->readers[readers_at + leaf - from], leaf);
+    if ((w->run_want[i] & WANT_SAMPLE) && w->seq_temperature[s] > 0 && !(w->seq_top_p[s] > 0))
+        return error_set(err, ST_CORRUPT, "plan.seq_top_p[%u]: 0 samples nothing", s);
+    return ST_OK;
+}
+
+static enum status runs_count_check(const plan_wire *w, struct error *err)
+{
+    if (w->n_run_seq > PLAN_ROWS_MAX)
+        return error_set(err, ST_TOO_LARGE, "plan.run_seq: %zu runs, at most %d", w->n_run_seq, PLAN_ROWS_MAX);
+    SAME_COUNT(run_seq, run_pos);
+    SAME_COUNT(run_seq, run_n_rows);
+    SAME_COUNT(run_seq, run_home);
+    SAME_COUNT(run_seq, run_cls);
+    SAME_COUNT(run_seq, run_want);
+    SAME_COUNT(run_seq, run_n_top);
+    size_t n_tokens = 0, n_targets = 0;
+    for (size_t i = 0; i < w->n_run_seq; i++) {
+        n_tokens += w->run_n_rows[i];
+        n_targets += w->run_want[i] & WANT_SCORE ? w->run_n_rows[i] : 0;
+    }
+    if (n_tokens > PLAN_ROWS_MAX)
+        return error_set(err, ST_TOO_LARGE, "plan.run_n_rows: %zu rows, at most %d", n_tokens, PLAN_ROWS_MAX);
+    if (w->n_tokens != n_tokens || w->n_targets != n_targets)
+        return error_set(err, ST_CORRUPT, "plan.tokens: %zu and %zu targets, runs say %zu and %zu", w->n_tokens,
+                         w->n_targets, n_tokens, n_targets);
+    for (size_t i = 0; i < n_targets; i++)
+        if (w->targets[i] < -1)
+            return error_set(err, ST_CORRUPT, "plan.targets[%zu]: token %d", i, w->targets[i]);
+    return ST_OK;
+}
+
+static enum status runs_check(const plan_wire *w, struct wire_arena *arena, struct error *err)
+{
+    enum status st = runs_count_check(w, err);
+    if (st)
+        return st;
+    uint32_t *next_pos = wire_take(arena, w->n_seq_id * sizeof *next_pos);
+    uint32_t *readers_at = wire_take(arena, w->n_seq_id * sizeof *readers_at);
+    if (!next_pos || !readers_at)
+        return error_set(err, ST_NO_MEMORY, "plan: out of memory");
+    uint32_t at = 0;
+    for (size_t i = 0; i < w->n_seq_id; i++) {
+        next_pos[i] = 0;
+        readers_at[i] = at;
+        at += w->seq_n_readers[i];
+    }
+    const int32_t *tokens = w->tokens;
+    for (size_t i = 0; i < w->n_run_seq; i++) {
+        st = run_check(w, i, tokens, err);
+        if (st == ST_OK)
+            st = run_in_seq_check(w, i, next_pos, readers_at[w->run_seq[i]], err);
+        if (st)
+            return st;
+        tokens += w->run_n_rows[i];
+    }
+    return ST_OK;
+}
+
+enum status plan_wire_check(const plan_wire *w, struct wire_arena *arena, struct error *err)
+{
+    if (w->leaf_blocks == 0 || w->leaf_blocks > LEAF_BLOCKS_MAX)
+        return error_set(err, ST_CORRUPT, "plan.leaf_blocks: %u, must be 1 to %d", w->leaf_blocks, LEAF_BLOCKS_MAX);
+    if (w->deadline_ms == 0)
+        return error_set(err, ST_CORRUPT, "plan.deadline_ms: 0");
+    for (size_t i = 0; i < w->n_drops; i++)
+        if (!w->drops[i])
+            return error_set(err, ST_CORRUPT, "plan.drops[%zu]: no block", i);
+    enum status st = members_check(w, err);
+    if (st == ST_OK)
+        st = seqs_check(w, arena, err);
+    if (st == ST_OK)
+        st = runs_check(w, arena, err);
+    return st;
+}
+
+/* ---- from the wire: one allocation ---- */
+
+void plan_wire_size(const plan_wire *w, struct wire_size *size)
+{
+    wire_size_add(size, 1, sizeof(struct plan));
+    wire_size_add(size, w->n_members, sizeof(uint16_t));
+    wire_size_add(size, w->n_seq_id, sizeof(struct plan_seq));
+    wire_size_add(size, w->n_run_seq, sizeof(struct plan_run));
+    wire_size_add(size, w->n_drops, sizeof(kv_handle));
+    wire_size_add(size, w->n_forgets, sizeof(uint64_t));
+    wire_size_add(size, w->n_tables, sizeof(kv_handle));
+    wire_size_add(size, w->n_readers, sizeof(uint16_t));
+    wire_size_add(size, w->n_tokens, sizeof(int32_t));
+    wire_size_add(size, w->n_targets, sizeof(int32_t));
+}
+
+static void *copy_take(struct wire_room *room, const void *from, size_t n, size_t item)
+{
+    void *to = wire_room_take(room, n, item);
+    if (n)
+        memcpy(to, from, n * item);
+    return to;
+}
+
+static const uint16_t *u16_take(struct wire_room *room, const uint32_t *from, size_t n)
+{
+    uint16_t *to = wire_room_take(room, n, sizeof *to);
+    for (size_t i = 0; i < n; i++)
+        to[i] = (uint16_t)from[i];
+    return to;
+}
+
+struct plan *plan_wire_fill(const plan_wire *w, struct wire_room *room)
+{
+    struct plan *plan = wire_room_take(room, 1, sizeof *plan);
+    const uint16_t *members = u16_take(room, w->members, w->n_members);
+    struct plan_seq *seqs = wire_room_take(room, w->n_seq_id, sizeof *seqs);
+    struct plan_run *runs = wire_room_take(room, w->n_run_seq, sizeof *runs);
+    *plan = (struct plan){
+        .epoch = w->epoch,
+        .number = w->number,
+        .group = w->group,
+        .leaf_blocks = w->leaf_blocks,
+        .deadline_ms = w->deadline_ms,
+        .n_members = (uint32_t)w->n_members,
+        .n_seqs = (uint32_t)w->n_seq_id,
+        .n_runs = (uint32_t)w->n_run_seq,
+        .n_drops = (uint32_t)w->n_drops,
+        .n_forgets = (uint32_t)w->n_forgets,
+        .members = members,
+        .seqs = seqs,
+        .runs = runs,
+        .drops = copy_take(room, w->drops, w->n_drops, sizeof *w->drops),
+        .forgets = copy_take(room, w->forgets, w->n_forgets, sizeof *w->forgets),
+    };
+    const kv_handle *table = copy_take(room, w->tables, w->n_tables, sizeof *table);
+    const uint16_t *reader = u16_take(room, w->readers, w->n_readers);
+    for (size_t i = 0; i < w->n_seq_id; i++) {
+        seqs[i] = (struct plan_seq){
+            .id = w->seq_id[i],
+            .fresh = w->seq_fresh[i],
+            .table_from = w->seq_table_from[i],
+            .n_table = w->seq_n_table[i],
+            .table = table,
+            .reader_from = w->seq_reader_from[i],
+            .n_readers = w->seq_n_readers[i],
+            .readers = reader,
+            .sampling = { .temperature = w->seq_temperature[i],
+                          .top_p = w->seq_top_p[i],
+                          .top_k = w->seq_top_k[i],
+                          .seed = w->seq_seed[i] },
+        };
+        table += w->seq_n_table[i];
+        reader += w->seq_n_readers[i];
+    }
+    const int32_t *token = copy_take(room, w->tokens, w->n_tokens, sizeof *token);
+    const int32_t *target = copy_take(room, w->targets, w->n_targets, sizeof *target);
+    for (size_t i = 0; i < w->n_run_seq; i++) {
+        const bool score = w->run_want[i] & WANT_SCORE;
+        runs[i] = (struct plan_run){
+            .seq = w->run_seq[i],
+            .pos = w->run_pos[i],
+            .n_rows = w->run_n_rows[i],
+            .tokens = token,
+            .targets = score ? target : NULL,
+            .home = (uint16_t)w->run_home[i],
+            .cls = (uint8_t)w->run_cls[i],
+            .want = (uint8_t)w->run_want[i],
+            .n_top = (uint8_t)w->run_n_top[i],
+        };
+        token += w->run_n_rows[i];
+        target += score ? w->run_n_rows[i] : 0;
+    }
+    return plan;
+}
+
+enum status plan_encode(const struct plan *plan, uint8_t **bytes_out, size_t *n_out)
+{
+    struct wire_arena arena;
+    plan_wire wire;
+    wire_arena_init(&arena, SIZE_MAX);
+    enum status st = plan_to_wire(plan, &arena, &wire);
+    if (st == ST_OK)
+        st = wire_pack(&wire.base, bytes_out, n_out);
+    wire_arena_deinit(&arena);
+    return st;
+}
+
+enum status plan_decode(const uint8_t *bytes, size_t n, struct plan **plan_out, struct error *err)
+{
+    struct wire_arena arena;
+    wire_arena_init(&arena, wire_unpack_max(n));
+    enum status st = ST_OK;
+    const plan_wire *w = longspan__v1__control_plan__unpack(&arena.allocator, n, bytes);
+    if (!w)
+        st = error_set(err, ST_CORRUPT, "plan: malformed message of %zu bytes", n);
+    else
+        st = plan_wire_check(w, &arena, err);
+    if (st == ST_OK) {
+        struct wire_size size = { 0 };
+        plan_wire_size(w, &size);
+        struct wire_room room = { size.bad ? NULL : malloc(size.bytes) };
+        if (room.at)
+            *plan_out = plan_wire_fill(w, &room);
+        else
+            st = error_set(err, ST_NO_MEMORY, "plan: out of memory");
+    }
+    wire_arena_deinit(&arena);
+    return st;
+}
