@@ -1,0 +1,148 @@
+#include "kernels/cpu/linear_variants.h"
+
+#include <immintrin.h>
+
+#include "kernels/cpu/linear_rows.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { PREFETCH = 2048, HALVES = 2 };
+
+/*
+ * Weights, or codes as floats, of inputs 8j .. 8j+7 of a block, of outputs 8h .. 8h+7. Codes of Q4_0 come as q, not q - 8: it is computed as
+ * Q4_1 with m = -8 d.
+ */
+INLINE void weights8(enum weight_codec codec, const uint8_t *codes, int j, int h, __m256 w[8])
+{
+    if (codec == WEIGHT_F32) {
+        for (int i = 0; i < 8; i++)
+            w[i] = _mm256_load_ps((const float *)(codes + (8 * j + i) * 64 + h * 32));
+    } else if (codec == WEIGHT_F16) {
+        for (int i = 0; i < 8; i++)
+            w[i] = _mm256_cvtph_ps(_mm_load_si128((const __m128i *)(codes + (8 * j + i) * 32 + h * 16)));
+    } else if (codec == WEIGHT_BF16) {
+        for (int i = 0; i < 8; i += 2) {
+            const __m256i pair = _mm256_load_si256((const __m256i *)(codes + (4 * j + i / 2) * 64 + h * 32));
+            w[i] = _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
+            w[i + 1] = _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32((int)0xFFFF0000u)));
+        }
+    } else if (codec == WEIGHT_Q8_0) {
+        for (int i = 0; i < 8; i++) {
+            const __m256i quad = _mm256_load_si256((const __m256i *)(codes + (2 * j + i / 4) * 64 + h * 32));
+            w[i] = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(quad, 24 - i % 4 * 8), 24));
+        }
+    } else {
+        const __m256i line = _mm256_load_si256((const __m256i *)(codes + j * 64 + h * 32));
+        for (int i = 0; i < 8; i++)
+            w[i] = _mm256_cvtepi32_ps(
+                _mm256_and_si256(_mm256_srli_epi32(line, i / 2 * 4 + i % 2 * 16), _mm256_set1_epi32(15)));
+    }
+}
+
+INLINE __m256 load_f16(const uint16_t *p)
+{
+    return _mm256_cvtph_ps(_mm_load_si128((const __m128i *)p));
+}
+
+INLINE void store(float *y, uint32_t n_here, bool accumulate, __m256 v)
+{
+    const __m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+    const __m256i here = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n_here), lane);
+    if (accumulate)
+        v = _mm256_add_ps(_mm256_maskload_ps(y, here), v);
+    _mm256_maskstore_ps(y, here, v);
+}
+
+/* Adds a block's finished sums t to acc, outputs of half h. */
+INLINE void add_scaled(const struct linear_tile *tile, enum weight_codec codec, const int rows, size_t b, int h,
+                       __m256 t[4][HALVES], __m256 acc[4][HALVES])
+{
+    const __m256 d = load_f16(linear_d(codec, tile->group, b) + 8 * h);
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+        acc[r][h] = _mm256_fmadd_ps(d, t[r][h], acc[r][h]);
+    if (codec == WEIGHT_Q8_0)
+        return;
+    const __m256 m =
+        codec == WEIGHT_Q4_1 ? load_f16(linear_m(codec, tile->group, b) + 8 * h) : _mm256_mul_ps(d, _mm256_set1_ps(-8));
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+        acc[r][h] = _mm256_fmadd_ps(m, _mm256_set1_ps(tile->sums[(size_t)r * tile->n_blocks + b]), acc[r][h]);
+}
+
+INLINE void tile_avx2(const struct linear_tile *tile, enum weight_codec codec, const int rows)
+{
+    __m256 acc[4][HALVES];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+        acc[r][0] = acc[r][1] = _mm256_setzero_ps();
+    for (size_t b = 0; b < tile->n_blocks; b++) {
+        const uint8_t *codes = linear_codes(codec, tile->group, b);
+        const float *x = tile->x + b * LINEAR_BLOCK;
+        __m256 t[4][HALVES];
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++)
+            t[r][0] = t[r][1] = _mm256_setzero_ps();
+        for (size_t at = 0; at < linear_pair_bytes(codec) / 2; at += 64)
+            _mm_prefetch((const char *)codes + PREFETCH + at, _MM_HINT_T0);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+#pragma GCC unroll 2
+            for (int h = 0; h < HALVES; h++) {
+                __m256 w[8];
+                weights8(codec, codes, j, h, w);
+#pragma GCC unroll 8
+                for (int i = 0; i < 8; i++)
+#pragma GCC unroll 4
+                    for (int r = 0; r < rows; r++)
+                        t[r][h] = _mm256_fmadd_ps(
+                            w[i], _mm256_broadcast_ss(x + (size_t)r * tile->x_stride + (size_t)(8 * j + i)), t[r][h]);
+            }
+        }
+#pragma GCC unroll 2
+        for (int h = 0; h < HALVES; h++) {
+            if (linear_is_q(codec)) {
+                add_scaled(tile, codec, rows, b, h, t, acc);
+                continue;
+            }
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++)
+                acc[r][h] = _mm256_add_ps(acc[r][h], t[r][h]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+        float *y = tile->y + (size_t)r * tile->y_stride;
+        store(y, tile->n_here, tile->accumulate, acc[r][0]);
+        if (tile->n_here > 8)
+            store(y + 8, tile->n_here - 8, tile->accumulate, acc[r][1]);
+    }
+}
+
+#define FNS(codec)                                                                                                     \
+    LINEAR_TILE_FN(tile_avx2, codec, 1)                                                                                \
+    LINEAR_TILE_FN(tile_avx2, codec, 2)                                                                                \
+    LINEAR_TILE_FN(tile_avx2, codec, 4)
+#define ROW(codec, sums)                                                                                               \
+    [WEIGHT_##codec] = { { tile_avx2_##codec##_1, tile_avx2_##codec##_2, tile_avx2_##codec##_4 }, sums }
+
+FNS(F32)
+FNS(F16)
+FNS(BF16)
+FNS(Q8_0)
+FNS(Q4_0)
+FNS(Q4_1)
+
+static const struct linear_tile_fns fns[WEIGHT_CODECS] = {
+    ROW(F32, false), ROW(F16, false), ROW(BF16, false), ROW(Q8_0, false), ROW(Q4_0, true), ROW(Q4_1, true),
+};
+
+size_t linear_scratch_avx2(const struct linear_shape *shape, uint32_t n_rows)
+{
+    return linear_rows_scratch(shape, n_rows, fns[shape->codec].wants_sums);
+}
+
+void linear_run_avx2(const struct linear_args *a)
+{
+    linear_rows_run(a, &fns[a->shape->codec]);
+}

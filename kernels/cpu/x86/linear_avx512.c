@@ -1,0 +1,133 @@
+#include "kernels/cpu/linear_variants.h"
+
+#include <immintrin.h>
+
+#include "kernels/cpu/linear_rows.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* How far ahead of its use a group's memory is asked for: the hardware's prefetchers stop at pages. */
+enum { PREFETCH = 2048 };
+
+/* Weights, or codes as floats, of inputs 8j .. 8j+7 of a block. Q8_0 codes come as q * 2^24 (see scale_d): cheaper than sign extension. */
+INLINE void weights8(enum weight_codec codec, const uint8_t *codes, int j, __m512 w[8])
+{
+    if (codec == WEIGHT_F32) {
+        for (int i = 0; i < 8; i++)
+            w[i] = _mm512_load_ps(codes + (8 * j + i) * 64);
+    } else if (codec == WEIGHT_F16) {
+        for (int i = 0; i < 8; i++)
+            w[i] = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(codes + (8 * j + i) * 32)));
+    } else if (codec == WEIGHT_BF16) {
+        for (int i = 0; i < 8; i += 2) {
+            const __m512i pair = _mm512_load_si512(codes + (4 * j + i / 2) * 64);
+            w[i] = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
+            w[i + 1] = _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32((int)0xFFFF0000u)));
+        }
+    } else if (codec == WEIGHT_Q8_0) {
+        for (int i = 0; i < 8; i++) {
+            const __m512i quad = _mm512_load_si512(codes + (2 * j + i / 4) * 64);
+            /* byte i % 4 of each dword to its top byte, zeros below */
+            const __m512i to_top = _mm512_broadcast_i32x4(_mm_add_epi8(
+                _mm_set_epi32(0x0C808080, 0x08808080, 0x04808080, 0x00808080), _mm_set1_epi32((i % 4) << 24)));
+            w[i] = _mm512_cvtepi32_ps(_mm512_shuffle_epi8(quad, to_top));
+        }
+    } else {
+        const __m512i line = _mm512_load_si512(codes + j * 64);
+        const float zero = codec == WEIGHT_Q4_0 ? 8 : 0;
+        const __m512 value =
+            _mm512_sub_ps(_mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_ps(zero));
+        for (int i = 0; i < 8; i++) /* the look-up takes the low four bits of each dword */
+            w[i] = _mm512_permutexvar_ps(_mm512_srli_epi32(line, (unsigned)(i / 2 * 4 + i % 2 * 16)), value);
+    }
+}
+
+INLINE __m512 scale_d(enum weight_codec codec, const uint16_t *d)
+{
+    const __m512 f = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)d));
+    return codec == WEIGHT_Q8_0 ? _mm512_mul_ps(f, _mm512_set1_ps(0x1p-24f)) : f;
+}
+
+INLINE void tile_avx512(const struct linear_tile *tile, enum weight_codec codec, const int rows)
+{
+    __m512 acc[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+        acc[r] = _mm512_setzero_ps();
+    for (size_t b = 0; b < tile->n_blocks; b++) {
+        const uint8_t *codes = linear_codes(codec, tile->group, b);
+        const float *x = tile->x + b * LINEAR_BLOCK;
+        __m512 t[16];
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++)
+            t[r] = _mm512_setzero_ps();
+        for (size_t at = 0; at < linear_pair_bytes(codec) / 2; at += 64)
+            _mm_prefetch((const char *)codes + PREFETCH + at, _MM_HINT_T0);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            __m512 w[8];
+            weights8(codec, codes, j, w);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++)
+#pragma GCC unroll 16
+                for (int r = 0; r < rows; r++)
+                    t[r] = _mm512_fmadd_ps(w[i], _mm512_set1_ps(x[(size_t)r * tile->x_stride + (size_t)(8 * j + i)]),
+                                           t[r]);
+        }
+        if (!linear_is_q(codec)) {
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++)
+                acc[r] = _mm512_add_ps(acc[r], t[r]);
+            continue;
+        }
+        const __m512 d = scale_d(codec, linear_d(codec, tile->group, b));
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++)
+            acc[r] = _mm512_fmadd_ps(d, t[r], acc[r]);
+        if (codec == WEIGHT_Q4_1) {
+            const __m512 m = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)linear_m(codec, tile->group, b)));
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++)
+                acc[r] = _mm512_fmadd_ps(m, _mm512_set1_ps(tile->sums[(size_t)r * tile->n_blocks + b]), acc[r]);
+        }
+    }
+    const __mmask16 here = (__mmask16)((1u << tile->n_here) - 1);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+        float *y = tile->y + (size_t)r * tile->y_stride;
+        const __m512 before = tile->accumulate ? _mm512_maskz_loadu_ps(here, y) : _mm512_setzero_ps();
+        _mm512_mask_storeu_ps(y, here, tile->accumulate ? _mm512_add_ps(before, acc[r]) : acc[r]);
+    }
+}
+
+#define FNS(codec)                                                                                                     \
+    LINEAR_TILE_FN(tile_avx512, codec, 1)                                                                              \
+    LINEAR_TILE_FN(tile_avx512, codec, 2)                                                                              \
+    LINEAR_TILE_FN(tile_avx512, codec, 4)                                                                              \
+    LINEAR_TILE_FN(tile_avx512, codec, 8)                                                                              \
+    LINEAR_TILE_FN(tile_avx512, codec, 16)
+#define ROW(codec, sums)                                                                                               \
+    [WEIGHT_##codec] = { { tile_avx512_##codec##_1, tile_avx512_##codec##_2, tile_avx512_##codec##_4,                  \
+                           tile_avx512_##codec##_8, tile_avx512_##codec##_16 },                                        \
+                         sums }
+
+FNS(F32)
+FNS(F16)
+FNS(BF16)
+FNS(Q8_0)
+FNS(Q4_0)
+FNS(Q4_1)
+
+static const struct linear_tile_fns fns[WEIGHT_CODECS] = {
+    ROW(F32, false), ROW(F16, false), ROW(BF16, false), ROW(Q8_0, false), ROW(Q4_0, false), ROW(Q4_1, true),
+};
+
+size_t linear_scratch_avx512(const struct linear_shape *shape, uint32_t n_rows)
+{
+    return linear_rows_scratch(shape, n_rows, fns[shape->codec].wants_sums);
+}
+
+void linear_run_avx512(const struct linear_args *a)
+{
+    linear_rows_run(a, &fns[a->shape->codec]);
+}
