@@ -1,0 +1,247 @@
+#include "kernels/kernels.h"
+
+#include <assert.h>
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "common/rng.h"
+#include "kernels/cpu/exp.h"
+
+/*
+ * The tokens that may be drawn: ids ascending, NULL for all of them. Their weights e^((x - max) / T) are there between finding the total
+ * and the cut that needs them.
+ */
+struct choice {
+    uint32_t *ids;
+    float *weights;
+    uint32_t n;
+};
+
+/* Everything above key takes part, and the first `ties` tokens at it. */
+struct cut {
+    uint32_t key, ties;
+};
+
+size_t sample_scratch_bytes(uint32_t n)
+{
+    return n * (sizeof(float) + sizeof(uint32_t));
+}
+
+/* Orders as the numbers do; -0 and +0 are one. */
+static inline uint32_t key_of(float x)
+{
+    uint32_t u;
+    x += 0.0f;
+    memcpy(&u, &x, sizeof u);
+    return u >> 31 ? ~u : u | 0x80000000u;
+}
+
+static inline uint32_t id_at(const struct choice *c, uint32_t i)
+{
+    return c->ids ? c->ids[i] : i;
+}
+
+/*
+ * The smallest set of the largest logits that weighs at least target (each token its weight, or one if weights is NULL; all of them if they
+ * weigh less), by three passes of buckets over the bits of the keys: linear time whatever the distribution.
+ */
+static struct cut cut_at(const float *logits, const struct choice *c, const float *weights, double target)
+{
+    static const struct {
+        int shift, bits;
+    } digits[3] = { { 21, 11 }, { 10, 11 }, { 0, 10 } };
+    double mass[1 << 11], above = 0, one = 1;
+    uint32_t count[1 << 11], prefix = 0, mask = 0, ties = 0;
+    for (int pass = 0; pass < 3; pass++) {
+        const int shift = digits[pass].shift, n_buckets = 1 << digits[pass].bits;
+        memset(mass, 0, sizeof mass);
+        memset(count, 0, sizeof count);
+        for (uint32_t i = 0; i < c->n; i++) {
+            const uint32_t key = key_of(logits[id_at(c, i)]);
+            if ((key & mask) != prefix)
+                continue;
+            const uint32_t b = key >> shift & (uint32_t)(n_buckets - 1);
+            mass[b] += weights ? (double)weights[i] : 1.0;
+            count[b]++;
+        }
+        int found = -1;
+        double at = above;
+        for (int b = n_buckets - 1; b >= 0; b--) {
+            if (!count[b])
+                continue;
+            found = b;
+            at = above;
+            above += mass[b];
+            if (above >= target)
+                break;
+        }
+        above = at;
+        prefix |= (uint32_t)found << shift;
+        mask |= (uint32_t)(n_buckets - 1) << shift;
+        ties = count[found];
+        one = mass[found] / count[found]; /* equal keys have equal weights: of use after the last pass */
+    }
+    const double want = ceil((target - above) / one);
+    if (!(want < ties))
+        return (struct cut){ prefix, ties };
+    return (struct cut){ prefix, want > 1 ? (uint32_t)want : 1 };
+}
+
+static void cut_apply(const float *logits, struct choice *c, uint32_t *ids, struct cut cut)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < c->n; i++) {
+        const uint32_t id = id_at(c, i), key = key_of(logits[id]);
+        if (key < cut.key || (key == cut.key && !cut.ties))
+            continue;
+        cut.ties -= key == cut.key;
+        ids[n++] = id;
+    }
+    c->ids = ids;
+    c->n = n;
+}
+
+/* Tokens so light that all of them together weigh less than 1 - top_p cannot be needed: few are left to be ordered. */
+static void drop_light(struct choice *c, uint32_t *ids, double total, double top_p)
+{
+    const float least = (float)(0.999 * (1 - top_p) * total / c->n);
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < c->n; i++)
+        if (c->weights[i] >= least) {
+            ids[n] = id_at(c, i);
+            c->weights[n++] = c->weights[i];
+        }
+    c->ids = ids;
+    c->n = n;
+}
+
+static struct choice filter(const float *logits, uint32_t n, float max, const struct sample_params *params,
+                            void *scratch)
+{
+    struct choice c = { NULL, scratch, n };
+    uint32_t *ids = (uint32_t *)((float *)scratch + n);
+    if (params->top_k && params->top_k < n)
+        cut_apply(logits, &c, ids, cut_at(logits, &c, NULL, params->top_k));
+    if (!(params->top_p < 1))
+        return c;
+    const float rate = 1.0f / params->temperature;
+    const double top_p = params->top_p > 0 ? (double)params->top_p : 0;
+    double total = 0;
+    if (c.ids)
+        for (uint32_t i = 0; i < c.n; i++)
+            c.weights[i] = exp_f32((logits[c.ids[i]] - max) * rate);
+    else
+        for (uint32_t i = 0; i < n; i++)
+            c.weights[i] = exp_f32((logits[i] - max) * rate);
+    for (uint32_t i = 0; i < c.n; i++)
+        total += (double)c.weights[i];
+    drop_light(&c, ids, total, top_p);
+    cut_apply(logits, &c, ids, cut_at(logits, &c, c.weights, top_p * total));
+    return c;
+}
+
+/*
+ * The largest (x - max) / T - log(-log(u)), u a number of the token's own. Most tokens are far from it: with d what the noise must exceed,
+ * e^-d <= 1 - u <= -log(u) rules one out without logarithms, and the noise never exceeds 37.5.
+ */
+static uint32_t draw(const float *logits, const struct choice *c, uint32_t argmax, const struct sample_params *params,
+                     uint32_t position)
+{
+    const double max = (double)logits[argmax], rate = 1 / (double)params->temperature;
+    uint32_t best = argmax;
+    double top = -log(-log(rng_unit(rng_at(params->seed, position, argmax))));
+    for (uint32_t i = 0; i < c->n; i++) {
+        const uint32_t id = id_at(c, i);
+        const double x = ((double)logits[id] - max) * rate, d = top - x;
+        if (d > 38 || id == argmax)
+            continue;
+        const double u = rng_unit(rng_at(params->seed, position, id));
+        if (d > 0 && 1 - u > 1.001 * (double)exp_f32((float)-d))
+            continue;
+        const double score = x - log(-log(u));
+        if (score > top || (score == top && id < best)) {
+            top = score;
+            best = id;
+        }
+    }
+    return best;
+}
+
+/* While the list is made, logprob holds the logit. */
+static inline bool worse(const struct sample_top *a, const struct sample_top *b)
+{
+    return a->logprob < b->logprob || (a->logprob == b->logprob && a->token > b->token);
+}
+
+/* Puts x where item 0 of a heap of n was, the worst of them on top. */
+static void sink(struct sample_top *heap, uint32_t n, struct sample_top x)
+{
+    uint32_t i = 0;
+    for (;;) {
+        uint32_t child = 2 * i + 1;
+        if (child + 1 < n && worse(&heap[child + 1], &heap[child]))
+            child++;
+        if (child >= n || !worse(&heap[child], &x))
+            break;
+        heap[i] = heap[child];
+        i = child;
+    }
+    heap[i] = x;
+}
+
+static void rise(struct sample_top *heap, uint32_t i, struct sample_top x)
+{
+    for (; i && worse(&x, &heap[(i - 1) / 2]); i = (i - 1) / 2)
+        heap[i] = heap[(i - 1) / 2];
+    heap[i] = x;
+}
+
+static void top_list(const float *logits, uint32_t n, double log_total, uint32_t n_top, struct sample_top *out)
+{
+    for (uint32_t i = 0; i < n_top; i++)
+        rise(out, i, (struct sample_top){ i, logits[i] });
+    for (uint32_t i = n_top; i < n; i++)
+        if (logits[i] > out[0].logprob)
+            sink(out, n_top, (struct sample_top){ i, logits[i] });
+    for (uint32_t left = n_top; left > 1; left--) {
+        const struct sample_top worst = out[0];
+        sink(out, left - 1, out[left - 1]);
+        out[left - 1] = worst;
+    }
+    for (uint32_t i = 0; i < n_top; i++)
+        out[i].logprob = (float)((double)out[i].logprob - log_total);
+}
+
+static bool all_finite(const float *x, uint32_t n)
+{
+    uint32_t bad = 0;
+    for (uint32_t i = 0; i < n; i++)
+        bad |= !(fabsf(x[i]) <= FLT_MAX);
+    return !bad;
+}
+
+void sample_row(const struct row_impl *rows, const float *logits, uint32_t n, const struct sample_params *params,
+                uint32_t position, int32_t target, uint32_t n_top, struct sample_top *top_out, void *scratch,
+                struct sample_result *result_out)
+{
+    uint32_t token;
+    float max, sum;
+    assert(n > 0 && n_top <= n && target < (int64_t)n);
+    *result_out = (struct sample_result){ 0 };
+    if (!all_finite(logits, n))
+        return;
+    rows->logit_max_sum(logits, n, &token, &max, &sum);
+    const double log_total = (double)max + log((double)sum);
+    if (params->temperature >= FLT_MIN) {
+        const struct choice c = filter(logits, n, max, params, scratch);
+        token = draw(logits, &c, token, params, position);
+    }
+    result_out->finite = true;
+    result_out->token = token;
+    result_out->logprob = (float)((double)logits[token] - log_total);
+    if (target >= 0)
+        result_out->target_logprob = (float)((double)logits[target] - log_total);
+    if (n_top)
+        top_list(logits, n, log_total, n_top, top_out);
+}
