@@ -1,0 +1,451 @@
+/*
+ * Workers of one process, driven by hand-made plans: whatever the owners of leaves, the chunks, the homes and the threads, every row's logits are
+ * those of one row at a time on one worker, bit for bit; and these are the model's, by a plain forward pass in double.
+ *
+ * ctest-labels: tsan
+ * Replay: worker_test_step --seed N
+ */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <pthread.h>
+
+#include <cmocka.h>
+
+#include "common/clock.h"
+#include "common/rng.h"
+#include "worker/worker.h"
+
+enum { LEAF = 256, WORKERS = 4, POSITIONS = 640, PROMPT = 610 };
+
+static uint64_t first_seed = 1;
+
+/* ---- a cluster of workers, and what they answer ---- */
+
+struct cluster {
+    struct model *model;
+    struct exchange_hub *hub;
+    struct worker *worker[WORKERS];
+    uint32_t n;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    uint32_t results, aborts, copied;
+    uint32_t n_vocab;
+    float *logits;  /* [POSITIONS][n_vocab] */
+    int32_t *token; /* [POSITIONS] sampled after */
+    uint64_t number;
+};
+
+static void on_result(void *ctx, const struct result *r)
+{
+    struct cluster *c = ctx;
+    pthread_mutex_lock(&c->lock);
+    for (uint32_t i = 0; i < r->n_rows; i++) {
+        if (r->rows[i].n_logits == c->n_vocab)
+            memcpy(c->logits + (size_t)r->rows[i].pos * c->n_vocab, r->rows[i].logits, c->n_vocab * sizeof(float));
+        c->token[r->rows[i].pos] = r->rows[i].token;
+    }
+    c->results++;
+    pthread_cond_signal(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void on_abort(void *ctx, const struct control_abort *a)
+{
+    struct cluster *c = ctx;
+    print_message("abort: plan %llu, worker %u: %s\n", (unsigned long long)a->plan, a->peer, a->reason);
+    pthread_mutex_lock(&c->lock);
+    c->aborts++;
+    pthread_cond_signal(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void on_copied(void *ctx, const struct control_copied *m)
+{
+    struct cluster *c = ctx;
+    assert_int_equal(m->status, ST_OK);
+    pthread_mutex_lock(&c->lock);
+    c->copied++;
+    pthread_cond_signal(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void post(struct worker *w, const struct control_message *m)
+{
+    uint8_t *bytes;
+    size_t n;
+    struct control_message *decoded;
+    struct error err = { 0 };
+    assert_int_equal(control_encode(m, &bytes, &n), ST_OK);
+    if (control_decode(bytes, n, &decoded, &err))
+        fail_msg("%s", err.text);
+    free(bytes);
+    assert_int_equal(worker_post(w, decoded), ST_OK);
+}
+
+static struct cluster *cluster_new(const char *model, uint32_t n, uint32_t n_threads, bool float32)
+{
+    struct cluster *c = calloc(1, sizeof *c);
+    struct error err = { 0 };
+    struct control_member members[WORKERS];
+    if (model_open(model, &c->model, &err))
+        fail_msg("%s", err.text);
+    c->n = n;
+    c->n_vocab = model_config(c->model)->n_vocab;
+    c->hub = exchange_hub_new();
+    c->logits = calloc((size_t)POSITIONS * c->n_vocab, sizeof(float));
+    c->token = calloc(POSITIONS, sizeof *c->token);
+    pthread_mutex_init(&c->lock, NULL);
+    pthread_cond_init(&c->changed, NULL);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct worker_config config = {
+            .device = "cpu",
+            .float32 = float32,
+            .n_threads = n_threads,
+            .step_rows_max = POSITIONS,
+            .positions_max = POSITIONS,
+            .n_blocks = POSITIONS / 64 + 1,
+            .exchange_ops = &exchange_local,
+            .exchange = { .self = (uint16_t)i, .spin_us = 20, .stash_bytes_max = 64 << 20, .hub = c->hub },
+            .on_result = on_result,
+            .on_abort = on_abort,
+            .on_copied = on_copied,
+            .ctx = c,
+        };
+        if (worker_new(&config, c->model, &c->worker[i], &err))
+            fail_msg("%s", err.text);
+        struct control_ready ready;
+        worker_ready(c->worker[i], &ready);
+        members[i] = (struct control_member){ (uint16_t)i, ready.address, ready.address_bytes };
+    }
+    const struct control_message m = { .kind = CONTROL_MEMBERS, .as.members = { n, members } };
+    for (uint32_t i = 0; i < n; i++)
+        post(c->worker[i], &m);
+    return c;
+}
+
+static void cluster_free(struct cluster *c)
+{
+    for (uint32_t i = 0; i < c->n; i++)
+        worker_free(c->worker[i]);
+    exchange_hub_free(c->hub);
+    model_close(c->model);
+    pthread_cond_destroy(&c->changed);
+    pthread_mutex_destroy(&c->lock);
+    free(c->logits);
+    free(c->token);
+    free(c);
+}
+
+static void await(struct cluster *c, const uint32_t *count, uint32_t wanted)
+{
+    pthread_mutex_lock(&c->lock);
+    while (*count < wanted && !c->aborts)
+        pthread_cond_wait(&c->changed, &c->lock);
+    assert_int_equal(c->aborts, 0);
+    pthread_mutex_unlock(&c->lock);
+}
+
+/* ---- plans ---- */
+
+struct layout {
+    uint16_t reader[POSITIONS / LEAF + 1];
+    uint16_t home;
+    uint32_t chunk;
+};
+
+static uint16_t home_of(const struct layout *l, uint32_t pos)
+{
+    return (pos / LEAF + 1) * LEAF <= PROMPT ? l->reader[pos / LEAF] : l->home;
+}
+
+/* One step: positions begin .. end - 1 of a sequence, as runs that cross no leaf. */
+static void step(struct cluster *c, const struct layout *l, uint64_t seq, const int32_t *tokens, uint32_t begin,
+                 uint32_t end, bool fresh)
+{
+    enum { RUNS = POSITIONS / LEAF + 2 };
+    struct plan_run runs[RUNS];
+    kv_handle table[POSITIONS / 64];
+    uint16_t readers[POSITIONS / LEAF + 1], members[WORKERS];
+    uint32_t n_runs = 0;
+    for (uint32_t pos = begin; pos < end;) {
+        const uint32_t border = (pos / LEAF + 1) * LEAF, stop = border < end ? border : end;
+        runs[n_runs++] = (struct plan_run){
+            .pos = pos,
+            .n_rows = stop - pos,
+            .tokens = tokens + pos,
+            .home = home_of(l, pos),
+            .cls = pos < PROMPT ? ROW_PROMPT : ROW_GENERATED,
+            .want = WANT_LOGITS | WANT_SAMPLE,
+        };
+        pos = stop;
+    }
+    const uint32_t n_blocks = (end + 63) / 64, n_leaves = (end + LEAF - 1) / LEAF;
+    for (uint32_t i = 0; i < n_blocks; i++)
+        table[i] = seq * 1000 + i + 1;
+    for (uint32_t i = 0; i < n_leaves; i++)
+        readers[i] = (i + 1) * LEAF <= PROMPT ? l->reader[i] : l->home;
+    for (uint32_t i = 0; i < c->n; i++)
+        members[i] = (uint16_t)i;
+    const struct plan_seq s = {
+        .id = seq, .fresh = fresh, .n_table = n_blocks, .table = table, .n_readers = n_leaves, .readers = readers
+    };
+    struct plan plan = {
+        .epoch = 1,
+        .number = ++c->number,
+        .group = 1,
+        .leaf_blocks = LEAF / 64,
+        .deadline_ms = 60000,
+        .n_members = c->n,
+        .members = members,
+        .n_seqs = 1,
+        .seqs = &s,
+        .n_runs = n_runs,
+        .runs = runs,
+    };
+    const struct control_message m = { .kind = CONTROL_PLAN, .as.plan = &plan };
+    const uint32_t before = c->results;
+    for (uint32_t i = 0; i < c->n; i++)
+        post(c->worker[i], &m);
+    await(c, &c->results, before + c->n);
+}
+
+static void prompt_make(int32_t *tokens, uint32_t n_vocab)
+{
+    for (uint32_t i = 0; i < POSITIONS; i++)
+        tokens[i] = (int32_t)(rng_at(7, i, 0) % n_vocab);
+}
+
+static void run_layout(struct cluster *c, const struct layout *l, const int32_t *tokens)
+{
+    for (uint32_t pos = 0; pos < POSITIONS;) {
+        const uint32_t n = pos < PROMPT ? l->chunk : 1, stop = pos < PROMPT ? PROMPT : POSITIONS;
+        const uint32_t end = pos + n < stop ? pos + n : stop;
+        step(c, l, 1, tokens, pos, end, pos == 0);
+        pos = end;
+    }
+}
+
+/* ---- the model by a plain forward pass ---- */
+
+struct dense {
+    float *w;
+    uint32_t n_out, n_in;
+};
+
+static struct dense dense_of(const struct model *m, enum model_tensor_kind kind, uint32_t layer)
+{
+    struct model_tensor t;
+    assert_int_equal(model_tensor(m, kind, layer, &t), ST_OK);
+    struct dense d = { malloc((size_t)t.n_rows * t.n_cols * sizeof(float)), t.n_rows, t.n_cols };
+    void *scratch = aligned_alloc(64, (t.row_bytes + 63) / 64 * 64);
+    for (uint32_t i = 0; i < t.n_rows; i++)
+        weight_row_f32(t.codec, model_tensor_row(&t, i, scratch), t.n_cols, d.w + (size_t)i * t.n_cols);
+    free(scratch);
+    return d;
+}
+
+static void product(const struct model *m, enum model_tensor_kind kind, uint32_t layer, const double *x, double *y,
+                    bool add)
+{
+    const struct dense d = dense_of(m, kind, layer);
+    for (uint32_t o = 0; o < d.n_out; o++) {
+        double sum = 0;
+        for (uint32_t i = 0; i < d.n_in; i++)
+            sum += (double)d.w[(size_t)o * d.n_in + i] * x[i];
+        y[o] = add ? y[o] + sum : sum;
+    }
+    free(d.w);
+}
+
+static void normed(const struct model *m, enum model_tensor_kind kind, uint32_t layer, const double *x, double *y)
+{
+    const struct dense d = dense_of(m, kind, layer);
+    double sum = 0;
+    for (uint32_t i = 0; i < d.n_in; i++)
+        sum += x[i] * x[i];
+    for (uint32_t i = 0; i < d.n_in; i++)
+        y[i] = x[i] / sqrt(sum / d.n_in + (double)model_config(m)->rms_eps) * (double)d.w[i];
+    free(d.w);
+}
+
+static void rotate(const struct model_config *c, double *x, uint32_t heads, uint32_t pos)
+{
+    for (uint32_t h = 0; h < heads; h++) {
+        for (uint32_t i = 0; i < c->head_dim / 2; i++) {
+            double *a = &x[h * c->head_dim + i], *b = a + c->head_dim / 2;
+            const double co = cos(pos * c->inv_freq[i]), si = sin(pos * c->inv_freq[i]), u = *a, v = *b;
+            *a = u * co - v * si;
+            *b = v * co + u * si;
+        }
+    }
+}
+
+/* Logits of the last of n positions. */
+static void forward(const struct model *m, const int32_t *tokens, uint32_t n, double *logits)
+{
+    const struct model_config *c = model_config(m);
+    const uint32_t q_dim = c->n_heads * c->head_dim, kv_dim = c->n_kv_heads * c->head_dim,
+                   group = c->n_heads / c->n_kv_heads;
+    double *x = calloc((size_t)n * c->d_model, sizeof *x), *h = malloc((c->d_model + c->d_ff) * sizeof *h),
+           *q = malloc(n * q_dim * sizeof *q);
+    double *k = malloc((size_t)n * kv_dim * sizeof *k), *v = malloc((size_t)n * kv_dim * sizeof *v),
+           *a = malloc(q_dim * sizeof *a);
+    double *gate = malloc(c->d_ff * sizeof *gate), *up = malloc(c->d_ff * sizeof *up), *p = malloc(n * sizeof *p);
+    const struct dense emb = dense_of(m, MODEL_EMBEDDING, 0);
+    for (uint32_t t = 0; t < n; t++)
+        for (uint32_t i = 0; i < c->d_model; i++)
+            x[(size_t)t * c->d_model + i] = (double)emb.w[(size_t)tokens[t] * c->d_model + i];
+    free(emb.w);
+    for (uint32_t layer = 0; layer < c->n_layers; layer++) {
+        for (uint32_t t = 0; t < n; t++) {
+            normed(m, MODEL_ATTN_NORM, layer, x + (size_t)t * c->d_model, h);
+            product(m, MODEL_ATTN_Q, layer, h, q + (size_t)t * q_dim, false);
+            product(m, MODEL_ATTN_K, layer, h, k + (size_t)t * kv_dim, false);
+            product(m, MODEL_ATTN_V, layer, h, v + (size_t)t * kv_dim, false);
+            rotate(c, q + (size_t)t * q_dim, c->n_heads, t);
+            rotate(c, k + (size_t)t * kv_dim, c->n_kv_heads, t);
+        }
+        for (uint32_t t = 0; t < n; t++) {
+            for (uint32_t head = 0; head < c->n_heads; head++) {
+                const uint32_t kv = head / group * c->head_dim;
+                double sum = 0, most = -INFINITY;
+                for (uint32_t j = 0; j <= t; j++) {
+                    p[j] = 0;
+                    for (uint32_t d = 0; d < c->head_dim; d++)
+                        p[j] += q[(size_t)t * q_dim + head * c->head_dim + d] * k[(size_t)j * kv_dim + kv + d];
+                    p[j] /= sqrt(c->head_dim);
+                    most = p[j] > most ? p[j] : most;
+                }
+                for (uint32_t j = 0; j <= t; j++)
+                    sum += p[j] = exp(p[j] - most);
+                for (uint32_t d = 0; d < c->head_dim; d++) {
+                    double o = 0;
+                    for (uint32_t j = 0; j <= t; j++)
+                        o += p[j] * v[(size_t)j * kv_dim + kv + d];
+                    a[head * c->head_dim + d] = o / sum;
+                }
+            }
+            double *row = x + (size_t)t * c->d_model;
+            product(m, MODEL_ATTN_OUT, layer, a, row, true);
+            normed(m, MODEL_FFN_NORM, layer, row, h);
+            product(m, MODEL_FFN_GATE, layer, h, gate, false);
+            product(m, MODEL_FFN_UP, layer, h, up, false);
+            for (uint32_t i = 0; i < c->d_ff; i++)
+                gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
+            product(m, MODEL_FFN_DOWN, layer, gate, row, true);
+        }
+    }
+    normed(m, MODEL_OUTPUT_NORM, 0, x + (size_t)(n - 1) * c->d_model, h);
+    product(m, c->tied_output ? MODEL_EMBEDDING : MODEL_OUTPUT, 0, h, logits, false);
+    void *all[] = { x, h, q, k, v, a, gate, up, p };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+}
+
+static double distance(const float *got, const double *want, uint32_t n)
+{
+    double diff = 0, norm = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        diff += (got[i] - want[i]) * (got[i] - want[i]);
+        norm += want[i] * want[i];
+    }
+    return sqrt(diff / norm);
+}
+
+/* ---- tests ---- */
+
+#define TINY "random:layers=2,d=64,heads=4,kv=2,head_dim=32,ff=96,vocab=256,positions=1024,codec=bf16:2:5"
+
+static void one_worker_computes_the_model(void **state)
+{
+    (void)state;
+    int32_t tokens[POSITIONS];
+    const struct layout l = { .chunk = 100 };
+    for (int float32 = 0; float32 < 2; float32++) {
+        struct cluster *c = cluster_new(TINY, 1, 2, float32);
+        double *want = malloc(c->n_vocab * sizeof *want);
+        prompt_make(tokens, c->n_vocab);
+        step(c, &l, 1, tokens, 0, 70, true);
+        step(c, &l, 1, tokens, 70, 90, false);
+        forward(c->model, tokens, 90, want);
+        const double d = distance(c->logits + 89 * c->n_vocab, want, c->n_vocab);
+        print_message("%s: |logits - model| / |model| = %.2e\n", float32 ? "float32" : "bf16", d);
+        assert_true(d < (float32 ? 1e-5 : 2e-2));
+        free(want);
+        cluster_free(c);
+    }
+}
+
+static void compare(const struct cluster *c, const float *want, uint64_t seed)
+{
+    for (uint32_t pos = 0; pos < POSITIONS; pos++)
+        if (memcmp(c->logits + (size_t)pos * c->n_vocab, want + (size_t)pos * c->n_vocab, c->n_vocab * sizeof(float)))
+            fail_msg("seed %llu: logits of position %u differ (replay: --seed %llu)", (unsigned long long)seed, pos,
+                     (unsigned long long)seed);
+}
+
+static void bits_do_not_depend_on_layout(void **state)
+{
+    (void)state;
+    int32_t tokens[POSITIONS];
+    struct cluster *one = cluster_new(TINY, 1, 1, false);
+    const struct layout alone = { .chunk = 1 };
+    prompt_make(tokens, one->n_vocab);
+    run_layout(one, &alone, tokens);
+    for (uint64_t seed = first_seed; seed < first_seed + 24; seed++) {
+        struct rng rng = { seed, 0 };
+        const uint32_t n = 1 + rng_below(&rng, WORKERS);
+        struct cluster *c = cluster_new(TINY, n, 1 + rng_below(&rng, 2), false);
+        static const uint32_t chunks[] = { 5, 64, 100, 256, 500, 640 };
+        struct layout l = { .home = (uint16_t)rng_below(&rng, n), .chunk = chunks[rng_below(&rng, 6)] };
+        for (uint32_t i = 0; i <= POSITIONS / LEAF; i++)
+            l.reader[i] = (uint16_t)rng_below(&rng, n);
+        run_layout(c, &l, tokens);
+        compare(c, one->logits, seed);
+        cluster_free(c);
+    }
+    cluster_free(one);
+}
+
+/* A finished leaf goes to another worker, is read there, and the old copy is dropped. */
+static void a_leaf_moves(void **state)
+{
+    (void)state;
+    int32_t tokens[POSITIONS];
+    struct cluster *one = cluster_new(TINY, 1, 1, false), *c = cluster_new(TINY, 2, 1, false);
+    const struct layout alone = { .chunk = 640 };
+    struct layout l = { .chunk = 256 };
+    prompt_make(tokens, c->n_vocab);
+    run_layout(one, &alone, tokens);
+    step(c, &l, 1, tokens, 0, 256, true);
+    for (uint32_t i = 0; i < 4; i++) {
+        const struct control_message copy = { .kind = CONTROL_COPY,
+                                              .as.copy = { .handle = 1001 + i, .destination = 1, .position = i } };
+        post(c->worker[0], &copy);
+    }
+    await(c, &c->copied, 4);
+    l.reader[0] = 1;
+    step(c, &l, 1, tokens, 256, 400, false);
+    step(c, &l, 1, tokens, 400, 610, false);
+    assert_memory_equal(c->logits, one->logits, (size_t)610 * c->n_vocab * sizeof(float));
+    cluster_free(c);
+    cluster_free(one);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 3 && !strcmp(argv[1], "--seed"))
+        first_seed = strtoull(argv[2], NULL, 10);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(one_worker_computes_the_model),
+        cmocka_unit_test(bits_do_not_depend_on_layout),
+        cmocka_unit_test(a_leaf_moves),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
