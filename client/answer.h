@@ -1,0 +1,25 @@
+#ifndef LONGSPAN_CLIENT_ANSWER_H
+#define LONGSPAN_CLIENT_ANSWER_H
+
+/* One generation, shown to a person or gathered for --json. */
+
+#include <stdbool.h>
+
+#include "client/settings.h"
+#include "common/error.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/*
+ * Asks the cluster at address for an answer to prompt, as settings say (raw, max_tokens, score, json ...), and prints it on standard output: text as it comes, or
+ * one JSON object at the end. stop: looked at often; true cancels. ST_INVALID: a setting (err).
+ */
+enum status answer_print(const char *address, const struct settings *s, const char *prompt, bool (*stop)(void),
+                         struct error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

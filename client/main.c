@@ -1,0 +1,46 @@
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "client/commands.h"
+
+static const struct command {
+    const char *name, *help;
+    int (*run)(int argc, char **argv);
+} commands[] = {
+    { "up", "a cluster on this machine: a coordinator and some workers", command_up },
+    { "coordinator", "the coordinator of a cluster", command_coordinator },
+    { "worker", "a worker of a cluster", command_worker },
+    { "generate", "an answer to a prompt, from a cluster or from one made for it", command_generate },
+    { "status", "what a cluster is doing", command_status },
+    { "model", "what a model is: shape, sizes, memory", command_model },
+    { "config", "all settings with their values, as a file", command_config },
+};
+
+static void help(FILE *out)
+{
+    fprintf(out, "longspan: long-context language models over a cluster\n\nusage: longspan COMMAND [flags]\n\n");
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].help);
+    fprintf(out, "\nlongspan COMMAND --help shows a command's flags.\n");
+}
+
+int main(int argc, char **argv)
+{
+    signal(SIGPIPE, SIG_IGN);
+    if (argc >= 2 && (!strcmp(argv[1], "help") || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))) {
+        help(stdout);
+        return 0;
+    }
+    if (argc >= 2 && !strcmp(argv[1], "--version")) {
+        printf("longspan %s\n", LONGSPAN_VERSION);
+        return 0;
+    }
+    for (size_t i = 0; argc >= 2 && i < sizeof commands / sizeof *commands; i++)
+        if (!strcmp(argv[1], commands[i].name))
+            return commands[i].run(argc - 1, argv + 1);
+    if (argc >= 2)
+        fprintf(stderr, "longspan: no command '%s'\n\n", argv[1]);
+    help(stderr);
+    return 2;
+}

@@ -1,0 +1,179 @@
+#include "client/remote.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "proto/rpc.h"
+
+enum { MESSAGE_BYTES_MAX = 1 << 30, WAIT_MS = 100 };
+
+struct remote {
+    struct rpc_channel *channel;
+    char *address;
+};
+
+enum status remote_open(const char *address, struct remote **remote_out, struct error *err)
+{
+    struct remote *r = calloc(1, sizeof *r);
+    if (!r || !(r->address = strdup(address))) {
+        free(r);
+        return error_set(err, ST_NO_MEMORY, "no memory");
+    }
+    const struct rpc_channel_config config = { .target = r->address, .message_bytes_max = MESSAGE_BYTES_MAX };
+    const enum status st = rpc_channel_open(&config, &r->channel, err);
+    if (st) {
+        remote_close(r);
+        return st;
+    }
+    *remote_out = r;
+    return ST_OK;
+}
+
+void remote_close(struct remote *r)
+{
+    if (!r)
+        return;
+    if (r->channel)
+        rpc_channel_close(r->channel);
+    free(r->address);
+    free(r);
+}
+
+enum status remote_status(struct remote *r, uint32_t deadline_ms, Longspan__V1__StatusResponse **status_out,
+                          struct error *err)
+{
+    uint8_t *reply;
+    size_t bytes;
+    enum rpc_code code;
+    enum status st = rpc_call_unary(r->channel, "/longspan.v1.Cluster/Status", deadline_ms, (const uint8_t *)"", 0,
+                                    &reply, &bytes, &code, err);
+    if (st)
+        return st;
+    *status_out = longspan__v1__status_response__unpack(NULL, bytes, reply);
+    free(reply);
+    return *status_out ? ST_OK : error_set(err, ST_PROTOCOL, "%s: malformed status", r->address);
+}
+
+/* ---- generate: messages cross from gRPC's thread to the caller's in a queue ---- */
+
+struct received {
+    struct received *next;
+    size_t bytes;
+    uint8_t data[];
+};
+
+struct stream {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct received *first, **last;
+    bool done;
+    enum rpc_code code;
+    char message[400];
+};
+
+static void on_message(void *user, struct rpc_call *call, const uint8_t *data, size_t bytes)
+{
+    struct stream *s = user;
+    struct received *m = malloc(sizeof *m + bytes);
+    if (!m) {
+        rpc_call_cancel(call);
+        return;
+    }
+    m->next = NULL;
+    m->bytes = bytes;
+    memcpy(m->data, data, bytes);
+    pthread_mutex_lock(&s->lock);
+    *s->last = m;
+    s->last = &m->next;
+    pthread_cond_signal(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void on_done(void *user, struct rpc_call *call, enum rpc_code code, const char *message)
+{
+    struct stream *s = user;
+    (void)call;
+    pthread_mutex_lock(&s->lock);
+    s->done = true;
+    s->code = code;
+    snprintf(s->message, sizeof s->message, "%s", message ? message : "");
+    pthread_cond_signal(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* The next message, or NULL after WAIT_MS or at the end. */
+static struct received *take(struct stream *s, bool *ended)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += (long)WAIT_MS * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
+    }
+    pthread_mutex_lock(&s->lock);
+    if (!s->first && !s->done)
+        pthread_cond_timedwait(&s->changed, &s->lock, &until);
+    struct received *m = s->first;
+    if (m) {
+        s->first = m->next;
+        if (!s->first)
+            s->last = &s->first;
+    }
+    *ended = !m && s->done;
+    pthread_mutex_unlock(&s->lock);
+    return m;
+}
+
+static enum status follow(struct stream *s, struct rpc_call *call, const struct remote_events *events,
+                          struct error *err)
+{
+    bool ended = false, cancelled = false;
+    while (!ended) {
+        struct received *m = take(s, &ended);
+        if (m && !cancelled) {
+            Longspan__V1__GenerateResponse *response = longspan__v1__generate_response__unpack(NULL, m->bytes, m->data);
+            cancelled = !response || !events->on_response(events->ctx, response);
+            if (response)
+                longspan__v1__generate_response__free_unpacked(response, NULL);
+            if (cancelled)
+                rpc_call_cancel(call);
+        }
+        free(m);
+        if (!cancelled && events->interrupted && events->interrupted(events->ctx)) {
+            cancelled = true;
+            rpc_call_cancel(call);
+        }
+    }
+    if (cancelled)
+        return error_set(err, ST_CANCELLED, "cancelled");
+    return s->code == RPC_OK ? ST_OK : error_set(err, ST_PEER, "%s (gRPC status %d)", s->message, (int)s->code);
+}
+
+enum status remote_generate(struct remote *r, const Longspan__V1__GenerateRequest *request,
+                            const struct remote_events *events, struct error *err)
+{
+    const size_t bytes = longspan__v1__generate_request__get_packed_size(request);
+    uint8_t *packed = malloc(bytes ? bytes : 1);
+    struct stream s = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
+    const struct rpc_handlers handlers = { .on_message = on_message, .on_done = on_done };
+    struct rpc_call *call;
+    s.last = &s.first;
+    if (!packed)
+        return error_set(err, ST_NO_MEMORY, "no memory");
+    longspan__v1__generate_request__pack(request, packed);
+    enum status st = rpc_call_start(r->channel, "/longspan.v1.Inference/Generate", 0, true, &handlers, &s, &call);
+    if (st) {
+        free(packed);
+        return error_set(err, st, "%s: %s", r->address, status_text(st));
+    }
+    rpc_call_send(call, packed, bytes);
+    free(packed);
+    rpc_call_half_close(call);
+    st = follow(&s, call, events, err);
+    rpc_call_unref(call);
+    return st;
+}

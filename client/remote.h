@@ -1,0 +1,39 @@
+#ifndef LONGSPAN_CLIENT_REMOTE_H
+#define LONGSPAN_CLIENT_REMOTE_H
+
+/* Calls to a cluster over gRPC, waiting for their answers: what the commands of the program are made of. */
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "proto/longspan.pb-c.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct remote;
+enum status remote_open(const char *address, struct remote **remote_out, struct error *err);
+void remote_close(struct remote *r);
+
+/* The answer is freed by longspan__v1__status_response__free_unpacked(., NULL). */
+enum status remote_status(struct remote *r, uint32_t deadline_ms, Longspan__V1__StatusResponse **status_out,
+                          struct error *err);
+
+/*
+ * Generates. on_response: each message, on the calling thread, in order; false: cancel. interrupted: looked at every 100 ms; true: cancel.
+ * ST_CANCELLED, ST_PEER (the code and message in err).
+ */
+struct remote_events {
+    bool (*on_response)(void *ctx, const Longspan__V1__GenerateResponse *response);
+    bool (*interrupted)(void *ctx);
+    void *ctx;
+};
+enum status remote_generate(struct remote *r, const Longspan__V1__GenerateRequest *request,
+                            const struct remote_events *events, struct error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,150 @@
+#include "client/settings.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+
+#define TEXT(field)  offsetof(struct settings, field), sizeof(((struct settings *)0)->field)
+#define PLAIN(field) offsetof(struct settings, field), 0
+#define SERVE        (SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE)
+#define WORK         (SCOPE_UP | SCOPE_WORKER | SCOPE_GENERATE)
+
+/* clang-format off */
+const struct config_field settings_fields[] = {
+    { "config", "", CONFIG_TEXT, TEXT(config), 0, 0, NULL, SCOPE_ALL, "file of settings (YAML); flags win" },
+    { "log-level", "warn", CONFIG_CHOICE, TEXT(log_level), 0, 0, "error|warn|info|debug|trace", SCOPE_ALL, "least severe event that is logged" },
+
+    { "model", "models/smollm2-135m-instruct", CONFIG_TEXT, TEXT(model), 0, 0, NULL, SERVE | SCOPE_MODEL,
+      "GGUF file or directory, Hugging Face directory, constructed:copy, random:SHAPE[:LAYERS[:SEED]]" },
+    { "precision", "bf16", CONFIG_CHOICE, TEXT(precision), 0, 0, "bf16|float32", SERVE, "of activations and open blocks; float32 runs the reference kernels" },
+    { "kv-codec", "bf16", CONFIG_CHOICE, TEXT(kv_codec), 0, 0, "bf16", SERVE, "how sealed KV blocks are coded" },
+    { "selector", "dense", CONFIG_CHOICE, TEXT(selector), 0, 0, "dense", SERVE, "who picks the KV that takes part" },
+    { "positions-max", "0", CONFIG_U32, PLAIN(positions_max), 0, 1 << 24, NULL, SERVE, "longest context served; 0: the model's" },
+
+    { "http", "127.0.0.1:8080", CONFIG_ADDRESS, TEXT(http), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "OpenAI-compatible HTTP" },
+    { "grpc", "127.0.0.1:9090", CONFIG_ADDRESS, TEXT(grpc), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE | SCOPE_STATUS, "gRPC for clients" },
+    { "control", "127.0.0.1:9091", CONFIG_ADDRESS, TEXT(control), 0, 0, NULL, SCOPE_COORDINATOR | SCOPE_WORKER, "where workers attach" },
+    { "registry", "", CONFIG_TEXT, TEXT(registry), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "embedded:FILE; none: embedded, in the state directory" },
+    { "state", "", CONFIG_TEXT, TEXT(state), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR,
+      "state directory; none: ${XDG_STATE_HOME:-~/.local/state}/longspan/HTTP-PORT" },
+    { "workers", "2", CONFIG_U32, PLAIN(workers), 1, 64, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE, "worker processes (coordinator: how many are awaited)" },
+
+    { "bind", "", CONFIG_TEXT, TEXT(bind), 0, 0, NULL, SCOPE_WORKER, "address[:first-last] that peers reach this worker at" },
+    { "device", "cpu", CONFIG_TEXT, TEXT(device), 0, 0, NULL, WORK, "cpu" },
+    { "lanes", "best", CONFIG_CHOICE, TEXT(lanes), 0, 0, "best|shm|tcp", WORK, "transport between workers" },
+    { "threads", "0", CONFIG_U32, PLAIN(threads), 0, 1024, NULL, WORK, "compute threads of a worker; 0: an even share of the cores" },
+    { "kv-bytes", "auto", CONFIG_BYTES, PLAIN(kv_bytes), 0, (uint64_t)1 << 50, NULL, WORK, "KV pool of a worker" },
+
+    { "step-rows-max", "1024", CONFIG_U32, PLAIN(step_rows_max), 64, 65536, NULL, SERVE, "rows one step may hold; more favours throughput, fewer favours TPOT" },
+    { "prefill-chunk-rows", "512", CONFIG_U32, PLAIN(prefill_chunk_rows), 1, 65536, NULL, SERVE, "prompt rows of one sequence in a step while others decode" },
+    { "sequences-max", "64", CONFIG_U32, PLAIN(sequences_max), 1, 4096, NULL, SERVE, "sequences that run at once" },
+    { "queue-max", "1024", CONFIG_U32, PLAIN(queue_max), 0, 1 << 20, NULL, SERVE, "requests that wait at once; more get 429" },
+    { "spread-min-tokens", "2048", CONFIG_U32, PLAIN(spread_min_tokens), 1, 1 << 24, NULL, SERVE, "sequences of fewer positions stay on one worker" },
+    { "step-deadline-ms", "4000", CONFIG_U32, PLAIN(step_deadline_ms), 100, 3600000, NULL, SERVE, "a step that takes longer is abandoned" },
+    { "plans-ahead", "2", CONFIG_U32, PLAIN(plans_ahead), 1, 4, NULL, SERVE, "plans in flight: 2 overlaps planning and computing" },
+    { "prefix-sharing", "true", CONFIG_BOOL, PLAIN(prefix_sharing), 0, 0, NULL, SERVE, "prompts that begin alike share blocks" },
+    { "heartbeat-ms", "250", CONFIG_U32, PLAIN(heartbeat_ms), 50, 60000, NULL, SERVE, "between heartbeats of a worker" },
+    { "silence-ms", "1500", CONFIG_U32, PLAIN(silence_ms), 200, 600000, NULL, SERVE, "after which a silent worker is given up" },
+    { "restarts-max", "1000", CONFIG_U32, PLAIN(restarts_max), 0, 1 << 30, NULL, SCOPE_UP, "worker processes started again before up gives up" },
+
+    { "requests-max", "1024", CONFIG_U32, PLAIN(requests_max), 1, 1 << 16, NULL, SCOPE_UP | SCOPE_COORDINATOR, "requests open at once; more get 429" },
+    { "body-bytes-max", "64M", CONFIG_BYTES, PLAIN(body_bytes_max), 1024, (uint64_t)1 << 32, NULL, SCOPE_UP | SCOPE_COORDINATOR, "largest request body" },
+
+    { "local", "false", CONFIG_BOOL, PLAIN(local), 0, 0, NULL, SCOPE_GENERATE, "start a cluster for this one request" },
+    { "prompt-file", "", CONFIG_TEXT, TEXT(prompt_file), 0, 0, NULL, SCOPE_GENERATE, "read the prompt from a file (-: standard input)" },
+    { "raw", "false", CONFIG_BOOL, PLAIN(raw), 0, 0, NULL, SCOPE_GENERATE, "the prompt as it stands, without the chat template" },
+    { "max-tokens", "256", CONFIG_U32, PLAIN(max_tokens), 0, 1 << 24, NULL, SCOPE_UP | SCOPE_GENERATE, "tokens to generate" },
+    { "temperature", "0", CONFIG_TEXT, TEXT(temperature), 0, 0, NULL, SCOPE_GENERATE, "0: greedy" },
+    { "top-p", "1", CONFIG_TEXT, TEXT(top_p), 0, 0, NULL, SCOPE_GENERATE, "nucleus" },
+    { "top-k", "0", CONFIG_U32, PLAIN(top_k), 0, 1 << 24, NULL, SCOPE_GENERATE, "0: all tokens" },
+    { "seed", "", CONFIG_TEXT, TEXT(seed), 0, 0, NULL, SCOPE_GENERATE, "of sampling; none: drawn" },
+    { "ignore-eos", "false", CONFIG_BOOL, PLAIN(ignore_eos), 0, 0, NULL, SCOPE_GENERATE, "go on after the end of text" },
+    { "score", "false", CONFIG_BOOL, PLAIN(score), 0, 0, NULL, SCOPE_GENERATE, "log-probabilities of the prompt's tokens too" },
+    { "dump-logits", "", CONFIG_TEXT, TEXT(dump_logits), 0, 0, NULL, SCOPE_GENERATE, "write every computed logit row: u32 position, f32 [vocabulary]" },
+    { "json", "false", CONFIG_BOOL, PLAIN(json), 0, 0, NULL, SCOPE_GENERATE | SCOPE_STATUS | SCOPE_MODEL, "one JSON object instead of text" },
+    { "once", "false", CONFIG_BOOL, PLAIN(once), 0, 0, NULL, SCOPE_UP | SCOPE_WORKER, "up: stop after the sample answer; worker: end with the control stream" },
+    { "announce-fd", "0", CONFIG_U32, PLAIN(announce_fd), 0, 1 << 20, NULL, SCOPE_COORDINATOR, "descriptor on which bound addresses are written, a line each" },
+    { 0 },
+};
+/* clang-format on */
+
+/* --prompt takes text of any length, so it is no field: taken out of argv before the flags are read. */
+static int take_prompt(uint32_t scope, int argc, char **argv, const char **prompt_out)
+{
+    int n = 1;
+    *prompt_out = NULL;
+    for (int i = 1; i < argc; i++) {
+        if (!(scope & (SCOPE_GENERATE | SCOPE_UP)) || strncmp(argv[i], "--prompt", 8) ||
+            (argv[i][8] != '=' && argv[i][8])) {
+            argv[n++] = argv[i];
+            if (!strcmp(argv[i], "--"))
+                scope = 0;
+            continue;
+        }
+        if (argv[i][8] == '=')
+            *prompt_out = argv[i] + 9;
+        else if (i + 1 < argc)
+            *prompt_out = argv[++i];
+        else
+            return -1;
+    }
+    return n;
+}
+
+static bool wants_help(int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++)
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))
+            return true;
+    return false;
+}
+
+static enum status read_all(struct settings *s, uint32_t scope, int argc, char **argv, const char **prompt_out,
+                            const char **positional_out, struct error *err)
+{
+    struct settings flags_only;
+    int index = 1;
+    enum status st = config_defaults(settings_fields, s, err);
+    if (st)
+        return st;
+    argc = take_prompt(scope, argc, argv, prompt_out);
+    if (argc < 0)
+        return error_set(err, ST_INVALID, "--prompt: a value is missing");
+    flags_only = *s;
+    st = config_flags(settings_fields, &flags_only, scope, argc, argv, &index, err);
+    if (st)
+        return st;
+    if (flags_only.config[0]) {
+        st = config_file(settings_fields, s, flags_only.config, err);
+        index = 1;
+        if (!st)
+            st = config_flags(settings_fields, s, scope, argc, argv, &index, err);
+    } else {
+        *s = flags_only;
+    }
+    *positional_out = index < argc ? argv[index++] : NULL;
+    if (!st && index < argc)
+        st = error_set(err, ST_INVALID, "%s: one argument too many", argv[index]);
+    return st;
+}
+
+bool settings_read(struct settings *s, uint32_t scope, const char *usage, int argc, char **argv,
+                   const char **prompt_out, const char **positional_out)
+{
+    struct error err = { 0 };
+    if (wants_help(argc, argv)) {
+        printf("%s\n\n", usage);
+        if (scope & (SCOPE_GENERATE | SCOPE_UP))
+            printf("  %-34s %s\n", "--prompt TEXT",
+                   scope & SCOPE_UP ? "answer this once when the cluster is ready" : "the prompt");
+        config_help(settings_fields, scope, stdout);
+        exit(0);
+    }
+    if (read_all(s, scope, argc, argv, prompt_out, positional_out, &err)) {
+        fprintf(stderr, "longspan: %s\n%s (--help shows the flags)\n", err.text, usage);
+        return false;
+    }
+    log_set_level((enum log_level)log_level_parse(s->log_level));
+    return true;
+}

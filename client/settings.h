@@ -1,0 +1,66 @@
+#ifndef LONGSPAN_CLIENT_SETTINGS_H
+#define LONGSPAN_CLIENT_SETTINGS_H
+
+/* Every setting of the program: one row in settings.c is the YAML key, the flag, the help text, the check and the default. */
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/config.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum command_scope {
+    SCOPE_UP = 1 << 0,
+    SCOPE_COORDINATOR = 1 << 1,
+    SCOPE_WORKER = 1 << 2,
+    SCOPE_GENERATE = 1 << 3,
+    SCOPE_STATUS = 1 << 4,
+    SCOPE_MODEL = 1 << 5,
+    SCOPE_CONFIG = 1 << 6,
+    SCOPE_CLUSTER = SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE,
+    SCOPE_ALL = (1 << 7) - 1,
+};
+
+struct settings {
+    char config[1024], log_level[8];
+    /* what is served */
+    char model[1024], precision[8], kv_codec[8], selector[16];
+    uint32_t positions_max;
+    /* where */
+    char http[128], grpc[128], control[128], registry[1024], state[1024];
+    uint32_t workers;
+    /* a worker */
+    char bind[128], device[16], lanes[8];
+    uint32_t threads;
+    uint64_t kv_bytes;
+    /* scheduling */
+    uint32_t step_rows_max, prefill_chunk_rows, sequences_max, queue_max, spread_min_tokens, step_deadline_ms,
+        plans_ahead;
+    bool prefix_sharing;
+    uint32_t heartbeat_ms, silence_ms, restarts_max;
+    /* gateway */
+    uint32_t requests_max;
+    uint64_t body_bytes_max;
+    /* generate, and the sample answer of up */
+    bool local, raw, score, json, ignore_eos, once;
+    char prompt_file[1024], temperature[16], top_p[16], seed[24], dump_logits[1024];
+    uint32_t max_tokens, top_k;
+    uint32_t announce_fd; /* coordinator: where bound addresses are written, for up; 0: nowhere */
+};
+
+extern const struct config_field settings_fields[];
+
+/*
+ * Defaults, then the file of --config, then flags: argv[1 ..] of a command. positional: the first argument that is no flag (or NULL). Prints what is wrong and
+ * returns false; --help prints help (usage: its first line) and exits 0. prompt: --prompt is of any length and kept apart; NULL if not given.
+ */
+bool settings_read(struct settings *s, uint32_t scope, const char *usage, int argc, char **argv,
+                   const char **prompt_out, const char **positional_out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,92 @@
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "client/answer.h"
+#include "client/cluster.h"
+#include "client/commands.h"
+#include "common/file.h"
+
+static volatile sig_atomic_t stopping;
+
+static void on_signal(int number)
+{
+    (void)number;
+    stopping = 1;
+}
+
+static bool stop(void)
+{
+    return stopping;
+}
+
+static void state_default(struct settings *s)
+{
+    const char *base = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
+    const char *port = strrchr(s->http, ':') + 1;
+    if (s->state[0])
+        return;
+    if (base && base[0] == '/')
+        snprintf(s->state, sizeof s->state, "%.900s/longspan/%.16s", base, port);
+    else
+        snprintf(s->state, sizeof s->state, "%.900s/.local/state/longspan/%.16s", home ? home : "/tmp", port);
+}
+
+/* Serves until a signal; the parent of all other processes does nothing else. */
+static enum status serve(struct cluster *c, struct error *err)
+{
+    enum status st = ST_OK;
+    while (!stopping && !st) {
+        st = cluster_tend(c, err);
+        if (st == ST_PEER && !stopping)
+            break;
+        usleep(50000);
+    }
+    return stopping ? ST_OK : st;
+}
+
+static enum status run(struct settings *s, const char *prompt, struct error *err)
+{
+    struct cluster *c = NULL;
+    enum status st = file_mkdirs(s->state, err);
+    if (!st)
+        st = cluster_start(s, &c, err);
+    if (!st)
+        st = cluster_await(c, false, stop, err);
+    if (!st && prompt) {
+        fprintf(stderr, "\n> %s\n", prompt);
+        st = answer_print(cluster_grpc(c), s, prompt, stop, err);
+    }
+    if (!st && !(prompt && s->once)) {
+        fprintf(stderr, "\nserving: http://%s/v1 (OpenAI-compatible), gRPC %s; state in %s; Ctrl-C stops\n",
+                cluster_http(c), cluster_grpc(c), s->state);
+        st = serve(c, err);
+        fprintf(stderr, "stopping\n");
+    }
+    cluster_stop(c);
+    return st == ST_CANCELLED && stopping ? ST_OK : st;
+}
+
+int command_up(int argc, char **argv)
+{
+    struct settings s;
+    struct error err = { 0 };
+    const char *prompt, *positional;
+    const struct sigaction action = { .sa_handler = on_signal };
+    if (!settings_read(&s, SCOPE_UP, "usage: longspan up [--workers N] [--model M] [--prompt TEXT [--once]] [flags]",
+                       argc, argv, &prompt, &positional))
+        return 2;
+    if (positional) {
+        fprintf(stderr, "longspan: up takes no argument '%s'\n", positional);
+        return 2;
+    }
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    state_default(&s);
+    const enum status st = run(&s, prompt, &err);
+    if (st)
+        fprintf(stderr, "longspan: %s\n", err.text[0] ? err.text : status_text(st));
+    return st ? 1 : 0;
+}
