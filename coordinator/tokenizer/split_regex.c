@@ -245,8 +245,8 @@ static enum status compile(const char *pattern, size_t bytes, bool literal, pcre
     if (!context)
         return ST_NO_MEMORY;
     pcre2_set_newline(context, PCRE2_NEWLINE_LF);
-    const uint32_t options =
-        PCRE2_UTF | PCRE2_NEVER_BACKSLASH_C | (literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_MULTILINE);
+    const uint32_t dialect = PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C;
+    const uint32_t options = PCRE2_UTF | (literal ? PCRE2_LITERAL : dialect);
     int code_error;
     size_t offset;
     pcre2_code *code = pcre2_compile((PCRE2_SPTR)pattern, bytes, options, &code_error, &offset, context);

@@ -1,0 +1,139 @@
+/*
+ * Any bytes through every rule, there and back. The first byte chooses the tokenizer and whether control tokens are looked for; some inputs
+ * are tokenizer.json, patterns or chat templates instead.
+ */
+/* fuzz-libs: longspan_tokenizer */
+#include <stdlib.h>
+#include <string.h>
+
+#include "coordinator/tokenizer/internal.h"
+#include "coordinator/tokenizer/rules.h"
+#include "coordinator/tokenizer/template.h"
+#include "coordinator/tokenizer/unicode.h"
+#include "tests/unit/tokenizer/tiny_vocab.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+#define CHECK(what)                                                                                                    \
+    do {                                                                                                               \
+        if (!(what))                                                                                                   \
+            abort();                                                                                                   \
+    } while (0)
+
+enum { RULES = 5 };
+static struct tiny_vocab vocabs[RULES];
+static struct tokenizer *tokenizers[RULES];
+
+static void set_up(void)
+{
+    static const char *const names[RULES] = { "smollm", "gpt-2", "llama-bpe", NULL, NULL };
+    static const char json[] = "{\"model\":{},\"decoder\":{\"type\":\"ByteLevel\"},\"pre_tokenizer\":{\"type\":"
+                               "\"Sequence\",\"pretokenizers\":["
+                               "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[^\\\\r\\\\n\\\\p{L}]?[\\\\p{Lu}\\\\p{M}]*"
+                               "[\\\\p{Ll}\\\\p{M}]+|\\\\s+(?!\\\\S)\"},"
+                               "\"behavior\":\"Isolated\"},{\"type\":\"ByteLevel\",\"use_regex\":false}]}}";
+    for (int i = 0; i < RULES; i++) {
+        struct tiny_vocab *v = &vocabs[i];
+        tiny_init(v, names[i], NULL);
+        static const char *const merges[][2] = { { "t", "h" },
+                                                 { "th", "e" },
+                                                 { "a", "a" },
+                                                 { "aa", "aa" },
+                                                 { "\xC4\xA0", "\xC4\xA0" },
+                                                 { "\xC4\xA0", "t" },
+                                                 { "\xC4\xA0t", "he" },
+                                                 { "h", "e" },
+                                                 { "\xC3\x83", "\xC2\xA9" },
+                                                 { "i", "n" },
+                                                 { "in", "g" },
+                                                 { "'", "s" } };
+        for (size_t k = 0; k < sizeof merges / sizeof merges[0]; k++)
+            tiny_merge(v, merges[k][0], merges[k][1]);
+        tiny_token(v, "<|im_start|>", 12, MODEL_TOKEN_CONTROL);
+        tiny_token(v, "<|im_end|>", 10, MODEL_TOKEN_CONTROL);
+        tiny_token(v, "<|", 2, MODEL_TOKEN_USER);
+        v->v.ignore_merges = i == 2;
+        if (i == 3) {
+            v->v.tokenizer_json = json;
+            v->v.tokenizer_json_bytes = sizeof json - 1;
+        }
+        if (i == 4)
+            v->v.kind = MODEL_VOCAB_BYTES;
+        CHECK(tokenizer_build(&v->v, -1, 1, &tokenizers[i], NULL) == ST_OK);
+    }
+}
+
+static void there_and_back(const struct tokenizer *t, const char *text, size_t bytes, bool specials)
+{
+    int32_t *ids;
+    size_t n_ids, at = 0, n;
+    CHECK(tokenizer_encode(t, text, bytes, specials, 0, &ids, &n_ids) == ST_OK);
+    char *back = malloc(bytes + 1), *streamed = malloc(3 * bytes + 4);
+    size_t n_streamed = 0;
+    struct token_stream *s = token_stream_new(t);
+    CHECK(back && streamed && s);
+    bool controls = false;
+    for (size_t i = 0; i < n_ids; i++) {
+        const char *part = tokenizer_token_bytes(t, ids[i], true, &n);
+        CHECK(n <= bytes - at);
+        memcpy(back + at, part, n);
+        at += n;
+        controls = controls || tokenizer_is_control(t, ids[i]);
+        part = token_stream_push(s, ids[i], &n);
+        CHECK(utf8_valid((const uint8_t *)part, n));
+        memcpy(streamed + n_streamed, part, n);
+        n_streamed += n;
+    }
+    CHECK(at == bytes && memcmp(back, text, bytes) == 0);
+    const char *part = token_stream_finish(s, &n);
+    memcpy(streamed + n_streamed, part, n);
+    n_streamed += n;
+    CHECK(specials || !controls);
+    if (!controls && utf8_valid((const uint8_t *)text, bytes))
+        CHECK(n_streamed == bytes && memcmp(streamed, text, bytes) == 0);
+    token_stream_free(s);
+    /* with one id less than it takes, it is refused */
+    int32_t *few = NULL;
+    if (n_ids > 1)
+        CHECK(tokenizer_encode(t, text, bytes, specials, n_ids - 1, &few, &n) == ST_TOO_LARGE && !few);
+    free(ids);
+    free(back);
+    free(streamed);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    if (!tokenizers[0])
+        set_up();
+    if (size == 0)
+        return 0;
+    const uint8_t what = data[0];
+    char *text = malloc(size); /* its own block, so that a read past the end is seen */
+    CHECK(text);
+    memcpy(text, data + 1, size - 1);
+    text[size - 1] = '\0';
+    if (what < 240) {
+        char *exact = malloc(size > 1 ? size - 1 : 1);
+        CHECK(exact);
+        memcpy(exact, data + 1, size - 1);
+        there_and_back(tokenizers[what % RULES], exact, size - 1, what & 0x80);
+        free(exact);
+    } else if (what < 245) {
+        struct splitter *s = NULL;
+        bool unk;
+        if (!rules_from_json(text, size - 1, &s, &unk, NULL))
+            splitter_free(s);
+    } else if (what < 250) {
+        struct splitter *s = splitter_new();
+        CHECK(s);
+        splitter_add_pattern(s, text, size - 1 < 256 ? size - 1 : 256, what & 1, true,
+                             NULL); /* compiled, not run: any time is a pattern's right */
+        splitter_free(s);
+    } else {
+        char *form;
+        if (!template_normal_form(text, &form))
+            free(form);
+    }
+    free(text);
+    return 0;
+}
