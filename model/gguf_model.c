@@ -459,7 +459,7 @@ static enum status gguf_open(struct model *m, const char *spec, struct error *er
         return st;
     uint32_t no, count;
     const bool split = part_name(d.gguf, &no, &count);
-    if (d.n_gguf != (split ? count : 1))
+    if (d.n_gguf > (split ? count : 1)) /* too few: open_file names the missing one */
         return error_set(err, ST_INVALID, "%s: %u GGUF files in this directory: name one", spec, d.n_gguf);
     char path[4096];
     if (snprintf(path, sizeof path, "%s/%s", spec, d.gguf) >= (int)sizeof path)
