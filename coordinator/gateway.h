@@ -45,12 +45,17 @@ struct gateway_config {
     const struct tokenizer *tokenizer;
     const char *model_name;       /* shown by /v1/models; "default", "" and this name are accepted */
     uint32_t positions_max;
+    uint32_t max_tokens_default;  /* of a request that names none (completions: always 16); 0: the rest of the context */
+    uint32_t ping_ms;             /* a silent event stream gets a comment so often; 0: 10 s */
+    const char *precision, *kv_codec, *selector; /* shown by Cluster/Status; NULL: bf16, bf16, dense */
     /* -> number of workers written. */
     uint32_t (*workers)(void *ctx, struct gateway_worker *workers_out, uint32_t max);
     bool (*ready)(void *ctx);     /* enough workers are ready to serve */
     void (*kick)(void *ctx);      /* something was submitted or cancelled: run the scheduler soon */
     void *ctx;
 };
+
+#define GATEWAY_VERSION "0.1.0" /* said by Cluster/Status */
 
 struct gateway;
 enum status gateway_start(const struct gateway_config *config, struct gateway **gateway_out, struct error *err);

@@ -11,10 +11,7 @@
 #include "common/rng.h"
 #include "coordinator/gateway/text.h"
 
-enum {
-    INLINE_BYTES_MAX = 16 << 10,  /* tokenized on the loop: well under a millisecond or two */
-    PENDING_BYTES_MAX = 512 << 20 /* of bodies that wait for the helper */
-};
+enum { PENDING_BYTES_MAX = 512 << 20 }; /* of bodies that wait for the helper */
 
 enum stage { STAGE_PREPARING, STAGE_RUNNING, STAGE_ENDED };
 
@@ -494,6 +491,7 @@ static enum status submit(struct generation *g, struct refusal *r)
                            st == ST_TOO_LARGE ? "context_length_exceeded" : "", "%s",
                            *err.text ? err.text : status_text(st));
     p->stage = STAGE_RUNNING;
+    g->running = true;
     want_drop_source(w);
     host->kick(host->ctx);
     return ST_OK;
@@ -557,6 +555,13 @@ static struct generation *generation_new(const struct generation_start *start)
     return g;
 }
 
+enum status generation_may_wait(const struct generation_host *host, size_t source_bytes, struct refusal *r)
+{
+    if (source_bytes <= GENERATION_INLINE_BYTES_MAX || host->pending_bytes + source_bytes <= PENDING_BYTES_MAX)
+        return ST_OK;
+    return refuse_code(r, ST_BUSY, "", "too_many_requests", "too many large prompts wait already; try again");
+}
+
 static enum status admit(const struct generation_host *host, size_t source_bytes, struct refusal *r)
 {
     if (host->draining)
@@ -564,9 +569,7 @@ static enum status admit(const struct generation_host *host, size_t source_bytes
     if (host->requests_max && host->n_open >= host->requests_max)
         return refuse_code(r, ST_BUSY, "", "too_many_requests", "%u requests are open, which is the limit; try again",
                            host->n_open);
-    if (source_bytes > INLINE_BYTES_MAX && host->pending_bytes + source_bytes > PENDING_BYTES_MAX)
-        return refuse_code(r, ST_BUSY, "", "too_many_requests", "too many large prompts wait already; try again");
-    return ST_OK;
+    return generation_may_wait(host, source_bytes, r);
 }
 
 enum status generation_start(struct generation_host *host, const struct generation_start *start,
@@ -585,7 +588,7 @@ enum status generation_start(struct generation_host *host, const struct generati
     struct generation_private *p = g->p;
     p->host = host;
     p->held = true;
-    if (start->source_bytes <= INLINE_BYTES_MAX) {
+    if (start->source_bytes <= GENERATION_INLINE_BYTES_MAX) {
         loop_post(host->loop, on_posted, g);
     } else {
         p->source_bytes = start->source_bytes;

@@ -24,6 +24,8 @@ extern "C" {
 
 struct generation;
 
+enum { GENERATION_INLINE_BYTES_MAX = 16 << 10 }; /* a request of more is parsed and tokenized beside the loop */
+
 /* Shared by all generations; plain data, filled by the gateway. */
 struct generation_host {
     struct loop *loop;
@@ -37,7 +39,9 @@ struct generation_host {
     uint32_t requests_max;       /* open at once */
     void (*kick)(void *ctx);
     void *ctx;
-    bool draining; /* refuse new ones */
+    int64_t started_s;  /* wall clock */
+    int64_t started_ms; /* monotonic */
+    bool draining;      /* refuse new ones */
     uint32_t n_open;
     size_t pending_bytes;     /* of sources that wait for the helper */
     struct generation *first; /* all that are open */
@@ -72,6 +76,7 @@ struct generation_score {
 struct generation {
     char id[48];
     int64_t created_s; /* wall clock */
+    bool running;      /* submitted: want and prompt may be looked at */
     struct want want;
     int32_t *prompt;
     size_t n_prompt;
@@ -127,6 +132,8 @@ struct generation_start {
  */
 enum status generation_start(struct generation_host *host, const struct generation_start *start,
                              struct generation **generation_out, struct refusal *r);
+/* ST_BUSY if a request of so many bytes would have to wait behind too many others. */
+enum status generation_may_wait(const struct generation_host *host, size_t source_bytes, struct refusal *r);
 /* No more events, and all it held is freed. */
 void generation_cancel(struct generation *g);
 /* Ends all that are open with an error for the client: the process stops. */

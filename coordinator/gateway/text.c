@@ -160,6 +160,21 @@ void text_json_str(struct text *t, const char *s)
     text_json(t, s, strlen(s));
 }
 
+void text_utf8(struct text *t, const char *data, size_t bytes)
+{
+    for (size_t i = 0; i < bytes;) {
+        size_t n = 0;
+        for (size_t c; i + n < bytes && (c = utf8_at(data + i + n, bytes - i - n)); n += c)
+            ;
+        text_add(t, data + i, n);
+        i += n;
+        if (i < bytes) {
+            text_str(t, "\xEF\xBF\xBD");
+            i++;
+        }
+    }
+}
+
 void text_float(struct text *t, float value)
 {
     if (isnan(value))

@@ -28,6 +28,8 @@ void text_printf(struct text *t, const char *format, ...) __attribute__((format(
 /* A JSON string in quotes. Bytes that are not valid UTF-8 become U+FFFD. */
 void text_json(struct text *t, const char *data, size_t bytes);
 void text_json_str(struct text *t, const char *s);
+/* Plain text; bytes that are not valid UTF-8 become U+FFFD. */
+void text_utf8(struct text *t, const char *data, size_t bytes);
 /* A number from which the float32 comes back (%.9g). JSON has no infinities: -inf is -9999, as others print it; NaN is null. */
 void text_float(struct text *t, float value);
 

@@ -1,0 +1,361 @@
+#include "coordinator/gateway/grpc.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "coordinator/gateway/grpc_messages.h"
+#include "proto/health.pb-c.h"
+#include "proto/rpc.h"
+
+enum {
+    QUEUED_BYTES_MAX = 8 << 20,         /* for a client that does not read */
+    QUEUED_LOGITS_BYTES_MAX = 1u << 30, /* logit rows come by the hundred; only tests and tools ask for them */
+    STOP_GRACE_MS = 1000,
+    HEALTH_NAME_MAX = 256,
+};
+
+enum kind { KIND_GENERATE, KIND_STATUS, KIND_CHECK, KIND_WATCH, KINDS };
+
+struct service {
+    struct grpc_gateway *gateway;
+    enum kind kind;
+};
+
+/* Posts to the loop may come after grpc_gateway_free, so calls hold references, and look at `closed`. */
+struct grpc_gateway {
+    struct grpc_config config;
+    struct rpc_server *server;
+    struct rpc_method methods[KINDS];
+    struct service services[KINDS];
+    atomic_uint refs;
+    bool closed, ready; /* loop thread, as what follows */
+    uint32_t n_open;
+    struct call *first; /* all that have begun and not gone */
+};
+
+struct call {
+    struct grpc_gateway *gateway;
+    struct rpc_call *rpc;
+    enum kind kind;
+    bool asked;                 /* gRPC's thread: the request has come */
+    struct grpc_source *source; /* handed to the loop with the post */
+    /* loop thread */
+    struct call *next, **link;
+    bool begun;
+    struct generation *g;
+    struct grpc_told told;
+    bool unknown; /* Watch of a service that is not ours */
+};
+
+static void gateway_unref(struct grpc_gateway *g)
+{
+    if (atomic_fetch_sub(&g->refs, 1) == 1)
+        free(g);
+}
+
+/* ---- loop thread ---- */
+
+static void call_end(struct call *c, enum rpc_code code, const char *message)
+{
+    rpc_call_finish(c->rpc, code, message);
+}
+
+/* body: freed. false: the client does not read and was dropped. */
+static bool call_send(struct call *c, struct text *body, size_t queued_max)
+{
+    if (body->bad) {
+        text_free(body);
+        call_end(c, RPC_INTERNAL, "out of memory");
+        return false;
+    }
+    const size_t queued = rpc_call_send(c->rpc, (const uint8_t *)body->data, body->n);
+    text_free(body);
+    if (queued <= queued_max)
+        return true;
+    log_warn("grpc: a client reads too slowly: %zu bytes wait for it; dropped", queued);
+    rpc_call_cancel(c->rpc);
+    return false;
+}
+
+static size_t queued_max(const struct generation *g)
+{
+    return g->want.logits ? QUEUED_LOGITS_BYTES_MAX : QUEUED_BYTES_MAX;
+}
+
+static void generate_send(struct call *c, struct generation *g, struct text *body)
+{
+    if (!call_send(c, body, queued_max(g))) {
+        c->g = NULL;
+        generation_cancel(g);
+    }
+}
+
+static void on_output(void *user, struct generation *g)
+{
+    struct call *c = user;
+    struct text body = { 0 };
+    if (grpc_write_output(&c->told, g, c->gateway->config.host->tokenizer, g->n_sampled > c->told.tokens, &body))
+        generate_send(c, g, &body);
+}
+
+static void on_logits(void *user, struct generation *g, const struct result_row *row)
+{
+    struct call *c = user;
+    struct text body = { 0 };
+    grpc_write_logits(row, &body);
+    generate_send(c, g, &body);
+}
+
+static void on_generated(void *user, struct generation *g, const struct generation_done *done)
+{
+    struct call *c = user;
+    c->g = NULL;
+    if (done->refusal.status) {
+        call_end(c, grpc_code(done->refusal.status), done->refusal.message);
+        return;
+    }
+    struct text body = { 0 };
+    grpc_write_done(&c->told, g, done, c->gateway->config.config, &body);
+    if (call_send(c, &body, queued_max(g)))
+        call_end(c, RPC_OK, "");
+}
+
+static const struct generation_events events = { .output = on_output, .logits = on_logits, .done = on_generated };
+
+static void generate_begin(struct call *c)
+{
+    struct refusal r = { 0 };
+    const struct generation_start start = { .id_prefix = "gen-",
+                                            .source = c->source,
+                                            .source_free = free,
+                                            .source_bytes = c->source->bytes,
+                                            .parse = grpc_parse,
+                                            .events = &events,
+                                            .user = c };
+    c->source = NULL;
+    if (generation_start(c->gateway->config.host, &start, &c->g, &r))
+        call_end(c, grpc_code(r.status), r.message);
+}
+
+static void status_begin(struct call *c)
+{
+    const struct grpc_config *config = &c->gateway->config;
+    struct text body = { 0 };
+    grpc_write_status(config->config, config->host, config->ready(config->ctx), &body);
+    if (call_send(c, &body, QUEUED_BYTES_MAX))
+        call_end(c, RPC_OK, "");
+}
+
+static bool health_send(struct call *c)
+{
+    Grpc__Health__V1__HealthCheckResponse m;
+    grpc__health__v1__health_check_response__init(&m);
+    m.status = c->unknown          ? GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVICE_UNKNOWN
+               : c->gateway->ready ? GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVING
+                                   : GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__NOT_SERVING;
+    uint8_t bytes[16];
+    struct text body = { 0 };
+    text_add(&body, bytes, grpc__health__v1__health_check_response__pack(&m, bytes));
+    return call_send(c, &body, QUEUED_BYTES_MAX);
+}
+
+/* "" is the server as a whole. */
+static bool is_ours(const char *service)
+{
+    static const char *const ours[] = { "", "longspan.v1.Inference", "longspan.v1.Cluster" };
+    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
+        if (!strcmp(service, ours[i]))
+            return true;
+    return false;
+}
+
+static void health_begin(struct call *c)
+{
+    Grpc__Health__V1__HealthCheckRequest *m =
+        c->source->bytes <= HEALTH_NAME_MAX
+            ? grpc__health__v1__health_check_request__unpack(NULL, c->source->bytes, c->source->data)
+            : NULL;
+    if (!m) {
+        call_end(c, RPC_INVALID_ARGUMENT, "the message is malformed");
+        return;
+    }
+    c->unknown = !is_ours(m->service);
+    grpc__health__v1__health_check_request__free_unpacked(m, NULL);
+    c->gateway->ready = c->gateway->config.ready(c->gateway->config.ctx);
+    if (c->unknown && c->kind == KIND_CHECK)
+        call_end(c, RPC_NOT_FOUND, "no such service");
+    else if (health_send(c) && c->kind == KIND_CHECK)
+        call_end(c, RPC_OK, "");
+}
+
+static void call_begin(void *arg)
+{
+    struct call *c = arg;
+    struct grpc_gateway *g = c->gateway;
+    if (g->closed) {
+        call_end(c, RPC_UNAVAILABLE, "the server is shutting down");
+        return;
+    }
+    c->begun = true;
+    c->link = &g->first;
+    c->next = g->first;
+    if (c->next)
+        c->next->link = &c->next;
+    g->first = c;
+    g->n_open += c->kind != KIND_WATCH;
+    switch (c->kind) {
+    case KIND_GENERATE:
+        generate_begin(c);
+        break;
+    case KIND_STATUS:
+        status_begin(c);
+        break;
+    default:
+        health_begin(c);
+        break;
+    }
+}
+
+/* The last post of a call. */
+static void call_gone(void *arg)
+{
+    struct call *c = arg;
+    if (c->begun) {
+        if (c->g)
+            generation_cancel(c->g);
+        *c->link = c->next;
+        if (c->next)
+            c->next->link = c->link;
+        c->gateway->n_open -= c->kind != KIND_WATCH;
+    }
+    free(c->source);
+    rpc_call_unref(c->rpc);
+    gateway_unref(c->gateway);
+    free(c);
+}
+
+/* ---- gRPC's thread ---- */
+
+static void on_message(void *user, struct rpc_call *rpc, const uint8_t *data, size_t bytes)
+{
+    struct call *c = user;
+    if (c->asked) {
+        rpc_call_finish(rpc, RPC_INVALID_ARGUMENT, "this method takes one message");
+        return;
+    }
+    c->asked = true;
+    c->source = malloc(sizeof *c->source + bytes);
+    if (!c->source) {
+        rpc_call_finish(rpc, RPC_RESOURCE_EXHAUSTED, "out of memory");
+        return;
+    }
+    c->source->bytes = bytes;
+    if (bytes)
+        memcpy(c->source->data, data, bytes);
+    loop_post(c->gateway->config.host->loop, call_begin, c);
+}
+
+static void on_half_close(void *user, struct rpc_call *rpc)
+{
+    const struct call *c = user;
+    if (!c->asked)
+        rpc_call_finish(rpc, RPC_INVALID_ARGUMENT, "the request is missing");
+}
+
+static void on_done(void *user, struct rpc_call *rpc, enum rpc_code code, const char *message)
+{
+    (void)rpc;
+    (void)code;
+    (void)message;
+    struct call *c = user;
+    loop_post(c->gateway->config.host->loop, call_gone, c);
+}
+
+static void on_open(void *service, struct rpc_call *rpc, struct rpc_handlers *handlers_out, void **user_out)
+{
+    struct service *s = service;
+    struct call *c = calloc(1, sizeof *c);
+    if (!c) {
+        rpc_call_finish(rpc, RPC_RESOURCE_EXHAUSTED, "out of memory");
+        return;
+    }
+    c->gateway = s->gateway;
+    c->kind = s->kind;
+    c->rpc = rpc;
+    rpc_call_ref(rpc);
+    atomic_fetch_add(&s->gateway->refs, 1);
+    *handlers_out =
+        (struct rpc_handlers){ .on_message = on_message, .on_half_close = on_half_close, .on_done = on_done };
+    *user_out = c;
+}
+
+/* ---- the face ---- */
+
+enum status grpc_gateway_start(const struct grpc_config *config, struct grpc_gateway **gateway_out, struct error *err)
+{
+    static const char *const paths[KINDS] = { [KIND_GENERATE] = "/longspan.v1.Inference/Generate",
+                                              [KIND_STATUS] = "/longspan.v1.Cluster/Status",
+                                              [KIND_CHECK] = "/grpc.health.v1.Health/Check",
+                                              [KIND_WATCH] = "/grpc.health.v1.Health/Watch" };
+    struct grpc_gateway *g = calloc(1, sizeof *g);
+    if (!g)
+        return error_set(err, ST_NO_MEMORY, "grpc: out of memory");
+    g->config = *config;
+    atomic_init(&g->refs, 1);
+    for (int i = 0; i < KINDS; i++) {
+        g->services[i] = (struct service){ g, (enum kind)i };
+        g->methods[i] = (struct rpc_method){ paths[i], &g->services[i], on_open };
+    }
+    const size_t body = config->config->body_bytes_max;
+    const struct rpc_server_config server = { .address = config->config->grpc,
+                                              .message_bytes_max = body ? body : 64 << 20 };
+    const enum status st = rpc_server_start(&server, g->methods, KINDS, &g->server, err);
+    if (st) {
+        free(g);
+        return st;
+    }
+    *gateway_out = g;
+    return ST_OK;
+}
+
+uint16_t grpc_gateway_port(const struct grpc_gateway *g)
+{
+    return rpc_server_port(g->server);
+}
+
+uint32_t grpc_gateway_open(const struct grpc_gateway *g)
+{
+    return g->n_open;
+}
+
+void grpc_gateway_ready(struct grpc_gateway *g, bool ready)
+{
+    if (g->ready == ready)
+        return;
+    g->ready = ready;
+    for (struct call *c = g->first, *next; c; c = next) {
+        next = c->next;
+        if (c->kind == KIND_WATCH && !c->unknown)
+            health_send(c);
+    }
+}
+
+void grpc_gateway_free(struct grpc_gateway *g)
+{
+    if (!g)
+        return;
+    g->closed = true;
+    for (struct call *c = g->first, *next; c; c = next) {
+        next = c->next;
+        struct generation *generation = c->g;
+        c->g = NULL;
+        if (generation)
+            generation_cancel(generation);
+        call_end(c, RPC_UNAVAILABLE, "the server is shutting down"); /* nothing, if it has ended */
+    }
+    rpc_server_stop(g->server, STOP_GRACE_MS);
+    g->server = NULL;
+    gateway_unref(g);
+}

@@ -1,0 +1,266 @@
+#include "coordinator/gateway/grpc_messages.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/bytes.h"
+#include "proto/longspan.pb-c.h"
+#include "proto/plan.h"
+
+/*
+ * The message is walked before it is unpacked, because the unpacked form hides what must not pass: it cuts strings at NUL, does not look at
+ * UTF-8, keeps unknown fields aside, and a field of two bytes costs it a hundred.
+ */
+enum { PARTS_MAX = 1 << 16 };
+
+struct walk {
+    struct refusal *r;
+    size_t n_parts;
+};
+
+enum kind { KIND_SKIP, KIND_STRING, KIND_CHAT, KIND_MESSAGE };
+
+static const struct known {
+    const char *name;
+    enum kind kind;
+} request_fields[] = { [1] = { "model", KIND_STRING },     [2] = { "text", KIND_STRING },
+                       [3] = { "token_ids", KIND_SKIP },   [4] = { "chat", KIND_CHAT },
+                       [5] = { "max_tokens", KIND_SKIP },  [6] = { "temperature", KIND_SKIP },
+                       [7] = { "top_p", KIND_SKIP },       [8] = { "top_k", KIND_SKIP },
+                       [9] = { "seed", KIND_SKIP },        [10] = { "stop", KIND_STRING },
+                       [11] = { "ignore_eos", KIND_SKIP }, [12] = { "top_logprobs", KIND_SKIP },
+                       [13] = { "score", KIND_SKIP },      [14] = { "echo", KIND_SKIP },
+                       [15] = { "logits", KIND_SKIP },     [16] = { "forced_token_ids", KIND_SKIP },
+                       [17] = { "progress", KIND_SKIP } },
+  chat_fields[] = { [1] = { "chat.messages", KIND_MESSAGE } },
+  message_fields[] = { [1] = { "chat.messages.role", KIND_STRING }, [2] = { "chat.messages.content", KIND_STRING } };
+
+#define LENGTH(a) (sizeof(a) / sizeof *(a))
+
+static uint64_t read_varint(struct reader *in)
+{
+    uint64_t v = 0;
+    for (int shift = 0; shift < 64; shift += 7) {
+        const uint8_t b = reader_u8(in);
+        v |= (uint64_t)(b & 0x7F) << shift;
+        if (!(b & 0x80))
+            return v;
+    }
+    in->bad = true;
+    return 0;
+}
+
+static enum status malformed(struct walk *w)
+{
+    return refuse(w->r, ST_INVALID, "", "the message is malformed");
+}
+
+static enum status walk_message(struct walk *w, struct reader in, const struct known *fields, size_t n_fields);
+
+static enum status walk_bytes(struct walk *w, const struct known *f, const uint8_t *data, size_t n)
+{
+    if (++w->n_parts > PARTS_MAX)
+        return refuse(w->r, ST_TOO_LARGE, f->name, "%s: the message has more than %d parts", f->name, PARTS_MAX);
+    switch (f->kind) {
+    case KIND_CHAT:
+        return walk_message(w, reader_of(data, n), chat_fields, LENGTH(chat_fields));
+    case KIND_MESSAGE:
+        return walk_message(w, reader_of(data, n), message_fields, LENGTH(message_fields));
+    case KIND_STRING:
+        if (n && memchr(data, 0, n))
+            return refuse(w->r, ST_INVALID, f->name, "%s holds a NUL character; send such a prompt as token_ids",
+                          f->name);
+        if (!utf8_valid((const char *)data, n))
+            return refuse(w->r, ST_INVALID, f->name, "%s is not valid UTF-8", f->name);
+        return ST_OK;
+    case KIND_SKIP:
+        break;
+    }
+    return ST_OK;
+}
+
+static enum status walk_message(struct walk *w, struct reader in, const struct known *fields, size_t n_fields)
+{
+    while (reader_left(&in) && !in.bad) {
+        const uint64_t tag = read_varint(&in), field = tag >> 3;
+        if (in.bad)
+            break;
+        if (field >= n_fields || !fields[field].name)
+            return refuse(w->r, ST_UNSUPPORTED, "", "field %llu of the message is not known here",
+                          (unsigned long long)field);
+        uint64_t n = 0;
+        const uint8_t *data = NULL;
+        switch (tag & 7) {
+        case 0:
+            read_varint(&in);
+            break;
+        case 1:
+            reader_take(&in, 8);
+            break;
+        case 2:
+            n = read_varint(&in);
+            data = reader_take(&in, n);
+            if (data && walk_bytes(w, &fields[field], data, n))
+                return w->r->status;
+            break;
+        case 5:
+            reader_take(&in, 4);
+            break;
+        default:
+            return malformed(w);
+        }
+    }
+    return in.bad ? malformed(w) : ST_OK;
+}
+
+static void message_free(void *source)
+{
+    longspan__v1__generate_request__free_unpacked(source, NULL);
+}
+
+static enum status read_ids(struct want *w, const char *field, const uint32_t *from, size_t n, const int32_t **ids_out,
+                            struct refusal *r)
+{
+    int32_t *ids = want_alloc(w, n + 1, sizeof *ids);
+    if (!ids)
+        return refuse(r, ST_NO_MEMORY, "", "out of memory");
+    for (size_t i = 0; i < n; i++) {
+        if (from[i] > INT32_MAX)
+            return refuse(r, ST_INVALID, field, "%s: %u is no token id", field, from[i]);
+        ids[i] = (int32_t)from[i];
+    }
+    *ids_out = ids;
+    return ST_OK;
+}
+
+static enum status read_chat(struct want *w, const Longspan__V1__Chat *chat, struct refusal *r)
+{
+    if (!chat->n_messages)
+        return refuse(r, ST_INVALID, "chat", "chat must have at least one message");
+    struct chat_message *messages = want_alloc(w, chat->n_messages, sizeof *messages);
+    if (!messages)
+        return refuse(r, ST_NO_MEMORY, "", "out of memory");
+    for (size_t i = 0; i < chat->n_messages; i++)
+        messages[i] = (struct chat_message){ .role = chat->messages[i]->role,
+                                             .content = chat->messages[i]->content,
+                                             .content_bytes = strlen(chat->messages[i]->content) };
+    w->kind = WANT_PROMPT_CHAT;
+    w->messages = messages;
+    w->n_messages = chat->n_messages;
+    return ST_OK;
+}
+
+static enum status read_prompt(struct want *w, const Longspan__V1__GenerateRequest *m, struct refusal *r)
+{
+    switch (m->prompt_case) {
+    case LONGSPAN__V1__GENERATE_REQUEST__PROMPT_TEXT:
+        w->kind = WANT_PROMPT_TEXT;
+        w->text = m->text;
+        w->text_bytes = strlen(m->text);
+        return ST_OK;
+    case LONGSPAN__V1__GENERATE_REQUEST__PROMPT_TOKEN_IDS:
+        w->kind = WANT_PROMPT_TOKENS;
+        w->n_tokens = m->token_ids->n_ids;
+        return read_ids(w, "token_ids", m->token_ids->ids, m->token_ids->n_ids, &w->tokens, r);
+    case LONGSPAN__V1__GENERATE_REQUEST__PROMPT_CHAT:
+        return read_chat(w, m->chat, r);
+    default:
+        return refuse(r, ST_INVALID, "prompt", "prompt is missing: text, token_ids or chat");
+    }
+}
+
+static enum status read_sampling(struct want *w, const Longspan__V1__GenerateRequest *m, struct refusal *r)
+{
+    if (m->temperature_set_case == LONGSPAN__V1__GENERATE_REQUEST__TEMPERATURE_SET_TEMPERATURE &&
+        want_set_temperature(w, (double)m->temperature, r))
+        return r->status;
+    if (m->top_p_set_case == LONGSPAN__V1__GENERATE_REQUEST__TOP_P_SET_TOP_P && want_set_top_p(w, (double)m->top_p, r))
+        return r->status;
+    if (want_set_top_k(w, m->top_k, r))
+        return r->status;
+    w->has_seed = m->seed_set_case == LONGSPAN__V1__GENERATE_REQUEST__SEED_SET_SEED;
+    w->seed = w->has_seed ? m->seed : 0;
+    if (m->top_logprobs_set_case == LONGSPAN__V1__GENERATE_REQUEST__TOP_LOGPROBS_SET_TOP_LOGPROBS)
+        return want_set_top(w, "top_logprobs", m->top_logprobs, r);
+    return ST_OK;
+}
+
+static enum status read_length(struct want *w, const Longspan__V1__GenerateRequest *m, struct refusal *r)
+{
+    if (m->max_tokens_set_case == LONGSPAN__V1__GENERATE_REQUEST__MAX_TOKENS_SET_MAX_TOKENS &&
+        want_set_max_tokens(w, "max_tokens", m->max_tokens, r))
+        return r->status;
+    if (w->has_max_tokens && !w->max_tokens && !w->score && !w->logits)
+        return refuse(r, ST_INVALID, "max_tokens", "max_tokens must be at least 1, or 0 with score or logits");
+    if (w->has_max_tokens && w->n_forced > w->max_tokens)
+        return refuse(r, ST_INVALID, "forced_token_ids", "forced_token_ids has more tokens than max_tokens allows");
+    return ST_OK;
+}
+
+static enum status read_request(struct want *w, const Longspan__V1__GenerateRequest *m, struct refusal *r)
+{
+    w->model = m->model;
+    w->ignore_eos = m->ignore_eos;
+    w->score = m->score;
+    w->echo = m->echo;
+    w->logits = m->logits;
+    w->progress = m->progress;
+    w->stream = true;
+    for (size_t i = 0; i < m->n_stop; i++)
+        if (want_add_stop(w, m->stop[i], strlen(m->stop[i]), r))
+            return r->status;
+    w->n_forced = m->n_forced_token_ids;
+    if (w->n_forced && read_ids(w, "forced_token_ids", m->forced_token_ids, m->n_forced_token_ids, &w->forced, r))
+        return r->status;
+    if (read_prompt(w, m, r) || read_sampling(w, m, r))
+        return r->status;
+    return read_length(w, m, r);
+}
+
+enum status grpc_parse(struct want *w, struct refusal *r)
+{
+    struct grpc_source *source = w->source;
+    w->source = NULL;
+    w->source_free = NULL;
+    struct walk walk = { .r = r };
+    enum status st =
+        walk_message(&walk, reader_of(source->data, source->bytes), request_fields, LENGTH(request_fields));
+    Longspan__V1__GenerateRequest *m = NULL;
+    if (!st) {
+        m = longspan__v1__generate_request__unpack(NULL, source->bytes, source->data);
+        if (!m)
+            st = malformed(&walk);
+    }
+    free(source);
+    if (st)
+        return st;
+    w->source = m;
+    w->source_free = message_free;
+    return read_request(w, m, r);
+}
+
+enum rpc_code grpc_code(enum status st)
+{
+    switch (st) {
+    case ST_OK:
+        return RPC_OK;
+    case ST_INVALID:
+    case ST_UNSUPPORTED:
+    case ST_TOO_LARGE:
+    case ST_CORRUPT:
+        return RPC_INVALID_ARGUMENT;
+    case ST_NOT_FOUND:
+        return RPC_NOT_FOUND;
+    case ST_BUSY:
+    case ST_AGAIN:
+        return RPC_RESOURCE_EXHAUSTED;
+    case ST_PEER:
+    case ST_TIMEOUT:
+    case ST_STALE:
+    case ST_CANCELLED:
+        return RPC_UNAVAILABLE;
+    default:
+        return RPC_INTERNAL;
+    }
+}

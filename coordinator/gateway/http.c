@@ -1,0 +1,490 @@
+#include "coordinator/gateway/http.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/queue.h>
+#include <sys/socket.h>
+
+#include <event2/buffer.h>
+#include <event2/bufferevent.h>
+#include <event2/event.h>
+#include <event2/http.h>
+#include <event2/http_struct.h>
+#include <event2/keyvalq_struct.h>
+#include <event2/listener.h>
+
+#include "common/log.h"
+#include "coordinator/gateway/reply.h"
+
+enum {
+    HEADER_BYTES_MAX = 64 << 10,
+    INPUT_BYTES_MAX = 64 << 10, /* read ahead while an answer is under way */
+    ACCEPT_PAUSE_MS = 100,
+};
+
+struct http_server {
+    struct http_config config;
+    struct evhttp *evhttp;
+    struct evconnlistener *listener;
+    struct loop_timer *accept_again;
+    struct timeval idle;
+    uint16_t port;
+    struct http_exchange *first;
+    uint32_t n_open;
+    struct http_server *next; /* in `servers` */
+};
+
+/* A listener's error callback is given the evhttp it feeds; this finds its server. Of the loop's thread. */
+static _Thread_local struct http_server *servers;
+
+struct http_exchange {
+    struct http_server *server;
+    struct http_exchange *next, **link;
+    struct evhttp_request *req;
+    struct evhttp_connection *connection;
+    struct bufferevent *bev;
+    struct evbuffer *chunk;
+    void (*on_close)(void *user);
+    void *user;
+    bool answered;
+};
+
+static void exchange_free(struct http_exchange *x)
+{
+    *x->link = x->next;
+    if (x->next)
+        x->next->link = x->link;
+    x->server->n_open--;
+    if (x->chunk)
+        evbuffer_free(x->chunk);
+    free(x);
+}
+
+/*
+ * The connection is going down. If the client closed it while we had not answered, evhttp has taken the request off the connection and leaves it to
+ * us; otherwise the connection frees it.
+ */
+static void on_connection_close(struct evhttp_connection *connection, void *arg)
+{
+    (void)connection;
+    struct http_exchange *x = arg;
+    struct evhttp_request *orphan = evhttp_request_get_connection(x->req) ? NULL : x->req;
+    void (*fn)(void *) = x->answered ? NULL : x->on_close;
+    void *user = x->user;
+    exchange_free(x);
+    if (orphan)
+        evhttp_request_free(orphan);
+    if (fn)
+        fn(user);
+}
+
+/* The answer is written: the connection may carry the next request. */
+static void on_complete(struct evhttp_request *req, void *arg)
+{
+    (void)req;
+    struct http_exchange *x = arg;
+    evhttp_connection_set_closecb(x->connection, NULL, NULL);
+    bufferevent_setwatermark(x->bev, EV_READ, 0, 0);
+    bufferevent_set_timeouts(x->bev, &x->server->idle, &x->server->idle);
+    exchange_free(x);
+}
+
+/*
+ * evhttp stops reading while a request is handled, and so does not see the client leave before the first byte of the answer. Reading goes on here, with
+ * no read callback (evhttp's own would end the process in this state), a bound on what a client may send meanwhile, and no read time-out.
+ */
+static void watch_for_close(struct http_exchange *x)
+{
+    bufferevent_data_cb write_cb;
+    bufferevent_event_cb event_cb;
+    void *arg;
+    bufferevent_getcb(x->bev, NULL, &write_cb, &event_cb, &arg);
+    bufferevent_setcb(x->bev, NULL, write_cb, event_cb, arg);
+    bufferevent_setwatermark(x->bev, EV_READ, 0, INPUT_BYTES_MAX);
+    bufferevent_set_timeouts(x->bev, NULL, &x->server->idle);
+    bufferevent_enable(x->bev, EV_READ);
+}
+
+static struct http_exchange *exchange_new(struct http_server *s, struct evhttp_request *req)
+{
+    struct http_exchange *x = calloc(1, sizeof *x);
+    if (!x || !(x->chunk = evbuffer_new())) {
+        free(x);
+        return NULL;
+    }
+    x->server = s;
+    x->req = req;
+    x->connection = evhttp_request_get_connection(req);
+    x->bev = evhttp_connection_get_bufferevent(x->connection);
+    x->link = &s->first;
+    x->next = s->first;
+    if (x->next)
+        x->next->link = &x->next;
+    s->first = x;
+    s->n_open++;
+    const int on = 1; /* tokens are small writes: none may wait for the acknowledgement of the one before */
+    setsockopt(bufferevent_getfd(x->bev), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    evhttp_connection_set_closecb(x->connection, on_connection_close, x);
+    evhttp_request_set_on_complete_cb(req, on_complete, x);
+    watch_for_close(x);
+    return x;
+}
+
+/* ---- requests that may be served ---- */
+
+static bool is_token(const char *name)
+{
+    static const char others[] = "!#$%&'*+-.^_`|~";
+    const char *p = name;
+    for (; *p; p++)
+        if (!((*p >= '0' && *p <= '9') || (*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || strchr(others, *p)))
+            return false;
+    return p > name;
+}
+
+static bool is_number(const char *value)
+{
+    return *value && strspn(value, "0123456789") == strlen(value);
+}
+
+/*
+ * What evhttp lets through and a proxy before us might read otherwise: where the two disagree on where a request ends, the next one can be forged.
+ * NULL: well framed.
+ */
+static const char *framing_fault(struct evhttp_request *req)
+{
+    int hosts = 0, lengths = 0, encodings = 0;
+    const struct evkeyval *h;
+    TAILQ_FOREACH(h, evhttp_request_get_input_headers(req), next)
+    {
+        if (!is_token(h->key))
+            return "a header's name is malformed";
+        hosts += !strcasecmp(h->key, "host");
+        if (!strcasecmp(h->key, "content-length")) {
+            lengths++;
+            if (!is_number(h->value))
+                return "Content-Length is not a number";
+        } else if (!strcasecmp(h->key, "transfer-encoding")) {
+            encodings++;
+            if (strcasecmp(h->value, "chunked") != 0)
+                return "Transfer-Encoding is not 'chunked'";
+        }
+    }
+    if (hosts > 1 || (!hosts && req->major == 1 && req->minor >= 1))
+        return hosts ? "more than one Host" : "Host is missing";
+    if (lengths + encodings > 1)
+        return "more than one Content-Length or Transfer-Encoding";
+    const enum evhttp_cmd_type type = evhttp_request_get_command(req);
+    if (encodings && (type == EVHTTP_REQ_HEAD || type == EVHTTP_REQ_TRACE))
+        return "this method takes no body";
+    if (lengths && (type == EVHTTP_REQ_HEAD || type == EVHTTP_REQ_TRACE) &&
+        strcmp(evhttp_find_header(evhttp_request_get_input_headers(req), "Content-Length"), "0") != 0)
+        return "this method takes no body";
+    return NULL;
+}
+
+static void close_after(struct http_exchange *x)
+{
+    struct evkeyvalq *headers = evhttp_request_get_output_headers(x->req);
+    if (!evhttp_find_header(headers, "Connection"))
+        evhttp_add_header(headers, "Connection", "close");
+}
+
+static void reply_message(struct http_exchange *x, int code, const char *message)
+{
+    struct text body = { 0 };
+    text_str(&body, "{\"error\":{\"message\":");
+    text_json_str(&body, message);
+    text_str(&body, ",\"type\":\"invalid_request_error\",\"param\":null,\"code\":null}}");
+    http_reply_json(x, code, &body);
+}
+
+static bool path_matches(const struct http_route *route, const char *path)
+{
+    const size_t n = strlen(route->path);
+    return route->path[n - 1] == '/' ? !strncmp(path, route->path, n) && path[n] : !strcmp(path, route->path);
+}
+
+static void dispatch(struct http_exchange *x)
+{
+    const struct http_config *config = &x->server->config;
+    const char *path = http_path(x);
+    const enum evhttp_cmd_type type = evhttp_request_get_command(x->req);
+    const struct http_route *other = NULL;
+    for (size_t i = 0; i < config->n_routes; i++) {
+        const struct http_route *route = &config->routes[i];
+        if (!path_matches(route, path))
+            continue;
+        other = route;
+        if (route->method == HTTP_METHOD_POST ? type == EVHTTP_REQ_POST
+                                              : type == EVHTTP_REQ_GET || type == EVHTTP_REQ_HEAD) {
+            route->handle(config->ctx, x);
+            return;
+        }
+    }
+    if (!other) {
+        reply_message(x, 404, "no such path");
+        return;
+    }
+    const char *allow = other->method == HTTP_METHOD_POST ? "POST" : "GET, HEAD";
+    evhttp_add_header(evhttp_request_get_output_headers(x->req), "Allow", allow);
+    reply_message(x, 405, other->method == HTTP_METHOD_POST ? "this path takes POST" : "this path takes GET");
+}
+
+static void on_request(struct evhttp_request *req, void *arg)
+{
+    struct http_server *s = arg;
+    struct http_exchange *x = exchange_new(s, req);
+    if (!x) {
+        log_error("http: out of memory");
+        evhttp_connection_free(evhttp_request_get_connection(req));
+        return;
+    }
+    const char *fault = framing_fault(req);
+    if (fault) {
+        log_debug("http: refused: %s", fault);
+        close_after(x);
+        reply_message(x, 400, fault);
+        return;
+    }
+    dispatch(x);
+}
+
+/* ---- exchanges ---- */
+
+void http_on_close(struct http_exchange *x, void (*fn)(void *user), void *user)
+{
+    x->on_close = fn;
+    x->user = user;
+}
+
+const char *http_path(const struct http_exchange *x)
+{
+    const struct evhttp_uri *uri = evhttp_request_get_evhttp_uri(x->req);
+    const char *path = uri ? evhttp_uri_get_path(uri) : NULL;
+    return path ? path : "";
+}
+
+size_t http_body_bytes(const struct http_exchange *x)
+{
+    return evbuffer_get_length(evhttp_request_get_input_buffer(x->req));
+}
+
+struct openai_body *http_body_take(struct http_exchange *x, size_t values_max)
+{
+    struct evbuffer *input = evhttp_request_get_input_buffer(x->req);
+    const size_t n = evbuffer_get_length(input);
+    struct openai_body *body = openai_body_new(n, values_max);
+    if (body && n && evbuffer_remove(input, body->data, n) != (int)n) {
+        openai_body_free(body);
+        return NULL;
+    }
+    return body;
+}
+
+static bool is_head(const struct http_exchange *x)
+{
+    return evhttp_request_get_command(x->req) == EVHTTP_REQ_HEAD;
+}
+
+void http_reply(struct http_exchange *x, int code, const char *type, struct text *body)
+{
+    struct evkeyvalq *headers = evhttp_request_get_output_headers(x->req);
+    char length[32];
+    if (body->bad) {
+        log_error("http: out of memory for an answer");
+        body->n = 0;
+        code = 500;
+    }
+    snprintf(length, sizeof length, "%zu", body->n);
+    evhttp_add_header(headers, "Content-Type", type);
+    evhttp_add_header(headers, "Content-Length", length);
+    /* evhttp would send a body for HEAD too */
+    if (!is_head(x))
+        evbuffer_add(x->chunk, body->data, body->n);
+    text_free(body);
+    x->answered = true;
+    /* it is in the hands of evhttp now, and gone once it is written; the chunk goes with it */
+    evhttp_send_reply(x->req, code, NULL, x->chunk);
+}
+
+void http_reply_json(struct http_exchange *x, int code, struct text *body)
+{
+    http_reply(x, code, "application/json", body);
+}
+
+void http_reply_refusal(struct http_exchange *x, const struct refusal *r)
+{
+    const int code = reply_http_status(r->status);
+    struct text body = { 0 };
+    reply_error(r, &body);
+    if (code == 429 || code == 503)
+        evhttp_add_header(evhttp_request_get_output_headers(x->req), "Retry-After", "1");
+    http_reply_json(x, code, &body);
+}
+
+void http_stream_begin(struct http_exchange *x)
+{
+    struct evkeyvalq *headers = evhttp_request_get_output_headers(x->req);
+    evhttp_add_header(headers, "Content-Type", "text/event-stream; charset=utf-8");
+    evhttp_add_header(headers, "Cache-Control", "no-cache");
+    evhttp_add_header(headers, "X-Accel-Buffering", "no");
+    /* to HTTP/1.0 the end of the stream is the end of the connection, whatever the client hopes for */
+    if (x->req->minor == 0)
+        evhttp_remove_header(evhttp_request_get_input_headers(x->req), "Connection");
+    evhttp_send_reply_start(x->req, 200, NULL);
+}
+
+bool http_stream_send(struct http_exchange *x, const void *data, size_t bytes)
+{
+    evbuffer_add(x->chunk, data, bytes);
+    evhttp_send_reply_chunk(x->req, x->chunk);
+    if (evbuffer_get_length(bufferevent_get_output(x->bev)) <= HTTP_OUTPUT_BYTES_MAX)
+        return true;
+    log_warn("http: a client reads too slowly: %d bytes wait for it; dropped", HTTP_OUTPUT_BYTES_MAX);
+    struct evhttp_connection *connection = x->connection;
+    evhttp_connection_set_closecb(connection, NULL, NULL);
+    exchange_free(x);
+    evhttp_connection_free(connection); /* and the request with it */
+    return false;
+}
+
+void http_stream_end(struct http_exchange *x, bool close)
+{
+    x->answered = true;
+    /* evhttp looks at the answer's headers only now: they were sent long ago */
+    if (close)
+        close_after(x);
+    evhttp_send_reply_end(x->req);
+}
+
+/* ---- the server ---- */
+
+/* "host:port" or "[v6]:port" */
+static enum status split_address(const char *address, char *host, size_t bytes, uint16_t *port_out, struct error *err)
+{
+    const char *colon = strrchr(address, ':');
+    char *end = NULL;
+    const long port = colon ? strtol(colon + 1, &end, 10) : -1;
+    size_t n = colon ? (size_t)(colon - address) : 0;
+    if (!colon || !is_number(colon + 1) || *end || port > 65535 || n == 0 || n >= bytes)
+        return error_set(err, ST_INVALID, "http: '%s' is not an address and port", address);
+    if (address[0] == '[' && address[n - 1] == ']') {
+        address++;
+        n -= 2;
+    }
+    memcpy(host, address, n);
+    host[n] = 0;
+    *port_out = (uint16_t)port;
+    return ST_OK;
+}
+
+static uint16_t bound_port(evutil_socket_t fd)
+{
+    struct sockaddr_storage a = { 0 };
+    socklen_t n = sizeof a;
+    if (getsockname(fd, (struct sockaddr *)&a, &n) != 0)
+        return 0;
+    return ntohs(a.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&a)->sin6_port
+                                         : ((struct sockaddr_in *)&a)->sin_port);
+}
+
+/* No descriptor is left for a new connection: without a pause the loop would spin on it. */
+static void on_accept_error(struct evconnlistener *listener, void *evhttp)
+{
+    struct http_server *s = servers;
+    while (s && s->evhttp != evhttp)
+        s = s->next;
+    if (!s)
+        return;
+    log_warn("http: accept: %s", strerror(errno));
+    evconnlistener_disable(listener);
+    loop_timer_set(s->accept_again, ACCEPT_PAUSE_MS);
+}
+
+static void on_accept_again(void *arg)
+{
+    struct http_server *s = arg;
+    evconnlistener_enable(s->listener);
+}
+
+static enum status server_listen(struct http_server *s, struct error *err)
+{
+    char host[128];
+    uint16_t port;
+    const enum status st = split_address(s->config.address, host, sizeof host, &port, err);
+    if (st)
+        return st;
+    struct evhttp_bound_socket *bound = evhttp_bind_socket_with_handle(s->evhttp, host, port);
+    if (!bound)
+        return error_set(err, ST_IO, "http: cannot listen on %s: %s", s->config.address, strerror(errno));
+    s->listener = evhttp_bound_socket_get_listener(bound);
+    s->port = bound_port(evhttp_bound_socket_get_fd(bound));
+    evconnlistener_set_error_cb(s->listener, on_accept_error);
+    return ST_OK;
+}
+
+enum status http_server_start(const struct http_config *config, struct http_server **server_out, struct error *err)
+{
+    struct http_server *s = calloc(1, sizeof *s);
+    if (!s)
+        return error_set(err, ST_NO_MEMORY, "http: out of memory");
+    s->config = *config;
+    const uint32_t idle_ms = config->idle_ms ? config->idle_ms : 60000;
+    s->idle = (struct timeval){ .tv_sec = idle_ms / 1000, .tv_usec = idle_ms % 1000 * 1000 };
+    s->next = servers;
+    servers = s;
+    s->accept_again = loop_timer_new(config->loop, on_accept_again, s);
+    s->evhttp = evhttp_new(loop_base(config->loop));
+    if (!s->evhttp || !s->accept_again) {
+        http_server_free(s);
+        return error_set(err, ST_NO_MEMORY, "http: out of memory");
+    }
+    evhttp_set_max_body_size(s->evhttp, (ev_ssize_t)config->body_bytes_max);
+    evhttp_set_max_headers_size(s->evhttp, HEADER_BYTES_MAX);
+    evhttp_set_flags(s->evhttp, EVHTTP_SERVER_LINGERING_CLOSE); /* a client that sends too much still reads why */
+    evhttp_set_timeout_tv(s->evhttp, &s->idle);
+    evhttp_set_default_content_type(s->evhttp, NULL);
+    evhttp_set_allowed_methods(s->evhttp, EVHTTP_REQ_GET | EVHTTP_REQ_POST | EVHTTP_REQ_HEAD | EVHTTP_REQ_PUT |
+                                              EVHTTP_REQ_DELETE | EVHTTP_REQ_OPTIONS | EVHTTP_REQ_TRACE |
+                                              EVHTTP_REQ_CONNECT | EVHTTP_REQ_PATCH);
+    evhttp_set_gencb(s->evhttp, on_request, s);
+    const enum status st = server_listen(s, err);
+    if (st) {
+        http_server_free(s);
+        return st;
+    }
+    *server_out = s;
+    return ST_OK;
+}
+
+uint16_t http_server_port(const struct http_server *s)
+{
+    return s->port;
+}
+
+uint32_t http_server_open(const struct http_server *s)
+{
+    return s->n_open;
+}
+
+void http_server_free(struct http_server *s)
+{
+    if (!s)
+        return;
+    struct http_server **link = &servers;
+    while (*link && *link != s)
+        link = &(*link)->next;
+    if (*link)
+        *link = s->next;
+    if (s->evhttp)
+        evhttp_free(s->evhttp);
+    loop_timer_free(s->accept_again);
+    free(s);
+}
