@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "kernels/kernels.h"
 
 enum { CANARY = 0xC7, FILL = 0xA5, MARGIN = 64 };
@@ -174,6 +175,13 @@ float check_normal(struct check *ck)
         sum += (int64_t)(r & 0xFFFF) + (int64_t)(r >> 16 & 0xFFFF) + (int64_t)(r >> 32 & 0xFFFF) + (int64_t)(r >> 48);
     }
     return (float)((double)sum / 65536.0 - 6.0);
+}
+
+int64_t check_cpu_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
 static int by_value(const void *a, const void *b)
