@@ -1,0 +1,506 @@
+/* ctest-labels: tsan */
+#include "coordinator/control.h"
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <event2/event.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "proto/rpc.h"
+
+enum { WAIT_MS = 15000, HEARTBEAT_MS = 50, SILENCE_MS = 700, BLOCKS = 64, MESSAGE_MAX = 1 << 20 };
+
+static const struct digest model = { { 1, 2, 3, 4 } };
+
+/* ---- the coordinator's side ---- */
+
+struct site {
+    struct loop *loop;
+    struct control *control;
+    char target[32];
+};
+
+static void turn(struct site *site)
+{
+    event_base_loop(loop_base(site->loop), EVLOOP_NONBLOCK);
+    const struct timespec nap = { .tv_nsec = 500 * 1000 };
+    nanosleep(&nap, NULL);
+}
+
+/* Turns the loop until it holds; fails the test rather than hanging. */
+#define TURN_UNTIL(site, condition)                                                                                    \
+    do {                                                                                                               \
+        const int64_t until_ = clock_ms() + WAIT_MS;                                                                   \
+        while (!(condition)) {                                                                                         \
+            if (clock_ms() > until_)                                                                                   \
+                fail_msg("gave up waiting for " #condition);                                                           \
+            turn(site);                                                                                                \
+        }                                                                                                              \
+    } while (0)
+
+static int site_setup(void **state)
+{
+    struct site *site = calloc(1, sizeof *site);
+    struct error err = { 0 };
+    assert_int_equal(loop_new(&site->loop), ST_OK);
+    const struct control_config config = {
+        .loop = site->loop,
+        .address = "127.0.0.1:0",
+        .sched = { .positions_max = 2048,
+                   .step_rows_max = 256,
+                   .prefill_chunk_rows = 128,
+                   .sequences_max = 8,
+                   .queue_max = 8,
+                   .spread_min_tokens = 1 << 20,
+                   .step_deadline_ms = 3000,
+                   .plans_ahead = 2,
+                   .prefix_sharing = true,
+                   .context = { { 9 } },
+                   .seed = 1 },
+        .welcome = { .model = "a model",
+                     .precision = "bf16",
+                     .kv_codec = "bf16",
+                     .selector = "dense",
+                     .positions_max = 2048,
+                     .step_rows_max = 256,
+                     .heartbeat_ms = HEARTBEAT_MS,
+                     .silence_ms = SILENCE_MS },
+        .model_digest = model,
+        .n_workers = 2,
+    };
+    if (control_start(&config, &site->control, &err))
+        fail_msg("%s", err.text);
+    snprintf(site->target, sizeof site->target, "127.0.0.1:%u", control_port(site->control));
+    *state = site;
+    return 0;
+}
+
+static int site_teardown(void **state)
+{
+    struct site *site = *state;
+    control_stop(site->control);
+    loop_free(site->loop);
+    free(site);
+    return 0;
+}
+
+static const char *state_of(struct site *site, uint16_t id)
+{
+    static struct gateway_worker workers[80];
+    const uint32_t n = control_workers(site->control, workers, 80);
+    for (uint32_t i = 0; i < n; i++)
+        if (workers[i].id == id)
+            return workers[i].state;
+    return "";
+}
+
+/* ---- a worker that computes nothing ---- */
+
+struct fake {
+    struct rpc_channel *channel;
+    struct rpc_call *call;
+    pthread_t beat_thread;
+    atomic_bool beats, quit;
+    bool beating, owns_channel;
+    atomic_int welcomes, id, members, member_lists, plans, fences, heartbeats, done, code;
+    atomic_bool idle; /* answers no plan */
+};
+
+static void fake_send(struct fake *f, const struct control_message *m)
+{
+    uint8_t *bytes;
+    size_t n;
+    assert_int_equal(control_encode(m, &bytes, &n), ST_OK);
+    rpc_call_send(f->call, bytes, n);
+    free(bytes);
+}
+
+/* Every row that wants a token gets one: its position. */
+static void fake_run(struct fake *f, const struct plan *p)
+{
+    struct result_row rows[64];
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < p->n_runs; i++) {
+        const struct plan_run *r = &p->runs[i];
+        if (r->home != atomic_load(&f->id) || !(r->want & WANT_SAMPLE))
+            continue;
+        const uint32_t pos = r->pos + r->n_rows - 1;
+        rows[n++] = (struct result_row){ .seq = p->seqs[r->seq].id, .pos = pos, .token = (int32_t)pos, .logprob = -1 };
+    }
+    struct result result = {
+        .epoch = p->epoch, .number = p->number, .group = p->group, .n_rows = n, .rows = rows, .busy_us = 100
+    };
+    fake_send(f, &(struct control_message){ .kind = CONTROL_RESULT, .as.result = &result });
+}
+
+static void fake_message(void *user, struct rpc_call *call, const uint8_t *data, size_t bytes)
+{
+    (void)call;
+    struct fake *f = user;
+    struct control_message *m;
+    struct error err = { 0 };
+    if (control_decode(data, bytes, &m, &err))
+        fail_msg("from the coordinator: %s", err.text);
+    switch (m->kind) {
+    case CONTROL_WELCOME:
+        assert_string_equal(m->as.welcome.model, "a model");
+        atomic_store(&f->id, m->as.welcome.worker_id);
+        atomic_fetch_add(&f->welcomes, 1);
+        break;
+    case CONTROL_MEMBERS:
+        atomic_store(&f->members, (int)m->as.members.n_members);
+        atomic_fetch_add(&f->member_lists, 1);
+        break;
+    case CONTROL_PLAN:
+        atomic_fetch_add(&f->plans, 1);
+        if (!atomic_load(&f->idle))
+            fake_run(f, m->as.plan);
+        break;
+    case CONTROL_FENCE:
+        atomic_fetch_add(&f->fences, 1);
+        break;
+    case CONTROL_HEARTBEAT:
+        atomic_fetch_add(&f->heartbeats, 1);
+        break;
+    default:
+        fail_msg("a message of kind %d came to a worker", (int)m->kind);
+    }
+    free(m);
+}
+
+static void fake_done(void *user, struct rpc_call *call, enum rpc_code code, const char *message)
+{
+    (void)call;
+    (void)message;
+    struct fake *f = user;
+    atomic_store(&f->code, (int)code);
+    atomic_store(&f->done, 1);
+}
+
+static void *fake_beat(void *arg)
+{
+    struct fake *f = arg;
+    for (uint64_t n = 1; !atomic_load(&f->quit);) {
+        if (atomic_load(&f->beats))
+            fake_send(f, &(struct control_message){ .kind = CONTROL_HEARTBEAT,
+                                                    .as.heartbeat = { .sequence = n++, .resident_bytes = 4096 } });
+        const struct timespec nap = { .tv_nsec = HEARTBEAT_MS * 1000000L };
+        nanosleep(&nap, NULL);
+    }
+    return NULL;
+}
+
+static void fake_attach(struct fake *f, struct rpc_channel *channel, const char *target)
+{
+    static const struct rpc_handlers handlers = { .on_message = fake_message, .on_done = fake_done };
+    memset(f, 0, sizeof *f);
+    f->channel = channel;
+    f->owns_channel = !channel;
+    if (!channel)
+        assert_int_equal(rpc_channel_open(&(struct rpc_channel_config){ target, MESSAGE_MAX, 0 }, &f->channel, NULL),
+                         ST_OK);
+    assert_int_equal(rpc_call_start(f->channel, "/longspan.v1.Control/Attach", 0, true, &handlers, f, &f->call), ST_OK);
+}
+
+static void fake_hello(struct fake *f, uint32_t version)
+{
+    fake_send(
+        f, &(struct control_message){ .kind = CONTROL_HELLO, .as.hello = { version, 77, "host", "cpu", "local", 1 } });
+}
+
+static void fake_ready(struct fake *f, const struct digest *digest)
+{
+    struct control_message m = { .kind = CONTROL_READY,
+                                 .as.ready = { .fingerprint = "fake-1",
+                                               .leaf_blocks = 4,
+                                               .n_blocks = BLOCKS,
+                                               .block_bytes = 1000,
+                                               .weight_bytes = 5,
+                                               .pool_bytes = BLOCKS * 1000,
+                                               .address = (const uint8_t *)"here",
+                                               .address_bytes = 4 } };
+    memcpy(m.as.ready.model_digest, digest->byte, 16);
+    fake_send(f, &m);
+}
+
+/* Attached, loaded, ready, beating. */
+static void fake_up(struct fake *f, struct site *site)
+{
+    fake_attach(f, NULL, site->target);
+    fake_hello(f, CONTROL_VERSION);
+    TURN_UNTIL(site, atomic_load(&f->welcomes) == 1);
+    fake_send(f, &(struct control_message){ .kind = CONTROL_PROGRESS, .as.progress = { 0.5f } });
+    atomic_store(&f->beats, true);
+    f->beating = true;
+    assert_int_equal(pthread_create(&f->beat_thread, NULL, fake_beat, f), 0);
+    fake_ready(f, &model);
+    TURN_UNTIL(site, atomic_load(&f->member_lists) > 0);
+}
+
+static void fake_down(struct fake *f)
+{
+    atomic_store(&f->quit, true);
+    if (f->beating)
+        pthread_join(f->beat_thread, NULL);
+    rpc_call_cancel(f->call);
+    if (f->owns_channel)
+        rpc_channel_close(f->channel);
+    rpc_call_unref(f->call);
+}
+
+/* ---- a request ---- */
+
+struct asked {
+    struct sched_request *request;
+    int tokens, done;
+    enum finish_reason reason;
+    enum status status;
+    char message[256];
+};
+
+static void on_token(void *user, const struct result_row *row)
+{
+    struct asked *a = user;
+    assert_int_equal(row->token, row->pos);
+    a->tokens++;
+}
+
+static void on_done(void *user, const struct sched_done *done)
+{
+    struct asked *a = user;
+    a->done++;
+    a->reason = done->reason;
+    a->status = done->status;
+    snprintf(a->message, sizeof a->message, "%s", done->message ? done->message : "");
+}
+
+static void ask(struct site *site, struct asked *a, uint32_t max_tokens)
+{
+    static const struct sched_events events = { .token = on_token, .done = on_done };
+    static int32_t prompt[300];
+    for (int i = 0; i < 300; i++)
+        prompt[i] = i;
+    const struct sched_want want = { .tokens = prompt,
+                                     .n_tokens = 300,
+                                     .max_tokens = max_tokens,
+                                     .sampling = { .temperature = 0, .top_p = 1 },
+                                     .label = "test" };
+    struct error err = { 0 };
+    memset(a, 0, sizeof *a);
+    if (sched_submit(control_sched(site->control), &want, &events, a, &a->request, &err))
+        fail_msg("%s", err.text);
+    control_kick(site->control);
+}
+
+/* ---- tests ---- */
+
+static void workers_come_and_serve(void **state)
+{
+    struct site *site = *state;
+    struct fake a, b;
+    assert_false(control_is_ready(site->control));
+    fake_attach(&a, NULL, site->target);
+    fake_hello(&a, CONTROL_VERSION);
+    TURN_UNTIL(site, atomic_load(&a.welcomes) == 1);
+    fake_send(&a, &(struct control_message){ .kind = CONTROL_PROGRESS, .as.progress = { 0.5f } });
+    struct gateway_worker shown[4];
+    TURN_UNTIL(site, control_workers(site->control, shown, 4) == 1 && shown[0].load_fraction == 0.5f);
+    assert_string_equal(shown[0].state, "loading");
+    assert_int_equal(shown[0].pid, 77);
+    assert_non_null(strstr(shown[0].address, "127.0.0.1:"));
+    fake_down(&a);
+    TURN_UNTIL(site, !strcmp(state_of(site, (uint16_t)atomic_load(&a.id)), "lost"));
+
+    fake_up(&a, site);
+    assert_false(control_is_ready(site->control));
+    fake_up(&b, site);
+    assert_true(control_is_ready(site->control));
+    assert_int_not_equal(atomic_load(&a.id), atomic_load(&b.id));
+    TURN_UNTIL(site, atomic_load(&a.members) == 2 && atomic_load(&b.members) == 2);
+    struct asked asked[3];
+    for (int i = 0; i < 3; i++)
+        ask(site, &asked[i], 40);
+    TURN_UNTIL(site, asked[0].done && asked[1].done && asked[2].done);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(asked[i].tokens, 40);
+        assert_int_equal(asked[i].reason, FINISH_LENGTH);
+    }
+    TURN_UNTIL(site, atomic_load(&a.heartbeats) > 2 && atomic_load(&b.heartbeats) > 2);
+    TURN_UNTIL(site, control_workers(site->control, shown, 4) == 3 && shown[1].resident_bytes == 4096);
+    assert_string_equal(shown[0].state, "lost");
+    assert_string_equal(shown[1].fingerprint, "fake-1");
+    assert_int_equal(shown[1].n_blocks, BLOCKS);
+    fake_down(&a);
+    fake_down(&b);
+}
+
+static void a_silent_worker_is_lost(void **state)
+{
+    struct site *site = *state;
+    struct fake a, b;
+    fake_up(&a, site);
+    fake_up(&b, site);
+    atomic_store(&a.idle, true);
+    atomic_store(&b.idle, true);
+    struct asked asked;
+    ask(site, &asked, 40);
+    TURN_UNTIL(site, atomic_load(&a.plans) || atomic_load(&b.plans));
+    struct fake *silent = atomic_load(&a.plans) ? &a : &b, *other = silent == &a ? &b : &a;
+    atomic_store(&other->idle, false);
+    atomic_store(&silent->beats, false);
+    const int64_t start = clock_ms();
+    TURN_UNTIL(site, asked.done);
+    print_message("noticed after %d ms\n", (int)(clock_ms() - start));
+    assert_in_range(clock_ms() - start, SILENCE_MS - HEARTBEAT_MS - 50, 2000);
+    assert_int_equal(asked.reason, FINISH_ERROR);
+    assert_int_equal(asked.status, ST_PEER);
+    char name[32];
+    snprintf(name, sizeof name, "worker %d", atomic_load(&silent->id));
+    if (!strstr(asked.message, name))
+        fail_msg("\"%s\" does not name %s", asked.message, name);
+    assert_string_equal(state_of(site, (uint16_t)atomic_load(&silent->id)), "lost");
+    TURN_UNTIL(site, atomic_load(&silent->done) && atomic_load(&other->members) == 1);
+    assert_true(control_is_ready(site->control)); /* fewer serve on */
+    ask(site, &asked, 10);
+    TURN_UNTIL(site, asked.done);
+    assert_int_equal(asked.reason, FINISH_LENGTH);
+    fake_down(&a);
+    fake_down(&b);
+}
+
+static void a_cut_stream_is_noticed_at_once(void **state)
+{
+    struct site *site = *state;
+    struct fake a, b;
+    fake_up(&a, site);
+    fake_up(&b, site);
+    const uint16_t id = (uint16_t)atomic_load(&a.id);
+    const int64_t start = clock_ms();
+    fake_down(&a);
+    TURN_UNTIL(site, !strcmp(state_of(site, id), "lost"));
+    assert_in_range(clock_ms() - start, 0, SILENCE_MS - 200);
+    struct fake again;
+    fake_up(&again, site);
+    assert_true(atomic_load(&again.id) > id); /* ids are not used again */
+    TURN_UNTIL(site, atomic_load(&b.members) == 2);
+    fake_down(&again);
+    fake_down(&b);
+}
+
+static void refused(struct site *site, struct fake *f)
+{
+    TURN_UNTIL(site, atomic_load(&f->done));
+    assert_int_equal(atomic_load(&f->code), RPC_INVALID_ARGUMENT);
+    fake_down(f);
+}
+
+static void violations_cost_the_violator(void **state)
+{
+    struct site *site = *state;
+    struct fake good, bad;
+    fake_up(&good, site);
+
+    fake_attach(&bad, NULL, site->target); /* not hello first */
+    fake_ready(&bad, &model);
+    refused(site, &bad);
+    fake_attach(&bad, NULL, site->target); /* another version */
+    fake_hello(&bad, CONTROL_VERSION + 1);
+    refused(site, &bad);
+    fake_attach(&bad, NULL, site->target); /* hello twice */
+    fake_hello(&bad, CONTROL_VERSION);
+    fake_hello(&bad, CONTROL_VERSION);
+    refused(site, &bad);
+    fake_attach(&bad, NULL, site->target); /* another model */
+    fake_hello(&bad, CONTROL_VERSION);
+    fake_ready(&bad, &(struct digest){ { 7 } });
+    refused(site, &bad);
+    fake_attach(&bad, NULL, site->target); /* garbage */
+    rpc_call_send(bad.call, (const uint8_t *)"\xFF\xFF\xFFgarbage", 10);
+    refused(site, &bad);
+    fake_up(&bad, site); /* a coordinator's message */
+    fake_send(&bad, &(struct control_message){ .kind = CONTROL_FENCE });
+    refused(site, &bad);
+    fake_up(&bad, site); /* a result of no plan */
+    struct result result = { .epoch = 99, .number = 12345 };
+    fake_send(&bad, &(struct control_message){ .kind = CONTROL_RESULT, .as.result = &result });
+    refused(site, &bad);
+    fake_up(&bad, site); /* heartbeats that go back */
+    atomic_store(&bad.beats, false);
+    fake_send(&bad, &(struct control_message){ .kind = CONTROL_HEARTBEAT, .as.heartbeat.sequence = 1000 });
+    fake_send(&bad, &(struct control_message){ .kind = CONTROL_HEARTBEAT, .as.heartbeat.sequence = 1000 });
+    refused(site, &bad);
+
+    assert_int_equal(atomic_load(&good.done), 0);
+    assert_string_equal(state_of(site, (uint16_t)atomic_load(&good.id)), "ready");
+    TURN_UNTIL(site, atomic_load(&good.members) == 1);
+    fake_down(&good);
+}
+
+enum { MANY = PLAN_WORKERS_MAX + 1 };
+
+static void so_many_and_no_more(void **state)
+{
+    struct site *site = *state;
+    static struct fake fakes[MANY];
+    struct rpc_channel *channel;
+    assert_int_equal(rpc_channel_open(&(struct rpc_channel_config){ site->target, MESSAGE_MAX, 0 }, &channel, NULL),
+                     ST_OK);
+    for (int i = 0; i < MANY; i++) {
+        fake_attach(&fakes[i], channel, NULL);
+        fake_hello(&fakes[i], CONTROL_VERSION);
+        TURN_UNTIL(site, atomic_load(&fakes[i].welcomes) == 1 || atomic_load(&fakes[i].done));
+    }
+    assert_int_equal(atomic_load(&fakes[MANY - 1].code), RPC_RESOURCE_EXHAUSTED);
+    assert_int_equal(atomic_load(&fakes[MANY - 2].welcomes), 1);
+    for (int i = 0; i < MANY; i++)
+        fake_down(&fakes[i]);
+    rpc_channel_close(channel);
+}
+
+static void stopping_ends_all(void **state)
+{
+    struct site *site = *state;
+    struct fake a, b;
+    fake_up(&a, site);
+    fake_up(&b, site);
+    atomic_store(&a.idle, true);
+    atomic_store(&b.idle, true);
+    struct asked asked;
+    ask(site, &asked, 40);
+    TURN_UNTIL(site, atomic_load(&a.plans) || atomic_load(&b.plans));
+    const int64_t start = clock_ms();
+    control_stop(site->control);
+    site->control = NULL;
+    assert_in_range(clock_ms() - start, 0, 3000);
+    assert_int_equal(asked.done, 1);
+    assert_int_equal(asked.reason, FINISH_CANCELLED);
+    TURN_UNTIL(site, atomic_load(&a.done) && atomic_load(&b.done));
+    assert_int_equal(atomic_load(&a.code), RPC_UNAVAILABLE);
+    fake_down(&a);
+    fake_down(&b);
+}
+
+int main(void)
+{
+    log_set_level(LOG_LEVEL_ERROR);
+#define ON_SITE(test) cmocka_unit_test_setup_teardown(test, site_setup, site_teardown)
+    const struct CMUnitTest tests[] = {
+        ON_SITE(workers_come_and_serve),
+        ON_SITE(a_silent_worker_is_lost),
+        ON_SITE(a_cut_stream_is_noticed_at_once),
+        ON_SITE(violations_cost_the_violator),
+        ON_SITE(so_many_and_no_more),
+        ON_SITE(stopping_ends_all),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
