@@ -1,0 +1,295 @@
+#include "kernels/cpu/linear_variants.h"
+
+#include "kernels/cpu/linear_amx.h"
+
+/*
+ * Q8_0, Q4_0 and Q4_1 by AMX without rounding a weight: integer codes are exact in bf16. A block of codes q is expanded into a B tile,
+ * multiplied into a C tile that starts at zero, and scaled in float32. Order of an output's sum, for blocks ascending:
+ *   acc = fma(d, C, acc), then for Q4_1 acc = fma(m, sum of x, acc).
+ */
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { PREFETCH = 2560 };
+
+/* A 16-bit look-up table of the codes 0..15 less zero, twice: the fifth index bit belongs to another code. */
+INLINE __m512i q4_table(enum weight_codec codec)
+{
+    const __m256 zero = _mm256_set1_ps(codec == WEIGHT_Q4_0 ? 8.0f : 0.0f);
+    const __m256 low = _mm256_set_ps(7, 6, 5, 4, 3, 2, 1, 0), high = _mm256_set_ps(15, 14, 13, 12, 11, 10, 9, 8);
+    const __m128bh a = _mm256_cvtneps_pbh(_mm256_sub_ps(low, zero)), b = _mm256_cvtneps_pbh(_mm256_sub_ps(high, zero));
+    const __m256i table = _mm256_inserti128_si256(_mm256_castsi128_si256((__m128i)a), (__m128i)b, 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(table), table, 1);
+}
+
+/* A dword with byte `byte` of each dword of q as its top byte, as float: q * 2^24, whose low 16 bits are zero. */
+INLINE __m512i q8_float(__m512i quads, int byte)
+{
+    const __m128i to_top =
+        _mm_add_epi8(_mm_set_epi32(0x0C808080, 0x08808080, 0x04808080, 0x00808080), _mm_set1_epi32(byte << 24));
+    return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_shuffle_epi8(quads, _mm512_broadcast_i32x4(to_top))));
+}
+
+/* One block of codes to a B tile of bf16. Q8_0: of q * 2^24, see load_d. */
+INLINE void expand(enum weight_codec codec, const uint8_t *codes, uint8_t *tile)
+{
+    if (codec == WEIGHT_Q8_0) {
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) {
+            const __m512i quads = _mm512_load_si512(codes + j * 64);
+            const __m512i a = q8_float(quads, 0), b = q8_float(quads, 1), c = q8_float(quads, 2),
+                          d = q8_float(quads, 3);
+            _mm512_store_si512(tile + j * 128, _mm512_or_si512(_mm512_srli_epi32(a, 16), b));
+            _mm512_store_si512(tile + j * 128 + 64, _mm512_or_si512(_mm512_srli_epi32(c, 16), d));
+        }
+        return;
+    }
+    const __m512i table = q4_table(codec);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        const __m512i line = _mm512_load_si512(codes + j * 64);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++)
+            _mm512_store_si512(tile + j * 256 + i * 64,
+                               _mm512_permutexvar_epi16(_mm512_srli_epi16(line, (unsigned)i * 4), table));
+    }
+}
+
+INLINE __m512 load_d(enum weight_codec codec, const uint8_t *group, size_t b)
+{
+    const __m512 d = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)linear_d(codec, group, b)));
+    return codec == WEIGHT_Q8_0 ? _mm512_mul_ps(d, _mm512_set1_ps(0x1p-24f)) : d;
+}
+
+INLINE __m512 load_m(enum weight_codec codec, const uint8_t *group, size_t b)
+{
+    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)linear_m(codec, group, b)));
+}
+
+/* The sum of 32 bf16 in a fixed order: even and odd inputs apart, then halves. */
+static float sum_block(const uint16_t *x)
+{
+    const __m512i pair = _mm512_load_si512(x);
+    const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
+    const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32((int)0xFFFF0000u)));
+    const __m512 both = _mm512_add_ps(even, odd);
+    const __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(both), _mm512_extractf32x8_ps(both, 1));
+    const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+    const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+    return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
+}
+
+static void sum_x(const struct linear_args *a, uint32_t row_begin, uint32_t n_rows, size_t n_blocks, float *sums_out)
+{
+    const uint32_t padded = (n_rows + AMX_ROWS - 1) / AMX_ROWS * AMX_ROWS;
+    for (uint32_t r = 0; r < padded; r++) {
+        const uint16_t *x = (const uint16_t *)a->x + (row_begin + (size_t)r) * a->x_stride;
+        float *to = sums_out + (size_t)(r / AMX_ROWS) * n_blocks * AMX_ROWS + r % AMX_ROWS;
+        for (size_t b = 0; b < n_blocks; b++)
+            to[b * AMX_ROWS] = r < n_rows ? sum_block(x + b * LINEAR_BLOCK) : 0.0f;
+    }
+}
+
+/* ---- up to 16 rows ---- */
+
+/* What lies between expanding a pair of blocks and adding its products: kept two pairs deep, so that no load waits for a store. */
+struct few_pipe {
+    uint8_t b[2][2][AMX_TILE];              /* expanded weights */
+    float c[2][2][AMX_ROWS * LINEAR_GROUP]; /* products */
+    float acc[AMX_ROWS * LINEAR_GROUP];
+} __attribute__((aligned(64)));
+
+INLINE void few_multiply(const struct linear_args *a, struct few_pipe *p, size_t pair)
+{
+    const uint16_t *x = (const uint16_t *)a->x + pair * 2 * LINEAR_BLOCK;
+    const size_t slot = pair % 2;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_loadd(2, x, a->x_stride * 2);
+    _tile_loadd(6, p->b[slot][0], 64);
+    _tile_dpbf16ps(0, 2, 6);
+    _tile_loadd(3, x + LINEAR_BLOCK, a->x_stride * 2);
+    _tile_loadd(7, p->b[slot][1], 64);
+    _tile_dpbf16ps(1, 3, 7);
+    _tile_stored(0, p->c[slot][0], 64);
+    _tile_stored(1, p->c[slot][1], 64);
+}
+
+/* The last pair may hold one block. */
+INLINE void few_multiply_half(const struct linear_args *a, struct few_pipe *p, size_t pair)
+{
+    _tile_zero(0);
+    _tile_loadd(2, (const uint16_t *)a->x + pair * 2 * LINEAR_BLOCK, a->x_stride * 2);
+    _tile_loadd(6, p->b[pair % 2][0], 64);
+    _tile_dpbf16ps(0, 2, 6);
+    _tile_stored(0, p->c[pair % 2][0], 64);
+}
+
+INLINE void few_add(const struct linear_args *a, enum weight_codec codec, const uint8_t *group, struct few_pipe *p,
+                    size_t b, const float *sums, const uint32_t n_rows)
+{
+    const __m512 d = load_d(codec, group, b), m = codec == WEIGHT_Q4_1 ? load_m(codec, group, b) : _mm512_setzero_ps();
+    (void)a;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        __m512 acc = _mm512_load_ps(p->acc + r * LINEAR_GROUP);
+        acc = _mm512_fmadd_ps(d, _mm512_load_ps(p->c[b / 2 % 2][b % 2] + r * LINEAR_GROUP), acc);
+        if (codec == WEIGHT_Q4_1)
+            acc = _mm512_fmadd_ps(m, _mm512_set1_ps(sums[b * AMX_ROWS + r]), acc);
+        _mm512_store_ps(p->acc + r * LINEAR_GROUP, acc);
+    }
+}
+
+INLINE void few_group(const struct linear_args *a, enum weight_codec codec, const uint8_t *group, const float *sums,
+                      struct few_pipe *p, const uint32_t n_rows)
+{
+    const size_t n_blocks = linear_n_blocks(a->shape), n_pairs = n_blocks / 2;
+    const bool odd = n_blocks % 2;
+    for (uint32_t r = 0; r < n_rows; r++)
+        _mm512_store_ps(p->acc + r * LINEAR_GROUP, _mm512_setzero_ps());
+    for (size_t i = 0; i < n_pairs + 2; i++) {
+        if (i < n_pairs) {
+            const uint8_t *codes = linear_codes(codec, group, 2 * i);
+            for (size_t at = 0; at < linear_pair_bytes(codec); at += 64)
+                _mm_prefetch((const char *)codes + PREFETCH + at, _MM_HINT_T0);
+            expand(codec, codes, p->b[i % 2][0]);
+            expand(codec, codes + linear_codes_bytes(codec), p->b[i % 2][1]);
+        }
+        if (i >= 2) {
+            few_add(a, codec, group, p, 2 * (i - 2), sums, n_rows);
+            few_add(a, codec, group, p, 2 * (i - 2) + 1, sums, n_rows);
+        }
+        if (i >= 1 && i - 1 < n_pairs)
+            few_multiply(a, p, i - 1);
+    }
+    if (odd) {
+        expand(codec, linear_codes(codec, group, n_blocks - 1), p->b[n_pairs % 2][0]);
+        few_multiply_half(a, p, n_pairs);
+        few_add(a, codec, group, p, n_blocks - 1, sums, n_rows);
+    }
+}
+
+INLINE void few_rows(const struct linear_args *a, enum weight_codec codec, bool one)
+{
+    const size_t stride = linear_group_bytes(a->shape);
+    const struct amx_chunk whole = { .args = a, .n_rows = a->n_rows };
+    const uint32_t end = (a->out_end + LINEAR_GROUP - 1) / LINEAR_GROUP;
+    struct few_pipe p;
+    amx_configure(a->n_rows);
+    for (uint32_t g = a->out_begin / LINEAR_GROUP; g < end; g++) {
+        const uint8_t *group = (const uint8_t *)a->packed + (size_t)g * stride;
+        if (one)
+            few_group(a, codec, group, a->scratch, &p, 1);
+        else
+            few_group(a, codec, group, a->scratch, &p, a->n_rows);
+        amx_finish(&whole, 0, g, p.acc);
+    }
+    _tile_release();
+}
+
+/* ---- more rows ---- */
+
+/* One row tile by one group over a chunk's blocks, whose B tiles have been expanded: 16 rows of sums stay in registers. */
+INLINE void chunk_tile(const struct amx_chunk *c, enum weight_codec codec, uint32_t row_tile, uint32_t group,
+                       const uint8_t *w)
+{
+    const size_t n_blocks = c->block_end - c->block_begin;
+    const uint8_t *x = c->x_tiles + row_tile * n_blocks * AMX_TILE, *b = c->expand;
+    float *partial = c->partial + ((size_t)(group - c->group_begin) * c->n_row_tiles + row_tile) * (AMX_TILE / 4);
+    float product[4][AMX_ROWS * LINEAR_GROUP] __attribute__((aligned(64)));
+    __m512 acc[AMX_ROWS];
+#pragma GCC unroll 16
+    for (int r = 0; r < AMX_ROWS; r++)
+        acc[r] = c->first ? _mm512_setzero_ps() : _mm512_load_ps(partial + r * LINEAR_GROUP);
+    for (size_t i = 0; i < n_blocks; i++, x += AMX_TILE, b += AMX_TILE) {
+        float *const to = product[i % 4];
+        _tile_zero(0);
+        _tile_loadd(2, x, 64);
+        _tile_loadd(6, b, 64);
+        _tile_dpbf16ps(0, 2, 6);
+        _tile_stored(0, to, 64);
+        const __m512 d = load_d(codec, w, c->block_begin + i);
+#pragma GCC unroll 16
+        for (int r = 0; r < AMX_ROWS; r++)
+            acc[r] = _mm512_fmadd_ps(d, _mm512_load_ps(to + r * LINEAR_GROUP), acc[r]);
+        if (codec == WEIGHT_Q4_1) {
+            const __m512 m = load_m(codec, w, c->block_begin + i);
+            const float *sums =
+                c->sums + ((size_t)row_tile * linear_n_blocks(c->args->shape) + c->block_begin + i) * AMX_ROWS;
+#pragma GCC unroll 16
+            for (int r = 0; r < AMX_ROWS; r++)
+                acc[r] = _mm512_fmadd_ps(m, _mm512_set1_ps(sums[r]), acc[r]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < AMX_ROWS; r++)
+        _mm512_store_ps(partial + r * LINEAR_GROUP, acc[r]);
+    if (c->last)
+        amx_finish(c, row_tile, group, partial);
+}
+
+INLINE void run_chunk(const struct amx_chunk *c, enum weight_codec codec)
+{
+    const size_t stride = linear_group_bytes(c->args->shape);
+    for (uint32_t g = c->group_begin; g < c->group_end; g++) {
+        const uint8_t *w = (const uint8_t *)c->args->packed + (size_t)g * stride;
+        for (size_t b = c->block_begin; b < c->block_end; b++)
+            expand(codec, linear_codes(codec, w, b), c->expand + (b - c->block_begin) * AMX_TILE);
+        for (uint32_t t = 0; t < c->n_row_tiles; t++)
+            chunk_tile(c, codec, t, g, w);
+    }
+}
+
+#define CODEC(codec)                                                                                                   \
+    static void run_chunk_##codec(const struct amx_chunk *c)                                                           \
+    {                                                                                                                  \
+        run_chunk(c, WEIGHT_##codec);                                                                                  \
+    }                                                                                                                  \
+    static void run_few_##codec(const struct linear_args *a)                                                           \
+    {                                                                                                                  \
+        if (a->n_rows == 1)                                                                                            \
+            few_rows(a, WEIGHT_##codec, true);                                                                         \
+        else                                                                                                           \
+            few_rows(a, WEIGHT_##codec, false);                                                                        \
+    }
+
+CODEC(Q8_0)
+CODEC(Q4_0)
+CODEC(Q4_1)
+
+static const struct {
+    amx_chunk_fn *chunk;
+    void (*few)(const struct linear_args *a);
+    bool wants_sums;
+} fns[WEIGHT_CODECS] = {
+    [WEIGHT_Q8_0] = { run_chunk_Q8_0, run_few_Q8_0, false },
+    [WEIGHT_Q4_0] = { run_chunk_Q4_0, run_few_Q4_0, false },
+    [WEIGHT_Q4_1] = { run_chunk_Q4_1, run_few_Q4_1, true },
+};
+
+bool linear_accepts_q_amx(const struct linear_shape *shape)
+{
+    return shape->x == DTYPE_BF16 && fns[shape->codec].chunk;
+}
+
+size_t linear_scratch_q_amx(const struct linear_shape *shape, uint32_t n_rows)
+{
+    const bool sums = fns[shape->codec].wants_sums;
+    if (n_rows <= AMX_ROWS)
+        return sums ? linear_n_blocks(shape) * AMX_ROWS * sizeof(float) : 0;
+    return amx_many_rows_scratch(shape, n_rows, sums, true);
+}
+
+void linear_run_q_amx(const struct linear_args *a)
+{
+    const enum weight_codec codec = a->shape->codec;
+    amx_sums_fn *sums = fns[codec].wants_sums ? sum_x : NULL;
+    if (a->n_rows == 0)
+        return;
+    if (a->n_rows > AMX_ROWS) {
+        amx_many_rows(a, fns[codec].chunk, sums, true);
+        return;
+    }
+    if (sums)
+        sums(a, 0, a->n_rows, linear_n_blocks(a->shape), a->scratch);
+    fns[codec].few(a);
+}
