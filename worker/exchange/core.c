@@ -280,10 +280,10 @@ void exchange_arrived(struct exchange *x, const struct message_header *h, const 
         return;
     }
     if (h->kind == MESSAGE_BLOCK) {
-        uint8_t *at = exchange_block_piece(x, h);
-        if (at) {
-            memcpy(at, payload, h->payload_bytes);
-            exchange_block_piece_arrived(x, h);
+        struct message *block = exchange_piece_begin(x, h);
+        if (block) {
+            memcpy(block->payload + h->block.offset, payload, h->payload_bytes);
+            exchange_piece_end(x, h, block, true);
         }
         return;
     }
@@ -298,14 +298,9 @@ void exchange_arrived(struct exchange *x, const struct message_header *h, const 
     exchange_arrived_message(x, m);
 }
 
-uint8_t *exchange_block_piece(struct exchange *x, const struct message_header *h)
+struct message *exchange_piece_begin(struct exchange *x, const struct message_header *h)
 {
-    struct peer *p =
-        exchange_peer(x, h->source); /* there since it was admitted, unless replaced while its bytes came */
-    if (!p || p->instance != h->from || p->state == PEER_DOWN) {
-        exchange_garbage(x, h->source, "it was dropped");
-        return NULL;
-    }
+    struct peer *p = exchange_peer(x, h->source);
     if (!h->block.offset) {
         assembly_drop(x, p);
         p->assembly = stash_message_new(&x->stash, h->block.total);
@@ -318,25 +313,31 @@ uint8_t *exchange_block_piece(struct exchange *x, const struct message_header *h
         p->assembly_number = h->block.number;
         p->assembly_have = 0;
     }
-    const struct message *m = p->assembly;
+    struct message *m = p->assembly;
     if (!m || h->block.number != p->assembly_number || h->block.offset != p->assembly_have ||
         h->block.total != m->header.block.total) {
         exchange_garbage(x, h->source, "a piece of a block that does not follow the one before");
         return NULL;
     }
-    return p->assembly->payload + h->block.offset;
+    p->assembly = NULL;
+    return m;
 }
 
-void exchange_block_piece_arrived(struct exchange *x, const struct message_header *h)
+void exchange_piece_end(struct exchange *x, const struct message_header *h, struct message *m, bool ok)
 {
     struct peer *p = exchange_peer(x, h->source);
-    if (!p || !p->assembly || p->assembly_number != h->block.number || p->assembly_have != h->block.offset)
+    /* while its bytes came the peer may have gone, have been replaced or have begun another block */
+    if (!ok || !p || p->instance != h->from || p->state == PEER_DOWN || p->assembly ||
+        p->assembly_number != h->block.number || p->assembly_have != h->block.offset) {
+        exchange_garbage(x, h->source, "its block was not completed");
+        stash_message_free(&x->stash, m);
         return;
+    }
     p->assembly_have += h->payload_bytes;
-    if (p->assembly_have < p->assembly->header.block.total)
-        return;
-    block_queue(x, p->assembly);
-    p->assembly = NULL;
+    if (p->assembly_have == m->header.block.total)
+        block_queue(x, m);
+    else
+        p->assembly = m;
 }
 
 /* ---- calls back ---- */

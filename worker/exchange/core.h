@@ -22,7 +22,7 @@ struct peer {
     enum peer_state state;
     uint64_t instance;
     uint64_t dropped;         /* messages of it that were not kept */
-    struct message *assembly; /* a block that is coming in pieces */
+    struct message *assembly; /* a block that is coming in pieces; away while a piece is being written */
     uint64_t assembly_number, assembly_have;
     uint64_t block_number; /* of the last block sent to it */
 };
@@ -102,10 +102,11 @@ bool exchange_answer(struct exchange *x, const struct message_header *h, const v
 /* An admitted one whose bytes never came. */
 void exchange_lost(struct exchange *x, const struct message_header *h);
 /*
- * Where the bytes of an admitted piece of a block go, or NULL (counted): it does not follow the one before. piece_arrived once they are there.
+ * An admitted piece of a block: the block that it goes to, at payload + offset, or NULL (counted: it does not follow the piece before). The block is
+ * the caller's until it gives it back, with ok if the piece's bytes are there.
  */
-uint8_t *exchange_block_piece(struct exchange *x, const struct message_header *h);
-void exchange_block_piece_arrived(struct exchange *x, const struct message_header *h);
+struct message *exchange_piece_begin(struct exchange *x, const struct message_header *h);
+void exchange_piece_end(struct exchange *x, const struct message_header *h, struct message *m, bool ok);
 
 /* Calls fn(ctx, st) soon, from progress. No memory: calls it now. */
 void exchange_sent_later(struct exchange *x, void (*fn)(void *ctx, enum status st), void *ctx, enum status st);

@@ -55,9 +55,13 @@ bool message_header_read(const void *header, size_t bytes, size_t payload_bytes,
 /* A message with its payload, in memory of its own. */
 struct message {
     struct message *next;
-    void *owner; /* whoever waits for it to leave or arrive */
-    struct message_header header;
+    struct message_header header; /* of a block that comes in pieces: payload_bytes is that of the whole */
     size_t capacity;
+    /* for transports, while it is on its way: */
+    void *owner, *descriptor;
+    struct message_header piece;
+    size_t slot;
+    uint8_t wire[MESSAGE_HEADER_BYTES];
     _Alignas(64) uint8_t payload[];
 };
 

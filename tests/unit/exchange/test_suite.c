@@ -1,0 +1,743 @@
+/* One suite for all transports: local, ucx over shared memory, ucx over tcp. Each exchange is used by one thread at a time. */
+/* ctest-labels: tsan */
+#include "worker/exchange/exchange.h"
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/rng.h"
+#include "worker/exchange/message.h"
+
+#define MS 1000000ll
+
+struct kind {
+    const char *name, *ops, *lanes, *lane;
+};
+static const struct kind kinds[] = {
+    { "local", "local", NULL, "local" },
+    { "ucx shm", "ucx", "shm", "posix" },
+    { "ucx tcp", "ucx", "tcp", "tcp" },
+    { "ucx best", "ucx", NULL, "posix" },
+};
+static const struct kind *kind;
+
+struct block_log {
+    unsigned n;
+    uint16_t source;
+    size_t bytes;
+    uint64_t sum;
+};
+
+struct node {
+    const struct exchange_ops *ops;
+    struct exchange *x;
+    uint16_t id;
+    uint8_t address[EXCHANGE_ADDRESS_MAX];
+    size_t address_bytes;
+    struct block_log blocks;
+    unsigned sent;
+    enum status sent_st;
+};
+
+static struct exchange_hub *hub;
+static size_t stash_bytes_max, message_bytes_max;
+
+static void on_block(void *ctx, uint16_t source, const uint8_t *data, size_t bytes)
+{
+    struct node *n = ctx;
+    n->blocks = (struct block_log){ n->blocks.n + 1, source, bytes, checksum64(data, bytes) };
+}
+
+static void on_sent(void *ctx, enum status st)
+{
+    struct node *n = ctx;
+    n->sent++;
+    n->sent_st = st;
+}
+
+static void node_open(struct node *n, uint16_t id)
+{
+    struct error err = { 0 };
+    const struct exchange_config config = { .self = id,
+                                            .bind = "127.0.0.1",
+                                            .lanes = kind->lanes,
+                                            .spin_us = 20,
+                                            .stash_bytes_max = stash_bytes_max,
+                                            .message_bytes_max = message_bytes_max,
+                                            .on_block = on_block,
+                                            .ctx = n,
+                                            .hub = hub };
+    *n = (struct node){ .ops = exchange_find(kind->ops), .id = id };
+    assert_non_null(n->ops);
+    const enum status st = n->ops->open(&config, &n->x, &err);
+    if (st)
+        print_message("%s\n", err.text);
+    assert_int_equal(st, ST_OK);
+    n->address_bytes = n->ops->address(n->x, n->address);
+    assert_in_range(n->address_bytes, 1, EXCHANGE_ADDRESS_MAX);
+}
+
+static void node_close(struct node *n)
+{
+    n->ops->close(n->x);
+    n->x = NULL;
+}
+
+static enum status node_meets(struct node *n, const struct node *other)
+{
+    struct error err = { 0 };
+    const struct exchange_peer peer = { other->id, other->address, other->address_bytes };
+    return n->ops->peers_set(n->x, &peer, 1, &err);
+}
+
+enum { NODES_MAX = 12 };
+
+static void nodes_open(struct node *nodes, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        node_open(&nodes[i], (uint16_t)(10 + i));
+    for (size_t i = 0; i < n; i++) {
+        for (size_t j = 0; j < n; j++)
+            assert_int_equal(node_meets(&nodes[i], &nodes[j]), ST_OK);
+    }
+}
+
+/* All of them are this thread's, so all must progress while one waits. */
+static void nodes_progress(struct node *nodes, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (nodes[i].x)
+            nodes[i].ops->progress(nodes[i].x);
+    }
+}
+
+#define UNTIL(nodes, n, condition)                                                                                     \
+    do {                                                                                                               \
+        const int64_t until_ = clock_ns() + 8000 * MS;                                                                 \
+        while (!(condition) && clock_ns() < until_)                                                                    \
+            nodes_progress(nodes, n);                                                                                  \
+        assert_true(condition);                                                                                        \
+    } while (0)
+
+static struct exchange_key key_of(uint64_t plan, uint16_t layer, uint16_t peer)
+{
+    return (struct exchange_key){
+        .epoch = 5, .plan = plan, .group = 3, .layer = layer, .phase = PHASE_QUERY, .peer = peer
+    };
+}
+
+static enum status send_bytes(struct node *n, struct exchange_key key, const void *data, size_t bytes)
+{
+    const struct iovec part = { (void *)data, bytes };
+    return n->ops->send(n->x, &key, &part, 1);
+}
+
+static enum status recv_bytes(struct node *n, struct exchange_key key, void *out, size_t bytes, int timeout_ms)
+{
+    return n->ops->recv(n->x, &key, out, bytes, clock_ns() + timeout_ms * MS);
+}
+
+static uint64_t dropped(struct node *n)
+{
+    struct exchange_stats stats;
+    n->ops->stats(n->x, &stats);
+    return stats.dropped;
+}
+
+static uint8_t *random_bytes(uint64_t seed, size_t bytes)
+{
+    struct rng rng = { seed, 0 };
+    uint8_t *p = malloc(bytes + 8);
+    for (size_t i = 0; i < bytes; i += 8) {
+        const uint64_t r = rng_next(&rng);
+        memcpy(p + i, &r, 8);
+    }
+    return p;
+}
+
+static void test_sizes_and_order(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = { 0, 1, 7, 55, 1000, 8191, 8192, 8193, 8256, 16600, 65536, 262144, 1000003, 8 << 20 };
+    enum { N = sizeof sizes / sizeof *sizes };
+    struct node nodes[2];
+    nodes_open(nodes, 2);
+    /* all are sent before any is asked for, and asked for in another order */
+    for (uint16_t i = 0; i < N; i++) {
+        uint8_t *data = random_bytes(i, sizes[i]);
+        const size_t a = sizes[i] / 3, b = sizes[i] / 2;
+        const struct iovec parts[] = { { data, a }, { data + a, b - a }, { NULL, 0 }, { data + b, sizes[i] - b } };
+        const struct exchange_key key = key_of(1, i, 11);
+        assert_int_equal(nodes[0].ops->send(nodes[0].x, &key, parts, 4), ST_OK);
+        memset(data, 0xee, sizes[i]); /* the bytes may be reused */
+        free(data);
+    }
+    for (uint16_t k = 0; k < N; k++) {
+        const uint16_t i = (uint16_t)((k * 5 + 3) % N);
+        uint8_t *want = random_bytes(i, sizes[i]), *got = calloc(1, sizes[i] + 1);
+        const struct exchange_key key = key_of(1, i, 10);
+        UNTIL(nodes, 2, nodes[1].ops->ready(nodes[1].x, &key));
+        assert_int_equal(recv_bytes(&nodes[1], key, got, sizes[i], 1000), ST_OK);
+        assert_memory_equal(got, want, sizes[i]);
+        assert_int_equal(got[sizes[i]], 0);
+        free(want);
+        free(got);
+    }
+    struct exchange_stats sent, received;
+    nodes[0].ops->stats(nodes[0].x, &sent);
+    nodes[1].ops->stats(nodes[1].x, &received);
+    assert_int_equal(sent.messages_sent, N);
+    assert_int_equal(received.messages_received, N);
+    assert_int_equal(sent.bytes_sent, received.bytes_received);
+    assert_int_equal(received.dropped, 0);
+    assert_string_equal(nodes[0].ops->lane(nodes[0].x, 11), kind->lane);
+    assert_string_equal(nodes[1].ops->lane(nodes[1].x, 10), kind->lane);
+    assert_string_equal(nodes[1].ops->lane(nodes[1].x, 99), "");
+    node_close(&nodes[0]);
+    node_close(&nodes[1]);
+}
+
+static void test_keys_differ(void **state)
+{
+    (void)state;
+    struct node nodes[2];
+    nodes_open(nodes, 2);
+    struct exchange_key keys[8];
+    for (int i = 0; i < 8; i++)
+        keys[i] = key_of(1, 1, 11);
+    keys[1].epoch++;
+    keys[2].plan++;
+    keys[3].group++;
+    keys[4].layer++;
+    keys[5].phase = PHASE_SKETCH;
+    keys[6].phase = PHASE_PARTIAL;
+    keys[7].plan += 1ull << 40;
+    for (int i = 0; i < 8; i++)
+        assert_int_equal(send_bytes(&nodes[0], keys[i], &i, sizeof i), ST_OK);
+    for (int i = 7; i >= 0; i--) {
+        int got = -1;
+        keys[i].peer = 10;
+        UNTIL(nodes, 2, nodes[1].ops->ready(nodes[1].x, &keys[i]));
+        assert_int_equal(recv_bytes(&nodes[1], keys[i], &got, sizeof got, 1000), ST_OK);
+        assert_int_equal(got, i);
+    }
+    node_close(&nodes[0]);
+    node_close(&nodes[1]);
+}
+
+static void test_refusals(void **state)
+{
+    (void)state;
+    struct node nodes[2];
+    uint8_t byte = 1, out[8];
+    nodes_open(nodes, 2);
+    assert_int_equal(send_bytes(&nodes[0], key_of(1, 0, 77), &byte, 1), ST_PEER);
+    assert_int_equal(send_bytes(&nodes[0], key_of(1, 0, 10), &byte, 1), ST_PEER); /* to itself */
+    assert_int_equal(recv_bytes(&nodes[0], key_of(1, 0, 77), out, 1, 1000), ST_PEER);
+    /* another length than the plan says, here already and not yet */
+    struct exchange_key key = key_of(1, 0, 10);
+    assert_int_equal(send_bytes(&nodes[0], key_of(1, 0, 11), &byte, 1), ST_OK);
+    UNTIL(nodes, 2, nodes[1].ops->ready(nodes[1].x, &key));
+    assert_int_equal(recv_bytes(&nodes[1], key, out, 2, 1000), ST_PROTOCOL);
+    /* nothing comes */
+    const int64_t start = clock_ns();
+    assert_int_equal(recv_bytes(&nodes[1], key, out, 1, 60), ST_TIMEOUT);
+    assert_in_range(clock_ns() - start, 60 * MS, 1000 * MS);
+    assert_int_equal(recv_bytes(&nodes[1], key, out, 1, -5), ST_TIMEOUT);
+    /* the same key twice: the first stays */
+    for (byte = 5; byte < 7; byte++)
+        assert_int_equal(send_bytes(&nodes[0], key_of(2, 0, 11), &byte, 1), ST_OK);
+    UNTIL(nodes, 2, dropped(&nodes[1]) == 1);
+    assert_int_equal(recv_bytes(&nodes[1], key_of(2, 0, 10), out, 1, 1000), ST_OK);
+    assert_int_equal(out[0], 5);
+    node_close(&nodes[0]);
+    node_close(&nodes[1]);
+}
+
+static void test_addresses(void **state)
+{
+    (void)state;
+    struct node a, b;
+    struct error err = { 0 };
+    node_open(&a, 1);
+    node_open(&b, 2);
+    struct exchange_peer peer = { 3, b.address, b.address_bytes };
+    assert_int_equal(a.ops->peers_set(a.x, &peer, 1, &err), ST_PROTOCOL); /* another's address */
+    for (size_t n = 0; n < b.address_bytes; n++) {
+        uint8_t *cut = malloc(n + 1);
+        memcpy(cut, b.address, n);
+        peer = (struct exchange_peer){ 2, cut, n };
+        err = (struct error){ 0 };
+        assert_int_equal(a.ops->peers_set(a.x, &peer, 1, &err), ST_PROTOCOL);
+        assert_true(err.text[0] != 0);
+        free(cut);
+    }
+    for (size_t bit = 0; bit < 8 * b.address_bytes; bit++) {
+        b.address[bit / 8] ^= (uint8_t)(1u << bit % 8);
+        peer = (struct exchange_peer){ 2, b.address, b.address_bytes };
+        assert_int_equal(a.ops->peers_set(a.x, &peer, 1, NULL), ST_PROTOCOL);
+        b.address[bit / 8] ^= (uint8_t)(1u << bit % 8);
+    }
+    uint8_t *junk = random_bytes(1, 5000);
+    for (size_t n = 0; n < 5000; n += 61) {
+        peer = (struct exchange_peer){ 2, junk, n };
+        assert_int_equal(a.ops->peers_set(a.x, &peer, 1, NULL), ST_PROTOCOL);
+    }
+    free(junk);
+    node_close(&a);
+    node_close(&b);
+}
+
+/* Messages of a peer that was not announced yet are kept; those of an earlier life of it go when the later one is announced. */
+static void test_heard_before_told(void **state)
+{
+    (void)state;
+    struct node nodes[2];
+    uint8_t byte = 9, out = 0;
+    node_open(&nodes[0], 10);
+    node_open(&nodes[1], 11);
+    assert_int_equal(node_meets(&nodes[0], &nodes[1]), ST_OK);
+    assert_int_equal(send_bytes(&nodes[0], key_of(1, 0, 11), &byte, 1), ST_OK);
+    const struct exchange_key key = key_of(1, 0, 10);
+    struct exchange_stats stats = { 0 };
+    UNTIL(nodes, 2, (nodes[1].ops->stats(nodes[1].x, &stats), stats.messages_received == 1));
+    assert_int_equal(node_meets(&nodes[1], &nodes[0]), ST_OK);
+    assert_int_equal(recv_bytes(&nodes[1], key, &out, 1, 1000), ST_OK);
+    assert_int_equal(out, 9);
+    assert_int_equal(send_bytes(&nodes[0], key_of(2, 0, 11), &byte, 1), ST_OK);
+    UNTIL(nodes, 2, (nodes[1].ops->stats(nodes[1].x, &stats), stats.messages_received == 2));
+    node_close(&nodes[0]);
+    node_open(&nodes[0], 10);
+    assert_int_equal(node_meets(&nodes[1], &nodes[0]), ST_OK);
+    assert_int_equal(node_meets(&nodes[0], &nodes[1]), ST_OK);
+    assert_int_equal(recv_bytes(&nodes[1], key_of(2, 0, 10), &out, 1, 50), ST_TIMEOUT);
+    byte = 33;
+    assert_int_equal(send_bytes(&nodes[0], key_of(2, 0, 11), &byte, 1), ST_OK);
+    const struct exchange_key again = key_of(2, 0, 10);
+    UNTIL(nodes, 2, nodes[1].ops->ready(nodes[1].x, &again));
+    assert_int_equal(recv_bytes(&nodes[1], again, &out, 1, 1000), ST_OK);
+    assert_int_equal(out, 33);
+    node_close(&nodes[0]);
+    node_close(&nodes[1]);
+}
+
+static void test_fence(void **state)
+{
+    (void)state;
+    struct node nodes[2];
+    uint8_t byte = 1, out = 0;
+    nodes_open(nodes, 2);
+    struct exchange_key to = key_of(1, 0, 11), from = key_of(1, 0, 10);
+    assert_int_equal(send_bytes(&nodes[0], to, &byte, 1), ST_OK);
+    UNTIL(nodes, 2, nodes[1].ops->ready(nodes[1].x, &from));
+    nodes[1].ops->fence(nodes[1].x, 3, 5); /* below 5: epoch 5 stays */
+    assert_true(nodes[1].ops->ready(nodes[1].x, &from));
+    nodes[1].ops->fence(nodes[1].x, 4, 100); /* another group */
+    nodes[1].ops->fence(nodes[1].x, 3, 6);
+    assert_int_equal(recv_bytes(&nodes[1], from, &out, 1, 1000), ST_STALE);
+    nodes[1].ops->fence(nodes[1].x, 3, 2); /* never lowers */
+    assert_int_equal(recv_bytes(&nodes[1], from, &out, 1, 1000), ST_STALE);
+    /* a late message of the old epoch is refused, small or large; one of the new epoch is not */
+    uint8_t *large = random_bytes(1, 300000);
+    to.plan = 2;
+    assert_int_equal(send_bytes(&nodes[0], to, &byte, 1), ST_OK);
+    to.plan = 3;
+    assert_int_equal(send_bytes(&nodes[0], to, large, 300000), ST_OK);
+    to.epoch = from.epoch = 6;
+    assert_int_equal(send_bytes(&nodes[0], to, &byte, 1), ST_OK);
+    from.plan = 3;
+    UNTIL(nodes, 2, nodes[1].ops->ready(nodes[1].x, &from) && dropped(&nodes[1]) == 2);
+    assert_int_equal(recv_bytes(&nodes[1], from, &out, 1, 1000), ST_OK);
+    free(large);
+    node_close(&nodes[0]);
+    node_close(&nodes[1]);
+}
+
+static void test_stash_bound(void **state)
+{
+    (void)state;
+    struct node nodes[2];
+    stash_bytes_max = 200000;
+    nodes_open(nodes, 2);
+    stash_bytes_max = 0;
+    uint8_t *data = random_bytes(1, 100000), *out = malloc(100000);
+    for (uint16_t i = 0; i < 6; i++)
+        assert_int_equal(send_bytes(&nodes[0], key_of(1, i, 11), data, 100000), ST_OK);
+    const struct exchange_key first = key_of(1, 0, 10);
+    UNTIL(nodes, 2, dropped(&nodes[1]) >= 5 && nodes[1].ops->ready(nodes[1].x, &first));
+    assert_int_equal(recv_bytes(&nodes[1], key_of(1, 0, 10), out, 100000, 1000), ST_OK);
+    assert_int_equal(recv_bytes(&nodes[1], key_of(1, 3, 10), out, 100000, 50), ST_TIMEOUT);
+    /* room again, and the peer is no worse off */
+    const struct exchange_key key = key_of(2, 0, 10);
+    assert_int_equal(send_bytes(&nodes[0], key_of(2, 0, 11), data, 100000), ST_OK);
+    UNTIL(nodes, 2, nodes[1].ops->ready(nodes[1].x, &key));
+    assert_int_equal(recv_bytes(&nodes[1], key, out, 100000, 1000), ST_OK);
+    assert_memory_equal(out, data, 100000);
+    free(data);
+    free(out);
+    node_close(&nodes[0]);
+    node_close(&nodes[1]);
+}
+
+static void test_blocks(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = { 1, 300, 5000, 100000, 262144, 262145, 1500000, 8 << 20 };
+    enum { N = sizeof sizes / sizeof *sizes };
+    struct node nodes[2];
+    nodes_open(nodes, 2);
+    for (size_t i = 0; i < N; i++) {
+        uint8_t *data = random_bytes(i, sizes[i]);
+        const size_t cut = sizes[i] > 200 ? 200 : 0;
+        const struct iovec parts[2] = { { data, cut }, { data + cut, sizes[i] - cut } };
+        nodes[0].sent = 0;
+        assert_int_equal(nodes[0].ops->send_block(nodes[0].x, 11, parts, 2, on_sent, &nodes[0]), ST_OK);
+        UNTIL(nodes, 2, nodes[1].blocks.n == i + 1 && nodes[0].sent == 1);
+        assert_int_equal(nodes[0].sent_st, ST_OK);
+        assert_int_equal(nodes[1].blocks.source, 10);
+        assert_int_equal(nodes[1].blocks.bytes, sizes[i]);
+        assert_int_equal(nodes[1].blocks.sum, checksum64(data, sizes[i]));
+        free(data);
+    }
+    /* several at once, both ways, among messages */
+    enum { MANY = 6, BYTES = 700001 };
+    uint8_t *data = random_bytes(50, BYTES), *out = malloc(BYTES);
+    nodes[0].sent = nodes[1].sent = nodes[0].blocks.n = nodes[1].blocks.n = 0;
+    for (uint16_t i = 0; i < MANY; i++) {
+        const struct iovec part = { data, BYTES };
+        assert_int_equal(nodes[0].ops->send_block(nodes[0].x, 11, &part, 1, on_sent, &nodes[0]), ST_OK);
+        assert_int_equal(nodes[1].ops->send_block(nodes[1].x, 10, &part, 1, on_sent, &nodes[1]), ST_OK);
+        assert_int_equal(send_bytes(&nodes[0], key_of(9, i, 11), data, BYTES), ST_OK);
+        assert_int_equal(send_bytes(&nodes[1], key_of(9, i, 10), data, 99), ST_OK);
+    }
+    for (uint16_t i = 0; i < MANY; i++) {
+        const struct exchange_key a = key_of(9, i, 10), b = key_of(9, i, 11);
+        UNTIL(nodes, 2, nodes[1].ops->ready(nodes[1].x, &a) && nodes[0].ops->ready(nodes[0].x, &b));
+        assert_int_equal(recv_bytes(&nodes[1], a, out, BYTES, 1000), ST_OK);
+        assert_memory_equal(out, data, BYTES);
+        assert_int_equal(recv_bytes(&nodes[0], b, out, 99, 1000), ST_OK);
+    }
+    UNTIL(nodes, 2,
+          nodes[0].sent == MANY && nodes[1].sent == MANY && nodes[0].blocks.n == MANY && nodes[1].blocks.n == MANY);
+    assert_int_equal(nodes[0].blocks.sum, checksum64(data, BYTES));
+    const struct iovec part = { data, BYTES };
+    assert_int_equal(nodes[0].ops->send_block(nodes[0].x, 55, &part, 1, on_sent, &nodes[0]), ST_PEER);
+    assert_int_equal(nodes[0].sent, MANY);
+    free(data);
+    free(out);
+    node_close(&nodes[0]);
+    node_close(&nodes[1]);
+}
+
+static void test_block_over_limit(void **state)
+{
+    (void)state;
+    struct node nodes[2];
+    message_bytes_max = 1 << 20;
+    nodes_open(nodes, 2);
+    message_bytes_max = 0;
+    uint8_t *data = random_bytes(1, 2 << 20);
+    struct iovec part = { data, 2 << 20 };
+    assert_int_equal(nodes[0].ops->send_block(nodes[0].x, 11, &part, 1, on_sent, &nodes[0]), ST_OK);
+    UNTIL(nodes, 2, dropped(&nodes[1]) >= 1 && nodes[0].sent == 1);
+    part.iov_len = 1 << 20;
+    assert_int_equal(nodes[0].ops->send_block(nodes[0].x, 11, &part, 1, on_sent, &nodes[0]), ST_OK);
+    UNTIL(nodes, 2, nodes[1].blocks.n == 1 && nodes[0].sent == 2);
+    assert_int_equal(nodes[1].blocks.bytes, 1 << 20);
+    /* a message over the limit, too */
+    const uint64_t before = dropped(&nodes[1]);
+    assert_int_equal(send_bytes(&nodes[0], key_of(1, 0, 11), data, 2 << 20), ST_OK);
+    UNTIL(nodes, 2, dropped(&nodes[1]) == before + 1);
+    free(data);
+    node_close(&nodes[0]);
+    node_close(&nodes[1]);
+}
+
+static void test_drop_and_return(void **state)
+{
+    (void)state;
+    struct node nodes[2];
+    uint8_t byte = 1, out = 0;
+    nodes_open(nodes, 2);
+    uint8_t *data = random_bytes(1, 500000), *large = malloc(500000);
+    for (unsigned turn = 0; turn < 3; turn++) {
+        const struct exchange_key a = key_of(turn, 1, 10), b = key_of(turn, 2, 10), back = key_of(turn, 1, 10);
+        assert_int_equal(send_bytes(&nodes[0], key_of(turn, 1, 11), &byte, 1), ST_OK);
+        assert_int_equal(send_bytes(&nodes[0], key_of(turn, 2, 11), data, 500000), ST_OK);
+        assert_int_equal(send_bytes(&nodes[1], back, data, 500000), ST_OK);
+        struct exchange_key back_from = back;
+        back_from.peer = 11;
+        UNTIL(nodes, 2, nodes[1].ops->ready(nodes[1].x, &a) && nodes[0].ops->ready(nodes[0].x, &back_from));
+        nodes[1].ops->peer_drop(nodes[1].x, 10);
+        nodes[1].ops->peer_drop(nodes[1].x, 10);
+        nodes[1].ops->peer_drop(nodes[1].x, 1234);
+        /* what it sent is gone, and so is it; and it notices itself */
+        assert_int_equal(recv_bytes(&nodes[1], a, &out, 1, 1000), ST_PEER);
+        assert_int_equal(recv_bytes(&nodes[1], b, large, 500000, 1000), ST_PEER);
+        assert_int_equal(send_bytes(&nodes[1], back, &byte, 1), ST_PEER);
+        assert_string_equal(nodes[1].ops->lane(nodes[1].x, 10), "");
+        struct exchange_key later = key_of(turn, 77, 11);
+        UNTIL(nodes, 2, nodes[0].ops->ready(nodes[0].x, &later));
+        assert_int_equal(recv_bytes(&nodes[0], later, &out, 1, 1000), ST_PEER);
+        /* what had come before is still good */
+        assert_int_equal(recv_bytes(&nodes[0], back_from, large, 500000, 1000), ST_OK);
+        assert_memory_equal(large, data, 500000);
+        /* both are told of each other again, with the same addresses */
+        assert_int_equal(node_meets(&nodes[turn % 2], &nodes[1 - turn % 2]), ST_OK);
+        assert_int_equal(node_meets(&nodes[1 - turn % 2], &nodes[turn % 2]), ST_OK);
+    }
+    free(data);
+    free(large);
+    node_close(&nodes[0]);
+    node_close(&nodes[1]);
+}
+
+/* A peer that closes: waits for it end, what it sent before counts; one that takes its place is met. */
+static void test_close_and_replace(void **state)
+{
+    (void)state;
+    struct node nodes[3];
+    uint8_t byte = 4, out = 0;
+    nodes_open(nodes, 3);
+    const struct exchange_key a = key_of(1, 0, 10);
+    assert_int_equal(send_bytes(&nodes[0], key_of(1, 0, 11), &byte, 1), ST_OK);
+    UNTIL(nodes, 3, nodes[1].ops->ready(nodes[1].x, &a));
+    node_close(&nodes[0]);
+    assert_int_equal(recv_bytes(&nodes[1], a, &out, 1, 1000), ST_OK);
+    assert_int_equal(recv_bytes(&nodes[1], key_of(2, 0, 10), &out, 1, 5000), ST_PEER);
+    assert_int_equal(recv_bytes(&nodes[2], key_of(2, 0, 10), &out, 1, 5000), ST_PEER);
+    assert_int_equal(send_bytes(&nodes[1], key_of(2, 0, 10), &byte, 1), ST_PEER);
+    node_open(&nodes[0], 10);
+    for (int i = 1; i < 3; i++) {
+        assert_int_equal(node_meets(&nodes[i], &nodes[0]), ST_OK);
+        assert_int_equal(node_meets(&nodes[0], &nodes[i]), ST_OK);
+    }
+    for (uint16_t i = 1; i < 3; i++) {
+        byte = (uint8_t)(i + 60);
+        const struct exchange_key key = key_of(3, 0, 10);
+        assert_int_equal(send_bytes(&nodes[0], key_of(3, 0, (uint16_t)(10 + i)), &byte, 1), ST_OK);
+        UNTIL(nodes, 3, nodes[i].ops->ready(nodes[i].x, &key));
+        assert_int_equal(recv_bytes(&nodes[i], key, &out, 1, 1000), ST_OK);
+        assert_int_equal(out, i + 60);
+    }
+    for (int i = 0; i < 3; i++)
+        node_close(&nodes[i]);
+}
+
+/* ---- threads ---- */
+
+struct player {
+    struct node *node;
+    uint16_t n, turns;
+    uint64_t seed;
+    pthread_t thread;
+    unsigned failed;
+};
+
+static size_t played_bytes(uint64_t seed, uint16_t from, uint16_t to, uint16_t turn)
+{
+    const uint64_t r = rng_at(seed, (uint64_t)from << 16 | to, turn);
+    return r % 5 ? r % 3000 : r % 60000;
+}
+
+/* Everybody to everybody, turn by turn, as the layers of a step do. */
+static void *play(void *arg)
+{
+    struct player *p = arg;
+    struct node *me = p->node;
+    uint8_t *data = malloc(60000), *out = malloc(60000);
+    for (uint16_t turn = 0; turn < p->turns && !p->failed; turn++) {
+        for (uint16_t i = 0; i < p->n; i++) {
+            const uint16_t to = (uint16_t)(10 + i);
+            if (to == me->id)
+                continue;
+            const size_t bytes = played_bytes(p->seed, me->id, to, turn);
+            memset(data, (uint8_t)(me->id + turn), bytes);
+            p->failed += send_bytes(me, key_of(turn / 30u, turn, to), data, bytes) != ST_OK;
+        }
+        for (uint16_t i = 0; i < p->n; i++) {
+            const uint16_t from = (uint16_t)(10 + i);
+            if (from == me->id)
+                continue;
+            const size_t bytes = played_bytes(p->seed, from, me->id, turn);
+            p->failed += recv_bytes(me, key_of(turn / 30u, turn, from), out, bytes, 15000) != ST_OK;
+            for (size_t k = 0; k < bytes; k++)
+                p->failed += out[k] != (uint8_t)(from + turn);
+        }
+    }
+    free(data);
+    free(out);
+    /* the others may still need bytes that wait here */
+    const int64_t until = clock_ns() + 200 * MS;
+    while (clock_ns() < until)
+        me->ops->sleep(me->x, -1, 5);
+    return NULL;
+}
+
+static void test_many_threads(void **state)
+{
+    (void)state;
+    enum { N = 5 };
+    struct node nodes[N];
+    struct player players[N];
+    nodes_open(nodes, N);
+    for (int i = 0; i < N; i++) {
+        players[i] = (struct player){ .node = &nodes[i], .n = N, .turns = 60, .seed = 7 };
+        assert_int_equal(pthread_create(&players[i].thread, NULL, play, &players[i]), 0);
+    }
+    for (int i = 0; i < N; i++) {
+        pthread_join(players[i].thread, NULL);
+        assert_int_equal(players[i].failed, 0);
+    }
+    for (int i = 0; i < N; i++)
+        node_close(&nodes[i]);
+}
+
+struct abort_later {
+    struct node *node;
+    int after_ms, fd;
+    uint64_t epoch;
+};
+
+static void *abort_later(void *arg)
+{
+    const struct abort_later *a = arg;
+    usleep((useconds_t)a->after_ms * 1000);
+    if (a->fd >= 0) {
+        const uint64_t one = 1;
+        assert_int_equal(write(a->fd, &one, 8), 8);
+    } else {
+        a->node->ops->abort(a->node->x, 3, a->epoch);
+    }
+    return NULL;
+}
+
+static void test_abort(void **state)
+{
+    (void)state;
+    struct node nodes[2];
+    uint8_t byte = 1, out = 0;
+    nodes_open(nodes, 2);
+    struct exchange_key from = key_of(1, 0, 10), to = key_of(1, 0, 11);
+    for (int after_ms = 0; after_ms <= 40; after_ms += 20) {
+        pthread_t thread;
+        struct abort_later a = { &nodes[1], after_ms, -1, from.epoch };
+        assert_int_equal(pthread_create(&thread, NULL, abort_later, &a), 0);
+        const int64_t start = clock_ns();
+        assert_int_equal(recv_bytes(&nodes[1], from, &out, 1, 8000), ST_STALE);
+        assert_true(clock_ns() - start < (after_ms + 80) * MS * 5);
+        pthread_join(thread, NULL);
+        assert_int_equal(recv_bytes(&nodes[1], from, &out, 1, 8000), ST_STALE); /* and later */
+        from.epoch--;
+        assert_int_equal(recv_bytes(&nodes[1], from, &out, 1, 8000), ST_STALE); /* and epochs before it */
+        from.epoch += 2;
+        to.epoch = from.epoch;
+        assert_int_equal(send_bytes(&nodes[0], to, &byte, 1), ST_OK);
+        UNTIL(nodes, 2, nodes[1].ops->ready(nodes[1].x, &from));
+        assert_int_equal(recv_bytes(&nodes[1], from, &out, 1, 1000), ST_OK);
+    }
+    /* an abort of another group ends nothing */
+    struct exchange_key other = from;
+    other.group = 9;
+    nodes[1].ops->abort(nodes[1].x, 3, 1000);
+    assert_int_equal(recv_bytes(&nodes[1], other, &out, 1, 30), ST_TIMEOUT);
+    node_close(&nodes[0]);
+    node_close(&nodes[1]);
+}
+
+static void test_sleep(void **state)
+{
+    (void)state;
+    struct node nodes[2];
+    nodes_open(nodes, 2);
+    int64_t start = clock_ns();
+    while (clock_ns() - start < 30 * MS)
+        nodes_progress(nodes, 2); /* whatever connecting takes */
+    start = clock_ns();
+    nodes[1].ops->sleep(nodes[1].x, -1, 40);
+    assert_in_range(clock_ns() - start, 0, 1000 * MS);
+    pthread_t thread;
+    const int fd = eventfd(0, EFD_CLOEXEC);
+    struct abort_later a = { &nodes[1], 20, fd, 0 };
+    assert_int_equal(pthread_create(&thread, NULL, abort_later, &a), 0);
+    start = clock_ns();
+    uint64_t count = 0;
+    for (bool readable = false; !readable && clock_ns() - start < 5000 * MS;) {
+        nodes[1].ops->sleep(nodes[1].x, fd, 5000);
+        fd_set set;
+        FD_ZERO(&set);
+        FD_SET(fd, &set);
+        struct timeval none = { 0, 0 };
+        readable = select(fd + 1, &set, NULL, NULL, &none) == 1;
+    }
+    assert_true(clock_ns() - start < 4000 * MS);
+    assert_int_equal(read(fd, &count, 8), 8);
+    pthread_join(thread, NULL);
+    close(fd);
+    node_close(&nodes[0]);
+    node_close(&nodes[1]);
+}
+
+static int choose(void **state)
+{
+    (void)state;
+    hub = exchange_hub_new();
+    return hub ? 0 : -1;
+}
+
+static int leave(void **state)
+{
+    (void)state;
+    exchange_hub_free(hub);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    (void)argc;
+    /* UCX's allocation hooks crash at the exit of a thread under TSan; it reads this when it is loaded */
+    if (!getenv("UCX_MEM_EVENTS")) {
+        setenv("UCX_MEM_EVENTS", "n", 1);
+        execv("/proc/self/exe", argv);
+    }
+    log_set_level(getenv("EXCHANGE_LOG") ? LOG_LEVEL_TRACE : LOG_LEVEL_ERROR);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_sizes_and_order),
+        cmocka_unit_test(test_keys_differ),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_addresses),
+        cmocka_unit_test(test_heard_before_told),
+        cmocka_unit_test(test_fence),
+        cmocka_unit_test(test_stash_bound),
+        cmocka_unit_test(test_blocks),
+        cmocka_unit_test(test_block_over_limit),
+        cmocka_unit_test(test_drop_and_return),
+        cmocka_unit_test(test_close_and_replace),
+        cmocka_unit_test(test_many_threads),
+        cmocka_unit_test(test_abort),
+        cmocka_unit_test(test_sleep),
+    };
+    int failed = 0;
+    const char *only = getenv("EXCHANGE_KIND"), *test = getenv("EXCHANGE_TEST");
+    if (test)
+        cmocka_set_test_filter(test);
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        kind = &kinds[i];
+        if (only && strcmp(only, kind->name))
+            continue;
+        print_message("---- %s\n", kind->name);
+        failed += cmocka_run_group_tests(tests, choose, leave);
+    }
+    return failed != 0;
+}

@@ -1,0 +1,460 @@
+/*
+ * Workers of several processes and hosts, by UCX active messages: shared memory between processes of one host, TCP (or what UCX finds) between
+ * hosts. Payloads are gathered into a buffer of ours, which stays until UCX is done with it.
+ */
+#include "worker/exchange/ucx.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+
+static const size_t unsent_max = (size_t)1 << 30; /* bytes to one peer that takes nothing */
+static const int64_t close_flush_ns = 200 * 1000000, close_drain_ns = 2000000000;
+
+static struct ucx *ucx_of(struct exchange *x)
+{
+    return (struct ucx *)x;
+}
+
+/* ---- arrival ---- */
+
+static void on_fetched(void *request, ucs_status_t st, size_t length, void *user_data);
+
+static void fetch_end(struct ucx *u, struct message *m, bool ok)
+{
+    if (m->header.kind == MESSAGE_BLOCK) {
+        const struct message_header piece = m->piece;
+        exchange_piece_end(&u->x, &piece, m, ok);
+    } else if (ok) {
+        exchange_arrived_message(&u->x, m);
+    } else {
+        exchange_lost(&u->x, &m->header);
+        stash_message_free(&u->x.stash, m);
+    }
+}
+
+static void fetch_begin(struct ucx *u, struct message *m)
+{
+    const ucp_request_param_t param = { .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
+                                        .cb.recv_am = on_fetched,
+                                        .user_data = m };
+    const bool block = m->header.kind == MESSAGE_BLOCK;
+    uint8_t *to = block ? m->payload + m->piece.block.offset : m->payload;
+    void *request = ucp_am_recv_data_nbx(u->worker, m->descriptor, to,
+                                         block ? m->piece.payload_bytes : m->header.payload_bytes, &param);
+    if (UCS_PTR_IS_PTR(request))
+        u->n_fetching++;
+    else
+        fetch_end(u, m, UCS_PTR_STATUS(request) == UCS_OK);
+}
+
+static void on_fetched(void *request, ucs_status_t st, size_t length, void *user_data)
+{
+    struct message *m = user_data;
+    struct ucx *u = m->owner;
+    const size_t bytes = m->header.kind == MESSAGE_BLOCK ? m->piece.payload_bytes : m->header.payload_bytes;
+    u->n_fetching--;
+    fetch_end(u, m, st == UCS_OK && length == bytes);
+    ucp_request_free(request);
+}
+
+/* A rendezvous: its bytes are asked for after UCX's callback. Several may come before the first is fetched. */
+static ucs_status_t fetch_queue(struct ucx *u, const struct message_header *h, void *descriptor)
+{
+    struct message *m;
+    if (h->kind == MESSAGE_BLOCK) {
+        m = exchange_piece_begin(&u->x, h);
+        if (!m)
+            return UCS_OK;
+        m->piece = *h;
+    } else {
+        m = stash_message_new(&u->x.stash, h->payload_bytes);
+        if (!m) {
+            exchange_lost(&u->x, h);
+            return UCS_OK;
+        }
+        m->header = *h;
+    }
+    m->owner = u;
+    m->descriptor = descriptor;
+    m->next = NULL;
+    *u->fetches_end = m;
+    u->fetches_end = &m->next;
+    return UCS_INPROGRESS;
+}
+
+/* Answering UCS_OK to a rendezvous refuses it: the sender's request ends. */
+static ucs_status_t on_message(void *arg, const void *header, size_t header_bytes, void *data, size_t bytes,
+                               const ucp_am_recv_param_t *param)
+{
+    struct ucx *u = arg;
+    struct message_header h;
+    if (!message_header_read(header, header_bytes, bytes, &h)) {
+        exchange_garbage(&u->x, UINT16_MAX, "it makes no sense");
+        return UCS_OK;
+    }
+    if (!exchange_admit(&u->x, &h))
+        return UCS_OK;
+    if (h.kind == MESSAGE_BYE) {
+        const struct peer *p = exchange_peer(&u->x, h.source);
+        u->connections[p - u->x.peers].bye = true;
+        return UCS_OK;
+    }
+    if (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV)
+        return fetch_queue(u, &h, data);
+    exchange_arrived(&u->x, &h, data);
+    return UCS_OK;
+}
+
+/* ---- connections ---- */
+
+static void on_failure(void *arg, ucp_ep_h ep, ucs_status_t st)
+{
+    struct connection *c = arg;
+    if (c->ep == ep) /* the endpoint may be that of an earlier peer of this slot */
+        c->failure = st;
+}
+
+static void on_closed(void *request, ucs_status_t st, void *user_data)
+{
+    struct ucx *u = user_data;
+    (void)st;
+    u->n_closing--;
+    ucp_request_free(request);
+}
+
+/* What is under way to it ends with an error, from progress. */
+static void connection_close(struct ucx *u, size_t slot)
+{
+    struct connection *c = &u->connections[slot];
+    ucp_ep_h ep = c->ep;
+    c->ep = NULL;
+    c->failure = UCS_OK;
+    c->bye = false;
+    c->lane[0] = 0;
+    ucx_block_cancel(u, slot);
+    if (!ep)
+        return;
+    const ucp_request_param_t param = { .op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK |
+                                                        UCP_OP_ATTR_FIELD_USER_DATA,
+                                        .flags = UCP_EP_CLOSE_FLAG_FORCE,
+                                        .cb.send = on_closed,
+                                        .user_data = u };
+    void *request = ucp_ep_close_nbx(ep, &param);
+    if (UCS_PTR_IS_PTR(request))
+        u->n_closing++;
+    else if (UCS_PTR_IS_ERR(request))
+        log_warn("exchange ucx: closing an endpoint: %s", ucs_status_string(UCS_PTR_STATUS(request)));
+}
+
+static void connection_down(struct ucx *u, size_t slot, const char *why)
+{
+    exchange_peer_down(&u->x, &u->x.peers[slot], why);
+    connection_close(u, slot);
+}
+
+static unsigned connections_progress(struct ucx *u)
+{
+    unsigned n = 0;
+    for (size_t i = 0; i < u->x.n_peers; i++) {
+        struct connection *c = &u->connections[i];
+        if (c->bye) {
+            connection_down(u, i, "it dropped us or closed");
+            n++;
+        } else if (c->failure) {
+            connection_down(u, i, ucs_status_string(c->failure));
+            n++;
+        }
+        if (c->blocks)
+            n += ucx_block_progress(u, i);
+    }
+    return n;
+}
+
+static unsigned ucx_progress(struct exchange *x)
+{
+    struct ucx *u = ucx_of(x);
+    unsigned n = ucp_worker_progress(u->worker);
+    while (u->fetches) {
+        struct message *m = u->fetches;
+        u->fetches = m->next;
+        if (!u->fetches)
+            u->fetches_end = &u->fetches;
+        fetch_begin(u, m);
+        n++;
+    }
+    return n + connections_progress(u);
+}
+
+static bool ucx_arm(struct exchange *x)
+{
+    const struct ucx *u = ucx_of(x);
+    return !ucx_block_due(u) && ucp_worker_arm(u->worker) == UCS_OK;
+}
+
+/* ---- open, close ---- */
+
+static void ucx_free(struct ucx *u)
+{
+    ucx_context_close(u);
+    exchange_deinit(&u->x);
+    waker_deinit(&u->waker);
+    free(u);
+}
+
+static enum status ucx_open(const struct exchange_config *config, struct exchange **x_out, struct error *err)
+{
+    struct ucx *u = calloc(1, sizeof *u);
+    if (!u)
+        return error_set(err, ST_NO_MEMORY, "exchange ucx: out of memory");
+    u->fetches_end = &u->fetches;
+    for (size_t i = 0; i < EXCHANGE_PEERS_MAX; i++)
+        u->connections[i].blocks_end = &u->connections[i].blocks;
+    const struct transport transport = { ucx_progress, ucx_arm, -1 };
+    enum status st = waker_init(&u->waker);
+    if (st) {
+        free(u);
+        return error_set(err, st, "exchange ucx: no more descriptors");
+    }
+    st = exchange_init(&u->x, config, &transport, &u->waker, err);
+    if (st) {
+        waker_deinit(&u->waker);
+        free(u);
+        return st;
+    }
+    st = ucx_context_open(u, config, err);
+    if (st) {
+        ucx_free(u);
+        return st;
+    }
+    const ucp_am_handler_param_t handler = { .field_mask =
+                                                 UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
+                                                 UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
+                                             .id = UCX_AM_ID,
+                                             .flags = UCP_AM_FLAG_WHOLE_MSG,
+                                             .cb = on_message,
+                                             .arg = u };
+    const ucs_status_t ucs = ucp_worker_set_am_recv_handler(u->worker, &handler);
+    if (ucs) {
+        ucx_free(u);
+        return error_set(err, ST_INTERNAL, "exchange ucx: handler: %s", ucs_status_string(ucs));
+    }
+    *x_out = &u->x;
+    return ST_OK;
+}
+
+static void bye(struct ucx *u, size_t slot);
+
+static void ucx_close(struct exchange *x)
+{
+    if (!x)
+        return;
+    struct ucx *u = ucx_of(x);
+    /* what was sent is delivered if peers take it, and then they are told; one that is frozen does not hold us up */
+    for (int64_t until = clock_ns() + close_flush_ns; u->n_sending && clock_ns() < until;)
+        exchange_progress_all(x);
+    for (size_t i = 0; i < x->n_peers; i++)
+        bye(u, i);
+    for (int64_t until = clock_ns() + close_flush_ns; u->n_sending && clock_ns() < until;)
+        exchange_progress_all(x);
+    for (size_t i = 0; i < x->n_peers; i++) {
+        x->peers[i].state = PEER_DOWN;
+        connection_close(u, i);
+    }
+    for (int64_t until = clock_ns() + close_drain_ns;
+         u->n_closing + u->n_sending + u->n_blocks + u->n_fetching && clock_ns() < until;)
+        exchange_progress_all(x);
+    if (u->n_closing + u->n_sending + u->n_blocks + u->n_fetching)
+        log_warn("exchange ucx: closed with %u endpoints, %u messages, %u blocks, %u receives under way", u->n_closing,
+                 u->n_sending, u->n_blocks, u->n_fetching);
+    while (u->fetches) {
+        struct message *m = u->fetches;
+        u->fetches = m->next;
+        ucp_am_data_release(u->worker, m->descriptor);
+        message_free(m);
+    }
+    ucx_free(u);
+}
+
+static size_t ucx_address(const struct exchange *x, uint8_t address_out[EXCHANGE_ADDRESS_MAX])
+{
+    const struct ucx *u = (const struct ucx *)x;
+    memcpy(address_out, u->address, u->address_bytes);
+    return u->address_bytes;
+}
+
+/* ---- peers ---- */
+
+static enum status peer_set(struct ucx *u, const struct exchange_peer *peer, struct error *err)
+{
+    struct peer_address a;
+    enum status st = exchange_peer_address(&u->x, peer, &a, err);
+    if (st)
+        return st;
+    struct peer *p = exchange_peer(&u->x, peer->id);
+    if (p && p->state == PEER_UP && p->instance == a.instance && !u->connections[p - u->x.peers].failure &&
+        !u->connections[p - u->x.peers].bye)
+        return ST_OK;
+    const bool near = !memcmp(a.host.byte, u->host.byte, sizeof a.host.byte);
+    const uint8_t *address = near ? a.full : a.net;
+    if (!address)
+        return error_set(err, ST_PROTOCOL, "address of worker %u: it is on %s host and names no lane to it", peer->id,
+                         near ? "this" : "another");
+    if (p)
+        connection_close(u, (size_t)(p - u->x.peers));
+    p = exchange_peer_put(&u->x, peer->id, a.instance);
+    if (!p)
+        return error_set(err, ST_TOO_LARGE, "exchange: more than %d peers", EXCHANGE_PEERS_MAX);
+    struct connection *c = &u->connections[p - u->x.peers];
+    /* UCX reads it as words */
+    _Alignas(16) uint8_t aligned[EXCHANGE_ADDRESS_MAX];
+    memcpy(aligned, address, near ? a.full_bytes : a.net_bytes);
+    const ucp_ep_params_t params = { .field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS |
+                                                   UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
+                                                   UCP_EP_PARAM_FIELD_ERR_HANDLER,
+                                     .address = (const ucp_address_t *)aligned,
+                                     .err_mode = UCP_ERR_HANDLING_MODE_PEER,
+                                     .err_handler = { on_failure, c } };
+    const ucs_status_t ucs = ucp_ep_create(u->worker, &params, &c->ep);
+    if (ucs) {
+        c->ep = NULL;
+        exchange_peer_down(&u->x, p, ucs_status_string(ucs));
+    }
+    return ST_OK;
+}
+
+static enum status ucx_peers_set(struct exchange *x, const struct exchange_peer *peers, size_t n, struct error *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (peers[i].id == x->config.self)
+            continue;
+        const enum status st = peer_set(ucx_of(x), &peers[i], err);
+        if (st)
+            return st;
+    }
+    return ST_OK;
+}
+
+static void on_sent(void *request, ucs_status_t st, void *user_data)
+{
+    struct message *m = user_data;
+    struct ucx *u = m->owner;
+    (void)st; /* the endpoint's failure is told by itself */
+    u->n_sending--;
+    u->connections[m->slot].unsent -= m->capacity;
+    stash_message_free(&u->x.stash, m);
+    ucp_request_free(request);
+}
+
+/* m is taken. */
+static enum status message_send(struct ucx *u, size_t slot, struct message *m)
+{
+    struct connection *c = &u->connections[slot];
+    m->owner = u;
+    m->slot = slot;
+    message_header_write(&m->header, m->wire);
+    const ucp_request_param_t param = { .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
+                                        .cb.send = on_sent,
+                                        .user_data = m };
+    void *request =
+        ucp_am_send_nbx(c->ep, UCX_AM_ID, m->wire, sizeof m->wire, m->payload, m->header.payload_bytes, &param);
+    if (UCS_PTR_IS_PTR(request)) {
+        u->n_sending++;
+        c->unsent += m->capacity;
+        return ST_OK;
+    }
+    stash_message_free(&u->x.stash, m);
+    if (!UCS_PTR_IS_ERR(request))
+        return ST_OK;
+    if (!c->failure)
+        c->failure = UCS_PTR_STATUS(request);
+    return ST_PEER;
+}
+
+static void bye(struct ucx *u, size_t slot)
+{
+    const struct connection *c = &u->connections[slot];
+    if (!c->ep || c->failure || c->bye)
+        return;
+    struct message *m = stash_message_new(&u->x.stash, 0);
+    if (!m)
+        return; /* it will find out otherwise */
+    m->header = exchange_header(&u->x, &u->x.peers[slot], MESSAGE_BYE, 0);
+    (void)message_send(u, slot, m);
+}
+
+static void ucx_peer_drop(struct exchange *x, uint16_t id)
+{
+    struct ucx *u = ucx_of(x);
+    struct peer *p = exchange_peer(x, id);
+    if (!p)
+        return;
+    const size_t slot = (size_t)(p - x->peers);
+    bye(u, slot);
+    connection_close(u, slot);
+    exchange_peer_forget(x, p);
+}
+
+static enum status ucx_send(struct exchange *x, const struct exchange_key *key, const struct iovec *parts,
+                            size_t n_parts)
+{
+    struct ucx *u = ucx_of(x);
+    struct peer *p = exchange_peer(x, key->peer);
+    size_t bytes;
+    if (!p || p->state != PEER_UP)
+        return ST_PEER;
+    const size_t slot = (size_t)(p - x->peers);
+    struct connection *c = &u->connections[slot];
+    if (!c->ep || c->failure || c->bye)
+        return ST_PEER;
+    if (!iovec_bytes(parts, n_parts, &bytes))
+        return ST_INVALID;
+    if (c->unsent > unsent_max) {
+        connection_down(u, slot, "it takes no messages");
+        return ST_PEER;
+    }
+    struct message *m = stash_message_new(&x->stash, bytes);
+    if (!m)
+        return ST_NO_MEMORY;
+    m->header = exchange_step_header(x, p, key, bytes);
+    iovec_gather(parts, n_parts, m->payload);
+    const enum status st = message_send(u, slot, m);
+    if (st)
+        return st;
+    x->stats.messages_sent++;
+    x->stats.bytes_sent += bytes;
+    return ST_OK;
+}
+
+static const char *ucx_lane(const struct exchange *x, uint16_t peer)
+{
+    struct ucx *u = ucx_of((struct exchange *)x);
+    const struct peer *p = exchange_peer(&u->x, peer);
+    struct connection *c = p ? &u->connections[p - x->peers] : NULL;
+    if (!c || !c->ep || p->state != PEER_UP)
+        return "";
+    ucx_lane_name(c->ep, c->lane, sizeof c->lane);
+    return c->lane;
+}
+
+const struct exchange_ops exchange_ucx = {
+    .name = "ucx",
+    .open = ucx_open,
+    .close = ucx_close,
+    .address = ucx_address,
+    .peers_set = ucx_peers_set,
+    .peer_drop = ucx_peer_drop,
+    .send = ucx_send,
+    .recv = exchange_recv,
+    .ready = exchange_ready,
+    .send_block = ucx_block_send,
+    .progress = exchange_progress,
+    .sleep = exchange_sleep,
+    .fence = exchange_fence,
+    .abort = exchange_abort,
+    .stats = exchange_stats,
+    .lane = ucx_lane,
+};
