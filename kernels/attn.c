@@ -2,14 +2,14 @@
 
 #include "kernels/cpu/attn.h"
 
-/* rtol: p is rounded to bf16, so a last-bit difference of a score moves one p by up to 2^-8 of itself. */
+/* rtol: p is rounded to bf16, so a last-bit difference of a score moves a p by up to 2^-8 of itself; rows where none does differ by 1e-6. */
 const struct attn_impl attn_impls[] = {
     { "amx", CPU_AMX, attn_accepts_amx, attn_part_bytes, attn_store, attn_q_tile_bytes_amx, attn_pack_q_amx,
-      attn_block_amx, attn_merge_avx512, 2e-3f },
+      attn_block_amx, attn_merge_avx512, 4e-3f },
     { "avx512", CPU_AVX512, attn_accepts_avx512, attn_part_bytes, attn_store, attn_q_tile_bytes_f32, attn_pack_q_f32,
-      attn_block_avx512, attn_merge_avx512, 2e-3f },
+      attn_block_avx512, attn_merge_avx512, 4e-3f },
     { "avx2", CPU_AVX2, attn_accepts_avx2, attn_part_bytes, attn_store, attn_q_tile_bytes_f32, attn_pack_q_f32,
-      attn_block_avx2, attn_merge_avx2, 2e-3f },
+      attn_block_avx2, attn_merge_avx2, 4e-3f },
     { "c", 0, attn_accepts_c, attn_part_bytes, attn_store, attn_q_tile_bytes_f32, attn_pack_q_f32, attn_block_c,
       attn_merge_c, 0 },
 };

@@ -141,6 +141,15 @@ static struct choice filter(const float *logits, uint32_t n, float max, const st
     return c;
 }
 
+/* A little more than e^-d, for 0 <= d <= 38, by the bits of a float: 2^f <= 1 + f in every octave. */
+static inline double exp_above(double d)
+{
+    const uint32_t bits = (uint32_t)(int32_t)((127.0 - d * (double)EXP_LOG2E) * 0x1p23);
+    float e;
+    memcpy(&e, &bits, sizeof e);
+    return 1.001 * (double)e;
+}
+
 /*
  * The largest (x - max) / T - log(-log(u)), u a number of the token's own. Most tokens are far from it: with d what the noise must exceed,
  * e^-d <= 1 - u <= -log(u) rules one out without logarithms, and the noise never exceeds 37.5.
@@ -149,15 +158,17 @@ static uint32_t draw(const float *logits, const struct choice *c, uint32_t argma
                      uint32_t position)
 {
     const double max = (double)logits[argmax], rate = 1 / (double)params->temperature;
+    const uint64_t stream =
+        mix64(mix64(params->seed) ^ position); /* rng_at(seed, position, id) is mix64(stream ^ id) */
     uint32_t best = argmax;
-    double top = -log(-log(rng_unit(rng_at(params->seed, position, argmax))));
+    double top = -log(-log(rng_unit(mix64(stream ^ argmax))));
     for (uint32_t i = 0; i < c->n; i++) {
         const uint32_t id = id_at(c, i);
         const double x = ((double)logits[id] - max) * rate, d = top - x;
         if (d > 38 || id == argmax)
             continue;
-        const double u = rng_unit(rng_at(params->seed, position, id));
-        if (d > 0 && 1 - u > 1.001 * (double)exp_f32((float)-d))
+        const double u = rng_unit(mix64(stream ^ id));
+        if (d > 0 && 1 - u > exp_above(d))
             continue;
         const double score = x - log(-log(u));
         if (score > top || (score == top && id < best)) {

@@ -12,9 +12,10 @@
 #include <stdint.h>
 #include <string.h>
 
-#define EXP_LOG2E 1.44269502f
-#define EXP_LN2   0.693147182f
-#define EXP_MIN   (-87.0f)
+#define EXP_LOG2E    1.44269502f
+#define EXP_LN2      0.693147182f
+#define EXP_MIN      (-87.0f)
+#define EXP_MIN_BITS 0xC2AE0000u
 /* EXP_MIN in powers of two */
 #define EXP2_MIN (-125.514473f)
 #define EXP_C1   0x1.62e4bap-1f
@@ -27,20 +28,25 @@
 extern "C" {
 #endif
 
+/* Without branches, so that compilers make vectors of it. */
 static inline float exp_f32(float x)
 {
-    const float y = x >= EXP_MIN ? x : EXP_MIN; /* NaN too: the conversion below must be defined */
+    const uint32_t keep = 0u - (uint32_t)(x >= EXP_MIN), nan = 0u - (uint32_t)(x != x);
+    uint32_t bits, low;
+    float y, e;
+    /* What is cut off, NaN too, goes as EXP_MIN: the conversion to an integer must be defined. */
+    memcpy(&bits, &x, sizeof bits);
+    low = (bits & keep) | (EXP_MIN_BITS & ~keep);
+    memcpy(&y, &low, sizeof y);
     const float t = y * EXP_LOG2E;
     const int32_t cut = (int32_t)t;
     const int32_t n = cut - (t < (float)cut);
     const float f = t - (float)n;
     const float p = ((((EXP_C5 * f + EXP_C4) * f + EXP_C3) * f + EXP_C2) * f + EXP_C1) * f + 1.0f;
-    uint32_t bits;
-    memcpy(&bits, &p, sizeof bits);
-    bits += (uint32_t)n << 23;
-    float e;
+    memcpy(&low, &p, sizeof low);
+    bits = ((low + ((uint32_t)n << 23)) & keep) | (bits & nan);
     memcpy(&e, &bits, sizeof e);
-    return x >= EXP_MIN ? e : x != x ? x : 0.0f;
+    return e;
 }
 
 #ifdef __cplusplus

@@ -16,12 +16,19 @@ static float lanes_sum(float lane[LANES])
     return lane[0];
 }
 
-static inline void put(enum dtype type, void *out, uint32_t i, float x)
+/* to out_type; the rows are made in pieces of LANES, so that the compiler may use vectors */
+static inline void put(enum dtype type, void *out, uint32_t i, uint32_t n, const float *x)
 {
     if (type == DTYPE_F32)
-        ((float *)out)[i] = x;
+        memcpy((float *)out + i, x, n * sizeof *x);
     else
-        ((uint16_t *)out)[i] = f32_to_bf16(x);
+        for (uint32_t j = 0; j < n; j++)
+            ((uint16_t *)out)[i + j] = f32_to_bf16(x[j]);
+}
+
+static inline uint32_t piece(uint32_t n, uint32_t i)
+{
+    return n - i < LANES ? n - i : LANES;
 }
 
 void row_pad(enum dtype type, void *out, uint32_t n, uint32_t pad)
@@ -32,12 +39,16 @@ void row_pad(enum dtype type, void *out, uint32_t n, uint32_t pad)
 
 void rmsnorm_c(const float *x, const float *w, uint32_t n, float eps, enum dtype out_type, void *out, uint32_t pad)
 {
-    float lane[LANES] = { 0 };
-    for (uint32_t i = 0; i < n; i++)
-        lane[i % LANES] += x[i] * x[i];
+    float lane[LANES] = { 0 }, y[LANES];
+    for (uint32_t i = 0; i < n; i += LANES)
+        for (uint32_t j = 0; j < piece(n, i); j++)
+            lane[j] += x[i + j] * x[i + j];
     const float r = 1.0f / sqrtf(lanes_sum(lane) / (float)n + eps);
-    for (uint32_t i = 0; i < n; i++)
-        put(out_type, out, i, x[i] * r * w[i]);
+    for (uint32_t i = 0; i < n; i += LANES) {
+        for (uint32_t j = 0; j < piece(n, i); j++)
+            y[j] = x[i + j] * r * w[i + j];
+        put(out_type, out, i, piece(n, i), y);
+    }
     row_pad(out_type, out, n, pad);
 }
 
@@ -54,9 +65,14 @@ void rope_c(float *x, uint32_t n_heads, uint32_t head_dim, const float *cos, con
 
 void silu_mul_c(const float *gate, const float *up, uint32_t n, enum dtype out_type, void *out, uint32_t pad)
 {
-    for (uint32_t i = 0; i < n; i++) {
-        const float g = gate[i], e = exp_f32(-fabsf(g));
-        put(out_type, out, i, g * (g >= 0 ? 1.0f : e) / (1.0f + e) * up[i]);
+    float y[LANES];
+    for (uint32_t i = 0; i < n; i += LANES) {
+        for (uint32_t j = 0; j < piece(n, i); j++) {
+            const float g = gate[i + j], e = exp_f32(-fabsf(g));
+            const float one = (float)(g >= 0), part = (float)!(g >= 0) * e; /* a choice: one of the two is zero */
+            y[j] = g * (one + part) / (1.0f + e) * up[i + j];
+        }
+        put(out_type, out, i, piece(n, i), y);
     }
     row_pad(out_type, out, n, pad);
 }
@@ -64,9 +80,13 @@ void silu_mul_c(const float *gate, const float *up, uint32_t n, enum dtype out_t
 void attn_finish_c(const float *o, float l, uint32_t head_dim, enum dtype out_type, void *out, bool *finite)
 {
     bool good = isfinite(l) && l > 0;
-    for (uint32_t i = 0; i < head_dim; i++) {
-        good = good && isfinite(o[i]);
-        put(out_type, out, i, o[i] / l);
+    float y[LANES];
+    for (uint32_t i = 0; i < head_dim; i += LANES) {
+        for (uint32_t j = 0; j < piece(head_dim, i); j++) {
+            good &= isfinite(o[i + j]) != 0;
+            y[j] = o[i + j] / l;
+        }
+        put(out_type, out, i, piece(head_dim, i), y);
     }
     if (!good)
         *finite = false;
@@ -81,8 +101,9 @@ void logit_max_sum_c(const float *x, uint32_t n, uint32_t *argmax_out, float *ma
             max = x[i];
             at = i;
         }
-    for (uint32_t i = 0; i < n; i++)
-        lane[i % LANES] += exp_f32(x[i] - max);
+    for (uint32_t i = 0; i < n; i += LANES)
+        for (uint32_t j = 0; j < piece(n, i); j++)
+            lane[j] += exp_f32(x[i + j] - max);
     *argmax_out = at;
     *max_out = max;
     *sum_out = lanes_sum(lane);
