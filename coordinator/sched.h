@@ -43,6 +43,8 @@ struct sched_ops {
     int64_t (*now_ms)(void *ctx);
     /* Tests only, may be NULL: draws what policy may decide freely (homes, owners, chunk sizes, when to ship): 0 .. n - 1. Bits must not depend on it. */
     uint32_t (*choose)(void *ctx, const char *what, uint32_t n);
+    /* The same clock in microseconds, for the figure of coordination; may be NULL. */
+    int64_t (*now_us)(void *ctx);
 };
 
 /* What a request asks for; copied. */

@@ -1,0 +1,264 @@
+/* The queue: who may run next. First come, first served; who is at the head waits until there is room. */
+#include "coordinator/sched/state.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "kvstore/kvstore.h"
+
+/* Tokens of prefill that one more sequence at a worker is worth, when homes are compared. */
+enum { LOAD_TOKENS = 256, COPIED_TOKENS = 48 };
+
+/* Workers that take new sequences and whose blocks are as those of `like`. */
+static uint64_t kin_of(const struct sched *s, uint8_t like)
+{
+    uint64_t kin = 0;
+    SCHED_EACH(slot, s->ready)
+    {
+        const struct worker *w = &s->workers[slot];
+        if (!w->draining && !w->suspect && !memcmp(&w->context, &s->workers[like].context, sizeof w->context))
+            kin |= SCHED_BIT(slot);
+    }
+    return kin;
+}
+
+/* The longest chain of known blocks at the prompt's start. */
+static void hits_find(struct sched *s, struct sched_request *r, const struct digest *context)
+{
+    struct place *p = &s->place;
+    p->n_hits = 0;
+    if (!r->n_ids)
+        return;
+    if (memcmp(&r->ids_context, context, sizeof *context) != 0) {
+        for (uint32_t i = 0; i < r->n_ids; i++)
+            r->ids[i] = kv_block_id(i ? &r->ids[i - 1] : NULL, context, r->tokens + i * PLAN_BLOCK, 0);
+        r->ids_context = *context;
+    }
+    sched_grow((void **)&p->hits, &p->hits_cap, r->n_ids, sizeof(struct block *));
+    while (p->n_hits < r->n_ids) {
+        struct block *b = directory_find(&s->dir, &r->ids[p->n_hits]);
+        if (!b)
+            break;
+        p->hits[p->n_hits++] = b;
+    }
+}
+
+static void room_read(struct sched *s)
+{
+    SCHED_EACH(slot, s->ready)
+    {
+        s->place.room[slot] = directory_room(&s->dir, slot);
+    }
+}
+
+/* How well a worker would do as home: what it holds of the prefix, what could be copied, how busy it is. */
+static void homes_rate(const struct sched *s, uint64_t usable, int64_t gain_out[SCHED_SLOTS])
+{
+    const struct place *p = &s->place;
+    uint32_t run[SCHED_SLOTS] = { 0 };
+    for (uint32_t i = 0; i < p->n_hits; i++) {
+        for (const struct copy *c = p->hits[i]->copies; c; c = c->next) {
+            if (c->state == COPY_READY && run[c->slot] == i)
+                run[c->slot]++;
+        }
+    }
+    SCHED_EACH(slot, usable)
+    {
+        gain_out[slot] = (int64_t)run[slot] * PLAN_BLOCK - (int64_t)s->workers[slot].n_homes * LOAD_TOKENS;
+        if (p->may_copy)
+            gain_out[slot] += (int64_t)(p->n_hits - run[slot]) * COPIED_TOKENS;
+    }
+}
+
+/* Takes the best home that has room. -> is there one; s->place has the answer */
+static bool home_find(struct sched *s, uint64_t usable, bool spreads)
+{
+    uint8_t slots[SCHED_SLOTS];
+    int64_t gain[SCHED_SLOTS];
+    const uint32_t n = place_order(s, usable, slots);
+    homes_rate(s, usable, gain);
+    for (uint64_t left = usable; left;) {
+        uint8_t best = SCHED_NO_SLOT;
+        const int64_t drawn = sched_choose(s, "home", (uint32_t)__builtin_popcountll(left));
+        int64_t i = 0;
+        SCHED_EACH(slot, left)
+        {
+            if (drawn >= 0 ? i++ == drawn : best == SCHED_NO_SLOT || gain[slot] > gain[best])
+                best = slot;
+        }
+        room_read(s);
+        if (spreads ? place_spread(s, &s->place, best, slots, n) : place_local(s, &s->place, best))
+            return true;
+        left &= ~SCHED_BIT(best);
+    }
+    return false;
+}
+
+static bool find_place(struct sched *s, struct sched_request *r, bool sharing)
+{
+    uint64_t seen = 0;
+    SCHED_EACH(slot, s->ready)
+    {
+        const uint64_t usable = seen & SCHED_BIT(slot) ? 0 : kin_of(s, slot);
+        seen |= usable;
+        if (usable) {
+            const struct worker *w = &s->workers[slot];
+            place_prepare(&s->place, r->n_prompt, r->n_rows, w->leaf_blocks);
+            s->place.may_copy = sharing && !r->alone;
+            s->place.n_hits = 0;
+            if (sharing)
+                hits_find(s, r, &w->context);
+            if (home_find(s, usable, place_spreads(s, r->n_rows, usable)))
+                return true;
+        }
+    }
+    return false;
+}
+
+static void hits_take(struct sched *s, struct sched_request *r)
+{
+    const struct place *p = &s->place;
+    struct copy **sources = sched_alloc(p->hit, sizeof(struct copy *));
+    /* All that is read or sent is held first: room is then made from the rest. */
+    for (uint32_t i = 0; i < p->hit; i++) {
+        struct copy *c = directory_copy_at(p->hits[i], p->at[i / p->leaf_blocks]);
+        r->copies[i] = c;
+        if (!c)
+            c = sources[i] = directory_source(p->hits[i]);
+        directory_ref(&s->dir, c);
+    }
+    for (uint32_t i = 0; i < p->hit; i++) {
+        if (!r->copies[i]) {
+            const uint8_t slot = p->at[i / p->leaf_blocks];
+            const bool there = directory_promise(&s->dir, slot, 1);
+            assert(there);
+            (void)there;
+            r->copies[i] = transfer_start(s, p->hits[i], sources[i], slot);
+            directory_ref(&s->dir, r->copies[i]);
+            directory_unref(&s->dir, sources[i]); /* the transfer holds it */
+        }
+        if (r->copies[i]->state == COPY_INCOMING) {
+            transfer_wait(r->copies[i], r, WAITS_TO_START);
+            r->pending++;
+        }
+        r->table[i] = r->copies[i]->block->handle;
+    }
+    free(sources);
+    r->n_table = r->hit = r->n_committed = p->hit;
+    r->done = r->ahead = p->hit * PLAN_BLOCK;
+    if (p->hit)
+        r->last_id = p->hits[p->hit - 1]->id;
+}
+
+static bool arrays_new(struct sched_request *r, const struct place *p)
+{
+    r->table = calloc(p->n_blocks, sizeof *r->table);
+    r->copies = calloc(p->n_blocks, sizeof *r->copies);
+    r->at = malloc(p->n_leaves);
+    r->owner = malloc(p->n_leaves);
+    r->readers = calloc(p->n_leaves, sizeof *r->readers);
+    r->ship_copies = calloc(p->leaf_blocks, sizeof *r->ship_copies);
+    return r->table && r->copies && r->at && r->owner && r->readers && r->ship_copies;
+}
+
+/* The place was found: takes it. */
+static void admit(struct sched *s, struct sched_request *r)
+{
+    const struct place *p = &s->place;
+    queue_remove(s, r);
+    sched_grow((void **)&s->running, &s->running_cap, s->n_running + 1, sizeof(struct sched_request *));
+    s->running[s->n_running++] = r;
+    s->n_live++;
+    r->state = REQUEST_RUNNING;
+    r->id = ++s->next_seq;
+    r->home = p->home;
+    r->leaf_blocks = p->leaf_blocks;
+    r->n_blocks = p->n_blocks;
+    r->n_leaves = p->n_leaves;
+    r->ties = p->ties;
+    r->window = p->window;
+    r->window_open = 0;
+    r->window_left = p->window_left;
+    r->pending = 0;
+    r->started = false;
+    r->fresh = true;
+    r->known = 0;
+    r->ship_leaf = r->n_prompt / request_leaf_rows(r);
+    r->ship_tries = 0;
+    r->ship_after_ms = 0;
+    r->admitted_ms = sched_now_ms(s);
+    memset(r->shares, 0, sizeof r->shares);
+    memcpy(r->at, p->at, p->n_leaves);
+    memcpy(r->owner, p->owner, p->n_leaves);
+    for (uint32_t i = 0; i < p->n_leaves; i++)
+        r->readers[i] = s->workers[r->at[i]].id;
+    hits_take(s, r);
+    SCHED_EACH(slot, r->ties)
+    {
+        const bool there = directory_promise(&s->dir, slot, p->need[slot]);
+        assert(there);
+        (void)there;
+        r->promise[slot] = p->need[slot];
+    }
+    s->workers[r->home].n_homes++;
+    s->groups_changed = true;
+    log_debug("request %s sequence %llu: home worker %u, %u of %u blocks by prefix hit", r->label,
+              (unsigned long long)r->id, s->workers[r->home].id, r->hit, r->n_blocks);
+    if (r->events.progress)
+        r->events.progress(r->user, r->done < r->n_prompt ? r->done : r->n_prompt, r->n_prompt);
+}
+
+void admit_all(struct sched *s)
+{
+    while (s->queue && s->admit_changed && s->n_live < s->config.sequences_max) {
+        struct sched_request *r = s->queue;
+        bool found = find_place(s, r, s->config.prefix_sharing);
+        /* All alone and still no room: what its prefix occupies is in the way. */
+        if (!found && !s->n_running && !s->n_transfers)
+            found = find_place(s, r, false);
+        if (!found) {
+            s->admit_changed = false;
+            break;
+        }
+        if (arrays_new(r, &s->place))
+            admit(s, r);
+        else
+            request_end(s, r, FINISH_ERROR, ST_NO_MEMORY, "the coordinator has no memory for the request's tables");
+    }
+}
+
+void admit_undo(struct sched *s, struct sched_request *r)
+{
+    if (r->state != REQUEST_RUNNING)
+        return;
+    assert(!r->started && !r->in_flight);
+    s->n_live--;
+    request_release(s, r);
+    r->state = REQUEST_WAITING;
+    r->done = r->ahead = r->hit = r->n_committed = 0;
+    r->admitted_ms = 0;
+    r->next = s->queue;
+    s->queue = r;
+    if (s->queue_end == &s->queue)
+        s->queue_end = &r->next;
+    s->n_queued++;
+}
+
+void admit_recheck(struct sched *s, const char *why)
+{
+    char text[256];
+    snprintf(text, sizeof text, "the workers that are left cannot hold the request: %s", why);
+    for (struct sched_request *r = s->queue; r; r = r->next)
+        r->refused = !place_ever(s, r->n_prompt, r->n_rows);
+    for (;;) {
+        struct sched_request *r = s->queue;
+        while (r && !r->refused)
+            r = r->next;
+        if (!r)
+            return;
+        request_end(s, r, FINISH_ERROR, ST_PEER, text);
+    }
+}

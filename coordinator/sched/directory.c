@@ -1,0 +1,339 @@
+#include "coordinator/sched/directory.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/rng.h"
+
+enum { BUCKETS_MIN = 1024 };
+
+static uint32_t bucket_of_handle(const struct directory *d, kv_handle handle)
+{
+    return (uint32_t)mix64(handle) & (d->n_buckets - 1);
+}
+
+static uint32_t bucket_of_id(const struct directory *d, const struct digest *id)
+{
+    uint64_t word;
+    memcpy(&word, id->byte, sizeof word);
+    return (uint32_t)word & (d->n_buckets - 1);
+}
+
+void directory_init(struct directory *d)
+{
+    *d = (struct directory){ .n_buckets = BUCKETS_MIN, .next = 1 };
+    d->by_handle = sched_alloc(d->n_buckets, sizeof(struct block *));
+    d->by_id = sched_alloc(d->n_buckets, sizeof(struct block *));
+}
+
+void directory_deinit(struct directory *d)
+{
+    for (uint32_t i = 0; i < d->n_buckets; i++) {
+        for (struct block *b = d->by_handle[i], *next; b; b = next) {
+            next = b->next_handle;
+            for (struct copy *c = b->copies, *after; c; c = after) {
+                after = c->next;
+                free(c);
+            }
+            free(b);
+        }
+    }
+    for (uint32_t i = 0; i < SCHED_SLOTS; i++)
+        outbox_deinit(&d->pools[i].drops);
+    free(d->by_handle);
+    free(d->by_id);
+    *d = (struct directory){ 0 };
+}
+
+static void rehash(struct directory *d)
+{
+    struct block **old = d->by_handle;
+    const uint32_t n = d->n_buckets;
+    free(d->by_id);
+    d->n_buckets *= 2;
+    d->by_handle = sched_alloc(d->n_buckets, sizeof(struct block *));
+    d->by_id = sched_alloc(d->n_buckets, sizeof(struct block *));
+    for (uint32_t i = 0; i < n; i++) {
+        for (struct block *b = old[i], *next; b; b = next) {
+            next = b->next_handle;
+            struct block **bucket = &d->by_handle[bucket_of_handle(d, b->handle)];
+            b->next_handle = *bucket;
+            *bucket = b;
+            if (b->indexed) {
+                bucket = &d->by_id[bucket_of_id(d, &b->id)];
+                b->next_id = *bucket;
+                *bucket = b;
+            }
+        }
+    }
+    free(old);
+}
+
+struct block *directory_block(const struct directory *d, kv_handle handle)
+{
+    struct block *b = d->by_handle[bucket_of_handle(d, handle)];
+    while (b && b->handle != handle)
+        b = b->next_handle;
+    return b;
+}
+
+struct block *directory_find(const struct directory *d, const struct digest *id)
+{
+    struct block *b = d->by_id[bucket_of_id(d, id)];
+    while (b && memcmp(&b->id, id, sizeof *id) != 0)
+        b = b->next_id;
+    return b;
+}
+
+struct copy *directory_copy_at(const struct block *b, uint8_t slot)
+{
+    struct copy *c = b->copies;
+    while (c && c->slot != slot)
+        c = c->next;
+    return c;
+}
+
+struct copy *directory_source(const struct block *b)
+{
+    struct copy *c = b->copies;
+    while (c && c->state != COPY_READY)
+        c = c->next;
+    return c;
+}
+
+static void unindex(struct directory *d, struct block *b)
+{
+    if (!b->indexed)
+        return;
+    struct block **at = &d->by_id[bucket_of_id(d, &b->id)];
+    while (*at != b)
+        at = &(*at)->next_id;
+    *at = b->next_id;
+    b->indexed = false;
+}
+
+/* Takes the copy off its block; the block goes with its last copy. */
+static void copy_remove(struct directory *d, struct copy *c)
+{
+    struct block *b = c->block;
+    struct copy **at = &b->copies;
+    while (*at != c)
+        at = &(*at)->next;
+    *at = c->next;
+    free(c);
+    if (!directory_source(b))
+        unindex(d, b);
+    if (b->copies)
+        return;
+    struct block **bucket = &d->by_handle[bucket_of_handle(d, b->handle)];
+    while (*bucket != b)
+        bucket = &(*bucket)->next_handle;
+    *bucket = b->next_handle;
+    free(b);
+    d->n_blocks--;
+}
+
+static struct copy *copy_new(struct block *b, uint8_t slot, enum copy_state state)
+{
+    struct copy *c = sched_alloc(1, sizeof *c);
+    *c = (struct copy){ .block = b, .next = b->copies, .slot = slot, .state = (uint8_t)state };
+    b->copies = c;
+    return c;
+}
+
+/* ---- pools ---- */
+
+static void cache_push(struct pool *p, struct copy *c)
+{
+    c->cached = true;
+    c->older = p->newest;
+    c->newer = NULL;
+    *(p->newest ? &p->newest->newer : &p->oldest) = c;
+    p->newest = c;
+    p->cached++;
+}
+
+static void cache_remove(struct pool *p, struct copy *c)
+{
+    *(c->older ? &c->older->newer : &p->oldest) = c->newer;
+    *(c->newer ? &c->newer->older : &p->newest) = c->older;
+    c->newer = c->older = NULL;
+    c->cached = false;
+    p->cached--;
+}
+
+void directory_pool_add(struct directory *d, uint8_t slot, uint32_t n_blocks)
+{
+    assert(!d->pools[slot].live);
+    d->pools[slot] = (struct pool){ .live = true, .n_blocks = n_blocks };
+}
+
+void directory_pool_remove(struct directory *d, uint8_t slot)
+{
+    struct pool *p = &d->pools[slot];
+    for (uint32_t i = 0; i < d->n_buckets; i++) {
+        for (struct block *b = d->by_handle[i], *next; b; b = next) {
+            next = b->next_handle;
+            struct copy *c = directory_copy_at(b, slot);
+            if (!c)
+                continue;
+            assert(!c->refs && !c->transfer);
+            copy_remove(d, c);
+        }
+    }
+    assert(!p->promised);
+    outbox_deinit(&p->drops);
+    *p = (struct pool){ 0 };
+}
+
+bool directory_promise(struct directory *d, uint8_t slot, uint32_t n)
+{
+    struct pool *p = &d->pools[slot];
+    if (!p->live || directory_room(d, slot) < n)
+        return false;
+    while (p->n_blocks - p->named - p->promised < n)
+        directory_drop(d, p->oldest);
+    p->promised += n;
+    return true;
+}
+
+void directory_unpromise(struct directory *d, uint8_t slot, uint32_t n)
+{
+    struct pool *p = &d->pools[slot];
+    assert(p->promised >= n);
+    p->promised -= n;
+}
+
+/* ---- copies ---- */
+
+static void promise_take(struct pool *p)
+{
+    assert(p->promised > 0);
+    p->promised--;
+    p->named++;
+}
+
+struct copy *directory_open(struct directory *d, uint8_t slot, uint32_t position)
+{
+    promise_take(&d->pools[slot]);
+    if (d->n_blocks >= d->n_buckets)
+        rehash(d);
+    struct block *b = sched_alloc(1, sizeof *b);
+    *b = (struct block){ .handle = d->next++, .position = position };
+    struct block **bucket = &d->by_handle[bucket_of_handle(d, b->handle)];
+    b->next_handle = *bucket;
+    *bucket = b;
+    d->n_blocks++;
+    struct copy *c = copy_new(b, slot, COPY_OPEN);
+    c->refs = 1;
+    return c;
+}
+
+struct copy *directory_incoming(struct directory *d, struct block *b, uint8_t slot)
+{
+    assert(!directory_copy_at(b, slot));
+    promise_take(&d->pools[slot]);
+    return copy_new(b, slot, COPY_INCOMING);
+}
+
+void directory_commit(struct directory *d, struct copy *c, const struct digest *id, bool share)
+{
+    struct block *b = c->block;
+    assert(c->state == COPY_OPEN);
+    c->state = COPY_READY;
+    b->id = *id;
+    if (!share || directory_find(d, id))
+        return;
+    struct block **bucket = &d->by_id[bucket_of_id(d, id)];
+    b->next_id = *bucket;
+    *bucket = b;
+    b->indexed = true;
+}
+
+/* Nobody refers to a ready copy. */
+static void copy_idle(struct directory *d, struct copy *c)
+{
+    if (c->block->indexed)
+        cache_push(&d->pools[c->slot], c);
+    else
+        directory_drop(d, c);
+}
+
+void directory_arrived(struct directory *d, struct copy *c)
+{
+    assert(c->state == COPY_INCOMING);
+    c->state = COPY_READY;
+    if (!c->refs)
+        copy_idle(d, c);
+}
+
+void directory_ref(struct directory *d, struct copy *c)
+{
+    assert(c->state != COPY_DROPPING);
+    if (c->cached)
+        cache_remove(&d->pools[c->slot], c);
+    c->refs++;
+}
+
+void directory_unref(struct directory *d, struct copy *c)
+{
+    assert(c->refs > 0 && c->state != COPY_DROPPING);
+    if (--c->refs)
+        return;
+    if (c->state == COPY_READY)
+        copy_idle(d, c);
+    else if (c->state == COPY_OPEN)
+        directory_drop(d, c);
+}
+
+void directory_drop(struct directory *d, struct copy *c)
+{
+    struct pool *p = &d->pools[c->slot];
+    assert(!c->refs && c->state != COPY_DROPPING);
+    if (c->cached)
+        cache_remove(p, c);
+    p->named--;
+    p->dropping++;
+    c->state = COPY_DROPPING;
+    c->drops = 1;
+    outbox_push(&p->drops, c->block->handle);
+    if (!directory_source(c->block))
+        unindex(d, c->block);
+}
+
+void directory_drop_stray(struct directory *d, uint8_t slot, kv_handle handle)
+{
+    struct pool *p = &d->pools[slot];
+    struct block *b = directory_block(d, handle);
+    struct copy *c = b ? directory_copy_at(b, slot) : NULL;
+    if (c && c->state != COPY_DROPPING)
+        return;
+    if (b && !c) { /* noted, so that no transfer brings it back before this drop has run */
+        c = copy_new(b, slot, COPY_DROPPING);
+        p->dropping++;
+    }
+    if (c)
+        c->drops++;
+    outbox_push(&p->drops, handle);
+}
+
+void directory_forget(struct directory *d, struct copy *c)
+{
+    assert(c->state == COPY_INCOMING && !c->refs);
+    d->pools[c->slot].named--;
+    copy_remove(d, c);
+}
+
+void directory_dropped(struct directory *d, uint8_t slot, uint32_t n)
+{
+    struct pool *p = &d->pools[slot];
+    for (uint32_t i = 0; i < n; i++) {
+        struct block *b = directory_block(d, outbox_pop(&p->drops));
+        struct copy *c = b ? directory_copy_at(b, slot) : NULL;
+        if (!c || c->state != COPY_DROPPING || --c->drops)
+            continue;
+        p->dropping--;
+        copy_remove(d, c);
+    }
+}

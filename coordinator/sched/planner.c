@@ -1,0 +1,293 @@
+/* The next plan of a group: decode rows first, then chunks of prompts in order of admission, within the budget of rows. */
+#include "coordinator/sched/state.h"
+
+#include <assert.h>
+#include <string.h>
+
+static const int32_t sampled_before = -1;
+
+/* ---- runs ---- */
+
+static struct plan_seq *seq_of(struct sched *s, struct sched_request *r)
+{
+    if (r->plan_stamp == s->stamp)
+        return &s->seqs[r->plan_index];
+    r->plan_stamp = s->stamp;
+    r->plan_index = s->n_seqs;
+    sched_grow((void **)&s->seqs, &s->seqs_cap, s->n_seqs + 1, sizeof *s->seqs);
+    s->seqs[s->n_seqs] = (struct plan_seq){ .id = r->id, .fresh = r->fresh, .sampling = r->sampling };
+    return &s->seqs[s->n_seqs++];
+}
+
+/* Opens what blocks the rows pos .. pos + n - 1 lack. -> how many of the rows have one */
+static uint32_t blocks_open(struct sched *s, struct sched_request *r, uint32_t pos, uint32_t n)
+{
+    const uint32_t last = (pos + n - 1) / PLAN_BLOCK;
+    while (r->n_table <= last) {
+        const uint32_t leaf = r->n_table / r->leaf_blocks;
+        const uint8_t slot = r->at[leaf];
+        if (request_foreign(r, leaf)) {
+            if (!r->window)
+                request_window(s, r);
+            if (!r->window) { /* until a leaf before it has gone */
+                const uint32_t end = r->n_table * PLAN_BLOCK;
+                return end > pos ? end - pos : 0;
+            }
+            r->window--;
+            r->window_left--;
+            r->window_open++;
+        }
+        assert(r->promise[slot] > 0);
+        r->promise[slot]--;
+        struct copy *c = directory_open(&s->dir, slot, r->n_table);
+        r->copies[r->n_table] = c;
+        r->table[r->n_table++] = c->block->handle;
+    }
+    return n;
+}
+
+/* What is asked of rows pos .. pos + n - 1; the last row's next token is sampled unless it is known. */
+static void run_wants(const struct sched_request *r, struct plan_run *run, uint32_t *n_scored_out)
+{
+    const uint32_t end = run->pos + run->n_rows;
+    const uint32_t forced_end = r->n_prompt + r->n_forced; /* targets of positions before this are known */
+    const bool speaks = end >= r->n_prompt && r->max_tokens;
+    uint32_t scored = 0;
+    run->want = r->logits ? WANT_LOGITS : 0;
+    if (speaks && end >= forced_end)
+        run->want |= WANT_SAMPLE;
+    if ((r->score && run->cls == ROW_PROMPT) || (speaks && end < forced_end) ||
+        (run->cls == ROW_GENERATED && run->pos + 1 < forced_end))
+        scored = (end < forced_end ? end : forced_end - 1) - run->pos;
+    if (scored) {
+        run->want |= WANT_SCORE;
+        run->targets = r->tokens + run->pos + 1;
+    }
+    run->n_top = run->want & (WANT_SAMPLE | WANT_SCORE) ? r->n_top : 0;
+    *n_scored_out = scored;
+}
+
+static void run_add(struct sched *s, struct flight *f, struct sched_request *r, uint32_t pos, uint32_t n,
+                    const int32_t *tokens)
+{
+    const uint8_t home = r->at[pos / request_leaf_rows(r)];
+    struct plan_run run = { .pos = pos, .n_rows = n, .tokens = tokens, .home = s->workers[home].id };
+    uint32_t n_scored;
+    run.cls = pos < r->n_prompt ? ROW_PROMPT : ROW_GENERATED;
+    run_wants(r, &run, &n_scored);
+    const struct plan_seq *seq = seq_of(s, r);
+    run.seq = (uint32_t)(seq - s->seqs);
+    sched_grow((void **)&s->runs, &s->runs_cap, s->n_runs + 1, sizeof *s->runs);
+    s->runs[s->n_runs++] = run;
+    sched_grow((void **)&f->runs, &f->runs_cap, f->n_runs + 1, sizeof *f->runs);
+    struct flight_run *fr = &f->runs[f->n_runs++];
+    *fr = (struct flight_run){ .r = r,
+                               .pos = pos,
+                               .n_rows = n,
+                               .n_scored = n_scored,
+                               .first = f->n_rows,
+                               .home = home,
+                               .want = run.want,
+                               .n_top = run.n_top };
+    fr->n_results = run.want & (WANT_SCORE | WANT_LOGITS) ? n : run.want ? 1 : 0;
+    f->n_rows += fr->n_results;
+    r->ahead = pos + n;
+}
+
+/* Rows from r->ahead on whose tokens are known, at most n, cut at leaf borders. -> how many */
+static uint32_t rows_add(struct sched *s, struct flight *f, struct sched_request *r, uint32_t n)
+{
+    uint32_t added = 0;
+    while (added < n) {
+        const uint32_t pos = r->ahead;
+        uint32_t m = request_leaf_rows(r) - pos % request_leaf_rows(r);
+        if (m > n - added)
+            m = n - added;
+        /* One row asks for its target where those before it do not. */
+        if (!r->score && r->n_forced && pos + m == r->n_prompt && m > 1)
+            m--;
+        const uint32_t can = blocks_open(s, r, pos, m);
+        if (can)
+            run_add(s, f, r, pos, can, r->tokens + pos);
+        added += can;
+        if (can < m)
+            break;
+    }
+    return added;
+}
+
+/* ---- sequences ---- */
+
+static bool may_run(const struct sched *s, const struct sched_request *r)
+{
+    if (r->state != REQUEST_RUNNING || r->pending || r->ahead >= r->n_rows)
+        return false;
+    return sched_choose(s, "sit out", 8) != 1;
+}
+
+/* One decode row, or several whose tokens are forced. -> how many */
+static uint32_t decode_add(struct sched *s, struct flight *f, struct sched_request *r, uint32_t budget)
+{
+    const uint32_t pos = r->ahead, known = r->n_known < r->n_rows ? r->n_known : r->n_rows;
+    if (pos < known) {
+        uint32_t n = known - pos;
+        if (n > budget)
+            n = budget;
+        if (n > s->config.prefill_chunk_rows)
+            n = s->config.prefill_chunk_rows;
+        if (n > 1) {
+            const int64_t drawn = sched_choose(s, "forced rows", n);
+            n = drawn >= 0 ? (uint32_t)drawn + 1 : n;
+        }
+        return rows_add(s, f, r, n);
+    }
+    /* The token is known only where it was sampled, from a row that is in flight. */
+    const uint32_t leaf_rows = request_leaf_rows(r);
+    if (pos == r->done || r->at[pos / leaf_rows] != r->at[(pos - 1) / leaf_rows])
+        return 0;
+    if (!blocks_open(s, r, pos, 1))
+        return 0;
+    run_add(s, f, r, pos, 1, &sampled_before);
+    return 1;
+}
+
+static uint32_t prefill_add(struct sched *s, struct flight *f, struct sched_request *r, uint32_t budget)
+{
+    const uint32_t end = r->n_prompt < r->n_rows ? r->n_prompt : r->n_rows, left = end - r->ahead;
+    uint32_t n = left < budget ? left : budget;
+    const int64_t drawn = sched_choose(s, "chunk", n);
+    if (drawn >= 0)
+        n = (uint32_t)drawn + 1;
+    else if (n < left && (r->ahead + n) / PLAN_BLOCK > r->ahead / PLAN_BLOCK)
+        n -= (r->ahead + n) % PLAN_BLOCK; /* a chunk ends with a block where it can */
+    return rows_add(s, f, r, n);
+}
+
+static void rows_choose(struct sched *s, struct group *g, struct flight *f)
+{
+    uint32_t budget = s->config.step_rows_max, decodes = 0;
+    if (g->turn >= g->n_requests)
+        g->turn = 0;
+    const uint32_t start = g->turn; /* who comes first, where the budget is less than a row each */
+    for (uint32_t i = 0; i < g->n_requests && budget; i++) {
+        struct sched_request *r = g->requests[(start + i) % g->n_requests];
+        if (r->ahead >= r->n_prompt && may_run(s, r)) {
+            const uint32_t n = decode_add(s, f, r, budget);
+            budget -= n;
+            decodes += n;
+            if (!budget)
+                g->turn = (start + i + 1) % g->n_requests;
+        }
+    }
+    for (uint32_t i = 0; i < g->n_requests && budget; i++) {
+        struct sched_request *r = g->requests[i];
+        if (r->ahead < r->n_prompt && may_run(s, r)) {
+            const bool cut = decodes && s->config.prefill_chunk_rows < budget;
+            budget -= prefill_add(s, f, r, cut ? s->config.prefill_chunk_rows : budget);
+        }
+    }
+}
+
+/* What the workers lack of its table and readers, up to its last row of this plan. */
+static void seq_describe(struct sched *s, struct group *g, struct flight *f, struct sched_request *r)
+{
+    struct plan_seq *seq = &s->seqs[r->plan_index];
+    const uint32_t blocks = (r->ahead - 1) / PLAN_BLOCK + 1, leaves = (r->ahead - 1) / request_leaf_rows(r) + 1;
+    seq->table_from = r->fresh ? 0 : r->sent_table;
+    seq->reader_from = r->fresh ? 0 : r->readers_changed < r->sent_readers ? r->readers_changed : r->sent_readers;
+    seq->n_table = blocks - seq->table_from;
+    seq->n_readers = leaves - seq->reader_from;
+    seq->table = r->table + seq->table_from;
+    seq->readers = r->readers + seq->reader_from;
+    r->sent_table = blocks;
+    r->sent_readers = leaves;
+    r->readers_changed = UINT32_MAX;
+    r->fresh = false;
+    if (!r->started) {
+        s->stats.prompt_tokens += r->n_prompt;
+        s->stats.prefix_hit_tokens += (uint64_t)r->hit * PLAN_BLOCK;
+    }
+    r->started = true;
+    r->known |= g->members;
+    r->in_flight++;
+    sched_grow((void **)&f->requests, &f->requests_cap, f->n_requests + 1, sizeof(struct sched_request *));
+    f->requests[f->n_requests++] = r;
+}
+
+/* ---- sending ---- */
+
+/* Without rows a plan is worth sending if a worker is to free something, or to show that it lives. */
+static bool errand(const struct sched *s, const struct group *g)
+{
+    for (uint32_t i = 0; i < g->n_members && !g->n_flights; i++) {
+        const struct worker *w = &s->workers[g->slots[i]];
+        if (outbox_waits(&w->forgets) || outbox_waits(&s->dir.pools[g->slots[i]].drops) || (w->suspect && !w->pinged))
+            return true;
+    }
+    return false;
+}
+
+static void send(struct sched *s, struct group *g, struct flight *f)
+{
+    struct plan plan = {
+        .epoch = g->epoch,
+        .number = ++g->number,
+        .group = g->id,
+        .leaf_blocks = g->leaf_blocks,
+        .deadline_ms = s->config.step_deadline_ms -
+                       s->config.step_deadline_ms / 8, /* who waits names whom it waits for before we do */
+        .n_members = g->n_members,
+        .n_seqs = s->n_seqs,
+        .n_runs = s->n_runs,
+        .members = g->ids,
+        .seqs = s->seqs,
+        .runs = s->runs,
+    };
+    f->number = plan.number;
+    f->pending = g->members;
+    f->sent_ms = sched_now_ms(s);
+    f->sent_us = sched_now_us(s);
+    sched_grow((void **)&f->rows, &f->rows_cap, f->n_rows, sizeof *f->rows);
+    if (f->n_rows)
+        memset(f->rows, 0, f->n_rows * sizeof *f->rows);
+    for (uint32_t i = 0; i < g->n_members; i++) {
+        const uint8_t slot = g->slots[i];
+        struct worker *w = &s->workers[slot];
+        const uint64_t *items;
+        /* Drops and forgets are each member's own. */
+        plan.n_drops = f->n_drops[slot] = outbox_send(&s->dir.pools[slot].drops, &items);
+        plan.drops = items;
+        plan.n_forgets = f->n_forgets[slot] = outbox_send(&w->forgets, &items);
+        plan.forgets = items;
+        w->pinged = true;
+        const struct control_message m = { .kind = CONTROL_PLAN, .as.plan = &plan };
+        s->ops.send(s->ctx, w->id, &m);
+    }
+    g->flights[g->n_flights++] = f;
+}
+
+bool planner_send(struct sched *s, struct group *g)
+{
+    if (g->hold || g->abort.active || g->n_flights >= s->config.plans_ahead)
+        return false;
+    struct flight *f = flight_new(s);
+    s->stamp++;
+    s->n_seqs = s->n_runs = 0;
+    for (uint32_t i = 0; i < g->n_requests; i++) {
+        struct sched_request *r = g->requests[i];
+        if (r->state == REQUEST_RUNNING && r->ship_leaf < r->n_leaves)
+            ship_step(s, r);
+    }
+    rows_choose(s, g, f);
+    if (!s->n_runs && !errand(s, g)) {
+        flight_recycle(s, f);
+        return false;
+    }
+    for (uint32_t i = 0; i < f->n_runs; i++) {
+        struct sched_request *r = f->runs[i].r;
+        if (!i || r != f->runs[i - 1].r)
+            seq_describe(s, g, f, r);
+    }
+    send(s, g, f);
+    return true;
+}

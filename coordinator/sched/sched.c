@@ -1,0 +1,363 @@
+#include "coordinator/sched.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "coordinator/sched/state.h"
+
+enum { LEAF_BLOCKS_MAX = 1024 };
+
+enum status sched_new(const struct sched_config *config, const struct sched_ops *ops, void *ctx,
+                      struct sched **sched_out)
+{
+    if (!config->step_rows_max || config->step_rows_max > PLAN_ROWS_MAX || !config->prefill_chunk_rows ||
+        !config->sequences_max || !config->plans_ahead || config->plans_ahead > SCHED_PLANS_MAX ||
+        !config->step_deadline_ms || config->positions_max > PLAN_POSITIONS_MAX)
+        return ST_INVALID;
+    struct sched *s = calloc(1, sizeof *s);
+    if (!s)
+        return ST_NO_MEMORY;
+    s->config = *config;
+    s->ops = *ops;
+    s->ctx = ctx;
+    s->queue_end = &s->queue;
+    s->transfers_end = &s->transfers;
+    directory_init(&s->dir);
+    *sched_out = s;
+    return ST_OK;
+}
+
+void sched_enter(struct sched *s)
+{
+    s->depth++;
+}
+
+void sched_leave(struct sched *s)
+{
+    if (--s->depth)
+        return;
+    while (s->freed) {
+        struct sched_request *r = s->freed;
+        s->freed = r->next;
+        request_free(r);
+    }
+}
+
+static struct sched_request *find_live(const struct sched *s)
+{
+    if (s->queue)
+        return s->queue;
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        if (s->running[i]->state == REQUEST_RUNNING)
+            return s->running[i];
+    }
+    return NULL;
+}
+
+void sched_free(struct sched *s)
+{
+    if (!s)
+        return;
+    sched_enter(s);
+    for (struct sched_request *r; (r = find_live(s));)
+        request_end(s, r, FINISH_CANCELLED, ST_CANCELLED, "the coordinator stops");
+    for (uint32_t i = 0; i < s->n_running; i++)
+        s->running[i]->in_flight = 0;
+    while (s->n_running)
+        request_settle(s, s->running[0]);
+    while (s->n_groups)
+        group_free(s, s->groups[0]);
+    while (s->n_spares)
+        flight_free(s->spares[--s->n_spares]);
+    for (struct transfer *t = s->transfers, *next; t; t = next) {
+        next = t->next;
+        free(t);
+    }
+    sched_leave(s);
+    for (uint32_t i = 0; i < SCHED_SLOTS; i++)
+        outbox_deinit(&s->workers[i].forgets);
+    directory_deinit(&s->dir);
+    free(s->running);
+    free(s->place.hits);
+    free(s->place.at);
+    free(s->place.owner);
+    free(s->seqs);
+    free(s->runs);
+    free(s);
+}
+
+/* ---- requests ---- */
+
+static enum status want_check(struct sched *s, const struct sched_want *want, struct error *err)
+{
+    if (!want->n_tokens)
+        return error_set(err, ST_INVALID, "the prompt has no tokens");
+    if (!want->max_tokens && !want->score && !want->logits)
+        return error_set(err, ST_INVALID, "max_tokens is 0 and nothing is scored");
+    if (want->n_top > PLAN_TOP_MAX)
+        return error_set(err, ST_INVALID, "%u alternatives a token, %u at most", want->n_top, PLAN_TOP_MAX);
+    for (uint32_t i = 0; i < want->n_tokens; i++) {
+        if (want->tokens[i] < 0)
+            return error_set(err, ST_INVALID, "token %u of the prompt is negative", i);
+    }
+    for (uint32_t i = 0; want->forced && i < want->n_forced; i++) {
+        if (want->forced[i] < 0)
+            return error_set(err, ST_INVALID, "forced token %u is negative", i);
+    }
+    if ((uint64_t)want->n_tokens + want->max_tokens > s->config.positions_max)
+        return error_set(err, ST_TOO_LARGE,
+                         "the prompt's %u tokens and max_tokens %u are more than the %u positions served",
+                         want->n_tokens, want->max_tokens, s->config.positions_max);
+    return ST_OK;
+}
+
+enum status sched_submit(struct sched *s, const struct sched_want *want, const struct sched_events *events, void *user,
+                         struct sched_request **request_out, struct error *err)
+{
+    enum status st = want_check(s, want, err);
+    if (st)
+        return st;
+    uint64_t taking = 0;
+    SCHED_EACH(slot, s->ready)
+    {
+        taking |= s->workers[slot].draining ? 0 : SCHED_BIT(slot);
+    }
+    if (!taking)
+        return error_set(err, ST_PEER, "no worker is ready");
+    if (!place_ever(s, want->n_tokens, request_rows(want)))
+        return error_set(err, ST_TOO_LARGE,
+                         "the prompt's %u tokens and max_tokens %u are more than the workers' memory holds",
+                         want->n_tokens, want->max_tokens);
+    if (s->n_queued >= s->config.queue_max && (s->queue || s->n_live >= s->config.sequences_max))
+        return error_set(err, ST_BUSY, "%u requests wait already", s->n_queued);
+    struct sched_request *r;
+    st = request_new(s, want, &r);
+    if (st)
+        return error_set(err, st, "no memory for a request of %u tokens", want->n_tokens);
+    r->events = *events;
+    r->user = user;
+    *s->queue_end = r;
+    s->queue_end = &r->next;
+    s->n_queued++;
+    s->admit_changed = true;
+    *request_out = r;
+    return ST_OK;
+}
+
+void sched_cancel(struct sched *s, struct sched_request *r, enum finish_reason reason)
+{
+    sched_enter(s);
+    request_end(s, r, reason, reason == FINISH_CANCELLED ? ST_CANCELLED : ST_OK, NULL);
+    sched_leave(s);
+}
+
+/* ---- workers ---- */
+
+uint8_t sched_slot(const struct sched *s, uint16_t worker)
+{
+    SCHED_EACH(slot, s->ready)
+    {
+        if (s->workers[slot].id == worker)
+            return slot;
+    }
+    return SCHED_NO_SLOT;
+}
+
+const char *sched_names(const struct sched *s, uint64_t mask, char *text_out, size_t n)
+{
+    uint8_t slots[SCHED_SLOTS];
+    const uint32_t n_slots = place_order(s, mask, slots);
+    size_t at = (size_t)snprintf(text_out, n, n_slots == 1 ? "worker" : "workers");
+    for (uint32_t i = 0; i < n_slots && at < n; i++)
+        at += (size_t)snprintf(text_out + at, n - at, "%s %u", i ? "," : "", s->workers[slots[i]].id);
+    return text_out;
+}
+
+enum status sched_worker_ready(struct sched *s, uint16_t worker, const struct control_ready *ready, struct error *err)
+{
+    if (sched_slot(s, worker) != SCHED_NO_SLOT)
+        return error_set(err, ST_EXISTS, "ready: worker %u is ready already", worker);
+    if (!ready->n_blocks || ready->n_blocks > INT32_MAX)
+        return error_set(err, ST_INVALID, "ready: n_blocks %u", ready->n_blocks);
+    if (!ready->leaf_blocks || ready->leaf_blocks > LEAF_BLOCKS_MAX)
+        return error_set(err, ST_INVALID, "ready: leaf_blocks %u", ready->leaf_blocks);
+    if (!ready->fingerprint)
+        return error_set(err, ST_INVALID, "ready: no fingerprint");
+    if (!~s->ready)
+        return error_set(err, ST_BUSY, "%u workers are ready, no more can be served", SCHED_SLOTS);
+    const uint8_t slot = (uint8_t)__builtin_ctzll(~s->ready);
+    struct worker *w = &s->workers[slot];
+    *w = (struct worker){
+        .ready = true, .id = worker, .leaf_blocks = ready->leaf_blocks, .block_bytes = ready->block_bytes
+    };
+    struct hasher *h = hasher_new();
+    hasher_add(h, s->config.context.byte, sizeof s->config.context.byte);
+    hasher_add_text(h, ready->fingerprint);
+    hasher_add(h, ready->model_digest, sizeof ready->model_digest);
+    hasher_add_u64(h, ready->leaf_blocks);
+    w->context = hasher_end(h);
+    directory_pool_add(&s->dir, slot, ready->n_blocks);
+    s->ready |= SCHED_BIT(slot);
+    group_new(s, SCHED_BIT(slot));
+    s->admit_changed = true;
+    return ST_OK;
+}
+
+/* Takes it out of a group that has nothing in flight. */
+static void member_remove(struct sched *s, struct group *g, uint8_t slot)
+{
+    g->members &= ~SCHED_BIT(slot);
+    if (!g->members) {
+        group_free(s, g);
+        return;
+    }
+    g->n_members = place_order(s, g->members, g->slots);
+    for (uint32_t i = 0; i < g->n_members; i++)
+        g->ids[i] = s->workers[g->slots[i]].id;
+}
+
+void sched_worker_lost(struct sched *s, uint16_t worker, const char *why)
+{
+    char text[256];
+    const uint8_t slot = sched_slot(s, worker);
+    if (slot == SCHED_NO_SLOT)
+        return;
+    struct worker *w = &s->workers[slot];
+    struct group *g = w->group;
+    snprintf(text, sizeof text, "worker %u was lost: %s", worker, why ? why : "no reason given");
+    sched_enter(s);
+    w->ready = false;
+    s->ready &= ~SCHED_BIT(slot);
+    group_break(s, g, SCHED_BIT(slot), text);
+    transfers_lost(s, slot);
+    for (uint32_t i = 0; i < s->n_running; i++)
+        s->running[i]->known &= ~SCHED_BIT(slot);
+    member_remove(s, g, slot);
+    directory_pool_remove(&s->dir, slot);
+    outbox_deinit(&w->forgets);
+    *w = (struct worker){ 0 };
+    admit_recheck(s, text);
+    sched_leave(s);
+}
+
+void sched_worker_drain(struct sched *s, uint16_t worker)
+{
+    char text[64];
+    const uint8_t slot = sched_slot(s, worker);
+    if (slot == SCHED_NO_SLOT || s->workers[slot].draining)
+        return;
+    sched_enter(s);
+    s->workers[slot].draining = true;
+    s->admit_changed = true;
+    snprintf(text, sizeof text, "worker %u drains", worker);
+    admit_recheck(s, text);
+    sched_leave(s);
+}
+
+/* ---- messages ---- */
+
+enum status sched_result(struct sched *s, uint16_t worker, const struct result *result, struct error *err)
+{
+    const uint8_t slot = sched_slot(s, worker);
+    if (slot == SCHED_NO_SLOT)
+        return error_set(err, ST_PROTOCOL, "result: worker %u is not ready", worker);
+    struct group *g = s->workers[slot].group;
+    if (result->epoch < g->epoch)
+        return ST_OK; /* of a plan that was abandoned */
+    if (result->epoch > g->epoch || result->group != g->id)
+        return error_set(err, ST_PROTOCOL, "result: group %u epoch %llu, worker %u is in group %u epoch %llu",
+                         result->group, (unsigned long long)result->epoch, worker, g->id, (unsigned long long)g->epoch);
+    sched_enter(s);
+    const enum status st = flight_result(s, g, slot, result, err);
+    sched_leave(s);
+    return st;
+}
+
+enum status sched_copied(struct sched *s, uint16_t worker, const struct control_copied *copied)
+{
+    const uint8_t slot = sched_slot(s, worker);
+    if (slot == SCHED_NO_SLOT)
+        return ST_PROTOCOL;
+    sched_enter(s);
+    const enum status st = transfer_arrived(s, slot, copied);
+    sched_leave(s);
+    return st;
+}
+
+int64_t sched_run(struct sched *s)
+{
+    sched_enter(s);
+    int64_t wait = groups_check(s);
+    transfers_check(s);
+    admit_all(s);
+    groups_form(s);
+    for (uint32_t i = 0; i < s->n_groups; i++) {
+        while (planner_send(s, s->groups[i])) {
+        }
+        const struct group *g = s->groups[i];
+        if (g->n_flights && s->config.step_deadline_ms < wait)
+            wait = s->config.step_deadline_ms;
+    }
+    transfers_send(s);
+    if (s->admit_changed && s->queue)
+        wait = 1;
+    if (s->n_transfers) {
+        const int64_t due = transfers_deadline(s);
+        wait = due < wait ? due : wait;
+    }
+    if (wait > SCHED_SHIP_PAUSE_MS && s->n_live)
+        wait = SCHED_SHIP_PAUSE_MS;
+    sched_leave(s);
+    return wait > 0 ? wait : 1;
+}
+
+/* ---- figures ---- */
+
+void sched_stats(const struct sched *s, struct sched_stats *stats_out)
+{
+    *stats_out = s->stats;
+    stats_out->waiting = s->n_queued;
+    stats_out->running = s->n_live;
+    stats_out->groups = s->n_groups;
+}
+
+uint32_t sched_worker_stats(const struct sched *s, struct sched_worker_stats *stats_out, uint32_t max)
+{
+    uint8_t slots[SCHED_SLOTS];
+    uint32_t n = place_order(s, s->ready, slots);
+    if (n > max)
+        n = max;
+    for (uint32_t i = 0; i < n; i++) {
+        const struct worker *w = &s->workers[slots[i]];
+        const struct pool *p = &s->dir.pools[slots[i]];
+        stats_out[i] = (struct sched_worker_stats){ .id = w->id,
+                                                    .ready = true,
+                                                    .draining = w->draining,
+                                                    .n_blocks = p->n_blocks,
+                                                    .blocks_used = p->named,
+                                                    .blocks_cached = p->cached };
+    }
+    return n;
+}
+
+/* The most over the kinds of workers: groups do not mix them. */
+uint64_t sched_positions_fit(const struct sched *s)
+{
+    uint64_t most = 0;
+    SCHED_EACH(like, s->ready)
+    {
+        uint64_t blocks = 0;
+        SCHED_EACH(slot, s->ready)
+        {
+            const struct worker *w = &s->workers[slot];
+            if (!memcmp(&w->context, &s->workers[like].context, sizeof w->context))
+                blocks += s->dir.pools[slot].n_blocks / w->leaf_blocks * w->leaf_blocks;
+        }
+        most = blocks > most ? blocks : most;
+    }
+    most *= PLAN_BLOCK;
+    return most < s->config.positions_max ? most : s->config.positions_max;
+}

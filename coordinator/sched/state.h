@@ -1,0 +1,363 @@
+#ifndef LONGSPAN_COORDINATOR_SCHED_STATE_H
+#define LONGSPAN_COORDINATOR_SCHED_STATE_H
+
+/*
+ * What the files of the scheduler share; nobody else includes it. One request is one sequence. A worker is a slot (0 .. SCHED_SLOTS - 1, free
+ * again when it is lost) in masks and arrays, an id in messages.
+ *
+ *   sched.c     the face: submit, cancel, workers, run, figures
+ *   request.c   a request's memory, its end, what it gives back
+ *   place.c     where a request's blocks would live, and whether there is room
+ *   admit.c     the queue; takes references and promises
+ *   transfer.c  copies of sealed blocks between workers
+ *   ship.c      a complete growing leaf goes to its owner
+ *   group.c     step groups: forming, epochs, what happens when a step fails
+ *   planner.c   the next plan of a group
+ *   flight.c    plans in flight: results, commit, tokens
+ *   directory.c blocks, copies, pools
+ */
+
+#include "coordinator/sched.h"
+#include "coordinator/sched/directory.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    SCHED_PLANS_MAX = 8,      /* in flight a group */
+    SCHED_TRANSFERS_MAX = 16, /* under way from one worker, or to one */
+    SCHED_SHIPS_MAX = 3,      /* attempts to move a leaf to its owner */
+    SCHED_SHIP_PAUSE_MS = 250,
+    SCHED_ABORT_GRACE_MS = 200, /* for the other members to say whom they blame */
+    SCHED_RUN_MS = 1000,        /* sched_run is wanted again at the latest */
+};
+#define SCHED_NO_SLOT   UINT8_MAX
+#define SCHED_BIT(slot) ((uint64_t)1 << (slot))
+
+/* for each slot of a mask */
+#define SCHED_EACH(slot, mask)                                                                                         \
+    for (uint64_t left_##slot = (mask); left_##slot; left_##slot &= left_##slot - 1)                                   \
+        for (uint8_t slot = (uint8_t)__builtin_ctzll(left_##slot), once_##slot = 1; once_##slot; once_##slot = 0)
+
+enum request_state {
+    REQUEST_WAITING, /* in the queue */
+    REQUEST_RUNNING, /* admitted; may still wait for copies or for its group */
+    REQUEST_ENDED,   /* done was called; plans in flight may still name it */
+    REQUEST_FREED,   /* holds nothing; its memory goes at the next safe moment */
+};
+
+/* A copy that this sequence read until plan `number` of its group. */
+struct deferred {
+    uint64_t number;
+    struct copy *copy;
+    bool window; /* gives a block of the home's window back */
+};
+
+enum ship_state { SHIP_IDLE, SHIP_UNDER_WAY };
+
+struct share {
+    uint64_t sent, received;
+};
+
+struct sched_request {
+    enum request_state state;
+    uint64_t id;                /* of the sequence; never used again. A new one at every admission */
+    struct sched_request *next; /* queue, or the freed */
+    struct sched_events events;
+    void *user;
+    char label[64];
+
+    /* what was asked for */
+    int32_t *tokens; /* [tokens_cap]: prompt, forced or sampled ones so far, then -1 */
+    uint32_t tokens_cap, n_prompt, n_known;
+    uint32_t n_forced, max_tokens, n_rows; /* n_rows: positions to compute in all */
+    int32_t *eos;
+    uint32_t n_eos;
+    struct plan_sampling sampling;
+    uint8_t n_top;
+    bool score, logits;
+    struct digest *ids; /* of the prompt's blocks that a hit may cover, for ids_context */
+    struct digest ids_context;
+    uint32_t n_ids;
+    bool alone;   /* a copy for it has failed: take no more */
+    bool refused; /* lost with a worker */
+
+    /* where it lives, from admission on */
+    uint8_t home;
+    uint32_t leaf_blocks, n_blocks, n_leaves, hit; /* blocks in all; leaves in all; blocks that a prefix hit brought */
+    uint64_t ties;                                 /* workers that have or will have its blocks or rows */
+    kv_handle *table;
+    struct copy **copies; /* [n_table]: the one that is read, or written */
+    uint32_t n_table;
+    uint8_t *at, *owner; /* [n_leaves]: who has the leaf's rows while it fills and reads it after; where it will end */
+    uint16_t *readers;   /* [n_leaves]: worker ids of `at` */
+    uint32_t promise[SCHED_SLOTS];
+    uint32_t window, window_open,
+        window_left;       /* blocks at home for leaves that will go to others: promised, there, to come */
+    uint32_t pending;      /* copies awaited before the first plan */
+    struct digest last_id; /* of block n_committed - 1 */
+    uint32_t n_committed;
+
+    /* progress: positions */
+    uint32_t done, ahead; /* done: results are held, or a hit brought them; ahead: and in flight */
+    uint32_t in_flight;   /* plans that name it */
+    bool started;         /* a plan has named it */
+    struct group *group;  /* NULL until its workers are one group */
+
+    /* what the group's workers know of it */
+    uint64_t known; /* workers that have a table of it */
+    bool fresh;
+    uint32_t sent_table, sent_readers, readers_changed;
+    uint64_t plan_stamp; /* the plan being made has it, as this one of its seqs */
+    uint32_t plan_index;
+
+    /* shipping */
+    enum ship_state ship;
+    uint32_t ship_leaf, ship_pending, ship_tries; /* next leaf that may go */
+    bool ship_failed;
+    int64_t ship_after_ms;
+    struct copy **ship_copies; /* [leaf_blocks] */
+    struct deferred *deferred;
+    uint32_t n_deferred, deferred_cap;
+
+    /* figures */
+    uint32_t n_generated;
+    int64_t submitted_ms, admitted_ms, first_token_ms;
+    uint64_t kv_read, kv_dense;
+    struct share shares[SCHED_SLOTS];
+};
+
+struct worker {
+    bool ready, draining;
+    bool suspect; /* blamed for a step that failed; nothing new until it finishes another */
+    bool pinged;  /* a plan was sent to find out */
+    uint16_t id;
+    struct digest context; /* of its blocks: the config's, and all that must be equal within a group */
+    uint32_t leaf_blocks;
+    uint64_t block_bytes;
+    uint32_t n_homes, sending, receiving;
+    struct group *group;
+    struct outbox forgets; /* sequences */
+};
+
+struct flight_run {
+    struct sched_request *r;
+    uint32_t pos, n_rows, n_scored; /* the first n_scored rows have a target */
+    uint32_t first, n_results;      /* results at rows[first ..]: one a row, or one for the last row */
+    uint8_t home, want, n_top;
+};
+
+/* A plan that was sent. */
+struct flight {
+    uint64_t number;
+    int64_t sent_ms, sent_us;
+    uint64_t pending; /* members whose result is not here */
+    struct flight_run *runs;
+    struct sched_request **requests;
+    struct result_row *rows; /* seq 0: not here yet */
+    uint32_t n_runs, runs_cap, n_requests, requests_cap, n_rows, rows_cap;
+    void *blobs[SCHED_SLOTS]; /* what rows point into */
+    uint32_t n_drops[SCHED_SLOTS], n_forgets[SCHED_SLOTS];
+    struct share shares[SCHED_SLOTS];
+    uint64_t slowest_us, kv_read, kv_dense;
+};
+
+struct group {
+    uint32_t id;
+    uint64_t members, epoch, number; /* number of the plan sent last */
+    uint32_t leaf_blocks, n_members;
+    uint8_t slots[SCHED_SLOTS]; /* by ascending id */
+    uint16_t ids[SCHED_SLOTS];
+    struct flight *flights[SCHED_PLANS_MAX]; /* oldest first */
+    uint32_t n_flights;
+    int64_t done_ms, done_us;        /* when the last plan retired */
+    bool hold;                       /* no more plans: it is to change */
+    struct sched_request **requests; /* by admission */
+    uint32_t n_requests, requests_cap, turn;
+    struct {
+        bool active;
+        int64_t until_ms;
+        uint64_t spoke, blamed, first; /* aborted; blamed by one; by the first */
+        char reason[160];
+    } abort;
+};
+
+struct transfer {
+    struct copy *src, *dst;
+    struct transfer *next;
+    struct waiter *waiters;
+    bool sent;
+    int64_t sent_ms;
+};
+
+enum waiter_kind { WAITS_TO_START, WAITS_TO_SHIP };
+struct waiter {
+    struct waiter *next;
+    struct sched_request *r;
+    enum waiter_kind kind;
+};
+
+/* Where a request might live: place.c. */
+struct place {
+    uint32_t n_prompt, n_rows, leaf_blocks; /* asked */
+    bool may_copy;
+    struct block **hits; /* [n_hits] */
+    uint32_t n_hits, hits_cap;
+    int64_t room[SCHED_SLOTS];
+    /* answered */
+    uint8_t home;
+    uint8_t *at, *owner; /* [n_leaves] */
+    uint32_t leaves_cap, owner_cap;
+    uint32_t n_blocks, n_leaves, hit, window, window_left;
+    uint32_t need[SCHED_SLOTS]; /* promises; copies that a hit needs come on top */
+    uint64_t ties;
+};
+
+struct sched {
+    struct sched_config config;
+    struct sched_ops ops;
+    void *ctx;
+    struct directory dir;
+    struct worker workers[SCHED_SLOTS];
+    uint64_t ready; /* slots */
+    struct group *groups[SCHED_SLOTS];
+    uint32_t n_groups;
+    struct sched_request *queue, **queue_end;
+    uint32_t n_queued;
+    struct sched_request **running; /* admitted, by admission; also ended ones that plans in flight name */
+    uint32_t n_running, running_cap, n_live;
+    struct sched_request *freed;
+    struct transfer *transfers; /* in order of need */
+    struct transfer **transfers_end;
+    uint32_t n_transfers;
+    uint32_t transfers_waiting;
+    struct flight *spares[SCHED_PLANS_MAX * 4];
+    uint32_t n_spares;
+    struct place place;
+    uint64_t epochs, next_seq, stamp;
+    uint32_t depth;     /* of calls into the face */
+    bool admit_changed; /* something was freed or came: try the queue again */
+    bool groups_changed;
+    struct sched_stats stats;
+
+    /* the plan being made */
+    struct plan_seq *seqs;
+    struct plan_run *runs;
+    uint32_t n_seqs, n_runs, seqs_cap, runs_cap;
+};
+
+static inline int64_t sched_now_ms(const struct sched *s)
+{
+    return s->ops.now_ms(s->ctx);
+}
+static inline int64_t sched_now_us(const struct sched *s)
+{
+    return s->ops.now_us ? s->ops.now_us(s->ctx) : s->ops.now_ms(s->ctx) * 1000;
+}
+/* A free choice among n: the tests' draw, or -1: policy decides. */
+static inline int64_t sched_choose(const struct sched *s, const char *what, uint32_t n)
+{
+    return s->ops.choose && n ? (int64_t)s->ops.choose(s->ctx, what, n) : -1;
+}
+static inline uint32_t request_leaf_rows(const struct sched_request *r)
+{
+    return r->leaf_blocks * PLAN_BLOCK;
+}
+/* Does the leaf fill at the home? It does unless the prompt covers it whole. */
+static inline bool request_grows(const struct sched_request *r, uint32_t leaf)
+{
+    return (uint64_t)(leaf + 1) * request_leaf_rows(r) > r->n_prompt;
+}
+/* Does it fill at home, to live elsewhere? */
+static inline bool request_foreign(const struct sched_request *r, uint32_t leaf)
+{
+    return request_grows(r, leaf) && r->owner[leaf] != r->home;
+}
+/* SCHED_NO_SLOT: unknown */
+uint8_t sched_slot(const struct sched *s, uint16_t worker);
+/* Entering and leaving the face: memory of what has ended goes when nobody is inside. */
+void sched_enter(struct sched *s);
+void sched_leave(struct sched *s);
+/* worker ids of a mask, for messages: "worker 3", "workers 1, 4" */
+const char *sched_names(const struct sched *s, uint64_t mask, char *text_out, size_t n);
+
+/* request.c */
+/* Positions to compute. */
+uint32_t request_rows(const struct sched_want *want);
+enum status request_new(struct sched *s, const struct sched_want *want, struct sched_request **r_out);
+void request_free(struct sched_request *r);
+enum status request_token(struct sched_request *r, uint32_t position, int32_t token);
+/* done is called; gives everything back when no plan in flight names it. */
+void request_end(struct sched *s, struct sched_request *r, enum finish_reason reason, enum status status,
+                 const char *message);
+/* Gives back references, promises, waits; its workers forget it. */
+void request_release(struct sched *s, struct sched_request *r);
+/* An ended one that no plan names any more gives everything back. */
+void request_settle(struct sched *s, struct sched_request *r);
+/* Copies that it read until plan `number` at the latest. */
+void request_retire(struct sched *s, struct sched_request *r, uint64_t number);
+/* Promises more of the home's window, if a leaf to come needs it and there is room. */
+void request_window(struct sched *s, struct sched_request *r);
+void queue_remove(struct sched *s, struct sched_request *r);
+
+/* place.c */
+/* The workers it may use must be of one context. room is set by the caller. */
+bool place_local(const struct sched *s, struct place *p, uint8_t home);
+bool place_spread(const struct sched *s, struct place *p, uint8_t home, const uint8_t *slots, uint32_t n_slots);
+/* Could it ever run on these workers, all alone? */
+bool place_ever(struct sched *s, uint32_t n_prompt, uint32_t n_rows);
+/* Slots of a mask by ascending worker id. -> how many */
+uint32_t place_order(const struct sched *s, uint64_t mask, uint8_t slots_out[SCHED_SLOTS]);
+bool place_spreads(const struct sched *s, uint32_t n_rows, uint64_t usable);
+void place_prepare(struct place *p, uint32_t n_prompt, uint32_t n_rows, uint32_t leaf_blocks);
+
+/* admit.c */
+void admit_all(struct sched *s);
+/* It has not started: back to the head of the queue. */
+void admit_undo(struct sched *s, struct sched_request *r);
+/* Workers have gone: what waits and can never fit any more ends. */
+void admit_recheck(struct sched *s, const char *why);
+
+/* transfer.c */
+/* From a promise at slot (taken by the caller) a copy of the block that r waits for. src is held until it has arrived. */
+struct copy *transfer_start(struct sched *s, struct block *b, struct copy *src, uint8_t slot);
+void transfer_wait(struct copy *dst, struct sched_request *r, enum waiter_kind kind);
+/* r waits no more for what comes to dst; a transfer that was not sent and that nobody else wants vanishes (with dst, unless it is referred to). */
+void transfer_unwait(struct sched *s, struct copy *dst, struct sched_request *r);
+void transfers_send(struct sched *s);
+void transfers_check(struct sched *s);
+/* The worker is gone: ends what it sends or receives. */
+void transfers_lost(struct sched *s, uint8_t slot);
+enum status transfer_arrived(struct sched *s, uint8_t slot, const struct control_copied *copied);
+int64_t transfers_deadline(const struct sched *s);
+
+/* ship.c */
+void ship_step(struct sched *s, struct sched_request *r);
+/* One of its transfers has come (or not). */
+void ship_arrived(struct sched *s, struct sched_request *r, bool ok);
+
+/* group.c */
+void groups_form(struct sched *s);
+struct group *group_new(struct sched *s, uint64_t members);
+void group_free(struct sched *s, struct group *g);
+/* What is in flight is abandoned, the epoch is raised; requests that touch the guilty end (or start again, if nothing was planned yet). */
+void group_break(struct sched *s, struct group *g, uint64_t guilty, const char *message);
+/* Deadlines and aborts. -> ms until the next one */
+int64_t groups_check(struct sched *s);
+void group_remove(struct group *g, const struct sched_request *r);
+
+/* planner.c: makes and sends the next plan. false: nothing to do. */
+bool planner_send(struct sched *s, struct group *g);
+
+/* flight.c */
+struct flight *flight_new(struct sched *s);
+void flight_recycle(struct sched *s, struct flight *f);
+void flight_free(struct flight *f);
+enum status flight_result(struct sched *s, struct group *g, uint8_t slot, const struct result *result,
+                          struct error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

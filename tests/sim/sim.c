@@ -1,0 +1,571 @@
+#include "tests/sim/sim.h"
+
+#include <assert.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "coordinator/sched/state.h"
+
+/* ---- the oracle ---- */
+
+uint64_t sim_hash(uint64_t before, int32_t token)
+{
+    return mix64(before ^ ((uint64_t)(uint32_t)token << 1) ^ 1);
+}
+
+int32_t sim_token(uint64_t hash)
+{
+    return mix64(hash) % 40 == 0 ? SIM_EOS : (int32_t)(mix64(hash ^ 99) % SIM_VOCAB);
+}
+
+float sim_logprob(uint64_t hash, int32_t token)
+{
+    return -(float)(mix64(hash ^ ((uint64_t)(uint32_t)token << 20)) % 100000) / 1000;
+}
+
+static uint64_t hash_of(const int32_t *tokens, uint32_t n)
+{
+    uint64_t hash = sim_hash(0, 0);
+    for (uint32_t i = 0; i < n; i++)
+        hash = sim_hash(hash, tokens[i]);
+    return hash;
+}
+
+int32_t sim_oracle(const int32_t *tokens, uint32_t n)
+{
+    return sim_token(hash_of(tokens, n));
+}
+
+void sim_wrong(struct sim *sim, const char *format, ...)
+{
+    va_list args;
+    printf("[  WRONG   ] at %lld ms: ", (long long)sim->now);
+    va_start(args, format);
+    vprintf(format, args);
+    va_end(args);
+    printf("\nreplay: %s --seed %llu\n", sim->options.replay, (unsigned long long)sim->options.seed);
+    fflush(stdout);
+    _Exit(1);
+}
+
+uint32_t sim_draw(struct sim *sim, uint32_t n)
+{
+    return n ? rng_below(&sim->rng, n) : 0;
+}
+
+/* ---- messages: one kind of allocation each, freed alike ---- */
+
+static void *dup(const void *p, size_t bytes)
+{
+    void *to = malloc(bytes ? bytes : 1);
+    if (bytes)
+        memcpy(to, p, bytes);
+    return to;
+}
+
+static struct plan *plan_copy(const struct plan *plan)
+{
+    struct plan *p = dup(plan, sizeof *p);
+    p->members = dup(plan->members, plan->n_members * sizeof *plan->members);
+    p->drops = dup(plan->drops, plan->n_drops * sizeof *plan->drops);
+    p->forgets = dup(plan->forgets, plan->n_forgets * sizeof *plan->forgets);
+    struct plan_seq *seqs = dup(plan->seqs, plan->n_seqs * sizeof *seqs);
+    struct plan_run *runs = dup(plan->runs, plan->n_runs * sizeof *runs);
+    for (uint32_t i = 0; i < plan->n_seqs; i++) {
+        seqs[i].table = dup(seqs[i].table, seqs[i].n_table * sizeof *seqs[i].table);
+        seqs[i].readers = dup(seqs[i].readers, seqs[i].n_readers * sizeof *seqs[i].readers);
+    }
+    for (uint32_t i = 0; i < plan->n_runs; i++) {
+        runs[i].tokens = dup(runs[i].tokens, runs[i].n_rows * sizeof *runs[i].tokens);
+        if (runs[i].want & WANT_SCORE)
+            runs[i].targets = dup(runs[i].targets, runs[i].n_rows * sizeof *runs[i].targets);
+    }
+    p->seqs = seqs;
+    p->runs = runs;
+    return p;
+}
+
+static void plan_free(struct plan *p)
+{
+    for (uint32_t i = 0; i < p->n_seqs; i++) {
+        free((void *)p->seqs[i].table);
+        free((void *)p->seqs[i].readers);
+    }
+    for (uint32_t i = 0; i < p->n_runs; i++) {
+        free((void *)p->runs[i].tokens);
+        if (p->runs[i].want & WANT_SCORE)
+            free((void *)p->runs[i].targets);
+    }
+    free((void *)p->members);
+    free((void *)p->drops);
+    free((void *)p->forgets);
+    free((void *)p->seqs);
+    free((void *)p->runs);
+    free(p);
+}
+
+static struct result *result_copy(const struct result *result)
+{
+    struct result *r = dup(result, sizeof *r);
+    struct result_row *rows = dup(result->rows, result->n_rows * sizeof *rows);
+    for (uint32_t i = 0; i < r->n_rows; i++)
+        rows[i].logits = dup(rows[i].logits, rows[i].n_logits * sizeof(float));
+    r->rows = rows;
+    return r;
+}
+
+static void result_free(struct result *r)
+{
+    for (uint32_t i = 0; i < r->n_rows; i++)
+        free((void *)r->rows[i].logits);
+    free((void *)r->rows);
+    free(r);
+}
+
+void *sim_message_copy(const struct control_message *m)
+{
+    struct control_message *to = dup(m, sizeof *m);
+    if (m->kind == CONTROL_PLAN)
+        to->as.plan = plan_copy(m->as.plan);
+    if (m->kind == CONTROL_RESULT)
+        to->as.result = result_copy(m->as.result);
+    if (m->kind == CONTROL_ABORT)
+        to->as.abort.reason = dup(m->as.abort.reason, strlen(m->as.abort.reason) + 1);
+    return to;
+}
+
+void sim_message_free(void *message)
+{
+    struct control_message *m = message;
+    if (m->kind == CONTROL_PLAN)
+        plan_free(m->as.plan);
+    if (m->kind == CONTROL_RESULT)
+        result_free(m->as.result);
+    if (m->kind == CONTROL_ABORT)
+        free((void *)m->as.abort.reason);
+    free(m);
+}
+
+/* A plan must be what plan.h promises to workers. */
+static void plan_check(struct sim *sim, const struct plan *p)
+{
+    uint32_t seq = UINT32_MAX, end = 0;
+    for (uint32_t i = 0; i < p->n_runs; i++) {
+        const struct plan_run *r = &p->runs[i];
+        if (!r->n_rows || r->seq >= p->n_seqs)
+            sim_wrong(sim, "plan %llu run %u: no rows, or no such sequence", (unsigned long long)p->number, i);
+        if (r->seq == seq && r->pos < end)
+            sim_wrong(sim, "plan %llu run %u: runs do not ascend", (unsigned long long)p->number, i);
+        if (r->n_top && !(r->want & (WANT_SAMPLE | WANT_SCORE)))
+            sim_wrong(sim, "plan %llu run %u: alternatives of nothing", (unsigned long long)p->number, i);
+        seq = r->seq;
+        end = r->pos + r->n_rows;
+        for (uint32_t j = 1; j < r->n_rows; j++) {
+            if (r->tokens[j] < 0)
+                sim_wrong(sim, "plan %llu run %u: token %u is unknown", (unsigned long long)p->number, i, j);
+        }
+    }
+    for (uint32_t i = 0; i < p->n_seqs; i++) {
+        if (p->seqs[i].fresh && (p->seqs[i].table_from || p->seqs[i].reader_from))
+            sim_wrong(sim, "plan %llu sequence %llu: fresh, and not from the start", (unsigned long long)p->number,
+                      (unsigned long long)p->seqs[i].id);
+    }
+    for (uint32_t i = 1; i < p->n_members; i++) {
+        if (p->members[i] <= p->members[i - 1])
+            sim_wrong(sim, "plan %llu: members do not ascend", (unsigned long long)p->number);
+    }
+}
+
+/* ---- events ---- */
+
+static bool before(const struct sim_event *a, const struct sim_event *b)
+{
+    return a->at != b->at ? a->at < b->at : a->order < b->order;
+}
+
+void sim_post(struct sim *sim, int64_t at, enum sim_event_kind kind, uint16_t worker, void *data)
+{
+    sched_grow((void **)&sim->events, &sim->events_cap, sim->n_events + 1, sizeof *sim->events);
+    const struct sim_event e = { .at = at, .order = sim->n_posted++, .kind = kind, .worker = worker, .data = data };
+    uint32_t i = sim->n_events++;
+    for (; i && before(&e, &sim->events[(i - 1) / 2]); i = (i - 1) / 2)
+        sim->events[i] = sim->events[(i - 1) / 2];
+    sim->events[i] = e;
+}
+
+static struct sim_event take_event(struct sim *sim)
+{
+    const struct sim_event first = sim->events[0], last = sim->events[--sim->n_events];
+    uint32_t i = 0;
+    for (uint32_t c; (c = 2 * i + 1) < sim->n_events; i = c) {
+        c += c + 1 < sim->n_events && before(&sim->events[c + 1], &sim->events[c]);
+        if (!before(&sim->events[c], &last))
+            break;
+        sim->events[i] = sim->events[c];
+    }
+    sim->events[i] = last;
+    return first;
+}
+
+void sim_up(struct sim *sim, struct sim_worker *w, void *message)
+{
+    struct sim_link *link = sim_worker_link(w);
+    int64_t at = sim->now + sim_draw(sim, sim->options.delay_max_ms + 1);
+    at = at < link->up ? link->up : at;
+    link->up = at;
+    for (uint32_t i = 0; i < 256; i++) {
+        if (sim->workers[i] == w)
+            sim_post(sim, at, SIM_TO_COORDINATOR, (uint16_t)i, message);
+    }
+}
+
+static void lost(struct sim *sim, uint16_t worker, const char *why)
+{
+    struct sim_link *link = sim_worker_link(sim->workers[worker]);
+    if (!link->known)
+        return;
+    link->known = false;
+    sim_worker_die(sim, sim->workers[worker]);
+    sched_worker_lost(sim->s, worker, why);
+}
+
+static void to_coordinator(struct sim *sim, uint16_t worker, const struct control_message *m)
+{
+    struct error err = { 0 };
+    enum status st = ST_OK;
+    if (!sim_worker_link(sim->workers[worker])->known)
+        return;
+    if (m->kind == CONTROL_RESULT)
+        st = sched_result(sim->s, worker, m->as.result, &err);
+    else if (m->kind == CONTROL_ABORT)
+        st = sched_abort(sim->s, worker, &m->as.abort);
+    else
+        st = sched_copied(sim->s, worker, &m->as.copied);
+    /* A worker that was told to stop may still have said something. */
+    if (st && sched_slot(sim->s, worker) != SCHED_NO_SLOT)
+        sim_wrong(sim, "message %d of worker %u is refused: %s %s", m->kind, worker, status_text(st), err.text);
+    if (st)
+        lost(sim, worker, "it was told to stop");
+}
+
+static void run_event(struct sim *sim, const struct sim_event *e)
+{
+    struct sim_worker *w = e->worker < 256 ? sim->workers[e->worker] : NULL;
+    sim->now = e->at;
+    switch (e->kind) {
+    case SIM_TO_WORKER:
+        sim_worker_receive(sim, w, e->data);
+        break;
+    case SIM_WAKE:
+        sim_worker_wake(sim, w);
+        break;
+    case SIM_COPY:
+        sim_worker_copy(sim, w, e->data);
+        break;
+    case SIM_TO_COORDINATOR:
+        to_coordinator(sim, e->worker, e->data);
+        sim_message_free(e->data);
+        sched_run(sim->s);
+        break;
+    case SIM_LOST:
+        lost(sim, e->worker, "its connection ended");
+        sched_run(sim->s);
+        break;
+    case SIM_RUN:
+        sched_run(sim->s);
+        sim_post(sim, sim->now + 20, SIM_RUN, 0, NULL);
+        break;
+    }
+}
+
+/* ---- the scheduler's world ---- */
+
+static void op_send(void *ctx, uint16_t worker, const struct control_message *m)
+{
+    struct sim *sim = ctx;
+    struct sim_worker *w = sim->workers[worker];
+    struct sim_link *link = sim_worker_link(w);
+    if (m->kind == CONTROL_PLAN)
+        plan_check(sim, m->as.plan);
+    int64_t at = sim->now + sim_draw(sim, sim->options.delay_max_ms + 1);
+    at = at < link->down ? link->down : at;
+    link->down = at;
+    sim_post(sim, at, SIM_TO_WORKER, worker, sim_message_copy(m));
+}
+
+static int64_t op_now(void *ctx)
+{
+    return ((struct sim *)ctx)->now;
+}
+
+static uint32_t op_choose(void *ctx, const char *what, uint32_t n)
+{
+    (void)what;
+    return sim_draw(ctx, n);
+}
+
+struct sim *sim_new(const struct sim_options *options)
+{
+    struct sim *sim = calloc(1, sizeof *sim);
+    sim->options = *options;
+    sim->rng = (struct rng){ .seed = options->seed };
+    sim->now = 1000;
+    const struct sched_ops ops = { .send = op_send, .now_ms = op_now, .choose = options->choices ? op_choose : NULL };
+    if (sched_new(&options->config, &ops, sim, &sim->s))
+        sim_wrong(sim, "sched_new");
+    for (uint32_t i = 0; i < options->n_workers; i++)
+        sim_join(sim, options->n_blocks[i]);
+    sim_post(sim, sim->now, SIM_RUN, 0, NULL);
+    return sim;
+}
+
+void sim_free(struct sim *sim)
+{
+    sched_free(sim->s);
+    while (sim->n_events) {
+        const struct sim_event e = take_event(sim);
+        if (e.kind == SIM_TO_WORKER || e.kind == SIM_TO_COORDINATOR)
+            sim_message_free(e.data);
+        else
+            free(e.data);
+    }
+    for (uint32_t i = 0; i < 256; i++)
+        sim_worker_free(sim->workers[i]);
+    for (uint32_t i = 0; i < sim->n_requests; i++)
+        free(sim->requests[i].tokens);
+    free(sim->events);
+    free(sim);
+}
+
+uint16_t sim_join(struct sim *sim, uint32_t n_blocks)
+{
+    const uint16_t id = (uint16_t)sim->n_workers++;
+    const struct control_ready ready = { .fingerprint = "sim",
+                                         .leaf_blocks = sim->options.leaf_blocks,
+                                         .n_blocks = n_blocks };
+    assert(id < 256);
+    sim->workers[id] = sim_worker_new(sim, id, n_blocks);
+    if (sched_worker_ready(sim->s, id, &ready, NULL))
+        sim_wrong(sim, "worker %u is not taken", id);
+    return id;
+}
+
+void sim_crash(struct sim *sim, uint16_t worker, uint32_t notice_ms)
+{
+    sim_worker_die(sim, sim->workers[worker]);
+    sim_post(sim, sim->now + notice_ms, SIM_LOST, worker, NULL);
+}
+
+void sim_hang(struct sim *sim, uint16_t worker, int64_t ms)
+{
+    sim_worker_link(sim->workers[worker])->hung_until = ms == INT64_MAX ? ms : sim->now + ms;
+    if (ms != INT64_MAX)
+        sim_post(sim, sim->now + ms, SIM_WAKE, worker, NULL);
+}
+
+bool sim_alive(const struct sim *sim, uint16_t worker)
+{
+    return sim->workers[worker] && sim_worker_link(sim->workers[worker])->alive;
+}
+
+/* ---- requests ---- */
+
+static void expect(struct sim_request *r, const char *what, bool ok, uint32_t pos)
+{
+    if (!ok || r->ended)
+        sim_wrong(r->sim, "request %td: %s at position %u%s", r - r->sim->requests, what, pos,
+                  r->ended ? " after its end" : "");
+}
+
+static void on_scored(void *user, uint32_t position, const struct result_row *row)
+{
+    struct sim_request *r = user;
+    expect(r, "scored out of order", r->score && position == r->n_scored && position + 1 < r->n_prompt, position);
+    expect(r, "wrong score",
+           row->target_logprob == sim_logprob(hash_of(r->tokens, position + 1), r->tokens[position + 1]), position);
+    r->n_scored++;
+}
+
+static void on_token(void *user, const struct result_row *row)
+{
+    struct sim_request *r = user;
+    const uint32_t pos = r->n_prompt + r->n_tokens;
+    expect(r, "a token too many", r->n_tokens < r->n_expected, pos);
+    expect(r, "a row out of order", row->pos + 1 == pos, pos);
+    expect(r, "wrong token", row->token == r->tokens[pos], pos);
+    expect(r, "wrong log-probability", row->logprob == sim_logprob(hash_of(r->tokens, pos), row->token), pos);
+    r->n_tokens++;
+    if (r->cancel_at && r->n_tokens == r->cancel_at) {
+        r->cancelled = true;
+        sched_cancel(r->sim->s, r->handle, FINISH_CANCELLED);
+    }
+}
+
+static void on_logits(void *user, const struct result_row *row)
+{
+    struct sim_request *r = user;
+    const uint64_t hash = hash_of(r->tokens, row->pos + 1);
+    expect(r, "logits out of order", r->logits && row->pos == r->n_logits, row->pos);
+    expect(r, "wrong logits", row->n_logits == 2 && !memcmp(row->logits, &hash, sizeof hash), row->pos);
+    r->n_logits++;
+}
+
+static void on_done(void *user, const struct sched_done *done)
+{
+    struct sim_request *r = user;
+    expect(r, "done", true, 0);
+    r->ended = true;
+    r->ended_ms = r->sim->now;
+    r->reason = done->reason;
+    r->status = done->status;
+    r->cached = done->cached_tokens;
+    snprintf(r->message, sizeof r->message, "%s", done->message ? done->message : "");
+    r->n_shares = done->n_shares < SIM_WORKERS_MAX ? done->n_shares : SIM_WORKERS_MAX;
+    memcpy(r->shares, done->shares, r->n_shares * sizeof r->shares[0]);
+    if (done->prompt_tokens != r->n_prompt || done->completion_tokens != r->n_tokens)
+        sim_wrong(r->sim, "done counts %u + %u tokens, not %u + %u", done->prompt_tokens, done->completion_tokens,
+                  r->n_prompt, r->n_tokens);
+    if (done->cached_tokens > (r->n_prompt - 1) / PLAN_BLOCK * PLAN_BLOCK ||
+        (done->cached_tokens && (r->score || r->logits)))
+        sim_wrong(r->sim, "%u of %u prompt tokens by prefix hit", done->cached_tokens, r->n_prompt);
+    if (done->reason == FINISH_CANCELLED && !r->cancelled)
+        sim_wrong(r->sim, "cancelled by nobody");
+    if (done->reason == FINISH_ERROR)
+        return;
+    if (done->reason == FINISH_CANCELLED)
+        return;
+    const bool stopped = r->eos && r->n_tokens && r->tokens[r->n_prompt + r->n_tokens - 1] == SIM_EOS;
+    if (r->n_tokens != r->n_expected || (done->reason == FINISH_STOP) != stopped)
+        sim_wrong(r->sim, "finished for reason %d after %u of %u tokens", done->reason, r->n_tokens, r->n_expected);
+    if (r->score && r->n_scored != r->n_prompt - 1)
+        sim_wrong(r->sim, "%u positions of %u scored", r->n_scored, r->n_prompt - 1);
+    if (r->logits && r->n_logits != r->n_prompt + (r->n_tokens ? r->n_tokens - 1 : 0))
+        sim_wrong(r->sim, "%u rows of logits", r->n_logits);
+}
+
+int sim_submit(struct sim *sim, const struct sim_want *want, enum status *st_out)
+{
+    assert(sim->n_requests < SIM_REQUESTS_MAX);
+    struct sim_request *r = &sim->requests[sim->n_requests];
+    static const struct sched_events events = {
+        .scored = on_scored, .token = on_token, .logits = on_logits, .done = on_done
+    };
+    const int32_t eos = SIM_EOS;
+    *r = (struct sim_request){ .used = true,
+                               .n_prompt = want->n_tokens,
+                               .max_tokens = want->max_tokens,
+                               .eos = want->eos,
+                               .score = want->score,
+                               .logits = want->logits,
+                               .cancel_at = want->cancel_at,
+                               .submitted_ms = sim->now,
+                               .sim = sim };
+    r->tokens = malloc((want->n_tokens + want->max_tokens) * sizeof(int32_t));
+    memcpy(r->tokens, want->tokens, want->n_tokens * sizeof(int32_t));
+    uint64_t hash = hash_of(r->tokens, r->n_prompt);
+    for (uint32_t i = 0; i < want->max_tokens; i++) {
+        r->tokens[r->n_prompt + i] = sim_token(hash);
+        hash = sim_hash(hash, r->tokens[r->n_prompt + i]);
+        r->n_expected++;
+        if (r->eos && r->tokens[r->n_prompt + i] == SIM_EOS)
+            break;
+    }
+    r->n_forced = want->n_forced < r->n_expected ? want->n_forced : r->n_expected;
+    const struct sched_want w = { .tokens = want->tokens,
+                                  .n_tokens = want->n_tokens,
+                                  .max_tokens = want->max_tokens,
+                                  .eos = &eos,
+                                  .n_eos = want->eos,
+                                  .score = want->score,
+                                  .logits = want->logits,
+                                  .forced = r->tokens + r->n_prompt,
+                                  .n_forced = r->n_forced,
+                                  .label = "sim" };
+    const enum status st = sched_submit(sim->s, &w, &events, r, &r->handle, NULL);
+    if (st_out)
+        *st_out = st;
+    if (st) {
+        free(r->tokens);
+        return -1;
+    }
+    sched_run(sim->s);
+    return (int)sim->n_requests++;
+}
+
+void sim_cancel(struct sim *sim, uint32_t request)
+{
+    struct sim_request *r = &sim->requests[request];
+    if (r->ended)
+        return;
+    r->cancelled = true;
+    sched_cancel(sim->s, r->handle, FINISH_CANCELLED);
+    if (!r->ended)
+        sim_wrong(sim, "cancel does not end request %u", request);
+}
+
+/* ---- time ---- */
+
+void sim_advance(struct sim *sim, int64_t ms)
+{
+    const int64_t until = sim->now + ms;
+    while (sim->n_events && sim->events[0].at <= until) {
+        const struct sim_event e = take_event(sim);
+        run_event(sim, &e);
+    }
+    sim->now = until;
+}
+
+static uint32_t open_requests(const struct sim *sim)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < sim->n_requests; i++)
+        n += !sim->requests[i].ended;
+    return n;
+}
+
+void sim_finish(struct sim *sim, int64_t limit_ms)
+{
+    const int64_t limit = sim->now + limit_ms;
+    while (open_requests(sim)) {
+        if (sim->now > limit)
+            sim_wrong(sim, "%u requests have not ended", open_requests(sim));
+        sim_advance(sim, 20);
+    }
+}
+
+void sim_check_empty(struct sim *sim)
+{
+    struct sched_stats stats;
+    struct sched_worker_stats workers[SCHED_SLOTS];
+    /* Time for what is in flight, for copies that nobody waits for any more, and for those that never come. */
+    sim_advance(sim, 20 * (int64_t)sim->options.config.step_deadline_ms);
+    sched_stats(sim->s, &stats);
+    if (stats.waiting || stats.running || sim->s->n_running || sim->s->n_transfers)
+        sim_wrong(sim, "%u wait, %u run, %u are not freed, %u transfers", stats.waiting, stats.running,
+                  sim->s->n_running, sim->s->n_transfers);
+    const uint32_t n = sched_worker_stats(sim->s, workers, SCHED_SLOTS);
+    if (stats.groups != n)
+        sim_wrong(sim, "%u groups of %u workers", stats.groups, n);
+    for (uint32_t i = 0; i < n; i++) {
+        const uint8_t slot = sched_slot(sim->s, workers[i].id);
+        struct pool *p = &sim->s->dir.pools[slot];
+        const uint32_t held = sim_worker_blocks(sim->workers[workers[i].id]);
+        const uint32_t sequences = sim_worker_sequences(sim->workers[workers[i].id]);
+        if (p->promised || p->dropping || p->named != p->cached || held != p->named || sequences)
+            sim_wrong(sim, "worker %u: %u promised, %u dropping, %u named, %u cached, %u held, %u sequences known",
+                      workers[i].id, p->promised, p->dropping, p->named, p->cached, held, sequences);
+        if (!directory_promise(&sim->s->dir, slot, p->n_blocks))
+            sim_wrong(sim, "worker %u: its cache cannot be evicted", workers[i].id);
+        directory_unpromise(&sim->s->dir, slot, p->n_blocks);
+    }
+    sim_advance(sim, 10 * (int64_t)sim->options.config.step_deadline_ms);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct sim_worker *w = sim->workers[workers[i].id];
+        if (sim_worker_blocks(w))
+            sim_wrong(sim, "worker %u holds %u blocks after all were evicted", workers[i].id, sim_worker_blocks(w));
+    }
+    if (sim->s->dir.n_blocks)
+        sim_wrong(sim, "the directory has %u blocks", sim->s->dir.n_blocks);
+}

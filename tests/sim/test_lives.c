@@ -1,0 +1,212 @@
+/*
+ * Random lives of a cluster: layouts, batches, chunks, prefix hits, shipping, cancels, and in half of them crashes and hangs. All that is checked
+ * is checked by sim.c while it runs.
+ *
+ *   sim_test_lives [--lives N] [--seed N] [--from N]
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "tests/sim/sim.h"
+
+struct life {
+    struct sim *sim;
+    struct rng rng;
+    bool faults;
+    uint16_t guilty[32]; /* workers that something happened to */
+    uint32_t n_guilty;
+    int32_t *stems[4]; /* prompts share their starts */
+};
+
+struct totals {
+    uint64_t lives, requests, refused, failed, cancelled, cached, steps, spread, copies, plans, far, aborts, vain;
+};
+
+enum { STEM = 2000 };
+
+static uint32_t draw(struct life *l, uint32_t n)
+{
+    return rng_below(&l->rng, n);
+}
+
+static struct sim_options options(struct life *l, uint64_t seed)
+{
+    struct sim_options o = { .seed = seed, .replay = "sim_test_lives" };
+    o.n_workers = 1 + draw(l, 5);
+    o.leaf_blocks = 1u << draw(l, 3);
+    const bool tight = draw(l, 2);
+    for (uint32_t i = 0; i < o.n_workers; i++)
+        o.n_blocks[i] = tight ? 12 + draw(l, 30) : 60 + draw(l, 200);
+    o.choices = draw(l, 3) > 0;
+    o.copy_faults = l->faults && draw(l, 2) ? 200 : 0;
+    o.delay_max_ms = draw(l, 6);
+    o.step_max_ms = 1 + draw(l, 20);
+    static const uint32_t budgets[] = { 3, 64, 100, 256, 1000, 2048 }, chunks[] = { 1, 64, 70, 200, 512 };
+    o.config = (struct sched_config){
+        .positions_max = 3000,
+        .step_rows_max = budgets[draw(l, 6)],
+        .prefill_chunk_rows = chunks[draw(l, 5)],
+        .sequences_max = 1 + draw(l, 16),
+        .queue_max = 50,
+        .spread_min_tokens = draw(l, 4)   ? 200 + draw(l, 800)
+                             : draw(l, 2) ? 1
+                                          : 100000,
+        .step_deadline_ms = 400,
+        .plans_ahead = 1 + draw(l, 3),
+        .prefix_sharing = draw(l, 5) > 0,
+        .seed = seed,
+    };
+    return o;
+}
+
+/* A new prompt on a shared stem, or one that goes on where an earlier request ended. */
+static uint32_t prompt(struct life *l, int32_t *tokens)
+{
+    uint32_t n = 0;
+    const uint32_t i = l->sim->n_requests ? draw(l, l->sim->n_requests) : 0;
+    if (l->sim->n_requests && draw(l, 3) == 0 && l->sim->requests[i].ended) {
+        const struct sim_request *r = &l->sim->requests[i];
+        n = r->n_prompt + r->n_tokens;
+        memcpy(tokens, r->tokens, n * sizeof *tokens);
+    } else {
+        n = draw(l, 4) ? draw(l, draw(l, 3) ? 300 : 900) : draw(l, 12) * 64;
+        memcpy(tokens, l->stems[draw(l, 4)], n * sizeof *tokens);
+    }
+    const uint32_t more = n && draw(l, 4) == 0 ? 0 : 1 + draw(l, draw(l, 2) ? 20 : 150);
+    for (uint32_t j = 0; j < more && n < STEM; j++)
+        tokens[n++] = (int32_t)draw(l, SIM_VOCAB);
+    return n;
+}
+
+static void submit(struct life *l, struct totals *t)
+{
+    int32_t tokens[STEM + 1000];
+    struct sim_want w = { .tokens = tokens };
+    w.n_tokens = prompt(l, tokens);
+    if (w.n_tokens > STEM)
+        return;
+    w.eos = draw(l, 3) > 0;
+    w.score = draw(l, 8) == 0;
+    w.logits = draw(l, 12) == 0;
+    w.max_tokens = draw(l, 3) ? 1 + draw(l, 60) : 1 + draw(l, 500);
+    if ((w.score || w.logits) && draw(l, 2))
+        w.max_tokens = 0;
+    w.n_forced = draw(l, 6) == 0 ? draw(l, w.max_tokens + 1) : 0;
+    w.cancel_at = draw(l, 6) == 0 ? 1 + draw(l, 40) : 0;
+    enum status st;
+    const int i = sim_submit(l->sim, &w, &st);
+    t->requests++;
+    t->refused += i < 0;
+    if (i < 0 && st != ST_TOO_LARGE && st != ST_BUSY && st != ST_PEER)
+        sim_wrong(l->sim, "a request is refused: %s", status_text(st));
+    if (i < 0 && st == ST_PEER && !l->faults)
+        sim_wrong(l->sim, "no worker is ready");
+}
+
+static void fault(struct life *l)
+{
+    uint16_t alive[256];
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < l->sim->n_workers; i++) {
+        if (sim_alive(l->sim, (uint16_t)i))
+            alive[n++] = (uint16_t)i;
+    }
+    if (!n || l->n_guilty >= 12)
+        return;
+    const uint16_t worker = alive[draw(l, n)];
+    l->guilty[l->n_guilty++] = worker;
+    if (draw(l, 2))
+        sim_crash(l->sim, worker, draw(l, 300));
+    else
+        sim_hang(l->sim, worker, draw(l, 3) ? 50 + draw(l, 1200) : INT64_MAX);
+    if (n < 3 || draw(l, 2))
+        sim_join(l->sim, 60 + draw(l, 100));
+}
+
+/* Whoever failed names a worker that something happened to, and only where faults are. */
+static void check_failures(struct life *l, struct totals *t)
+{
+    for (uint32_t i = 0; i < l->sim->n_requests; i++) {
+        const struct sim_request *r = &l->sim->requests[i];
+        t->failed += r->reason == FINISH_ERROR;
+        t->cancelled += r->reason == FINISH_CANCELLED;
+        t->cached += r->cached;
+        if (r->reason != FINISH_ERROR)
+            continue;
+        bool named = false;
+        for (uint32_t j = 0; j < l->n_guilty; j++) {
+            char name[16];
+            snprintf(name, sizeof name, " %u", l->guilty[j]);
+            named = named || strstr(r->message, name);
+        }
+        if (!l->faults || r->status != ST_PEER || !named)
+            sim_wrong(l->sim, "request %u ended with %s: %s", i, status_text(r->status), r->message);
+    }
+}
+
+static void live(uint64_t seed, struct totals *t)
+{
+    struct life l = { .rng = { .seed = mix64(seed) } };
+    l.faults = draw(&l, 2);
+    const struct sim_options o = options(&l, seed);
+    for (uint32_t i = 0; i < 4; i++) {
+        l.stems[i] = malloc(STEM * sizeof(int32_t));
+        for (uint32_t j = 0; j < STEM; j++)
+            l.stems[i][j] = j < 100 ? (int32_t)j + 10 : (int32_t)(mix64(i * 10000 + j) % SIM_VOCAB);
+    }
+    l.sim = sim_new(&o);
+    const uint32_t wanted = 4 + draw(&l, 20);
+    for (uint32_t i = 0; i < wanted; i++) {
+        sim_advance(l.sim, draw(&l, 3) ? draw(&l, 40) : draw(&l, 1500));
+        submit(&l, t);
+        if (l.faults && draw(&l, 6) == 0)
+            fault(&l);
+        if (l.sim->n_requests && draw(&l, 6) == 0)
+            sim_cancel(l.sim, draw(&l, l.sim->n_requests));
+    }
+    sim_finish(l.sim, 3000000);
+    check_failures(&l, t);
+    sim_check_empty(l.sim);
+    t->lives++;
+    t->steps += l.sim->n_steps;
+    t->spread += l.sim->n_spread_steps;
+    t->copies += l.sim->n_copies;
+    t->plans += l.sim->n_plans;
+    t->far += l.sim->n_shipped_rows;
+    t->aborts += l.sim->n_aborts;
+    t->vain += l.sim->n_vain;
+    sim_free(l.sim);
+    for (uint32_t i = 0; i < 4; i++)
+        free(l.stems[i]);
+}
+
+int main(int argc, char **argv)
+{
+    uint64_t from = 1, lives = 300;
+    struct totals t = { 0 };
+    log_set_level(LOG_LEVEL_ERROR);
+    for (int i = 1; i + 1 < argc; i += 2) {
+        const uint64_t value = strtoull(argv[i + 1], NULL, 10);
+        if (!strcmp(argv[i], "--lives"))
+            lives = value;
+        if (!strcmp(argv[i], "--from"))
+            from = value;
+        if (!strcmp(argv[i], "--seed")) {
+            from = value;
+            lives = 1;
+            log_set_level(LOG_LEVEL_DEBUG);
+        }
+    }
+    for (uint64_t k = from; k < from + lives; k++)
+        live(k, &t);
+    printf("%llu lives: %llu requests, %llu refused, %llu failed, %llu cancelled, %llu tokens by prefix hit, %llu "
+           "steps, %llu of "
+           "several workers, %llu blocks copied, %llu read far from home, %llu aborts, %llu steps in vain\n",
+           (unsigned long long)t.lives, (unsigned long long)t.requests, (unsigned long long)t.refused,
+           (unsigned long long)t.failed, (unsigned long long)t.cancelled, (unsigned long long)t.cached,
+           (unsigned long long)t.steps, (unsigned long long)t.spread, (unsigned long long)t.copies,
+           (unsigned long long)t.far, (unsigned long long)t.aborts, (unsigned long long)t.vain);
+    return 0;
+}
