@@ -45,7 +45,7 @@ struct known_template {
 static const struct known_template known_templates[] = {
     { "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ "
       "'<|im_start|>system\\n" SMOLLM2_SYSTEM "<|im_end|>\\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\\n' "
-                                              "+ message['content'] + '<|im_end|>' + '\\n'}}"
+      "+ message['content'] + '<|im_end|>' + '\\n'}}"
       "{% endfor %}" IF_PROMPT("{{ '<|im_start|>assistant\\n' }}"),
       CHAT_SMOLLM2, false },
     { LLAMA3_MESSAGES IF_PROMPT(LLAMA3_PROMPT), CHAT_LLAMA3, false },

@@ -116,11 +116,48 @@ static void others_are_refused_by_name(void **state)
     assert_int_equal(read_rules(deep, &unk, &err), ST_UNSUPPORTED);
 }
 
+static enum status on_piece(void *arg, const uint8_t *piece, size_t bytes)
+{
+    strcat(strncat(arg, (const char *)piece, bytes), "|");
+    return ST_OK;
+}
+
+static void the_chain_is_the_one_described(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *pre, *want;
+    } cases[] = {
+        { BYTE_LEVEL, "I|'m| 12|  | x|" },
+        { "{\"type\":\"ByteLevel\",\"use_regex\":false}", "I'm 12   x|" },
+        { "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\",\"individual_digits\":true}," BYTE_LEVEL "]}",
+          "I|'m| |1|2|  | x|" },
+        { "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\",\"individual_digits\":false}," BYTE_LEVEL
+          "]}",
+          "I|'m| |12|  | x|" },
+        { "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\d\"},"
+          "\"behavior\":\"Removed\","
+          "\"invert\":true}," BYTE_LEVEL "]}",
+          "1|2|" },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char json[1024], got[128] = "";
+        struct splitter *s;
+        bool unk;
+        snprintf(json, sizeof json, "{" MODEL "," DECODER ",\"pre_tokenizer\":%s}", cases[i].pre);
+        assert_int_equal(rules_from_json(json, strlen(json), &s, &unk, NULL), ST_OK);
+        assert_int_equal(splitter_run(s, (const uint8_t *)"I'm 12   x", 10, on_piece, got), ST_OK);
+        assert_string_equal(got, cases[i].want);
+        splitter_free(s);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(known_files_are_accepted),
         cmocka_unit_test(others_are_refused_by_name),
+        cmocka_unit_test(the_chain_is_the_one_described),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
