@@ -1,0 +1,250 @@
+#include "coordinator/coordinator.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/file.h"
+#include "common/hash.h"
+#include "common/log.h"
+#include "common/loop.h"
+#include "coordinator/control.h"
+#include "coordinator/gateway.h"
+#include "coordinator/tokenizer/tokenizer.h"
+#include "model/model.h"
+
+enum { DRAIN_MS = 8500, DRAIN_LOOK_MS = 10, ID_CONTEXT_VERSION = 1 };
+
+struct coordinator {
+    const struct coordinator_config *config;
+    uint32_t positions_max;
+    struct model *model;
+    struct tokenizer *tokenizer;
+    struct loop *loop;
+    struct control *control;
+    struct gateway *gateway;
+    struct loop_timer *drain_timer;
+    int64_t drain_until_ms;
+    int lock_fd;
+    struct sigaction old_term, old_int;
+    bool signals;
+};
+
+/* ---- signals: there is one coordinator a process ---- */
+
+static struct loop *signalled_loop;
+
+static void on_signal(int number)
+{
+    (void)number;
+    loop_stop(signalled_loop);
+}
+
+static void signals_take(struct coordinator *c)
+{
+    struct sigaction action = { .sa_handler = on_signal };
+    signalled_loop = c->loop;
+    signal(SIGPIPE, SIG_IGN);
+    sigaction(SIGTERM, &action, &c->old_term);
+    sigaction(SIGINT, &action, &c->old_int);
+    c->signals = true;
+}
+
+static void signals_give_back(struct coordinator *c)
+{
+    if (!c->signals)
+        return;
+    sigaction(SIGTERM, &c->old_term, NULL);
+    sigaction(SIGINT, &c->old_int, NULL);
+}
+
+/* ---- start ---- */
+
+/* Two coordinators with one state would each undo what the other keeps. */
+static enum status state_lock(struct coordinator *c, struct error *err)
+{
+    const char *dir = c->config->state;
+    char path[1100];
+    if (!dir || !*dir)
+        return ST_OK;
+    const enum status st = file_mkdirs(dir, err);
+    if (st)
+        return st;
+    snprintf(path, sizeof path, "%s/lock", dir);
+    c->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (c->lock_fd < 0)
+        return error_set(err, ST_IO, "%s: %s", path, strerror(errno));
+    if (flock(c->lock_fd, LOCK_EX | LOCK_NB) < 0)
+        return error_set(err, ST_BUSY, "state directory %s is in use by another coordinator", dir);
+    return ST_OK;
+}
+
+static enum status model_load(struct coordinator *c, struct error *err)
+{
+    const uint32_t wanted = c->config->sched.positions_max;
+    enum status st = model_open(c->config->model, &c->model, err);
+    if (st == ST_OK)
+        st = tokenizer_new(c->model, &c->tokenizer, err);
+    if (st)
+        return st;
+    const uint32_t most = model_config(c->model)->positions_max;
+    if (wanted > most)
+        return error_set(err, ST_INVALID, "positions-max: %u, but model %s was made for %u", wanted,
+                         model_config(c->model)->name, most);
+    c->positions_max = wanted ? wanted : most;
+    if (c->positions_max > PLAN_POSITIONS_MAX)
+        c->positions_max = PLAN_POSITIONS_MAX;
+    return ST_OK;
+}
+
+/* All that decides a block's bits beside its tokens and the workers' kernels: part of every block id. */
+static struct digest id_context(const struct coordinator *c)
+{
+    const struct digest model = model_digest(c->model);
+    struct hasher *h = hasher_new();
+    hasher_add_u64(h, ID_CONTEXT_VERSION);
+    hasher_add(h, model.byte, sizeof model.byte);
+    hasher_add_text(h, c->config->precision);
+    hasher_add_text(h, c->config->kv_codec);
+    hasher_add_text(h, c->config->selector);
+    return hasher_end(h);
+}
+
+static enum status control_begin(struct coordinator *c, struct error *err)
+{
+    const struct coordinator_config *config = c->config;
+    struct control_config control = {
+        .loop = c->loop,
+        .address = config->control,
+        .sched = config->sched,
+        .welcome = { .model = config->model,
+                     .precision = config->precision,
+                     .kv_codec = config->kv_codec,
+                     .selector = config->selector,
+                     .positions_max = c->positions_max,
+                     .step_rows_max = config->sched.step_rows_max,
+                     .heartbeat_ms = config->heartbeat_ms,
+                     .silence_ms = config->silence_ms },
+        .model_digest = model_digest(c->model),
+        .n_workers = config->n_workers,
+    };
+    control.sched.positions_max = c->positions_max;
+    control.sched.context = id_context(c);
+    if (getrandom(&control.sched.seed, sizeof control.sched.seed, 0) < 0)
+        control.sched.seed = (uint64_t)clock_ns();
+    return control_start(&control, &c->control, err);
+}
+
+static enum status gateway_begin(struct coordinator *c, struct error *err)
+{
+    const struct coordinator_config *config = c->config;
+    const struct gateway_config gateway = {
+        .http = config->http,
+        .grpc = config->grpc,
+        .body_bytes_max = config->body_bytes_max,
+        .requests_max = config->requests_max,
+        .n_max = 1,
+        .loop = c->loop,
+        .sched = control_sched(c->control),
+        .model = c->model,
+        .tokenizer = c->tokenizer,
+        .model_name = model_config(c->model)->name,
+        .positions_max = c->positions_max,
+        .precision = config->precision,
+        .kv_codec = config->kv_codec,
+        .selector = config->selector,
+        .workers = control_workers,
+        .ready = control_is_ready,
+        .kick = control_kick,
+        .ctx = c->control,
+    };
+    return gateway_start(&gateway, &c->gateway, err);
+}
+
+/* The host as it was given, the port as it was bound. */
+static void announce(const struct coordinator *c, const char *what, const char *address, uint16_t port)
+{
+    const char *colon = strrchr(address, ':');
+    char bound[256];
+    snprintf(bound, sizeof bound, "%.*s:%u", (int)(colon ? colon - address : (ptrdiff_t)strlen(address)), address,
+             port);
+    log_info("%s on %s", what, bound);
+    if (c->config->announce)
+        c->config->announce(c->config->ctx, what, bound);
+}
+
+static enum status coordinator_start(struct coordinator *c, struct error *err)
+{
+    enum status st = state_lock(c, err);
+    if (st == ST_OK)
+        st = model_load(c, err);
+    if (st == ST_OK && loop_new(&c->loop))
+        st = error_set(err, ST_NO_MEMORY, "coordinator: no event loop");
+    if (st == ST_OK) {
+        signals_take(c); /* before threads start */
+        st = control_begin(c, err);
+    }
+    if (st == ST_OK)
+        st = gateway_begin(c, err);
+    if (st)
+        return st;
+    announce(c, "http", c->config->http, gateway_http_port(c->gateway));
+    announce(c, "grpc", c->config->grpc, gateway_grpc_port(c->gateway));
+    announce(c, "control", c->config->control, control_port(c->control));
+    return ST_OK;
+}
+
+/* ---- stop ---- */
+
+static void on_drain_look(void *arg)
+{
+    struct coordinator *c = arg;
+    if (gateway_idle(c->gateway) || clock_ms() > c->drain_until_ms)
+        loop_stop(c->loop);
+    else
+        loop_timer_set(c->drain_timer, DRAIN_LOOK_MS);
+}
+
+static void coordinator_drain(struct coordinator *c)
+{
+    log_info("stopping: running requests may end");
+    c->drain_timer = loop_timer_new(c->loop, on_drain_look, c);
+    if (!c->drain_timer)
+        return;
+    c->drain_until_ms = clock_ms() + DRAIN_MS;
+    gateway_drain(c->gateway);
+    loop_timer_set(c->drain_timer, 0);
+    loop_run(c->loop);
+    loop_timer_free(c->drain_timer);
+}
+
+static void coordinator_free(struct coordinator *c)
+{
+    gateway_free(c->gateway);
+    control_stop(c->control);
+    signals_give_back(c);
+    loop_free(c->loop);
+    tokenizer_free(c->tokenizer);
+    model_close(c->model);
+    if (c->lock_fd >= 0)
+        close(c->lock_fd);
+}
+
+enum status coordinator_run(const struct coordinator_config *config, struct error *err)
+{
+    struct coordinator c = { .config = config, .lock_fd = -1 };
+    const enum status st = coordinator_start(&c, err);
+    if (st == ST_OK) {
+        loop_run(c.loop);
+        coordinator_drain(&c);
+    }
+    coordinator_free(&c);
+    return st;
+}

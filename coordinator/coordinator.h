@@ -1,0 +1,44 @@
+#ifndef LONGSPAN_COORDINATOR_COORDINATOR_H
+#define LONGSPAN_COORDINATOR_COORDINATOR_H
+
+/*
+ * The coordinator process: model and tokenizer, scheduler and control server, gateway, on one loop, until a signal says to stop.
+ */
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "coordinator/sched.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct coordinator_config {
+    const char *http, *grpc, *control; /* host:port; port 0: any */
+    const char *registry;              /* "embedded:FILE"; NULL or "": embedded, in the state directory */
+    const char *
+        state; /* directory, made if it is not there, locked; NULL or "": none (then a registry must be named, or there is none) */
+    const char *model; /* spec for model_open; workers open the same */
+    const char *precision, *kv_codec, *selector;
+    struct sched_config sched;         /* positions_max 0: the model's; context and seed are filled in */
+    uint32_t n_workers;                /* awaited before it is ready */
+    uint32_t heartbeat_ms, silence_ms; /* of workers; see struct control_welcome */
+    uint32_t requests_max;             /* open at once */
+    size_t body_bytes_max;
+    /* Called once each with "http", "grpc", "control" and the bound address, all before anything is served. May be NULL. */
+    void (*announce)(void *ctx, const char *what, const char *address);
+    void *ctx;
+};
+
+/*
+ * Serves until SIGTERM or SIGINT (it takes over their handlers), then refuses new requests, lets running ones end for some seconds (a second
+ * signal cuts that short), and returns ST_OK, within 10 s. Any other status: it could not start; err says why.
+ */
+enum status coordinator_run(const struct coordinator_config *config, struct error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
