@@ -1,0 +1,21 @@
+#!/bin/bash
+# The peer that figures are compared with: llama.cpp, from the sources inside PyPI's llama-cpp-python, built natively with every instruction set of
+# this machine, into build/peers/llama.cpp. Quick when it is there.
+set -eu
+cd "$(dirname "$0")/.."
+version=0.3.36
+dir=build/peers
+[ -x $dir/llama.cpp/build/bin/llama-bench ] && { cat $dir/version; exit 0; }
+mkdir -p $dir
+python3 -m venv $dir/venv
+# the metadata of a source package needs its build back end; pip makes an isolated one
+$dir/venv/bin/pip download -q --disable-pip-version-check --no-deps --no-binary :all: -d $dir "llama-cpp-python==$version"
+tar -xzf $dir/llama_cpp_python-$version.tar.gz -C $dir
+rm -rf $dir/llama.cpp
+mv $dir/llama_cpp_python-$version/vendor/llama.cpp $dir/llama.cpp
+rm -rf $dir/llama_cpp_python-$version
+cmake -S $dir/llama.cpp -B $dir/llama.cpp/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF \
+    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DGGML_OPENMP=ON >/dev/null
+ninja -C $dir/llama.cpp/build --quiet llama-bench llama-quantize
+echo "llama.cpp of llama-cpp-python $version, $(git --version >/dev/null; sed -n 's/.*GGML_VERSION_\(MAJOR\|MINOR\|PATCH\) \([0-9]*\).*/\2/p' $dir/llama.cpp/ggml/CMakeLists.txt | paste -sd. ) (ggml)" >$dir/version
+cat $dir/version
