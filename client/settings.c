@@ -148,3 +148,15 @@ bool settings_read(struct settings *s, uint32_t scope, const char *usage, int ar
     log_set_level((enum log_level)log_level_parse(s->log_level));
     return true;
 }
+
+void settings_state_default(struct settings *s)
+{
+    const char *base = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
+    const char *port = strrchr(s->http, ':') + 1;
+    if (s->state[0])
+        return;
+    if (base && base[0] == '/')
+        snprintf(s->state, sizeof s->state, "%.900s/longspan/%.16s", base, port);
+    else
+        snprintf(s->state, sizeof s->state, "%.900s/.local/state/longspan/%.16s", home ? home : "/tmp", port);
+}

@@ -60,6 +60,9 @@ extern const struct config_field settings_fields[];
 bool settings_read(struct settings *s, uint32_t scope, const char *usage, int argc, char **argv,
                    const char **prompt_out, const char **positional_out);
 
+/* Fills in the state directory if none is set: one for each HTTP port, so that clusters on one host never meet. */
+void settings_state_default(struct settings *s);
+
 #ifdef __cplusplus
 }
 #endif

@@ -22,18 +22,6 @@ static bool stop(void)
     return stopping;
 }
 
-static void state_default(struct settings *s)
-{
-    const char *base = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
-    const char *port = strrchr(s->http, ':') + 1;
-    if (s->state[0])
-        return;
-    if (base && base[0] == '/')
-        snprintf(s->state, sizeof s->state, "%.900s/longspan/%.16s", base, port);
-    else
-        snprintf(s->state, sizeof s->state, "%.900s/.local/state/longspan/%.16s", home ? home : "/tmp", port);
-}
-
 /* Serves until a signal; the parent of all other processes does nothing else. */
 static enum status serve(struct cluster *c, struct error *err)
 {
@@ -84,7 +72,7 @@ int command_up(int argc, char **argv)
     }
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    state_default(&s);
+    settings_state_default(&s);
     const enum status st = run(&s, prompt, &err);
     if (st)
         fprintf(stderr, "longspan: %s\n", err.text[0] ? err.text : status_text(st));

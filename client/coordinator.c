@@ -1,0 +1,71 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "client/commands.h"
+#include "client/settings.h"
+#include "common/log.h"
+#include "coordinator/coordinator.h"
+
+/* To `up` on its descriptor, to a person on standard output. */
+static void on_announce(void *ctx, const char *what, const char *address)
+{
+    const struct settings *s = ctx;
+    if (!s->announce_fd)
+        printf("%s %s\n", what, address);
+    else if (dprintf((int)s->announce_fd, "%s %s\n", what, address) < 0)
+        log_warn("announcing %s: nobody listens", what);
+    fflush(stdout);
+}
+
+int command_coordinator(int argc, char **argv)
+{
+    struct settings s;
+    struct error err = { 0 };
+    const char *prompt, *positional;
+    if (!settings_read(
+            &s, SCOPE_COORDINATOR,
+            "usage: longspan coordinator --http HOST:PORT --grpc HOST:PORT --control HOST:PORT [--registry R] "
+            "[--state DIR] [flags]",
+            argc, argv, &prompt, &positional))
+        return 2;
+    if (positional) {
+        fprintf(stderr, "longspan: coordinator takes no argument '%s'\n", positional);
+        return 2;
+    }
+    log_set_name("coordinator");
+    settings_state_default(&s);
+    const struct coordinator_config config = {
+        .http = s.http,
+        .grpc = s.grpc,
+        .control = s.control,
+        .registry = s.registry,
+        .state = s.state,
+        .model = s.model,
+        .precision = s.precision,
+        .kv_codec = s.kv_codec,
+        .selector = s.selector,
+        .sched = { .positions_max = s.positions_max,
+                   .step_rows_max = s.step_rows_max,
+                   .prefill_chunk_rows = s.prefill_chunk_rows,
+                   .sequences_max = s.sequences_max,
+                   .queue_max = s.queue_max,
+                   .spread_min_tokens = s.spread_min_tokens,
+                   .step_deadline_ms = s.step_deadline_ms,
+                   .plans_ahead = s.plans_ahead,
+                   .prefix_sharing = s.prefix_sharing },
+        .n_workers = s.workers,
+        .heartbeat_ms = s.heartbeat_ms,
+        .silence_ms = s.silence_ms,
+        .requests_max = s.requests_max,
+        .body_bytes_max = s.body_bytes_max,
+        .announce = on_announce,
+        .ctx = &s,
+    };
+    if (coordinator_run(&config, &err)) {
+        fprintf(stderr, "longspan: %s\n", err.text);
+        return 1;
+    }
+    return 0;
+}
