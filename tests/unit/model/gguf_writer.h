@@ -219,9 +219,15 @@ static inline void write_tensors(struct gguf_file *f)
         const struct {
             const char *name;
             uint64_t rows, cols;
-        } list[] = { { "attn_norm", 0, W_D },          { "attn_q", W_HEADS * W_HD, W_D },      { "attn_k", W_HD, W_D },
-                     { "attn_v", W_HD, W_D },          { "attn_output", W_D, W_HEADS * W_HD }, { "ffn_norm", 0, W_D },
-                     { "ffn_gate", W_FF, W_D },        { "ffn_up", W_FF, W_D },                { "ffn_down", W_D, W_FF } };
+        } list[] = { { "attn_norm", 0, W_D },
+                     { "attn_q", W_HEADS * W_HD, W_D },
+                     { "attn_k", W_HD, W_D },
+                     { "attn_v", W_HD, W_D },
+                     { "attn_output", W_D, W_HEADS * W_HD },
+                     { "ffn_norm", 0, W_D },
+                     { "ffn_gate", W_FF, W_D },
+                     { "ffn_up", W_FF, W_D },
+                     { "ffn_down", W_D, W_FF } };
         for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
             snprintf(name, sizeof name, "blk.%u.%s.weight", l, list[i].name);
             tensor(f, name, list[i].rows ? type : 0, list[i].rows, list[i].cols);

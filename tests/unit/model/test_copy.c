@@ -16,7 +16,17 @@
 #include "model/bf16.h"
 #include "model/model.h"
 
-enum { D = 128, HEADS = 8, HD = 64, LAYERS = 4, VOCAB = 256, NEEDLES = 64, NEEDLE_BYTES = 19, KEY_AT = 1, PREV_AT = 23 };
+enum {
+    D = 128,
+    HEADS = 8,
+    HD = 64,
+    LAYERS = 4,
+    VOCAB = 256,
+    NEEDLES = 64,
+    NEEDLE_BYTES = 19,
+    KEY_AT = 1,
+    PREV_AT = 23
+};
 
 /* Most weights are zero: rows as lists of the others, which changes no sum. */
 struct sparse {
@@ -24,7 +34,7 @@ struct sparse {
     struct entry {
         uint32_t col;
         float w;
-    } *entries;
+    } * entries;
 };
 
 struct net {
@@ -467,8 +477,8 @@ static int open_net(void **state)
             for (uint32_t h = 0; h < HEADS; h++) {
                 const uint32_t *s = net.q[l].start, r = h * HD + d, n = s[r + 1] - s[r];
                 used |= n > 0;
-                net.same_heads[l] &= n == s[d + 1] - s[d] &&
-                                     memcmp(net.q[l].entries + s[r], net.q[l].entries + s[d], n * sizeof(struct entry)) == 0;
+                net.same_heads[l] &= n == s[d + 1] - s[d] && memcmp(net.q[l].entries + s[r], net.q[l].entries + s[d],
+                                                                    n * sizeof(struct entry)) == 0;
             }
             /* a pair turns as one */
             const uint32_t partner = (d + HD / 2) % HD;
@@ -499,8 +509,8 @@ static int close_net(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pass_through), cmocka_unit_test(test_codes),     cmocka_unit_test(test_positions),
-        cmocka_unit_test(test_near_misses),  cmocka_unit_test(test_no_match),  cmocka_unit_test(test_needles_float32),
+        cmocka_unit_test(test_pass_through), cmocka_unit_test(test_codes),    cmocka_unit_test(test_positions),
+        cmocka_unit_test(test_near_misses),  cmocka_unit_test(test_no_match), cmocka_unit_test(test_needles_float32),
         cmocka_unit_test(test_needles_bf16), cmocka_unit_test(test_long),
     };
     return cmocka_run_group_tests(tests, open_net, close_net);

@@ -77,7 +77,9 @@ static void test_valid(void **state)
                   { 8, WEIGHT_Q8_0 }, { 2, WEIGHT_Q4_0 }, { 3, WEIGHT_Q4_1 } };
     struct digest seen[12];
     for (size_t i = 0; i < 12; i++) {
-        const struct plan p = { .matrix_type = types[i / 2].type, .tied = i % 2, .version = i % 3 ? 3 : 2, .alignment = i % 4 ? 0 : 64 };
+        const struct plan p = {
+            .matrix_type = types[i / 2].type, .tied = i % 2, .version = i % 3 ? 3 : 2, .alignment = i % 4 ? 0 : 64
+        };
         struct model *m = NULL;
         struct error err = { 0 };
         struct model_tensor t;
@@ -130,7 +132,8 @@ static void test_permutation(void **state)
                 uint32_t at = old;
                 if (kind != MODEL_ATTN_V)
                     at = old < W_HD / 2 ? 2 * old : 2 * (old - W_HD / 2) + 1;
-                assert_ptr_equal(model_tensor_row(&t, head * W_HD + old, NULL), stored + (head * W_HD + at) * t.row_bytes);
+                assert_ptr_equal(model_tensor_row(&t, head * W_HD + old, NULL),
+                                 stored + (head * W_HD + at) * t.row_bytes);
             }
     }
     model_close(m);
@@ -183,8 +186,11 @@ EXTRA(adapter, key_text(k, "general.type", "adapter"))
 EXTRA(layout, key_text(k, "llama.tensor_data_layout", "spiral"))
 EXTRA(huge_array, key_array(k, "general.odd", GGUF_U64, UINT64_MAX / 4))
 EXTRA(huge_strings, key_array(k, "general.odd", GGUF_STRING, 1 << 30))
-EXTRA(nested, for (int i = 0; i < 6; i++) if (i == 0) key_array(k, "general.odd", GGUF_ARRAY, 1);
-      else { put_u32(&k->b, GGUF_ARRAY); put_u64(&k->b, 1); })
+EXTRA(
+    nested, for (int i = 0; i < 6; i++) if (i == 0) key_array(k, "general.odd", GGUF_ARRAY, 1); else {
+        put_u32(&k->b, GGUF_ARRAY);
+        put_u64(&k->b, 1);
+    })
 EXTRA(alignment_3, key_u32(k, "general.alignment", 48))
 EXTRA(alignment_0, key_u32(k, "general.alignment", 0))
 EXTRA(wrong_type, key_text(k, "llama.rope.freq_base", "many"))
@@ -192,8 +198,9 @@ EXTRA(negative, key(k, "llama.vocab_size", GGUF_I32); put_u32(&k->b, (uint32_t)-
 EXTRA(harmless, key_u32(k, "llama.attention.sliding_window", 0); key_u32(k, "llama.expert_count", 0);
       key_text(k, "llama.rope.scaling.type", "none"); key_f32(k, "llama.rope.scaling.factor", 8);
       key_bool(k, "llama.attention.causal", 1); key_u32(k, "llama.rope.dimension_count", W_HD);
-      key_u32(k, "llama.attention.key_length", W_HD); key_text(k, "general.name", "x"); key_f32(k, "tokenizer.other", 1);
-      key_bool(k, "tokenizer.ggml.add_bos_token", 1); key(k, "llama.vocab_size", GGUF_U64); put_u64(&k->b, W_VOCAB))
+      key_u32(k, "llama.attention.key_length", W_HD); key_text(k, "general.name", "x");
+      key_f32(k, "tokenizer.other", 1); key_bool(k, "tokenizer.ggml.add_bos_token", 1);
+      key(k, "llama.vocab_size", GGUF_U64); put_u64(&k->b, W_VOCAB))
 
 static void test_refusals(void **state)
 {
@@ -238,9 +245,17 @@ static void test_refusals(void **state)
         refused(&(struct plan){ .extra = keys[i].extra }, keys[i].st, keys[i].named);
 
     static const char *const needed[] = {
-        "general.architecture", "llama.block_count", "llama.context_length", "llama.embedding_length", "llama.feed_forward_length",
-        "llama.attention.head_count", "llama.attention.layer_norm_rms_epsilon", "tokenizer.ggml.model", "tokenizer.ggml.pre",
-        "tokenizer.ggml.tokens", "tokenizer.ggml.merges",
+        "general.architecture",
+        "llama.block_count",
+        "llama.context_length",
+        "llama.embedding_length",
+        "llama.feed_forward_length",
+        "llama.attention.head_count",
+        "llama.attention.layer_norm_rms_epsilon",
+        "tokenizer.ggml.model",
+        "tokenizer.ggml.pre",
+        "tokenizer.ggml.tokens",
+        "tokenizer.ggml.merges",
     };
     for (size_t i = 0; i < sizeof needed / sizeof *needed; i++)
         refused(&(struct plan){ .skip_key = needed[i] }, ST_CORRUPT, needed[i]);
@@ -260,10 +275,12 @@ static void test_refusals(void **state)
     refused(&(struct plan){ .extra_tensor = "blk.01.attn_norm.weight" }, ST_UNSUPPORTED, "blk.01");
     refused(&(struct plan){ .extra_tensor = "blk.99999999999999999999.attn_norm.weight" }, ST_UNSUPPORTED, "blk.999");
     refused(&(struct plan){ .extra_tensor = "odd", .twice = true }, ST_CORRUPT, "odd is there twice");
-    refused(&(struct plan){ .extra_tensor = "output_norm.weight", .skip_tensor = NULL }, ST_CORRUPT, "output_norm.weight is there twice");
+    refused(&(struct plan){ .extra_tensor = "output_norm.weight", .skip_tensor = NULL }, ST_CORRUPT,
+            "output_norm.weight is there twice");
     refused(&(struct plan){ .skip_tensor = "blk.1.ffn_up.weight" }, ST_CORRUPT, "ffn_up of layer 1 is missing");
     refused(&(struct plan){ .skip_tensor = "token_embd.weight" }, ST_CORRUPT, "embedding is missing");
-    refused(&(struct plan){ .extra_tensor = "a-tensor-name-that-is-far-too-long-for-the-format-to-hold-in-64-bytes" }, ST_CORRUPT, "bytes");
+    refused(&(struct plan){ .extra_tensor = "a-tensor-name-that-is-far-too-long-for-the-format-to-hold-in-64-bytes" },
+            ST_CORRUPT, "bytes");
 
     struct model *m = NULL;
     struct error err = { 0 };
@@ -400,8 +417,8 @@ static void test_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_valid),     cmocka_unit_test(test_permutation), cmocka_unit_test(test_rope_freqs),
-        cmocka_unit_test(test_refusals),  cmocka_unit_test(test_truncated),   cmocka_unit_test(test_flipped),
+        cmocka_unit_test(test_valid),    cmocka_unit_test(test_permutation), cmocka_unit_test(test_rope_freqs),
+        cmocka_unit_test(test_refusals), cmocka_unit_test(test_truncated),   cmocka_unit_test(test_flipped),
         cmocka_unit_test(test_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -17,9 +17,10 @@
 #include "model/safetensors.h"
 
 #define CONFIG_HEAD                                                                                                    \
-    "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"hidden_size\":32,\"intermediate_size\":48,"    \
-    "\"num_hidden_layers\":2,\"num_attention_heads\":2,\"num_key_value_heads\":1,\"vocab_size\":8,"                      \
-    "\"max_position_embeddings\":256,\"rms_norm_eps\":1e-05,\"hidden_act\":\"silu\",\"bos_token_id\":0,\"eos_token_id\":7"
+    "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\",\"hidden_size\":32,\"intermediate_size\":48,"  \
+    "\"num_hidden_layers\":2,\"num_attention_heads\":2,\"num_key_value_heads\":1,\"vocab_size\":8,"                    \
+    "\"max_position_embeddings\":256,\"rms_norm_eps\":1e-05,\"hidden_act\":\"silu\",\"bos_token_id\":0,\"eos_token_"   \
+    "id\":7"
 
 static void config_refused(const char *tail, enum status want, const char *named)
 {
@@ -29,7 +30,8 @@ static void config_refused(const char *tail, enum status want, const char *named
     snprintf(text, sizeof text, "%s%s}", CONFIG_HEAD, tail);
     const enum status st = hf_config_parse(text, strlen(text), "config.json", &c, &err);
     if (st != want || (named && !strstr(err.text, named)))
-        fail_msg("%s: wanted %s naming %s, got %s: %s", tail, status_text(want), named ? named : "", status_text(st), err.text);
+        fail_msg("%s: wanted %s naming %s, got %s: %s", tail, status_text(want), named ? named : "", status_text(st),
+                 err.text);
 }
 
 static void test_config(void **state)
@@ -37,9 +39,10 @@ static void test_config(void **state)
     (void)state;
     struct model_config c = { 0 };
     struct error err = { 0 };
-    const char text[] = CONFIG_HEAD ",\"tie_word_embeddings\":true,\"rope_theta\":500000.0,\"head_dim\":64,\"rope_scaling\":{"
-                                    "\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,"
-                                    "\"original_max_position_embeddings\":8192}}";
+    const char text[] =
+        CONFIG_HEAD ",\"tie_word_embeddings\":true,\"rope_theta\":500000.0,\"head_dim\":64,\"rope_scaling\":{"
+                    "\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,"
+                    "\"original_max_position_embeddings\":8192}}";
     if (hf_config_parse(text, sizeof text - 1, "config.json", &c, &err))
         fail_msg("%s", err.text);
     assert_int_equal(c.n_layers, 2);
@@ -79,9 +82,13 @@ static void test_config_refusals(void **state)
         const char *named;
     } cases[] = {
         { "", ST_OK, NULL },
-        { ",\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":10000.0},\"dtype\":\"bfloat16\"", ST_OK, NULL },
-        { ",\"attention_bias\":false,\"mlp_bias\":false,\"pretraining_tp\":1,\"sliding_window\":null,\"use_cache\":true", ST_OK, NULL },
-        { ",\"partial_rotary_factor\":1.0,\"rope_interleaved\":false,\"is_llama_config\":true,\"new_thing\":null", ST_OK, NULL },
+        { ",\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":10000.0},\"dtype\":\"bfloat16\"", ST_OK,
+          NULL },
+        { ",\"attention_bias\":false,\"mlp_bias\":false,\"pretraining_tp\":1,\"sliding_window\":null,\"use_cache\":"
+          "true",
+          ST_OK, NULL },
+        { ",\"partial_rotary_factor\":1.0,\"rope_interleaved\":false,\"is_llama_config\":true,\"new_thing\":null",
+          ST_OK, NULL },
         { ",\"layer_types\":[\"full_attention\",\"full_attention\"],\"quantization_config\":null", ST_OK, NULL },
         { ",\"attention_bias\":true", ST_UNSUPPORTED, "attention_bias" },
         { ",\"mlp_bias\":true", ST_UNSUPPORTED, "mlp_bias" },
@@ -100,7 +107,8 @@ static void test_config_refusals(void **state)
         { ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":2.0}", ST_CORRUPT, "rope_scaling.low_freq_factor" },
         { ",\"rope_scaling\":{\"rope_type\":\"default\",\"mystery\":2.0}", ST_UNSUPPORTED, "rope_scaling.mystery" },
         { ",\"rope_scaling\":7", ST_CORRUPT, "rope_scaling" },
-        { ",\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"default\"}}", ST_UNSUPPORTED, "rope_parameters.full_attention" },
+        { ",\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"default\"}}", ST_UNSUPPORTED,
+          "rope_parameters.full_attention" },
         { ",\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.5}", ST_UNSUPPORTED,
           "rope_parameters.partial_rotary_factor" },
         { ",\"rope_parameters\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,\"high_freq_factor\":4,"
@@ -151,12 +159,16 @@ static void test_config_refusals(void **state)
     }
 }
 
-#define TOKENIZER_HEAD "{\"added_tokens\":[{\"id\":0,\"content\":\"<|bos|>\",\"special\":true},{\"id\":6,\"content\":\"<tool>\",\"special\":false}]"
+#define TOKENIZER_HEAD                                                                                                 \
+    "{\"added_tokens\":[{\"id\":0,\"content\":\"<|bos|>\",\"special\":true},{\"id\":6,\"content\":\"<tool>\","         \
+    "\"special\":false}]"
 #define TOKENIZER_MODEL                                                                                                \
-    "\"model\":{\"type\":\"BPE\",\"ignore_merges\":true,\"vocab\":{\"a\":1,\"b\":2,\"ab\":3,\"\xC4\xA0\":4,\"<|bos|>\":0},"
+    "\"model\":{\"type\":\"BPE\",\"ignore_merges\":true,\"vocab\":{\"a\":1,\"b\":2,\"ab\":3,\"\xC4\xA0\":4,\"<|bos|>"  \
+    "\":0},"
 #define BOS_PROCESSOR                                                                                                  \
-    "\"post_processor\":{\"type\":\"Sequence\",\"processors\":[{\"type\":\"ByteLevel\"},{\"type\":\"TemplateProcessing\","  \
-    "\"single\":[{\"SpecialToken\":{\"id\":\"<|bos|>\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],"       \
+    "\"post_processor\":{\"type\":\"Sequence\",\"processors\":[{\"type\":\"ByteLevel\"},{\"type\":"                    \
+    "\"TemplateProcessing\","                                                                                          \
+    "\"single\":[{\"SpecialToken\":{\"id\":\"<|bos|>\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],"  \
     "\"special_tokens\":{\"<|bos|>\":{\"id\":\"<|bos|>\",\"ids\":[0],\"tokens\":[\"<|bos|>\"]}}}]}"
 
 static enum status parse_tokenizer(const char *text, struct model **m_out, struct error *err)
@@ -209,20 +221,26 @@ static void test_tokenizer(void **state)
         { "{\"model\":{\"type\":\"WordPiece\",\"vocab\":{}}}", ST_UNSUPPORTED, "WordPiece" },
         { "{\"model\":{\"type\":\"BPE\",\"byte_fallback\":true,\"vocab\":{}}}", ST_UNSUPPORTED, "byte_fallback" },
         { "{\"model\":{\"type\":\"BPE\",\"dropout\":0.1,\"vocab\":{}}}", ST_UNSUPPORTED, "dropout" },
-        { "{\"model\":{\"type\":\"BPE\",\"end_of_word_suffix\":\"</w>\",\"vocab\":{}}}", ST_UNSUPPORTED, "end_of_word_suffix" },
+        { "{\"model\":{\"type\":\"BPE\",\"end_of_word_suffix\":\"</w>\",\"vocab\":{}}}", ST_UNSUPPORTED,
+          "end_of_word_suffix" },
         { "{\"model\":{\"type\":\"BPE\",\"vocab\":{}}}", ST_CORRUPT, "model.merges" },
         { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":8},\"merges\":[]}}", ST_CORRUPT, "token a: id 8" },
         { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":-1},\"merges\":[]}}", ST_CORRUPT, "token a: id -1" },
-        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":1,\"b\":1},\"merges\":[]}}", ST_CORRUPT, "id 1 is given to two" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":1,\"b\":1},\"merges\":[]}}", ST_CORRUPT,
+          "id 1 is given to two" },
         { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":\"1\"},\"merges\":[]}}", ST_CORRUPT, "id of a" },
         { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":1},\"merges\":[\"ab\"]}}", ST_CORRUPT, "merges[0]" },
         { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":1},\"merges\":[\"a b\",[\"a\"]]}}", ST_CORRUPT, "merges[1]" },
-        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":1},\"merges\":[]},\"added_tokens\":[{\"id\":1,\"content\":\"b\"}]}", ST_CORRUPT,
-          "id 1 is given to two" },
-        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":1},\"merges\":[]},\"added_tokens\":[7]}", ST_CORRUPT, "added_tokens[0]" },
-        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":1},\"merges\":[]},\"post_processor\":{\"type\":\"BertProcessing\"}}",
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":1},\"merges\":[]},\"added_tokens\":[{\"id\":1,\"content\":"
+          "\"b\"}]}",
+          ST_CORRUPT, "id 1 is given to two" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":1},\"merges\":[]},\"added_tokens\":[7]}", ST_CORRUPT,
+          "added_tokens[0]" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":1},\"merges\":[]},\"post_processor\":{\"type\":"
+          "\"BertProcessing\"}}",
           ST_UNSUPPORTED, "BertProcessing" },
-        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":1},\"merges\":[]},\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":"
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":1},\"merges\":[]},\"post_processor\":{\"type\":"
+          "\"TemplateProcessing\",\"single\":"
           "[{\"Sequence\":{}},{\"SpecialToken\":{\"id\":\"x\"}}]}}",
           ST_UNSUPPORTED, "post_processor.single" },
         { "[1]", ST_CORRUPT, "not an object" },
@@ -247,7 +265,8 @@ static void test_chat_template(void **state)
         enum status st;
     } cases[] = {
         { "{\"chat_template\":\"hello\"}", "hello", ST_OK },
-        { "{\"chat_template\":[{\"name\":\"tool_use\",\"template\":\"x\"},{\"name\":\"default\",\"template\":\"y\"}]}", "y", ST_OK },
+        { "{\"chat_template\":[{\"name\":\"tool_use\",\"template\":\"x\"},{\"name\":\"default\",\"template\":\"y\"}]}",
+          "y", ST_OK },
         { "{\"chat_template\":null}", NULL, ST_OK },
         { "{}", NULL, ST_OK },
         { "{\"chat_template\":3}", NULL, ST_CORRUPT },
@@ -286,29 +305,37 @@ static void test_safetensors(void **state)
         const char *named;
     } cases[] = {
         { "{}", 0, ST_OK, "" },
-        { "{\"__metadata__\":{\"format\":\"pt\"},\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}   ", 8, ST_OK, "" },
-        { "{\"a\":{\"dtype\":\"BF16\",\"shape\":[],\"data_offsets\":[4,6]},\"b\":{\"dtype\":\"U8\",\"shape\":[2,2],\"data_offsets\":[0,4]}}", 6,
+        { "{\"__metadata__\":{\"format\":\"pt\"},\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}   ", 8,
           ST_OK, "" },
-        { "{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]},\"b\":{\"dtype\":\"F4\",\"shape\":[4],\"data_offsets\":[0,2]}}", 2,
-          ST_OK, "" },
+        { "{\"a\":{\"dtype\":\"BF16\",\"shape\":[],\"data_offsets\":[4,6]},\"b\":{\"dtype\":\"U8\",\"shape\":[2,2],"
+          "\"data_offsets\":[0,4]}}",
+          6, ST_OK, "" },
+        { "{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]},\"b\":{\"dtype\":\"F4\",\"shape\":[4],\"data_"
+          "offsets\":[0,2]}}",
+          2, ST_OK, "" },
         { "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 9, ST_CORRUPT, "9 bytes of data" },
         { "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 7, ST_CORRUPT, "tensor a" },
         { "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[1,9]}}", 9, ST_CORRUPT, "begin at 1" },
         { "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", 4, ST_CORRUPT, "span 4" },
         { "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]}}", 8, ST_CORRUPT, "ascending" },
         { "{\"a\":{\"dtype\":\"F32\",\"shape\":[-2],\"data_offsets\":[0,8]}}", 8, ST_CORRUPT, "dimension 0" },
-        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296,4294967296],\"data_offsets\":[0,8]}}", 8, ST_CORRUPT, "overflows" },
-        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904],\"data_offsets\":[0,0]}}", 0, ST_CORRUPT, "overflows" },
-        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,4]}}", 4, ST_CORRUPT, "dimensions" },
+        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296,4294967296],\"data_offsets\":[0,8]}}", 8,
+          ST_CORRUPT, "overflows" },
+        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904],\"data_offsets\":[0,0]}}", 0, ST_CORRUPT,
+          "overflows" },
+        { "{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,4]}}", 4, ST_CORRUPT,
+          "dimensions" },
         { "{\"a\":{\"dtype\":\"F33\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, ST_UNSUPPORTED, "F33" },
         { "{\"a\":{\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,2]}}", 2, ST_CORRUPT, "whole bytes" },
         { "{\"a\":{\"shape\":[2],\"data_offsets\":[0,8]}}", 8, ST_CORRUPT, "tensor a" },
         { "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8],\"x\":1}}", 8, ST_CORRUPT, "member" },
         { "{\"a\":7}", 0, ST_CORRUPT, "tensor a" },
-        { "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[1,3]}}", 3,
-          ST_CORRUPT, "tensor b" },
-        { "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[2,4]}}", 4,
-          ST_CORRUPT, "duplicate" },
+        { "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"U8\",\"shape\":[2],\"data_"
+          "offsets\":[1,3]}}",
+          3, ST_CORRUPT, "tensor b" },
+        { "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_"
+          "offsets\":[2,4]}}",
+          4, ST_CORRUPT, "duplicate" },
         { "{\"__metadata__\":{\"x\":3}}", 0, ST_CORRUPT, "__metadata__" },
         { "[]", 0, ST_CORRUPT, "begin with {" },
         { "{", 0, ST_CORRUPT, "line 1" },
@@ -369,7 +396,8 @@ static void write_text(const char *name, const char *text)
 
 /* Layers first .. last - 1 and, with ends, the tensors outside layers; the bytes are a function of the tensor's name. pad: spaces after
    the header, so that data may lie at odd addresses. dtype: of matrices. */
-static void write_weights(const char *name, int first, int last, bool ends, const char *dtype, int pad, const char *skip, const char *extra)
+static void write_weights(const char *name, int first, int last, bool ends, const char *dtype, int pad,
+                          const char *skip, const char *extra)
 {
     static const struct {
         const char *name;
@@ -387,13 +415,23 @@ static void write_weights(const char *name, int first, int last, bool ends, cons
             if (l >= first)
                 snprintf(tensor, sizeof tensor, "model.layers.%d.%s.weight", l, list[i].name);
             else
-                snprintf(tensor, sizeof tensor, "%s", i == 0 ? "model.embed_tokens.weight" : i == 1 ? "model.norm.weight" : i == 2 ? "lm_head.weight" : extra);
+                snprintf(tensor, sizeof tensor, "%s",
+                         i == 0   ? "model.embed_tokens.weight"
+                         : i == 1 ? "model.norm.weight"
+                         : i == 2 ? "lm_head.weight"
+                                  : extra);
             if (skip && strcmp(skip, tensor) == 0)
                 continue;
-            const size_t size = strcmp(dtype, "F32") == 0 ? 4 : 2, bytes = (size_t)(rows ? rows : 1) * (size_t)cols * size;
-            n += (size_t)snprintf(header + n, 65536 - n, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%.*s%s%d],\"data_offsets\":[%zu,%zu]}", n > 1 ? "," : "",
-                                  tensor, dtype, rows ? 8 : 0, rows == 48 ? "48" : rows == 32 ? "32" : rows == 16 ? "16" : "8", rows ? "," : "",
-                                  cols, at, at + bytes);
+            const size_t size = strcmp(dtype, "F32") == 0 ? 4 : 2,
+                         bytes = (size_t)(rows ? rows : 1) * (size_t)cols * size;
+            n += (size_t)snprintf(header + n, 65536 - n,
+                                  "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%.*s%s%d],\"data_offsets\":[%zu,%zu]}",
+                                  n > 1 ? "," : "", tensor, dtype, rows ? 8 : 0,
+                                  rows == 48   ? "48"
+                                  : rows == 32 ? "32"
+                                  : rows == 16 ? "16"
+                                               : "8",
+                                  rows ? "," : "", cols, at, at + bytes);
             struct digest d = digest_of(tensor, strlen(tensor));
             for (size_t k = 0; k < bytes; k++)
                 data[at + k] = (uint8_t)(mix64(k + d.byte[0] * 65536u + d.byte[1]) & 0x3F);
@@ -491,14 +529,18 @@ static void test_directory(void **state)
     write_weights("model-00002-of-00002.safetensors", 1, 2, false, "BF16", 1, NULL, NULL);
     char *index = malloc(16384);
     size_t n = (size_t)snprintf(index, 16384, "{\"metadata\":{\"total_size\":1},\"weight_map\":{");
-    static const char *const parts[] = { "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-                                         "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj" };
+    static const char *const parts[] = { "input_layernorm",  "self_attn.q_proj", "self_attn.k_proj",
+                                         "self_attn.v_proj", "self_attn.o_proj", "post_attention_layernorm",
+                                         "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj" };
     for (int l = 0; l < 2; l++)
         for (int i = 0; i < 9; i++)
-            n += (size_t)snprintf(index + n, 16384 - n, "\"model.layers.%d.%s.weight\":\"model-0000%d-of-00002.safetensors\",", l, parts[i], l + 1);
+            n += (size_t)snprintf(index + n, 16384 - n,
+                                  "\"model.layers.%d.%s.weight\":\"model-0000%d-of-00002.safetensors\",", l, parts[i],
+                                  l + 1);
     const size_t common = n;
-    static const char ends[] = "\"model.embed_tokens.weight\":\"model-00001-of-00002.safetensors\",\"model.norm.weight\":\"model-00001-of-"
-                               "00002.safetensors\",\"lm_head.weight\":\"model-00001-of-00002.safetensors\"";
+    static const char ends[] =
+        "\"model.embed_tokens.weight\":\"model-00001-of-00002.safetensors\",\"model.norm.weight\":\"model-00001-of-"
+        "00002.safetensors\",\"lm_head.weight\":\"model-00001-of-00002.safetensors\"";
     snprintf(index + n, 16384 - n, "%s}}", ends);
     write_text("model.safetensors.index.json", index);
     expect_rows(WEIGHT_BF16);
@@ -517,8 +559,13 @@ static void test_directory(void **state)
     /* a GGUF file beside them: which one is meant? */
     write_text("x.gguf", "GGUF");
     expect(ST_INVALID, "name the GGUF file");
-    static const char *const names[] = { "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "x.gguf",
-                                         "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+    static const char *const names[] = { "config.json",
+                                         "tokenizer.json",
+                                         "tokenizer_config.json",
+                                         "chat_template.jinja",
+                                         "x.gguf",
+                                         "model-00001-of-00002.safetensors",
+                                         "model-00002-of-00002.safetensors",
                                          "model.safetensors.index.json" };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         unlink(path_of(names[i]));

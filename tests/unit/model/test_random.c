@@ -78,7 +78,12 @@ static void test_rows(void **state)
         assert_int_equal(model_tensor(m, MODEL_FFN_UP, 1, &t), ST_OK);
         assert_int_equal(model_tensor(again, MODEL_FFN_UP, 1, &u), ST_OK);
         assert_null(t.data);
-        assert_int_equal(t.codec, c == 0 ? WEIGHT_F32 : c == 1 ? WEIGHT_F16 : c == 2 ? WEIGHT_BF16 : c == 3 ? WEIGHT_Q8_0 : c == 4 ? WEIGHT_Q4_0 : WEIGHT_Q4_1);
+        assert_int_equal(t.codec, c == 0   ? WEIGHT_F32
+                                  : c == 1 ? WEIGHT_F16
+                                  : c == 2 ? WEIGHT_BF16
+                                  : c == 3 ? WEIGHT_Q8_0
+                                  : c == 4 ? WEIGHT_Q4_0
+                                           : WEIGHT_Q4_1);
         uint8_t *one = aligned_alloc(64, 2048), *two = aligned_alloc(64, 2048);
         float row[320];
         double sum = 0, squares = 0;
@@ -202,7 +207,8 @@ static void test_half(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_shapes), cmocka_unit_test(test_rows), cmocka_unit_test(test_odd_columns),
-                                        cmocka_unit_test(test_refusals), cmocka_unit_test(test_half) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_shapes), cmocka_unit_test(test_rows),
+                                        cmocka_unit_test(test_odd_columns), cmocka_unit_test(test_refusals),
+                                        cmocka_unit_test(test_half) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
