@@ -8,7 +8,7 @@
 #include "common/log.h"
 #include "coordinator/sched/state.h"
 
-enum { LEAF_BLOCKS_MAX = 1024 };
+enum { LEAF_BLOCKS_MAX = 4096, TEMPERATURE_MAX = 1000000 }; /* as plans allow */
 
 enum status sched_new(const struct sched_config *config, const struct sched_ops *ops, void *ctx,
                       struct sched **sched_out)
@@ -107,6 +107,11 @@ static enum status want_check(struct sched *s, const struct sched_want *want, st
         if (want->forced[i] < 0)
             return error_set(err, ST_INVALID, "forced token %u is negative", i);
     }
+    const struct plan_sampling *sampling = &want->sampling;
+    if (!(sampling->temperature >= 0 && sampling->temperature <= TEMPERATURE_MAX))
+        return error_set(err, ST_INVALID, "temperature %g", (double)sampling->temperature);
+    if (!(sampling->top_p >= 0 && sampling->top_p <= 1) || (sampling->temperature > 0 && !(sampling->top_p > 0)))
+        return error_set(err, ST_INVALID, "top_p %g", (double)sampling->top_p);
     if ((uint64_t)want->n_tokens + want->max_tokens > s->config.positions_max)
         return error_set(err, ST_TOO_LARGE,
                          "the prompt's %u tokens and max_tokens %u are more than the %u positions served",

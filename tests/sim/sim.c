@@ -55,127 +55,33 @@ uint32_t sim_draw(struct sim *sim, uint32_t n)
     return n ? rng_below(&sim->rng, n) : 0;
 }
 
-/* ---- messages: one kind of allocation each, freed alike ---- */
+/* ---- messages ---- */
 
-static void *dup(const void *p, size_t bytes)
+/* Over the wire and back, so that all that decoding checks is checked. */
+void *sim_message_copy(struct sim *sim, const struct control_message *m)
 {
-    void *to = malloc(bytes ? bytes : 1);
-    if (bytes)
-        memcpy(to, p, bytes);
+    struct control_message *to;
+    struct error err = { 0 };
+    uint8_t *bytes;
+    size_t n;
+    if (control_encode(m, &bytes, &n) || control_decode(bytes, n, &to, &err))
+        sim_wrong(sim, "message of kind %d: %s", m->kind, err.text);
+    free(bytes);
     return to;
 }
 
-static struct plan *plan_copy(const struct plan *plan)
-{
-    struct plan *p = dup(plan, sizeof *p);
-    p->members = dup(plan->members, plan->n_members * sizeof *plan->members);
-    p->drops = dup(plan->drops, plan->n_drops * sizeof *plan->drops);
-    p->forgets = dup(plan->forgets, plan->n_forgets * sizeof *plan->forgets);
-    struct plan_seq *seqs = dup(plan->seqs, plan->n_seqs * sizeof *seqs);
-    struct plan_run *runs = dup(plan->runs, plan->n_runs * sizeof *runs);
-    for (uint32_t i = 0; i < plan->n_seqs; i++) {
-        seqs[i].table = dup(seqs[i].table, seqs[i].n_table * sizeof *seqs[i].table);
-        seqs[i].readers = dup(seqs[i].readers, seqs[i].n_readers * sizeof *seqs[i].readers);
-    }
-    for (uint32_t i = 0; i < plan->n_runs; i++) {
-        runs[i].tokens = dup(runs[i].tokens, runs[i].n_rows * sizeof *runs[i].tokens);
-        if (runs[i].want & WANT_SCORE)
-            runs[i].targets = dup(runs[i].targets, runs[i].n_rows * sizeof *runs[i].targets);
-    }
-    p->seqs = seqs;
-    p->runs = runs;
-    return p;
-}
-
-static void plan_free(struct plan *p)
-{
-    for (uint32_t i = 0; i < p->n_seqs; i++) {
-        free((void *)p->seqs[i].table);
-        free((void *)p->seqs[i].readers);
-    }
-    for (uint32_t i = 0; i < p->n_runs; i++) {
-        free((void *)p->runs[i].tokens);
-        if (p->runs[i].want & WANT_SCORE)
-            free((void *)p->runs[i].targets);
-    }
-    free((void *)p->members);
-    free((void *)p->drops);
-    free((void *)p->forgets);
-    free((void *)p->seqs);
-    free((void *)p->runs);
-    free(p);
-}
-
-static struct result *result_copy(const struct result *result)
-{
-    struct result *r = dup(result, sizeof *r);
-    struct result_row *rows = dup(result->rows, result->n_rows * sizeof *rows);
-    for (uint32_t i = 0; i < r->n_rows; i++)
-        rows[i].logits = dup(rows[i].logits, rows[i].n_logits * sizeof(float));
-    r->rows = rows;
-    return r;
-}
-
-static void result_free(struct result *r)
-{
-    for (uint32_t i = 0; i < r->n_rows; i++)
-        free((void *)r->rows[i].logits);
-    free((void *)r->rows);
-    free(r);
-}
-
-void *sim_message_copy(const struct control_message *m)
-{
-    struct control_message *to = dup(m, sizeof *m);
-    if (m->kind == CONTROL_PLAN)
-        to->as.plan = plan_copy(m->as.plan);
-    if (m->kind == CONTROL_RESULT)
-        to->as.result = result_copy(m->as.result);
-    if (m->kind == CONTROL_ABORT)
-        to->as.abort.reason = dup(m->as.abort.reason, strlen(m->as.abort.reason) + 1);
-    return to;
-}
-
-void sim_message_free(void *message)
-{
-    struct control_message *m = message;
-    if (m->kind == CONTROL_PLAN)
-        plan_free(m->as.plan);
-    if (m->kind == CONTROL_RESULT)
-        result_free(m->as.result);
-    if (m->kind == CONTROL_ABORT)
-        free((void *)m->as.abort.reason);
-    free(m);
-}
-
-/* A plan must be what plan.h promises to workers. */
+/* What decoding does not know. */
 static void plan_check(struct sim *sim, const struct plan *p)
 {
-    uint32_t seq = UINT32_MAX, end = 0;
+    uint32_t n_rows = 0;
     for (uint32_t i = 0; i < p->n_runs; i++) {
         const struct plan_run *r = &p->runs[i];
-        if (!r->n_rows || r->seq >= p->n_seqs)
-            sim_wrong(sim, "plan %llu run %u: no rows, or no such sequence", (unsigned long long)p->number, i);
-        if (r->seq == seq && r->pos < end)
-            sim_wrong(sim, "plan %llu run %u: runs do not ascend", (unsigned long long)p->number, i);
+        n_rows += r->n_rows;
         if (r->n_top && !(r->want & (WANT_SAMPLE | WANT_SCORE)))
             sim_wrong(sim, "plan %llu run %u: alternatives of nothing", (unsigned long long)p->number, i);
-        seq = r->seq;
-        end = r->pos + r->n_rows;
-        for (uint32_t j = 1; j < r->n_rows; j++) {
-            if (r->tokens[j] < 0)
-                sim_wrong(sim, "plan %llu run %u: token %u is unknown", (unsigned long long)p->number, i, j);
-        }
     }
-    for (uint32_t i = 0; i < p->n_seqs; i++) {
-        if (p->seqs[i].fresh && (p->seqs[i].table_from || p->seqs[i].reader_from))
-            sim_wrong(sim, "plan %llu sequence %llu: fresh, and not from the start", (unsigned long long)p->number,
-                      (unsigned long long)p->seqs[i].id);
-    }
-    for (uint32_t i = 1; i < p->n_members; i++) {
-        if (p->members[i] <= p->members[i - 1])
-            sim_wrong(sim, "plan %llu: members do not ascend", (unsigned long long)p->number);
-    }
+    if (n_rows > sim->options.config.step_rows_max)
+        sim_wrong(sim, "plan %llu: %u rows", (unsigned long long)p->number, n_rows);
 }
 
 /* ---- events ---- */
@@ -266,7 +172,7 @@ static void run_event(struct sim *sim, const struct sim_event *e)
         break;
     case SIM_TO_COORDINATOR:
         to_coordinator(sim, e->worker, e->data);
-        sim_message_free(e->data);
+        free(e->data);
         sched_run(sim->s);
         break;
     case SIM_LOST:
@@ -292,7 +198,7 @@ static void op_send(void *ctx, uint16_t worker, const struct control_message *m)
     int64_t at = sim->now + sim_draw(sim, sim->options.delay_max_ms + 1);
     at = at < link->down ? link->down : at;
     link->down = at;
-    sim_post(sim, at, SIM_TO_WORKER, worker, sim_message_copy(m));
+    sim_post(sim, at, SIM_TO_WORKER, worker, sim_message_copy(sim, m));
 }
 
 static int64_t op_now(void *ctx)
@@ -326,10 +232,7 @@ void sim_free(struct sim *sim)
     sched_free(sim->s);
     while (sim->n_events) {
         const struct sim_event e = take_event(sim);
-        if (e.kind == SIM_TO_WORKER || e.kind == SIM_TO_COORDINATOR)
-            sim_message_free(e.data);
-        else
-            free(e.data);
+        free(e.data);
     }
     for (uint32_t i = 0; i < 256; i++)
         sim_worker_free(sim->workers[i]);

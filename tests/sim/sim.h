@@ -100,8 +100,6 @@ int32_t sim_oracle(const int32_t *tokens, uint32_t n);
 
 enum sim_event_kind { SIM_TO_WORKER, SIM_TO_COORDINATOR, SIM_WAKE, SIM_COPY, SIM_LOST, SIM_RUN };
 
-struct sim_message; /* a control message, or a result, or a block on its way: owned */
-
 struct sim_event {
     int64_t at;
     uint64_t order;
@@ -128,9 +126,8 @@ struct sim_link {
     int64_t hung_until;
 };
 struct sim_link *sim_worker_link(struct sim_worker *w);
-/* Messages as the workers keep them. */
-void *sim_message_copy(const struct control_message *m);
-void sim_message_free(void *message);
+/* As it comes out of the wire; free(). */
+void *sim_message_copy(struct sim *sim, const struct control_message *m);
 uint64_t sim_hash(uint64_t before, int32_t token);
 int32_t sim_token(uint64_t hash);
 float sim_logprob(uint64_t hash, int32_t token);

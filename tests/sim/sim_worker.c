@@ -74,7 +74,7 @@ static void worker_clear(struct sim_worker *w)
         free(w->seqs[--w->n_seqs]);
     for (struct queued *q = w->queue, *next; q; q = next) {
         next = q->next;
-        sim_message_free(q->m);
+        free(q->m);
         free(q);
     }
     w->queue = NULL;
@@ -264,8 +264,6 @@ static void run_rows(struct sim *sim, const struct plan *plan, const struct plan
     if (k->readers[own_leaf] != run->home)
         sim_wrong(sim, "sequence %llu row %u: home is worker %u, reader of its own leaf worker %u",
                   (unsigned long long)k->id, run->pos, run->home, k->readers[own_leaf]);
-    if ((run->pos + run->n_rows - 1) / PLAN_BLOCK / plan->leaf_blocks != own_leaf)
-        sim_wrong(sim, "sequence %llu row %u: the run crosses a leaf border", (unsigned long long)k->id, run->pos);
     uint64_t hash = see(sim, plan, run, k, run->pos / PLAN_BLOCK);
     for (uint32_t i = 0; i < run->n_rows; i++) {
         const uint32_t pos = run->pos + i, offset = pos % PLAN_BLOCK;
@@ -309,8 +307,6 @@ static void step(struct sim *sim, const struct plan *plan)
     uint32_t n_rows = 0;
     for (uint32_t i = 0; i < plan->n_runs; i++)
         n_rows += plan->runs[i].n_rows;
-    if (n_rows > sim->options.config.step_rows_max)
-        sim_wrong(sim, "plan %llu: %u rows", (unsigned long long)plan->number, n_rows);
     for (uint32_t i = 0; i < plan->n_members; i++) {
         struct sim_worker *w = sim->workers[plan->members[i]];
         w->phase = STEPPING;
@@ -359,7 +355,7 @@ static void queue_pop(struct sim_worker *w)
     w->queue = q->next;
     if (!w->queue)
         w->queue_end = &w->queue;
-    sim_message_free(q->m);
+    free(q->m);
     free(q);
 }
 
@@ -400,7 +396,7 @@ static void give_up(struct sim *sim, struct sim_worker *w, const struct plan *pl
     sim->n_aborts++;
     abandon(sim, w);
     queue_pop(w);
-    sim_up(sim, w, sim_message_copy(&m));
+    sim_up(sim, w, sim_message_copy(sim, &m));
 }
 
 static void send_block(struct sim *sim, struct sim_worker *w, const struct control_copy *copy)
@@ -444,7 +440,7 @@ void sim_worker_copy(struct sim *sim, struct sim_worker *w, void *block)
             struct held *b = take(sim, w, p->block.handle, p->block.position);
             *b = p->block;
         }
-        sim_up(sim, w, sim_message_copy(&m));
+        sim_up(sim, w, sim_message_copy(sim, &m));
     }
     free(p);
 }
@@ -453,7 +449,7 @@ void sim_worker_receive(struct sim *sim, struct sim_worker *w, void *message)
 {
     struct control_message *m = message;
     if (m->kind == CONTROL_STOP || !w->link.alive) {
-        sim_message_free(m);
+        free(m);
         if (w->link.alive)
             sim_worker_die(sim, w);
         return;
@@ -471,7 +467,7 @@ void sim_worker_receive(struct sim *sim, struct sim_worker *w, void *message)
         *w->queue_end = q;
         w->queue_end = &q->next;
     } else {
-        sim_message_free(m);
+        free(m);
     }
     sim_worker_wake(sim, w);
 }
@@ -479,7 +475,7 @@ void sim_worker_receive(struct sim *sim, struct sim_worker *w, void *message)
 static void result_send(struct sim *sim, struct sim_worker *w)
 {
     struct control_message m = { .kind = CONTROL_RESULT, .as.result = w->result };
-    sim_up(sim, w, sim_message_copy(&m));
+    sim_up(sim, w, sim_message_copy(sim, &m));
     free(w->result);
     w->result = NULL;
     w->phase = IDLE;
