@@ -1,0 +1,420 @@
+/*
+ * The identity contract, with the real scheduler and real workers in one process: tokens and log-probabilities do not depend on the number of workers, on
+ * homes, owners, chunks, batches, prefix hits, or leaves that move meanwhile. Each life draws all of these from its seed and is compared with every request
+ * alone on one worker.
+ *
+ * ctest-labels: tsan
+ * Replay: sim_test_identity --seed N
+ */
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/rng.h"
+#include "coordinator/sched.h"
+#include "worker/worker.h"
+
+#define MODEL "random:layers=2,d=64,heads=4,kv=2,head_dim=32,ff=96,vocab=256,positions=2048,codec=bf16:2:5"
+
+enum { WORKERS_MAX = 4, REQUESTS = 16, PROMPT_MAX = 900, NEW_MAX = 40, POSITIONS = 1024 };
+
+#ifdef __SANITIZE_THREAD__
+enum { LIVES = 3 };
+#elif defined(__SANITIZE_ADDRESS__)
+enum { LIVES = 5 };
+#else
+enum { LIVES = 24 };
+#endif
+
+static uint64_t first_seed = 1, n_lives = LIVES;
+
+/* ---- a cluster in one process ---- */
+
+/* What workers said, until the scheduler's thread looks. */
+struct letter {
+    struct letter *next;
+    uint16_t worker;
+    struct control_message *message;
+};
+
+struct cluster {
+    struct sched *sched;
+    struct exchange_hub *hub;
+    struct voice {
+        struct cluster *cluster;
+        struct worker *worker;
+        uint16_t id;
+    } voice[WORKERS_MAX];
+    uint32_t n;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct letter *first, **last;
+    struct rng rng;
+    bool draws;
+};
+
+static struct control_message *copied(const struct control_message *m)
+{
+    uint8_t *bytes;
+    size_t n;
+    struct control_message *out;
+    struct error err = { 0 };
+    assert_int_equal(control_encode(m, &bytes, &n), ST_OK);
+    if (control_decode(bytes, n, &out, &err))
+        fail_msg("%s", err.text);
+    free(bytes);
+    return out;
+}
+
+static void post(struct voice *v, const struct control_message *m)
+{
+    struct cluster *c = v->cluster;
+    struct letter *letter = malloc(sizeof *letter);
+    *letter = (struct letter){ NULL, v->id, copied(m) };
+    pthread_mutex_lock(&c->lock);
+    *c->last = letter;
+    c->last = &letter->next;
+    pthread_cond_signal(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void on_result(void *ctx, const struct result *r)
+{
+    const struct control_message m = { .kind = CONTROL_RESULT, .as.result = (struct result *)(uintptr_t)r };
+    post(ctx, &m);
+}
+
+static void on_abort(void *ctx, const struct control_abort *a)
+{
+    const struct control_message m = { .kind = CONTROL_ABORT, .as.abort = *a };
+    post(ctx, &m);
+}
+
+static void on_copied(void *ctx, const struct control_copied *k)
+{
+    const struct control_message m = { .kind = CONTROL_COPIED, .as.copied = *k };
+    post(ctx, &m);
+}
+
+static void sched_send(void *ctx, uint16_t worker, const struct control_message *m)
+{
+    struct cluster *c = ctx;
+    assert_true(worker < c->n);
+    assert_int_equal(worker_post(c->voice[worker].worker, copied(m)), ST_OK);
+}
+
+static int64_t now_ms(void *ctx)
+{
+    (void)ctx;
+    return clock_ms();
+}
+
+static uint32_t choose(void *ctx, const char *what, uint32_t n)
+{
+    struct cluster *c = ctx;
+    (void)what;
+    return rng_below(&c->rng, n);
+}
+
+struct shape {
+    uint32_t n_workers, n_threads, rows_max, chunk, spread_min, plans_ahead;
+    bool sharing;
+    uint64_t seed; /* 0: policy chooses */
+};
+
+static struct cluster *cluster_new(const struct model *model, const struct shape *s)
+{
+    struct cluster *c = calloc(1, sizeof *c);
+    const struct sched_config config = {
+        .positions_max = POSITIONS,
+        .step_rows_max = s->rows_max,
+        .prefill_chunk_rows = s->chunk,
+        .sequences_max = REQUESTS,
+        .queue_max = REQUESTS,
+        .spread_min_tokens = s->spread_min,
+        .step_deadline_ms = 60000,
+        .plans_ahead = s->plans_ahead,
+        .prefix_sharing = s->sharing,
+    };
+    const struct sched_ops ops = { .send = sched_send, .now_ms = now_ms, .choose = s->seed ? choose : NULL };
+    struct error err = { 0 };
+    c->n = s->n_workers;
+    c->rng = (struct rng){ s->seed, 0 };
+    c->last = &c->first;
+    pthread_mutex_init(&c->lock, NULL);
+    pthread_cond_init(&c->changed, NULL);
+    c->hub = exchange_hub_new();
+    struct control_member members[WORKERS_MAX];
+    struct control_ready ready[WORKERS_MAX];
+    for (uint32_t i = 0; i < c->n; i++) {
+        c->voice[i] = (struct voice){ c, NULL, (uint16_t)i };
+        const struct worker_config w = {
+            .device = "cpu",
+            .n_threads = s->n_threads,
+            .step_rows_max = s->rows_max,
+            .positions_max = POSITIONS,
+            .n_blocks = 320,
+            .exchange_ops = &exchange_local,
+            .exchange = { .self = (uint16_t)i, .spin_us = 20, .stash_bytes_max = 64 << 20, .hub = c->hub },
+            .on_result = on_result,
+            .on_abort = on_abort,
+            .on_copied = on_copied,
+            .ctx = &c->voice[i],
+        };
+        if (worker_new(&w, model, &c->voice[i].worker, &err))
+            fail_msg("%s", err.text);
+        worker_ready(c->voice[i].worker, &ready[i]);
+        members[i] = (struct control_member){ (uint16_t)i, ready[i].address, ready[i].address_bytes };
+    }
+    const struct control_message m = { .kind = CONTROL_MEMBERS, .as.members = { c->n, members } };
+    assert_int_equal(sched_new(&config, &ops, c, &c->sched), ST_OK);
+    for (uint32_t i = 0; i < c->n; i++) {
+        sched_send(c, (uint16_t)i, &m);
+        assert_int_equal(sched_worker_ready(c->sched, (uint16_t)i, &ready[i], &err), ST_OK);
+    }
+    return c;
+}
+
+static void deliver(struct cluster *c, const struct letter *l)
+{
+    const struct control_message *m = l->message;
+    struct error err = { 0 };
+    enum status st = ST_OK;
+    if (m->kind == CONTROL_RESULT)
+        st = sched_result(c->sched, l->worker, m->as.result, &err);
+    else if (m->kind == CONTROL_COPIED)
+        st = sched_copied(c->sched, l->worker, &m->as.copied);
+    else
+        fail_msg("worker %u gave up: %s", l->worker, m->as.abort.reason);
+    if (st)
+        fail_msg("worker %u: %s", l->worker, err.text);
+}
+
+/* Runs the scheduler and hands it what workers say until *open is 0. */
+static void run(struct cluster *c, const uint32_t *open)
+{
+    while (*open) {
+        const int64_t ms = sched_run(c->sched);
+        pthread_mutex_lock(&c->lock);
+        if (!c->first && *open) {
+            struct timespec until;
+            clock_gettime(CLOCK_REALTIME, &until);
+            until.tv_nsec += (ms < 1 ? 1 : ms > 20 ? 20 : ms) * 1000000;
+            until.tv_sec += until.tv_nsec / 1000000000;
+            until.tv_nsec %= 1000000000;
+            pthread_cond_timedwait(&c->changed, &c->lock, &until);
+        }
+        struct letter *l = c->first;
+        c->first = NULL;
+        c->last = &c->first;
+        pthread_mutex_unlock(&c->lock);
+        while (l) {
+            struct letter *next = l->next;
+            deliver(c, l);
+            free(l->message);
+            free(l);
+            l = next;
+        }
+    }
+}
+
+static void cluster_free(struct cluster *c)
+{
+    sched_free(c->sched);
+    for (uint32_t i = 0; i < c->n; i++)
+        worker_free(c->voice[i].worker);
+    for (struct letter *l = c->first, *next; l; l = next) {
+        next = l->next;
+        free(l->message);
+        free(l);
+    }
+    exchange_hub_free(c->hub);
+    pthread_mutex_destroy(&c->lock);
+    pthread_cond_destroy(&c->changed);
+    free(c);
+}
+
+/* ---- requests ---- */
+
+struct request {
+    int32_t prompt[PROMPT_MAX];
+    uint32_t n_prompt, n_new;
+    struct plan_sampling sampling;
+    bool score;
+};
+
+struct outcome {
+    const struct request *request;
+    uint32_t *open;
+    int32_t token[NEW_MAX];
+    float logprob[NEW_MAX], scored[PROMPT_MAX];
+    uint32_t n, n_scored, cached, n_top_seen;
+    struct result_top top[NEW_MAX];
+};
+
+static void on_token(void *user, const struct result_row *row)
+{
+    struct outcome *o = user;
+    assert_true(o->n < o->request->n_new);
+    if (row->n_top)
+        o->top[o->n] = row->top[0];
+    o->token[o->n] = row->token;
+    o->logprob[o->n++] = row->logprob;
+}
+
+static void on_scored(void *user, uint32_t position, const struct result_row *row)
+{
+    struct outcome *o = user;
+    assert_int_equal(position, o->n_scored);
+    o->scored[o->n_scored++] = row->target_logprob;
+}
+
+static void on_done(void *user, const struct sched_done *done)
+{
+    struct outcome *o = user;
+    if (done->reason == FINISH_ERROR)
+        fail_msg("request failed: %s", done->message);
+    o->cached = done->cached_tokens;
+    (*o->open)--;
+}
+
+static const struct sched_events events = { .scored = on_scored, .token = on_token, .done = on_done };
+
+static void submit(struct cluster *c, const struct request *r, struct outcome *o, uint32_t *open)
+{
+    const struct sched_want want = {
+        .tokens = r->prompt,
+        .n_tokens = r->n_prompt,
+        .max_tokens = r->n_new,
+        .sampling = r->sampling,
+        .n_top = 3,
+        .score = r->score,
+        .label = "test",
+    };
+    struct sched_request *handle;
+    struct error err = { 0 };
+    *o = (struct outcome){ .request = r, .open = open };
+    (*open)++;
+    if (sched_submit(c->sched, &want, &events, o, &handle, &err))
+        fail_msg("%s", err.text);
+}
+
+/* Two families of prompts that share prefixes, and loners; greedy and sampled; some scored. */
+static void requests_make(struct request *all)
+{
+    for (uint32_t i = 0; i < REQUESTS; i++) {
+        struct rng rng = { 1000 + i, 0 };
+        struct request *r = &all[i];
+        const uint32_t family = i % 4, shared = family < 2 ? 150 + 300 * family : 0;
+        r->n_prompt = shared + 1 + rng_below(&rng, i % 5 ? 300 : PROMPT_MAX - shared - 1);
+        r->n_new = 1 + rng_below(&rng, NEW_MAX);
+        for (uint32_t p = 0; p < r->n_prompt; p++)
+            r->prompt[p] = (int32_t)(rng_at(p < shared ? family : 77 + i, p, 1) % 256);
+        r->sampling = (struct plan_sampling){ i % 2 ? 0 : 1, i % 3 ? 1 : 0.9f, i % 3 ? 0 : 40, i };
+        r->score = i % 4 == 3;
+    }
+}
+
+static void compare(const struct outcome *got, const struct outcome *want, uint32_t i, uint64_t seed)
+{
+    const size_t n = want->n, s = want->n_scored;
+    if (got->n != n || memcmp(got->token, want->token, n * sizeof *got->token) ||
+        memcmp(got->logprob, want->logprob, n * sizeof *got->logprob) || got->n_scored != s ||
+        memcmp(got->scored, want->scored, s * sizeof *got->scored) || memcmp(got->top, want->top, n * sizeof *got->top))
+        fail_msg("seed %llu: request %u differs (replay: --seed %llu)", (unsigned long long)seed, i,
+                 (unsigned long long)seed);
+}
+
+static struct request requests[REQUESTS];
+static struct outcome truth[REQUESTS];
+
+static void alone_on_one_worker(const struct model *model)
+{
+    const struct shape shape = {
+        .n_workers = 1, .n_threads = 1, .rows_max = 1024, .chunk = 64, .spread_min = 4096, .plans_ahead = 1
+    };
+    struct cluster *c = cluster_new(model, &shape);
+    for (uint32_t i = 0; i < REQUESTS; i++) {
+        uint32_t open = 0;
+        submit(c, &requests[i], &truth[i], &open);
+        run(c, &open);
+    }
+    cluster_free(c);
+}
+
+static uint64_t hits;
+
+static void life(const struct model *model, uint64_t seed)
+{
+    static struct outcome outcome[REQUESTS];
+    static const uint32_t chunks[] = { 1, 64, 100, 500, 1024 };
+    struct rng rng = { seed * 7919, 0 };
+    const struct shape shape = {
+        .n_workers = 1 + rng_below(&rng, WORKERS_MAX),
+        .n_threads = 1 + rng_below(&rng, 2),
+        .rows_max = rng_below(&rng, 2) ? 1024 : 200,
+        .chunk = chunks[rng_below(&rng, 5)],
+        .spread_min = rng_below(&rng, 3) ? 1 : 500,
+        .plans_ahead = 1 + rng_below(&rng, 2),
+        .sharing = rng_below(&rng, 4) != 0,
+        .seed = rng_below(&rng, 3) ? seed : 0,
+    };
+    struct cluster *c = cluster_new(model, &shape);
+    uint32_t order[REQUESTS], open = 0;
+    for (uint32_t i = 0; i < REQUESTS; i++)
+        order[i] = i;
+    for (uint32_t i = REQUESTS - 1; i > 0; i--) {
+        const uint32_t j = rng_below(&rng, i + 1), t = order[i];
+        order[i] = order[j];
+        order[j] = t;
+    }
+    /* a first half whose blocks the second may find; then all the rest at once */
+    for (uint32_t i = 0; i < REQUESTS; i++) {
+        submit(c, &requests[order[i]], &outcome[order[i]], &open);
+        if (i == REQUESTS / 2)
+            run(c, &open);
+    }
+    run(c, &open);
+    for (uint32_t i = 0; i < REQUESTS; i++) {
+        compare(&outcome[i], &truth[i], i, seed);
+        hits += outcome[i].cached;
+    }
+    cluster_free(c);
+}
+
+static void bits_do_not_depend_on_the_cluster(void **state)
+{
+    (void)state;
+    struct model *model;
+    struct error err = { 0 };
+    log_set_level(LOG_LEVEL_ERROR);
+    if (model_open(MODEL, &model, &err))
+        fail_msg("%s", err.text);
+    requests_make(requests);
+    alone_on_one_worker(model);
+    for (uint64_t seed = first_seed; seed < first_seed + n_lives; seed++)
+        life(model, seed);
+    print_message("%llu lives of %d requests, %llu tokens from prefix hits\n", (unsigned long long)n_lives, REQUESTS,
+                  (unsigned long long)hits);
+    assert_true(n_lives < 3 || hits > 0);
+    model_close(model);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc >= 3 && !strcmp(argv[1], "--seed")) {
+        first_seed = strtoull(argv[2], NULL, 10);
+        n_lives = argc == 5 && !strcmp(argv[3], "--lives") ? strtoull(argv[4], NULL, 10) : 1;
+    }
+    const struct CMUnitTest tests[] = { cmocka_unit_test(bits_do_not_depend_on_the_cluster) };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
