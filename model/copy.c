@@ -15,9 +15,9 @@
  * Layer 2. Head h looks h + 1 positions back. Eight of the 32 rotation pairs turn, 24 do not. In those eight the key is the constant
  * (A, 0) and the query (B cos wd, -B sin wd), so after RoPE their product at distance x is A B cos(w (x - d)): the score is
  * S k(x - d), k(x) the mean of cos(w x) over the eight frequencies, S = 8 A B r^2 / sqrt(64) = 780. The frequencies were searched for:
- * k is at most 0.918 for every x from 1 to 131,080 and 0.939 to 4,194,312, which leaves a margin of 64 (47) nats, the same order
- * above ln(positions) as the full precision gives; rounding q and k to bf16 moves a score by at most 2^-8 S = 3. (Before position d
- * there is no such byte; the head then writes some mixture of the bytes that there are.)
+ * k is at most 0.918 for every x from 1 to 131,080 and 0.939 to 4,194,312, which leaves a margin of 64 (47) nats, where
+ * ln(positions) is 12 (15); rounding q and k to bf16 moves a score by at most 2^-8 S = 3. (Before position d there is no such byte; the
+ * head then writes some mixture of the bytes that there are.)
  *
  * Layer 3. Query: this byte and the seven before it. Key: the eight bytes before a position. Both lie in the 24 pairs that do not turn, six
  * dimensions a byte, so distance does not matter. Two different key codes have inner products of at most 3 (against 4), so each byte

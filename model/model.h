@@ -77,9 +77,10 @@ struct model_tensor {
 };
 
 /*
- * spec: a GGUF file, a directory with GGUF or Hugging Face files, "constructed:copy", or "random:SHAPE[:LAYERS[:SEED]]" (SHAPE: a name such
- * as llama-3.1-8b, smollm2-135m, or key=value pairs joined by commas). Refuses by name what it cannot compute exactly. Errors: ST_NOT_FOUND,
- * ST_CORRUPT (malformed), ST_UNSUPPORTED, ST_IO.
+ * spec: a GGUF file (of a split set: the first), a directory with one of these or with Hugging Face files, "constructed:copy[:POSITIONS]",
+ * or "random:SHAPE[:LAYERS[:SEED]]" (SHAPE: llama-3.1-8b, llama-3.2-1b, smollm2-135m or tiny, and key=value pairs, all joined by commas:
+ * layers, d, heads, kv, head_dim, ff, vocab, positions, theta, tied, codec). Refuses by name what it cannot compute exactly. Errors:
+ * ST_NOT_FOUND, ST_INVALID (a wrong or ambiguous spec), ST_CORRUPT (malformed), ST_UNSUPPORTED, ST_TOO_LARGE, ST_NO_MEMORY, ST_IO.
  */
 enum status model_open(const char *spec, struct model **model_out, struct error *err);
 void model_close(struct model *m);
