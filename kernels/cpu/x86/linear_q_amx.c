@@ -188,54 +188,126 @@ INLINE void few_rows(const struct linear_args *a, enum weight_codec codec, bool 
 
 /* ---- more rows ---- */
 
-/* One row tile by one group over a chunk's blocks, whose B tiles have been expanded: 16 rows of sums stay in registers. */
-INLINE void chunk_tile(const struct amx_chunk *c, enum weight_codec codec, uint32_t row_tile, uint32_t group,
-                       const uint8_t *w)
+enum { HELD = 4 }; /* blocks whose B tiles stay in the tile registers while all row tiles pass */
+
+/* Products of two row tiles: one is being made while the other is added up. */
+struct products {
+    float c[2][HELD][AMX_ROWS * LINEAR_GROUP];
+} __attribute__((aligned(64)));
+
+struct held {
+    __m512 d[HELD], m[HELD];
+    const float *sums; /* [n_row_tiles][n_blocks][16], of the first block held */
+    size_t sums_stride;
+};
+
+/* acc += the scaled products of rows r0 .. r0+3 of a row tile, block by block. */
+INLINE void add_products(enum weight_codec codec, const struct held *h, float (*c)[AMX_ROWS * LINEAR_GROUP],
+                         const float *sums, float *acc, bool fresh, const int r0, const int n)
 {
-    const size_t n_blocks = c->block_end - c->block_begin;
-    const uint8_t *x = c->x_tiles + row_tile * n_blocks * AMX_TILE, *b = c->expand;
-    float *partial = c->partial + ((size_t)(group - c->group_begin) * c->n_row_tiles + row_tile) * (AMX_TILE / 4);
-    float product[4][AMX_ROWS * LINEAR_GROUP] __attribute__((aligned(64)));
-    __m512 acc[AMX_ROWS];
-#pragma GCC unroll 16
-    for (int r = 0; r < AMX_ROWS; r++)
-        acc[r] = c->first ? _mm512_setzero_ps() : _mm512_load_ps(partial + r * LINEAR_GROUP);
-    for (size_t i = 0; i < n_blocks; i++, x += AMX_TILE, b += AMX_TILE) {
-        float *const to = product[i % 4];
-        _tile_zero(0);
-        _tile_loadd(2, x, 64);
-        _tile_loadd(6, b, 64);
-        _tile_dpbf16ps(0, 2, 6);
-        _tile_stored(0, to, 64);
-        const __m512 d = load_d(codec, w, c->block_begin + i);
-#pragma GCC unroll 16
-        for (int r = 0; r < AMX_ROWS; r++)
-            acc[r] = _mm512_fmadd_ps(d, _mm512_load_ps(to + r * LINEAR_GROUP), acc[r]);
-        if (codec == WEIGHT_Q4_1) {
-            const __m512 m = load_m(codec, w, c->block_begin + i);
-            const float *sums =
-                c->sums + ((size_t)row_tile * linear_n_blocks(c->args->shape) + c->block_begin + i) * AMX_ROWS;
-#pragma GCC unroll 16
-            for (int r = 0; r < AMX_ROWS; r++)
-                acc[r] = _mm512_fmadd_ps(m, _mm512_set1_ps(sums[r]), acc[r]);
+#pragma GCC unroll 4
+    for (int r = r0; r < r0 + 4; r++) {
+        __m512 v = fresh ? _mm512_setzero_ps() : _mm512_load_ps(acc + r * LINEAR_GROUP);
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++) {
+            v = _mm512_fmadd_ps(h->d[i], _mm512_load_ps(c[i] + r * LINEAR_GROUP), v);
+            if (codec == WEIGHT_Q4_1)
+                v = _mm512_fmadd_ps(h->m[i], _mm512_set1_ps(sums[i * AMX_ROWS + r]), v);
         }
+        _mm512_store_ps(acc + r * LINEAR_GROUP, v);
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < AMX_ROWS; r++)
-        _mm512_store_ps(partial + r * LINEAR_GROUP, acc[r]);
-    if (c->last)
-        amx_finish(c, row_tile, group, partial);
+}
+
+/*
+ * n (1..4) blocks from `first` of the chunk, all row tiles, by one group: C in tiles 0 and 1, A in 2 and 3, B in 4..7. The products of the
+ * row tile before are added between this one's tile operations, which hides both.
+ */
+INLINE void chunk_blocks(const struct amx_chunk *c, enum weight_codec codec, const uint8_t *w, size_t first, float *acc,
+                         struct products *p, const int n)
+{
+    const size_t n_blocks = c->block_end - c->block_begin, b0 = c->block_begin + first;
+    const bool fresh = c->first && first == 0;
+    const uint8_t *b = c->expand + first * AMX_TILE, *x = c->x_tiles + first * AMX_TILE;
+    struct held h = { .sums_stride = linear_n_blocks(c->args->shape) * AMX_ROWS };
+    h.sums = codec == WEIGHT_Q4_1 ? c->sums + b0 * AMX_ROWS : NULL;
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) {
+        h.d[i] = load_d(codec, w, b0 + (size_t)i);
+        h.m[i] = codec == WEIGHT_Q4_1 ? load_m(codec, w, b0 + (size_t)i) : _mm512_setzero_ps();
+    }
+    _tile_loadd(4, b, 64);
+    if (n > 1)
+        _tile_loadd(5, b + AMX_TILE, 64);
+    if (n > 2)
+        _tile_loadd(6, b + 2 * AMX_TILE, 64);
+    if (n > 3)
+        _tile_loadd(7, b + 3 * AMX_TILE, 64);
+    for (uint32_t t = 0; t <= c->n_row_tiles; t++, x += n_blocks * AMX_TILE) {
+        float(*to)[AMX_ROWS * LINEAR_GROUP] = p->c[t % 2], (*from)[AMX_ROWS * LINEAR_GROUP] = p->c[(t + 1) % 2];
+        const float *sums = codec == WEIGHT_Q4_1 && t ? h.sums + (t - 1) * h.sums_stride : NULL;
+        float *sum_to = t ? acc + (size_t)(t - 1) * (AMX_TILE / 4) : NULL;
+        const bool more = t < c->n_row_tiles;
+        if (more) {
+            _tile_zero(0);
+            _tile_loadd(2, x, 64);
+            _tile_dpbf16ps(0, 2, 4);
+        }
+        if (t)
+            add_products(codec, &h, from, sums, sum_to, fresh, 0, n);
+        if (more && n > 1) {
+            _tile_zero(1);
+            _tile_loadd(3, x + AMX_TILE, 64);
+            _tile_dpbf16ps(1, 3, 5);
+        }
+        if (t)
+            add_products(codec, &h, from, sums, sum_to, fresh, 4, n);
+        if (more) {
+            _tile_stored(0, to[0], 64);
+            if (n > 2) {
+                _tile_zero(0);
+                _tile_loadd(2, x + 2 * AMX_TILE, 64);
+                _tile_dpbf16ps(0, 2, 6);
+            }
+        }
+        if (t)
+            add_products(codec, &h, from, sums, sum_to, fresh, 8, n);
+        if (more && n > 1) {
+            _tile_stored(1, to[1], 64);
+            if (n > 3) {
+                _tile_zero(1);
+                _tile_loadd(3, x + 3 * AMX_TILE, 64);
+                _tile_dpbf16ps(1, 3, 7);
+            }
+        }
+        if (t)
+            add_products(codec, &h, from, sums, sum_to, fresh, 12, n);
+        if (more && n > 2)
+            _tile_stored(0, to[2], 64);
+        if (more && n > 3)
+            _tile_stored(1, to[3], 64);
+    }
 }
 
 INLINE void run_chunk(const struct amx_chunk *c, enum weight_codec codec)
 {
-    const size_t stride = linear_group_bytes(c->args->shape);
+    const size_t stride = linear_group_bytes(c->args->shape), n_blocks = c->block_end - c->block_begin;
+    struct products p;
     for (uint32_t g = c->group_begin; g < c->group_end; g++) {
         const uint8_t *w = (const uint8_t *)c->args->packed + (size_t)g * stride;
-        for (size_t b = c->block_begin; b < c->block_end; b++)
-            expand(codec, linear_codes(codec, w, b), c->expand + (b - c->block_begin) * AMX_TILE);
-        for (uint32_t t = 0; t < c->n_row_tiles; t++)
-            chunk_tile(c, codec, t, g, w);
+        float *acc = c->partial + (size_t)(g - c->group_begin) * c->n_row_tiles * (AMX_TILE / 4);
+        for (size_t i = 0; i < n_blocks; i++)
+            expand(codec, linear_codes(codec, w, c->block_begin + i), c->expand + i * AMX_TILE);
+        size_t i = 0;
+        for (; i + HELD <= n_blocks; i += HELD)
+            chunk_blocks(c, codec, w, i, acc, &p, HELD);
+        if (n_blocks - i == 3)
+            chunk_blocks(c, codec, w, i, acc, &p, 3);
+        else if (n_blocks - i == 2)
+            chunk_blocks(c, codec, w, i, acc, &p, 2);
+        else if (n_blocks - i == 1)
+            chunk_blocks(c, codec, w, i, acc, &p, 1);
+        for (uint32_t t = 0; t < c->n_row_tiles && c->last; t++)
+            amx_finish(c, t, g, acc + (size_t)t * (AMX_TILE / 4));
     }
 }
 
