@@ -71,7 +71,7 @@ static enum status walk_bytes(struct walk *w, const struct known *f, const uint8
         if (n && memchr(data, 0, n))
             return refuse(w->r, ST_INVALID, f->name, "%s holds a NUL character; send such a prompt as token_ids",
                           f->name);
-        if (!utf8_valid((const char *)data, n))
+        if (!text_valid((const char *)data, n))
             return refuse(w->r, ST_INVALID, f->name, "%s is not valid UTF-8", f->name);
         return ST_OK;
     case KIND_SKIP:

@@ -24,7 +24,7 @@
 
 enum {
     HEADER_BYTES_MAX = 64 << 10,
-    INPUT_BYTES_MAX = 64 << 10, /* read ahead while an answer is under way */
+    INPUT_BYTES_MAX = 256 << 10, /* sent while an answer is under way */
     ACCEPT_PAUSE_MS = 100,
 };
 
@@ -50,6 +50,8 @@ struct http_exchange {
     struct evhttp_connection *connection;
     struct bufferevent *bev;
     struct evbuffer *chunk;
+    struct event *drop;              /* ends it from a place where that is safe */
+    struct evbuffer_cb_entry *input; /* watches what is sent meanwhile */
     void (*on_close)(void *user);
     void *user;
     bool answered;
@@ -61,6 +63,10 @@ static void exchange_free(struct http_exchange *x)
     if (x->next)
         x->next->link = x->link;
     x->server->n_open--;
+    if (x->input)
+        evbuffer_remove_cb_entry(bufferevent_get_input(x->bev), x->input);
+    if (x->drop)
+        event_free(x->drop);
     if (x->chunk)
         evbuffer_free(x->chunk);
     free(x);
@@ -90,49 +96,78 @@ static void on_complete(struct evhttp_request *req, void *arg)
     (void)req;
     struct http_exchange *x = arg;
     evhttp_connection_set_closecb(x->connection, NULL, NULL);
-    bufferevent_setwatermark(x->bev, EV_READ, 0, 0);
     bufferevent_set_timeouts(x->bev, &x->server->idle, &x->server->idle);
     exchange_free(x);
 }
 
+static void on_drop(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd;
+    (void)what;
+    struct http_exchange *x = arg;
+    log_warn("http: a client sends on and on while it is answered; dropped");
+    evhttp_connection_free(x->connection); /* calls on_connection_close */
+}
+
+/* Inside bufferevent's reading: the connection may not be freed here. */
+static void on_input(struct evbuffer *input, const struct evbuffer_cb_info *info, void *arg)
+{
+    (void)info;
+    const struct http_exchange *x = arg;
+    if (evbuffer_get_length(input) > INPUT_BYTES_MAX)
+        event_active(x->drop, EV_TIMEOUT, 0);
+}
+
 /*
- * evhttp stops reading while a request is handled, and so does not see the client leave before the first byte of the answer. Reading goes on here, with
- * no read callback (evhttp's own would end the process in this state), a bound on what a client may send meanwhile, and no read time-out.
+ * evhttp stops reading while a request is handled, and so does not see the client leave before the first byte of the answer; from then on it reads
+ * without a bound. So reading goes on here at once, with no read callback (evhttp's own would end the process in this state). What comes
+ * is kept for the next request, within a bound; pausing at the bound would hide the hang-up behind what was not read. No read time-out: the client has
+ * said all it has to.
  */
-static void watch_for_close(struct http_exchange *x)
+static bool watch_for_close(struct http_exchange *x)
 {
     bufferevent_data_cb write_cb;
     bufferevent_event_cb event_cb;
     void *arg;
+    x->drop = evtimer_new(loop_base(x->server->config.loop), on_drop, x);
+    x->input = x->drop ? evbuffer_add_cb(bufferevent_get_input(x->bev), on_input, x) : NULL;
+    if (!x->input)
+        return false;
     bufferevent_getcb(x->bev, NULL, &write_cb, &event_cb, &arg);
     bufferevent_setcb(x->bev, NULL, write_cb, event_cb, arg);
-    bufferevent_setwatermark(x->bev, EV_READ, 0, INPUT_BYTES_MAX);
     bufferevent_set_timeouts(x->bev, NULL, &x->server->idle);
-    bufferevent_enable(x->bev, EV_READ);
+    return bufferevent_enable(x->bev, EV_READ) == 0;
 }
 
+/* NULL: out of memory; the connection is gone then. */
 static struct http_exchange *exchange_new(struct http_server *s, struct evhttp_request *req)
 {
+    struct evhttp_connection *connection = evhttp_request_get_connection(req);
     struct http_exchange *x = calloc(1, sizeof *x);
-    if (!x || !(x->chunk = evbuffer_new())) {
-        free(x);
+    if (!x) {
+        evhttp_connection_free(connection);
         return NULL;
     }
     x->server = s;
     x->req = req;
-    x->connection = evhttp_request_get_connection(req);
-    x->bev = evhttp_connection_get_bufferevent(x->connection);
+    x->connection = connection;
+    x->bev = evhttp_connection_get_bufferevent(connection);
     x->link = &s->first;
     x->next = s->first;
     if (x->next)
         x->next->link = &x->next;
     s->first = x;
     s->n_open++;
+    x->chunk = evbuffer_new();
+    if (!x->chunk || !watch_for_close(x)) {
+        exchange_free(x);
+        evhttp_connection_free(connection);
+        return NULL;
+    }
     const int on = 1; /* tokens are small writes: none may wait for the acknowledgement of the one before */
     setsockopt(bufferevent_getfd(x->bev), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    evhttp_connection_set_closecb(x->connection, on_connection_close, x);
+    evhttp_connection_set_closecb(connection, on_connection_close, x);
     evhttp_request_set_on_complete_cb(req, on_complete, x);
-    watch_for_close(x);
     return x;
 }
 
@@ -242,8 +277,7 @@ static void on_request(struct evhttp_request *req, void *arg)
     struct http_server *s = arg;
     struct http_exchange *x = exchange_new(s, req);
     if (!x) {
-        log_error("http: out of memory");
-        evhttp_connection_free(evhttp_request_get_connection(req));
+        log_error("http: out of memory for a request");
         return;
     }
     const char *fault = framing_fault(req);

@@ -71,7 +71,7 @@ static void token_name(const struct tokenizer *t, int32_t id, struct text *out)
 {
     size_t n = 0;
     const char *bytes = tokenizer_token_bytes(t, id, true, &n);
-    if (utf8_valid(bytes, n)) {
+    if (text_valid(bytes, n)) {
         text_json(out, bytes, n);
         return;
     }

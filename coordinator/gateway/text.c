@@ -66,7 +66,7 @@ void text_printf(struct text *t, const char *format, ...)
     va_end(args);
 }
 
-size_t utf8_at(const char *data, size_t bytes)
+size_t text_char(const char *data, size_t bytes)
 {
     const unsigned char *p = (const unsigned char *)data;
     if (!bytes)
@@ -86,20 +86,10 @@ size_t utf8_at(const char *data, size_t bytes)
     return n;
 }
 
-size_t utf8_count(const char *data, size_t bytes)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < bytes; n++) {
-        const size_t c = utf8_at(data + i, bytes - i);
-        i += c ? c : 1;
-    }
-    return n;
-}
-
-bool utf8_valid(const char *data, size_t bytes)
+bool text_valid(const char *data, size_t bytes)
 {
     for (size_t i = 0, c; i < bytes; i += c)
-        if (!(c = utf8_at(data + i, bytes - i)))
+        if (!(c = text_char(data + i, bytes - i)))
             return false;
     return true;
 }
@@ -116,7 +106,7 @@ static size_t plain_run(const char *data, size_t bytes)
             i++;
             continue;
         }
-        const size_t n = utf8_at(data + i, bytes - i);
+        const size_t n = text_char(data + i, bytes - i);
         if (!n)
             break;
         i += n;
@@ -164,7 +154,7 @@ void text_utf8(struct text *t, const char *data, size_t bytes)
 {
     for (size_t i = 0; i < bytes;) {
         size_t n = 0;
-        for (size_t c; i + n < bytes && (c = utf8_at(data + i + n, bytes - i - n)); n += c)
+        for (size_t c; i + n < bytes && (c = text_char(data + i + n, bytes - i - n)); n += c)
             ;
         text_add(t, data + i, n);
         i += n;
@@ -182,5 +172,5 @@ void text_float(struct text *t, float value)
     else if (isinf(value))
         text_str(t, value < 0 ? "-9999.0" : "9999.0");
     else
-        text_printf(t, "%.9g", (double)value);
+        text_printf(t, value == truncf(value) && fabsf(value) < 1e6f ? "%.1f" : "%.9g", (double)value);
 }

@@ -34,10 +34,8 @@ void text_utf8(struct text *t, const char *data, size_t bytes);
 void text_float(struct text *t, float value);
 
 /* Bytes of the character that starts at data: 1..4, or 0 if no valid UTF-8 character does. */
-size_t utf8_at(const char *data, size_t bytes);
-/* Characters in text; each byte that is part of none counts as one. */
-size_t utf8_count(const char *data, size_t bytes);
-bool utf8_valid(const char *data, size_t bytes);
+size_t text_char(const char *data, size_t bytes);
+bool text_valid(const char *data, size_t bytes);
 
 #ifdef __cplusplus
 }

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 #include <event2/event.h>
@@ -18,7 +19,7 @@
 #include "common/log.h"
 #include "proto/rpc.h"
 
-enum { WAIT_MS = 15000, HEARTBEAT_MS = 50, SILENCE_MS = 700, BLOCKS = 64, MESSAGE_MAX = 1 << 20 };
+enum { WAIT_MS = 15000, HEARTBEAT_MS = 50, SILENCE_MS = 700, BLOCKS = 2000, MESSAGE_MAX = 1 << 20 };
 
 static const struct digest model = { { 1, 2, 3, 4 } };
 
@@ -56,13 +57,13 @@ static int site_setup(void **state)
     const struct control_config config = {
         .loop = site->loop,
         .address = "127.0.0.1:0",
-        .sched = { .positions_max = 2048,
-                   .step_rows_max = 256,
-                   .prefill_chunk_rows = 128,
+        .sched = { .positions_max = 1 << 17,
+                   .step_rows_max = 1 << 15,
+                   .prefill_chunk_rows = 1 << 15,
                    .sequences_max = 8,
                    .queue_max = 8,
-                   .spread_min_tokens = 1 << 20,
-                   .step_deadline_ms = 3000,
+                   .spread_min_tokens = 1 << 17,
+                   .step_deadline_ms = 60000,
                    .plans_ahead = 2,
                    .prefix_sharing = true,
                    .context = { { 9 } },
@@ -71,8 +72,8 @@ static int site_setup(void **state)
                      .precision = "bf16",
                      .kv_codec = "bf16",
                      .selector = "dense",
-                     .positions_max = 2048,
-                     .step_rows_max = 256,
+                     .positions_max = 1 << 17,
+                     .step_rows_max = 1 << 15,
                      .heartbeat_ms = HEARTBEAT_MS,
                      .silence_ms = SILENCE_MS },
         .model_digest = model,
@@ -114,6 +115,7 @@ struct fake {
     bool beating, owns_channel;
     atomic_int welcomes, id, members, member_lists, plans, fences, heartbeats, done, code;
     atomic_bool idle; /* answers no plan */
+    atomic_bool deaf; /* reads nothing from its next plan on */
 };
 
 static void fake_send(struct fake *f, const struct control_message *m)
@@ -163,6 +165,8 @@ static void fake_message(void *user, struct rpc_call *call, const uint8_t *data,
         break;
     case CONTROL_PLAN:
         atomic_fetch_add(&f->plans, 1);
+        while (atomic_load(&f->deaf))
+            usleep(1000);
         if (!atomic_load(&f->idle))
             fake_run(f, m->as.plan);
         break;
@@ -302,6 +306,25 @@ static void ask(struct site *site, struct asked *a, uint32_t max_tokens)
     control_kick(site->control);
 }
 
+/* A prompt whose plans are larger than what may lie unread on the way. */
+static void ask_large(struct site *site, struct asked *a)
+{
+    static const struct sched_events events = { .token = on_token, .done = on_done };
+    enum { N = 70000 };
+    int32_t *prompt = malloc(N * sizeof *prompt);
+    for (int i = 0; i < N; i++)
+        prompt[i] = 100000 + i;
+    const struct sched_want want = {
+        .tokens = prompt, .n_tokens = N, .max_tokens = 1, .label = "large", .sampling = { .temperature = 0, .top_p = 1 }
+    };
+    struct error err = { 0 };
+    memset(a, 0, sizeof *a);
+    if (sched_submit(control_sched(site->control), &want, &events, a, &a->request, &err))
+        fail_msg("%s", err.text);
+    free(prompt);
+    control_kick(site->control);
+}
+
 /* ---- tests ---- */
 
 static void workers_come_and_serve(void **state)
@@ -376,6 +399,25 @@ static void a_silent_worker_is_lost(void **state)
     assert_int_equal(asked.reason, FINISH_LENGTH);
     fake_down(&a);
     fake_down(&b);
+}
+
+static void a_worker_that_reads_nothing_is_lost(void **state)
+{
+    struct site *site = *state;
+    struct fake a;
+    fake_up(&a, site);
+    atomic_store(&a.deaf, true);
+    atomic_store(&a.idle, true);
+    struct asked asked;
+    ask_large(site, &asked);
+    const int64_t start = clock_ms();
+    TURN_UNTIL(site, asked.done);
+    print_message("noticed after %d ms\n", (int)(clock_ms() - start));
+    assert_int_equal(asked.status, ST_PEER);
+    if (!strstr(asked.message, "takes no messages"))
+        fail_msg("%s", asked.message);
+    atomic_store(&a.deaf, false);
+    fake_down(&a);
 }
 
 static void a_cut_stream_is_noticed_at_once(void **state)
@@ -497,6 +539,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         ON_SITE(workers_come_and_serve),
         ON_SITE(a_silent_worker_is_lost),
+        ON_SITE(a_worker_that_reads_nothing_is_lost),
         ON_SITE(a_cut_stream_is_noticed_at_once),
         ON_SITE(violations_cost_the_violator),
         ON_SITE(so_many_and_no_more),

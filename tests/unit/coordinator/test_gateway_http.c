@@ -1,0 +1,456 @@
+/* ctest-labels: tsan */
+#define _GNU_SOURCE
+#include "gateway_fixture.h"
+
+#include <jansson.h>
+#include <math.h>
+
+static struct fixture fix;
+
+static int setup(void **state)
+{
+    (void)state;
+    fixture_start(&fix, 32);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    fixture_quiet(&fix);
+    fixture_stop(&fix);
+    return 0;
+}
+
+static json_t *post_json(const char *path, const char *body, int code)
+{
+    struct answer a = client_post(fix.http, path, body);
+    if (a.code != code)
+        fail_msg("%s %s: %d, wanted %d: %s", path, body, a.code, code, a.body);
+    json_t *j = json_loads(a.body, JSON_REJECT_DUPLICATES, NULL);
+    if (!j)
+        fail_msg("not JSON: %s", a.body);
+    answer_free(&a);
+    return j;
+}
+
+static const char *str(const json_t *j, const char *key)
+{
+    return json_string_value(json_object_get(j, key));
+}
+
+static json_int_t num(const json_t *j, const char *key)
+{
+    return json_integer_value(json_object_get(j, key));
+}
+
+static json_t *choice(const json_t *j)
+{
+    return json_array_get(json_object_get(j, "choices"), 0);
+}
+
+static void test_completion(void **state)
+{
+    (void)state;
+    json_t *j = post_json("/v1/completions",
+                          "{\"model\":\"default\",\"prompt\":\"[say "
+                          "Hello]\",\"temperature\":0,\"user\":\"me\",\"n\":1,\"logit_bias\":{},\"suffix\":null}",
+                          200);
+    assert_string_equal(str(choice(j), "text"), "Hello");
+    assert_string_equal(str(choice(j), "finish_reason"), "stop");
+    assert_string_equal(str(j, "object"), "text_completion");
+    assert_string_equal(str(j, "model"), "tiny");
+    assert_true(json_is_null(json_object_get(choice(j), "logprobs")));
+    assert_int_equal(strncmp(str(j, "id"), "cmpl-", 5), 0);
+    assert_int_equal(strncmp(str(j, "system_fingerprint"), "fp_", 3), 0);
+    const json_t *u = json_object_get(j, "usage");
+    assert_int_equal(num(u, "prompt_tokens"), 11);
+    assert_int_equal(num(u, "completion_tokens"), 5);
+    assert_int_equal(num(u, "total_tokens"), 16);
+    assert_int_equal(num(json_object_get(u, "prompt_tokens_details"), "cached_tokens"), 5);
+    assert_int_equal(num(json_object_get(j, "timings"), "prefill_ms"), 2);
+    json_decref(j);
+    /* absent max_tokens is 16, absent temperature 1, a seed is drawn */
+    j = post_json("/v1/completions", "{\"prompt\":\"x\"}", 200);
+    assert_string_equal(str(choice(j), "text"), "aaaaaaaaaaaaaaaa");
+    assert_string_equal(str(choice(j), "finish_reason"), "length");
+    json_decref(j);
+    assert_float_equal(fix.sched.last.sampling.temperature, 1, 0);
+    assert_true(fix.sched.last.sampling.seed != 0);
+    j = post_json("/v1/completions",
+                  "{\"prompt\":[[91,115,97,121,32,79,75,93]],\"seed\":7,\"top_k\":3,\"top_p\":0.5,\"max_tokens\":1}",
+                  200);
+    assert_string_equal(str(choice(j), "text"), "O");
+    json_decref(j);
+    assert_int_equal(fix.sched.last.sampling.seed, 7);
+    assert_int_equal(fix.sched.last.sampling.top_k, 3);
+}
+
+static void test_chat(void **state)
+{
+    (void)state;
+    json_t *j =
+        post_json("/v1/chat/completions",
+                  "{\"model\":\"tiny\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"["
+                  "say \"},{\"type\":\"text\",\"text\":\"Hi]\"}]}],\"logprobs\":true,\"top_logprobs\":2}",
+                  200);
+    const json_t *message = json_object_get(choice(j), "message");
+    assert_string_equal(str(message, "content"), "Hi");
+    assert_string_equal(str(message, "role"), "assistant");
+    assert_string_equal(str(j, "object"), "chat.completion");
+    const json_t *content = json_object_get(json_object_get(choice(j), "logprobs"), "content");
+    assert_int_equal(json_array_size(content), 2);
+    const json_t *second = json_array_get(content, 1);
+    assert_string_equal(str(second, "token"), "i");
+    assert_true((float)json_real_value(json_object_get(second, "logprob")) == fake_logprob(1));
+    assert_int_equal(json_integer_value(json_array_get(json_object_get(second, "bytes"), 0)), 'i');
+    assert_int_equal(json_array_size(json_object_get(second, "top_logprobs")), 2);
+    assert_string_equal(str(json_array_get(json_object_get(second, "top_logprobs"), 1), "token"), "B");
+    json_decref(j);
+    /* the rest of the context, if nothing is said */
+    assert_int_equal(fix.sched.last.max_tokens + fix.sched.last.n_tokens, POSITIONS_MAX);
+}
+
+static void test_logprobs_and_echo(void **state)
+{
+    (void)state;
+    json_t *j = post_json("/v1/completions",
+                          "{\"prompt\":\"a\\u00e9[say xyz]\",\"echo\":true,\"logprobs\":2,\"max_tokens\":2}", 200);
+    assert_string_equal(str(choice(j), "text"), "a\xC3\xA9[say xyz]xy");
+    json_t *l = json_object_get(choice(j), "logprobs");
+    const json_t *tokens = json_object_get(l, "tokens"), *logprobs = json_object_get(l, "token_logprobs");
+    assert_int_equal(json_array_size(tokens), 3 + 9 + 2);
+    assert_int_equal(json_array_size(logprobs), 14);
+    assert_int_equal(json_array_size(json_object_get(l, "top_logprobs")), 14);
+    assert_true(json_is_null(json_array_get(logprobs, 0)));
+    assert_true(json_is_null(json_array_get(json_object_get(l, "top_logprobs"), 0)));
+    for (size_t i = 1; i < 14; i++)
+        assert_true((float)json_real_value(json_array_get(logprobs, i)) ==
+                    fake_logprob(i < 12 ? (uint32_t)i - 1 : (uint32_t)i - 12));
+    assert_string_equal(json_string_value(json_array_get(tokens, 1)), "bytes:\\xc3");
+    assert_string_equal(json_string_value(json_array_get(tokens, 13)), "y");
+    static const int offsets[] = { 0, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12 };
+    for (size_t i = 0; i < 14; i++)
+        assert_int_equal(json_integer_value(json_array_get(json_object_get(l, "text_offset"), i)), offsets[i]);
+    const json_t *top = json_array_get(json_object_get(l, "top_logprobs"), 13);
+    assert_int_equal(json_object_size(top), 2);
+    assert_true((float)json_real_value(json_object_get(top, "y")) == fake_logprob(1));
+    json_decref(j);
+    j = post_json("/v1/completions", "{\"prompt\":\"abc\",\"echo\":true,\"logprobs\":0,\"max_tokens\":0}", 200);
+    assert_string_equal(str(choice(j), "text"), "abc");
+    assert_string_equal(str(choice(j), "finish_reason"), "length");
+    l = json_object_get(choice(j), "logprobs");
+    assert_int_equal(json_array_size(json_object_get(l, "tokens")), 3);
+    assert_int_equal(json_object_size(json_array_get(json_object_get(l, "top_logprobs"), 2)), 1); /* the token itself */
+    json_decref(j);
+}
+
+static void test_stop(void **state)
+{
+    (void)state;
+    /* across tokens (each is a byte), the earliest to end wins, text that only looked like a stop string comes out */
+    json_t *j = post_json("/v1/completions",
+                          "{\"prompt\":\"[say one two tx three]\",\"stop\":[\"three\",\"two t!\",\"x "
+                          "th\"],\"logprobs\":0,\"max_tokens\":99}",
+                          200);
+    assert_string_equal(str(choice(j), "text"), "one two t");
+    assert_string_equal(str(choice(j), "finish_reason"), "stop");
+    assert_int_equal(json_array_size(json_object_get(json_object_get(choice(j), "logprobs"), "tokens")), 9);
+    assert_int_equal(num(json_object_get(j, "usage"), "completion_tokens"), 13);
+    json_decref(j);
+    j = post_json("/v1/completions", "{\"prompt\":\"[say ends with par]\",\"stop\":\"part\",\"max_tokens\":99}", 200);
+    assert_string_equal(str(choice(j), "text"), "ends with par");
+    json_decref(j);
+}
+
+/* Collects the events of a stream: their data's content or text, in order of their ids. */
+struct stream {
+    char text[1024], finish[16];
+    int n_events, n_pings, n_text, done, usage, error;
+    json_t *last;
+};
+
+static struct stream stream_read(const char *body, bool chat)
+{
+    struct stream s = { 0 };
+    char *copy = strdup(body), *save = NULL;
+    for (char *line = strtok_r(copy, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+        if (!strncmp(line, ": ping", 6)) {
+            s.n_pings++;
+        } else if (!strncmp(line, "id: ", 4)) {
+            assert_int_equal(atoi(line + 4), s.n_events);
+            s.n_events++;
+        } else if (!strcmp(line, "data: [DONE]")) {
+            s.done = 1;
+        } else {
+            assert_int_equal(strncmp(line, "data: ", 6), 0);
+            json_t *j = json_loads(line + 6, 0, NULL);
+            assert_non_null(j);
+            const json_t *c = choice(j);
+            const char *text = chat ? str(json_object_get(c, "delta"), "content") : str(c, "text");
+            const char *finish = str(c, "finish_reason");
+            if (text && *text) {
+                strcat(s.text, text);
+                s.n_text++;
+            }
+            if (finish)
+                snprintf(s.finish, sizeof s.finish, "%s", finish);
+            s.usage += json_is_object(json_object_get(j, "usage"));
+            s.error += json_is_object(json_object_get(j, "error"));
+            json_decref(s.last);
+            s.last = j;
+        }
+    }
+    free(copy);
+    return s;
+}
+
+static void test_stream(void **state)
+{
+    (void)state;
+    struct answer a = client_post(fix.http, "/v1/chat/completions",
+                                  "{\"messages\":[{\"role\":\"user\",\"content\":\"[say "
+                                  "h\\u00e9llo!]\"}],\"stream\":true,\"stream_options\":{\"include_usage\":true}}");
+    assert_int_equal(a.code, 200);
+    assert_non_null(strstr(a.head, "text/event-stream"));
+    struct stream s = stream_read(a.body, true);
+    assert_string_equal(s.text, "h\xC3\xA9llo!");
+    assert_int_equal(s.n_text, 6); /* whole characters only */
+    assert_string_equal(s.finish, "stop");
+    assert_int_equal(s.done, 1);
+    assert_int_equal(s.usage, 1);
+    assert_int_equal(num(json_object_get(s.last, "usage"), "completion_tokens"), 7);
+    assert_int_equal(json_array_size(json_object_get(s.last, "choices")), 0);
+    json_decref(s.last);
+    answer_free(&a);
+
+    a = client_post(fix.http, "/v1/completions",
+                    "{\"prompt\":\"[say abcdef]\",\"stream\":true,\"echo\":true,\"logprobs\":1,\"stop\":\"cx\"}");
+    s = stream_read(a.body, false);
+    assert_string_equal(s.text, "[say abcdef]abcdef");
+    assert_int_equal(s.done, 1);
+    json_decref(s.last);
+    answer_free(&a);
+}
+
+static void test_ping_and_close(void **state)
+{
+    (void)state;
+    const uint32_t before = fixture_quiet(&fix);
+    size_t n;
+    char *request = client_request("POST", "/v1/completions", "{\"prompt\":\"[wait]\",\"stream\":true}", 33, &n);
+    int fd = client_connect(fix.http);
+    client_send(fd, request, n);
+    char data[4096] = "";
+    size_t at = 0;
+    while (!strstr(data, ": ping\n\n") || !strstr(strstr(data, ": ping\n\n") + 1, ": ping\n\n")) {
+        const ssize_t k = recv(fd, data + at, sizeof data - 1 - at, 0);
+        assert_true(k > 0);
+        at += (size_t)k;
+        data[at] = 0;
+    }
+    close(fd);
+    assert_int_equal(fixture_quiet(&fix), before + 1);
+    free(request);
+    /* before any byte of the answer: streams and whole answers alike */
+    request = client_request("POST", "/v1/completions", "{\"prompt\":\"[wait]\"}", 19, &n);
+    fd = client_connect(fix.http);
+    client_send(fd, request, n);
+    usleep(50000);
+    const int64_t start = clock_ms();
+    close(fd);
+    assert_int_equal(fixture_quiet(&fix), before + 2);
+    assert_true(clock_ms() - start < 1000);
+    free(request);
+}
+
+static void test_worker_lost(void **state)
+{
+    (void)state;
+    json_t *j = post_json("/v1/completions", "{\"prompt\":\"[die 3]\"}", 503);
+    assert_non_null(strstr(str(json_object_get(j, "error"), "message"), "worker 1"));
+    assert_string_equal(str(json_object_get(j, "error"), "type"), "server_error");
+    json_decref(j);
+    j = post_json("/v1/completions", "{\"prompt\":\"[die 0]\",\"stream\":true}", 503); /* nothing was sent yet */
+    json_decref(j);
+    struct answer a = client_post(fix.http, "/v1/completions", "{\"prompt\":\"[die 3]\",\"stream\":true}");
+    assert_int_equal(a.code, 200);
+    struct stream s = stream_read(a.body, false);
+    assert_string_equal(s.text, "aaa");
+    assert_int_equal(s.error, 1);
+    assert_int_equal(s.done, 0);
+    json_decref(s.last);
+    answer_free(&a);
+}
+
+static void test_busy(void **state)
+{
+    (void)state;
+    struct answer a = client_post(fix.http, "/v1/completions", "{\"prompt\":\"[busy]\"}");
+    assert_int_equal(a.code, 429);
+    assert_non_null(strstr(a.head, "Retry-After: "));
+    assert_non_null(strstr(a.body, "rate_limit_error"));
+    answer_free(&a);
+}
+
+static void test_large_prompt(void **state)
+{
+    (void)state;
+    /* over the context, on the helper thread */
+    enum { N = 600000 };
+    char *body = malloc(N + 100);
+    int n = sprintf(body, "{\"prompt\":\"");
+    memset(body + n, 'a', N);
+    sprintf(body + n + N, "\"}");
+    json_t *j = post_json("/v1/completions", body, 400);
+    assert_string_equal(str(json_object_get(j, "error"), "code"), "context_length_exceeded");
+    json_decref(j);
+    /* over the body's limit: said by evhttp */
+    char *huge = malloc((2 << 20) + 1);
+    memset(huge, ' ', 2 << 20);
+    huge[2 << 20] = 0;
+    struct answer a = client_post(fix.http, "/v1/completions", huge);
+    assert_int_equal(a.code, 413);
+    answer_free(&a);
+    free(huge);
+    /* on the helper, and served */
+    sprintf(body, "{\"prompt\":\"[say big]\",\"stop\":null,\"max_tokens\":3,\"suffix\":%*s}", 20000, "null");
+    j = post_json("/v1/completions", body, 200);
+    assert_string_equal(str(choice(j), "text"), "big");
+    json_decref(j);
+    free(body);
+}
+
+static void test_many_values(void **state)
+{
+    (void)state;
+    char *body = malloc(1 << 20);
+    int n = sprintf(body, "{\"prompt\":[");
+    for (int i = 0; i < 100000; i++)
+        n += sprintf(body + n, "1,");
+    sprintf(body + n, "1]}");
+    json_t *j = post_json("/v1/completions", body, 400);
+    assert_string_equal(str(json_object_get(j, "error"), "code"), "context_length_exceeded");
+    json_decref(j);
+    free(body);
+}
+
+static void test_slow_reader(void **state)
+{
+    (void)state;
+    const uint32_t before = fixture_quiet(&fix);
+    size_t n;
+    const char *body =
+        "{\"prompt\":\"[flood]\",\"stream\":true,\"logprobs\":20,\"max_tokens\":4000,\"ignore_eos\":true}";
+    char *request = client_request("POST", "/v1/completions", body, strlen(body), &n);
+    int fds[3];
+    for (int i = 0; i < 3; i++) {
+        fds[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        const int small = 4096;
+        setsockopt(fds[i], SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+        const struct sockaddr_in a = { .sin_family = AF_INET,
+                                       .sin_port = htons(fix.http),
+                                       .sin_addr = { htonl(INADDR_LOOPBACK) } };
+        assert_int_equal(connect(fds[i], (const struct sockaddr *)&a, sizeof a), 0);
+        client_send(fds[i], request, n);
+    }
+    /* 4000 tokens of some 800 bytes do not reach the bound of 8 MiB: all end, and wait for their readers; closing frees them */
+    usleep(300000);
+    for (int i = 0; i < 3; i++)
+        close(fds[i]);
+    assert_true(fixture_quiet(&fix) >= before);
+    free(request);
+}
+
+static void test_tokenize(void **state)
+{
+    (void)state;
+    json_t *j = post_json("/tokenize", "{\"prompt\":\"ab\\u0000c\"}", 200);
+    assert_int_equal(num(j, "count"), 4);
+    assert_int_equal(num(j, "max_model_len"), POSITIONS_MAX);
+    assert_int_equal(json_integer_value(json_array_get(json_object_get(j, "tokens"), 2)), 0);
+    json_decref(j);
+    j = post_json("/tokenize",
+                  "{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}],\"add_generation_prompt\":false}", 200);
+    assert_true(num(j, "count") >= 5);
+    json_decref(j);
+    j = post_json("/detokenize", "{\"tokens\":[104,105,195,169,200]}", 200);
+    assert_string_equal(str(j, "prompt"), "hi\xC3\xA9\xEF\xBF\xBD");
+    json_decref(j);
+    j = post_json("/detokenize", "{\"tokens\":[]}", 200);
+    assert_string_equal(str(j, "prompt"), "");
+    json_decref(j);
+    j = post_json("/detokenize", "{\"tokens\":[99999]}", 400);
+    assert_string_equal(str(json_object_get(j, "error"), "param"), "tokens");
+    json_decref(j);
+    j = post_json("/tokenize", "{}", 400);
+    json_decref(j);
+    char *body = malloc(100100);
+    int n = sprintf(body, "{\"prompt\":\"");
+    memset(body + n, 'z', 100000);
+    sprintf(body + n + 100000, "\"}");
+    j = post_json("/tokenize", body, 200); /* on the helper; longer than the context, and still counted */
+    assert_int_equal(num(j, "count"), 100000);
+    json_decref(j);
+    free(body);
+}
+
+static void test_small_paths(void **state)
+{
+    (void)state;
+    struct answer a = client_get(fix.http, "/health");
+    assert_int_equal(a.code, 200);
+    answer_free(&a);
+    a = client_get(fix.http, "/ready");
+    assert_int_equal(a.code, 200);
+    answer_free(&a);
+    atomic_store(&fix.ready, false);
+    a = client_get(fix.http, "/ready?x=1");
+    assert_int_equal(a.code, 503);
+    answer_free(&a);
+    atomic_store(&fix.ready, true);
+    a = client_get(fix.http, "/v1/models");
+    assert_non_null(strstr(a.body, "\"id\":\"tiny\""));
+    answer_free(&a);
+    a = client_get(fix.http, "/v1/models/ti%6ey");
+    assert_int_equal(a.code, 200);
+    answer_free(&a);
+    a = client_get(fix.http, "/v1/models/other");
+    assert_int_equal(a.code, 404);
+    assert_non_null(strstr(a.body, "model_not_found"));
+    answer_free(&a);
+    a = client_get(fix.http, "/nowhere");
+    assert_int_equal(a.code, 404);
+    answer_free(&a);
+    a = client_get(fix.http, "/v1/completions");
+    assert_int_equal(a.code, 405);
+    assert_non_null(strstr(a.head, "Allow: POST"));
+    answer_free(&a);
+    a = client_get(fix.http, "/metrics");
+    assert_int_equal(a.code, 200);
+    assert_non_null(strstr(a.body, "longspan_time_to_first_token_seconds_count "));
+    assert_non_null(strstr(a.body, "longspan_requests_total{outcome=\"ok\"} "));
+    assert_non_null(strstr(a.body, "longspan_kv_blocks_used{worker=\"0\"} 12\n"));
+    assert_non_null(strstr(a.body, "\nprocess_open_fds "));
+    answer_free(&a);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_completion),
+        cmocka_unit_test(test_chat),
+        cmocka_unit_test(test_logprobs_and_echo),
+        cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_stream),
+        cmocka_unit_test(test_ping_and_close),
+        cmocka_unit_test(test_worker_lost),
+        cmocka_unit_test(test_busy),
+        cmocka_unit_test(test_large_prompt),
+        cmocka_unit_test(test_many_values),
+        cmocka_unit_test(test_slow_reader),
+        cmocka_unit_test(test_tokenize),
+        cmocka_unit_test(test_small_paths),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
