@@ -30,8 +30,11 @@ struct peer {
 struct transport {
     /* Moves what can move; how many things did. May call exchange_*arrived. Never waits. */
     unsigned (*progress)(struct exchange *x);
-    /* The owner is about to sleep on fd. false: something came meanwhile, do not. */
-    bool (*arm)(struct exchange *x);
+    /*
+     * The owner is about to sleep on fd: for how long at most (ns), since not all that a transport waits for wakes it. 0: something came meanwhile,
+     * do not sleep.
+     */
+    int64_t (*arm)(struct exchange *x);
     int fd; /* -1: the waker alone */
 };
 

@@ -179,10 +179,11 @@ static unsigned local_progress(struct exchange *x)
     return n;
 }
 
-static bool local_arm(struct exchange *x)
+static int64_t local_arm(struct exchange *x)
 {
     const struct local *l = local_of(x);
-    return !atomic_load(&l->box->n_pending) && atomic_load(&l->hub->closings) == l->closings_seen;
+    const bool quiet = !atomic_load(&l->box->n_pending) && atomic_load(&l->hub->closings) == l->closings_seen;
+    return quiet ? INT64_MAX : 0;
 }
 
 static enum status local_open(const struct exchange_config *config, struct exchange **x_out, struct error *err)

@@ -58,6 +58,7 @@ struct message {
     struct message_header header; /* of a block that comes in pieces: payload_bytes is that of the whole */
     size_t capacity;
     /* for transports, while it is on its way: */
+    struct message **back;
     void *owner, *descriptor;
     struct message_header piece;
     size_t slot;

@@ -11,12 +11,36 @@
 #include "common/clock.h"
 #include "common/log.h"
 
+/*
+ * Up to here messages go without a rendezvous: one more copy, but the receiver need not answer before the bytes leave, which on a busy machine costs
+ * two wake-ups. (A rendezvous that waits for room in the memory shared with a frozen peer is never given back either.)
+ */
+static const size_t eager_bytes_max = 1 << 20;
 static const size_t unsent_max = (size_t)1 << 30; /* bytes to one peer that takes nothing */
-static const int64_t close_flush_ns = 200 * 1000000, close_drain_ns = 2000000000;
+static const int64_t unsent_nap_ns = 300 * 1000;
+static const size_t no_slot = SIZE_MAX;
+static const int64_t close_flush_ns = 200 * 1000000, close_drain_ns = 300 * 1000000;
 
 static struct ucx *ucx_of(struct exchange *x)
 {
     return (struct ucx *)x;
+}
+
+static void hold(struct ucx *u, struct message *m)
+{
+    m->next = u->held;
+    m->back = &u->held;
+    if (m->next)
+        m->next->back = &m->next;
+    u->held = m;
+}
+
+static void let_go(struct message *m)
+{
+    *m->back = m->next;
+    if (m->next)
+        m->next->back = m->back;
+    m->next = NULL;
 }
 
 /* ---- arrival ---- */
@@ -45,10 +69,12 @@ static void fetch_begin(struct ucx *u, struct message *m)
     uint8_t *to = block ? m->payload + m->piece.block.offset : m->payload;
     void *request = ucp_am_recv_data_nbx(u->worker, m->descriptor, to,
                                          block ? m->piece.payload_bytes : m->header.payload_bytes, &param);
-    if (UCS_PTR_IS_PTR(request))
+    if (UCS_PTR_IS_PTR(request)) {
         u->n_fetching++;
-    else
+        hold(u, m);
+    } else {
         fetch_end(u, m, UCS_PTR_STATUS(request) == UCS_OK);
+    }
 }
 
 static void on_fetched(void *request, ucs_status_t st, size_t length, void *user_data)
@@ -57,6 +83,7 @@ static void on_fetched(void *request, ucs_status_t st, size_t length, void *user
     struct ucx *u = m->owner;
     const size_t bytes = m->header.kind == MESSAGE_BLOCK ? m->piece.payload_bytes : m->header.payload_bytes;
     u->n_fetching--;
+    let_go(m);
     fetch_end(u, m, st == UCS_OK && length == bytes);
     ucp_request_free(request);
 }
@@ -79,6 +106,7 @@ static ucs_status_t fetch_queue(struct ucx *u, const struct message_header *h, v
         m->header = *h;
     }
     m->owner = u;
+    m->slot = no_slot;
     m->descriptor = descriptor;
     m->next = NULL;
     *u->fetches_end = m;
@@ -135,6 +163,11 @@ static void connection_close(struct ucx *u, size_t slot)
     c->failure = UCS_OK;
     c->bye = false;
     c->lane[0] = 0;
+    c->unsent = 0;
+    for (struct message *m = u->held; m; m = m->next) {
+        if (m->slot == slot)
+            m->slot = no_slot;
+    }
     ucx_block_cancel(u, slot);
     if (!ep)
         return;
@@ -189,10 +222,23 @@ static unsigned ucx_progress(struct exchange *x)
     return n + connections_progress(u);
 }
 
-static bool ucx_arm(struct exchange *x)
+/*
+ * Only arrivals wake the worker. Room to send does not: UCX would refuse to arm at all for as long as anything waits for room in shared memory, also
+ * what was meant for a peer that is frozen and dropped. So while something is unsent, sleeps are short.
+ */
+static int64_t ucx_arm(struct exchange *x)
 {
     const struct ucx *u = ucx_of(x);
-    return !ucx_block_due(u) && ucp_worker_arm(u->worker) == UCS_OK;
+    bool unsent = false;
+    for (size_t i = 0; i < x->n_peers; i++) {
+        const struct connection *c = &u->connections[i];
+        if (c->ep && !c->failure && ucx_block_due(u, i))
+            return 0;
+        unsent |= c->ep && (c->unsent || c->blocks);
+    }
+    if (ucp_worker_arm(u->worker) != UCS_OK)
+        return 0;
+    return unsent ? unsent_nap_ns : INT64_MAX;
 }
 
 /* ---- open, close ---- */
@@ -200,9 +246,47 @@ static bool ucx_arm(struct exchange *x)
 static void ucx_free(struct ucx *u)
 {
     ucx_context_close(u);
+    while (u->held) {
+        struct message *m = u->held;
+        let_go(m);
+        message_free(m);
+    }
+    ucx_block_abandon(u);
     exchange_deinit(&u->x);
     waker_deinit(&u->waker);
     free(u);
+}
+
+static ucs_status_t on_other_message(void *arg, const void *header, size_t header_bytes, void *data, size_t bytes,
+                                     const ucp_am_recv_param_t *param)
+{
+    struct ucx *u = arg;
+    (void)header;
+    (void)header_bytes;
+    (void)data;
+    (void)bytes;
+    (void)param;
+    exchange_garbage(&u->x, UINT16_MAX, "its number is not ours");
+    return UCS_OK;
+}
+
+/* A handler for every number that fits a message: UCX 1.13 looks up those that have none behind the end of its table, and calls what it finds. */
+static enum status handlers_set(struct ucx *u, struct error *err)
+{
+    for (unsigned i = 0; i <= UINT16_MAX; i++) {
+        const unsigned id = UINT16_MAX - i; /* the table grows once */
+        const ucp_am_handler_param_t handler = { .field_mask =
+                                                     UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
+                                                     UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
+                                                 .id = id,
+                                                 .flags = UCP_AM_FLAG_WHOLE_MSG,
+                                                 .cb = id == UCX_AM_ID ? on_message : on_other_message,
+                                                 .arg = u };
+        const ucs_status_t ucs = ucp_worker_set_am_recv_handler(u->worker, &handler);
+        if (ucs)
+            return error_set(err, ST_INTERNAL, "exchange ucx: handler: %s", ucs_status_string(ucs));
+    }
+    return ST_OK;
 }
 
 static enum status ucx_open(const struct exchange_config *config, struct exchange **x_out, struct error *err)
@@ -230,17 +314,10 @@ static enum status ucx_open(const struct exchange_config *config, struct exchang
         ucx_free(u);
         return st;
     }
-    const ucp_am_handler_param_t handler = { .field_mask =
-                                                 UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
-                                                 UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
-                                             .id = UCX_AM_ID,
-                                             .flags = UCP_AM_FLAG_WHOLE_MSG,
-                                             .cb = on_message,
-                                             .arg = u };
-    const ucs_status_t ucs = ucp_worker_set_am_recv_handler(u->worker, &handler);
-    if (ucs) {
+    st = handlers_set(u, err);
+    if (st) {
         ucx_free(u);
-        return error_set(err, ST_INTERNAL, "exchange ucx: handler: %s", ucs_status_string(ucs));
+        return st;
     }
     *x_out = &u->x;
     return ST_OK;
@@ -267,9 +344,6 @@ static void ucx_close(struct exchange *x)
     for (int64_t until = clock_ns() + close_drain_ns;
          u->n_closing + u->n_sending + u->n_blocks + u->n_fetching && clock_ns() < until;)
         exchange_progress_all(x);
-    if (u->n_closing + u->n_sending + u->n_blocks + u->n_fetching)
-        log_warn("exchange ucx: closed with %u endpoints, %u messages, %u blocks, %u receives under way", u->n_closing,
-                 u->n_sending, u->n_blocks, u->n_fetching);
     while (u->fetches) {
         struct message *m = u->fetches;
         u->fetches = m->next;
@@ -344,7 +418,9 @@ static void on_sent(void *request, ucs_status_t st, void *user_data)
     struct ucx *u = m->owner;
     (void)st; /* the endpoint's failure is told by itself */
     u->n_sending--;
-    u->connections[m->slot].unsent -= m->capacity;
+    let_go(m);
+    if (m->slot != no_slot)
+        u->connections[m->slot].unsent -= m->capacity;
     stash_message_free(&u->x.stash, m);
     ucp_request_free(request);
 }
@@ -356,13 +432,17 @@ static enum status message_send(struct ucx *u, size_t slot, struct message *m)
     m->owner = u;
     m->slot = slot;
     message_header_write(&m->header, m->wire);
-    const ucp_request_param_t param = { .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
+    const bool eager = m->header.payload_bytes <= eager_bytes_max;
+    const ucp_request_param_t param = { .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
+                                                        UCP_OP_ATTR_FIELD_FLAGS,
+                                        .flags = eager ? UCP_AM_SEND_FLAG_EAGER : UCP_AM_SEND_FLAG_RNDV,
                                         .cb.send = on_sent,
                                         .user_data = m };
     void *request =
         ucp_am_send_nbx(c->ep, UCX_AM_ID, m->wire, sizeof m->wire, m->payload, m->header.payload_bytes, &param);
     if (UCS_PTR_IS_PTR(request)) {
         u->n_sending++;
+        hold(u, m);
         c->unsent += m->capacity;
         return ST_OK;
     }

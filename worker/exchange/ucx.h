@@ -29,10 +29,13 @@ struct ucx {
     size_t address_bytes;
     struct connection connections[EXCHANGE_PEERS_MAX];
     struct message *fetches, **fetches_end;              /* rendezvous to be begun */
-    unsigned n_fetching, n_sending, n_blocks, n_closing; /* requests that UCX holds */
+    /* What UCX holds. Some of it never comes back where a frozen peer was dropped: it is freed after the worker is. */
+    struct message *held;
+    struct block_send *held_blocks;
+    unsigned n_fetching, n_sending, n_blocks, n_closing;
 };
 
-enum { UCX_AM_ID = 7 };
+enum { UCX_AM_ID = 0 };
 
 /* ucx_context.c: context and worker for a config, and the worker's address; undone by ucx_context_close, which takes half-opened ones. */
 enum status ucx_context_open(struct ucx *u, const struct exchange_config *config, struct error *err);
@@ -47,7 +50,9 @@ enum status ucx_block_send(struct exchange *x, uint16_t peer, const struct iovec
 unsigned ucx_block_progress(struct ucx *u, size_t slot);
 /* The connection is over: ends those that are not on their way. */
 void ucx_block_cancel(struct ucx *u, size_t slot);
-/* Something to do without anything arriving. */
-bool ucx_block_due(const struct ucx *u);
+/* UCX is gone: ends those that it never gave back. */
+void ucx_block_abandon(struct ucx *u);
+/* A piece could be sent without anything arriving. */
+bool ucx_block_due(const struct ucx *u, size_t slot);
 
 #endif

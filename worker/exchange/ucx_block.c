@@ -11,6 +11,7 @@ enum { PIECE_BYTES = 256 << 10 };
 
 struct block_send {
     struct block_send *next;
+    struct block_send *held_next, **held_back; /* while a piece is under way */
     struct ucx *u;
     size_t slot;
     struct message_header header; /* of the next piece, but for its length */
@@ -68,6 +69,24 @@ static void block_unlink(struct block_send *b)
         c->blocks_end = &c->blocks;
 }
 
+static void hold(struct ucx *u, struct block_send *b)
+{
+    b->held_next = u->held_blocks;
+    b->held_back = &u->held_blocks;
+    if (b->held_next)
+        b->held_next->held_back = &b->held_next;
+    u->held_blocks = b;
+    u->n_blocks++;
+}
+
+static void let_go(struct block_send *b)
+{
+    *b->held_back = b->held_next;
+    if (b->held_next)
+        b->held_next->held_back = b->held_back;
+    b->u->n_blocks--;
+}
+
 /* The piece has left (or never will): on to the next one, or the end. */
 static void piece_done(struct block_send *b, ucs_status_t st)
 {
@@ -87,7 +106,7 @@ static void piece_done(struct block_send *b, ucs_status_t st)
 static void on_piece_sent(void *request, ucs_status_t st, void *user_data)
 {
     struct block_send *b = user_data;
-    b->u->n_blocks--;
+    let_go(b);
     piece_done(b, st);
     ucp_request_free(request);
 }
@@ -109,7 +128,7 @@ static void piece_send(struct ucx *u, struct block_send *b)
     void *request = ucp_am_send_nbx(u->connections[b->slot].ep, UCX_AM_ID, b->wire, sizeof b->wire,
                                     (const uint8_t *)part->iov_base + b->at, b->piece_bytes, &param);
     if (UCS_PTR_IS_PTR(request))
-        u->n_blocks++;
+        hold(u, b);
     else
         piece_done(b, UCS_PTR_STATUS(request));
 }
@@ -138,12 +157,17 @@ void ucx_block_cancel(struct ucx *u, size_t slot)
     }
 }
 
-bool ucx_block_due(const struct ucx *u)
+void ucx_block_abandon(struct ucx *u)
 {
-    for (size_t i = 0; i < u->x.n_peers; i++) {
-        const struct connection *c = &u->connections[i];
-        if (c->ep && !c->failure && c->blocks && !c->blocks->under_way)
-            return true;
+    while (u->held_blocks) {
+        struct block_send *b = u->held_blocks;
+        let_go(b);
+        block_end(b, ST_PEER);
     }
-    return false;
+}
+
+bool ucx_block_due(const struct ucx *u, size_t slot)
+{
+    const struct block_send *first = u->connections[slot].blocks;
+    return first && !first->under_way;
 }

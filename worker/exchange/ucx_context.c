@@ -226,7 +226,9 @@ enum status ucx_context_open(struct ucx *u, const struct exchange_config *config
         return error_set(err, ST_IO, "exchange ucx: no lane works here (lanes %s): %s",
                          config->lanes ? config->lanes : "any", ucs_status_string(ucs));
     /* serialized, not single: the thread that opens the exchange may hand it to the step thread; the cost is the same */
-    const ucp_worker_params_t worker = { .field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE,
+    const ucp_worker_params_t worker = { .field_mask =
+                                             UCP_WORKER_PARAM_FIELD_THREAD_MODE | UCP_WORKER_PARAM_FIELD_EVENTS,
+                                         .events = UCP_WAKEUP_RX,
                                          .thread_mode = UCS_THREAD_MODE_SERIALIZED };
     ucs = ucp_worker_create(u->context, &worker, &u->worker);
     if (ucs)

@@ -36,14 +36,15 @@ static void nap(struct exchange *x, unsigned generation, int fd, int64_t ns)
         waker_end(x->waker);
         return;
     }
-    if (x->transport.arm(x)) {
-        x->busy_arms = 0;
-    } else if (++x->busy_arms < BUSY_ARMS) {
+    const int64_t armed_ns = x->transport.arm(x);
+    const int64_t most_ns = armed_ns ? armed_ns : BUSY_NAP_NS;
+    x->busy_arms = armed_ns ? 0 : x->busy_arms + 1;
+    if (x->busy_arms && x->busy_arms < BUSY_ARMS) {
         waker_end(x->waker);
         return;
-    } else if (ns > BUSY_NAP_NS) {
-        ns = BUSY_NAP_NS;
     }
+    if (ns > most_ns)
+        ns = most_ns;
     struct pollfd fds[3] = { { x->waker->fd, POLLIN, 0 }, { x->transport.fd, POLLIN, 0 }, { fd, POLLIN, 0 } };
     const struct timespec timeout = { ns / 1000000000, ns % 1000000000 };
     if (ppoll(fds, 3, &timeout, NULL) < 0 && errno != EINTR)
