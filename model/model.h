@@ -33,15 +33,16 @@ void weight_row_f32(enum weight_codec codec, const void *row, uint32_t n_cols, f
 /* Llama family: RMSNorm, RoPE (half-split pairs i, i + D/2), grouped-query attention, SwiGLU. */
 struct model_config {
     char architecture[32];
-    char name[128];                           /* what /v1/models shows */
+    char name[128]; /* what /v1/models shows */
     uint32_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, n_vocab;
-    uint32_t positions_max;                   /* the longest context the model was made for */
+    uint32_t positions_max; /* the longest context the model was made for */
     float rms_eps;
-    bool tied_output;                         /* the output matrix is the embedding */
-    double inv_freq[MODEL_HEAD_DIM_MAX / 2];  /* [head_dim / 2] radians a position, all RoPE scaling applied; 0: not rotated */
-    char rope_name[32];                       /* "default", "llama3", "constructed" ... for the log */
-    int32_t bos;                              /* -1: none */
-    bool add_bos;                             /* raw prompts start with bos */
+    bool tied_output; /* the output matrix is the embedding */
+    /* [head_dim / 2] radians a position, all RoPE scaling applied; 0: not rotated */
+    double inv_freq[MODEL_HEAD_DIM_MAX / 2];
+    char rope_name[32]; /* "default", "llama3", "constructed" ... for the log */
+    int32_t bos;        /* -1: none */
+    bool add_bos;       /* raw prompts start with bos */
     int32_t eos[MODEL_EOS_MAX];
     uint32_t n_eos;
 };
@@ -71,9 +72,10 @@ struct model_tensor {
     const struct model *model;
     enum model_tensor_kind kind;
     uint32_t layer;
-    const void *data;          /* stored rows, or NULL where rows are made on demand */
+    const void *data; /* stored rows, or NULL where rows are made on demand */
     size_t row_bytes;
-    uint32_t interleaved_dim;  /* head size if the file holds q/k rows as adjacent RoPE pairs (undone by model_tensor_row), else 0 */
+    /* head size if the file holds q/k rows as adjacent RoPE pairs (undone by model_tensor_row), else 0 */
+    uint32_t interleaved_dim;
 };
 
 /*
@@ -88,20 +90,28 @@ void model_close(struct model *m);
 const struct model_config *model_config(const struct model *m);
 /* Of configuration, tensors and vocabulary: workers that differ in it do not serve together. */
 struct digest model_digest(const struct model *m);
-enum status model_tensor(const struct model *m, enum model_tensor_kind kind, uint32_t layer, struct model_tensor *tensor_out);
+enum status model_tensor(const struct model *m, enum model_tensor_kind kind, uint32_t layer,
+                         struct model_tensor *tensor_out);
 /* One row in the tensor's codec: in the mapped file, or made in scratch (row_bytes, 64-byte aligned). Any thread. Cannot fail. */
 const void *model_tensor_row(const struct model_tensor *t, uint32_t row, void *scratch);
 /* Bytes of all stored tensors: the weights' share of memory. */
 uint64_t model_weight_bytes(const struct model *m);
 
 enum model_vocab_kind { MODEL_VOCAB_BYTES, MODEL_VOCAB_BPE };
-enum model_token_type { MODEL_TOKEN_NORMAL = 1, MODEL_TOKEN_UNKNOWN = 2, MODEL_TOKEN_CONTROL = 3, MODEL_TOKEN_USER = 4, MODEL_TOKEN_UNUSED = 5,
-                        MODEL_TOKEN_BYTE = 6 };
+enum model_token_type {
+    MODEL_TOKEN_NORMAL = 1,
+    MODEL_TOKEN_UNKNOWN = 2,
+    MODEL_TOKEN_CONTROL = 3,
+    MODEL_TOKEN_USER = 4,
+    MODEL_TOKEN_UNUSED = 5,
+    MODEL_TOKEN_BYTE = 6
+};
 
 struct model_token {
-    const char *text; /* in the byte-level alphabet for NORMAL tokens, as it stands for CONTROL and USER; not NUL-terminated */
+    /* in the byte-level alphabet for NORMAL tokens, as it stands for CONTROL and USER; not NUL-terminated */
+    const char *text;
     uint32_t bytes;
-    uint8_t type;     /* enum model_token_type */
+    uint8_t type; /* enum model_token_type */
 };
 
 struct model_merge {
@@ -116,11 +126,11 @@ struct model_vocab {
     uint32_t n_tokens;
     const struct model_merge *merges; /* by rank */
     uint32_t n_merges;
-    const char *pre;                  /* pre-tokenizer: a GGUF name (smollm, llama-bpe, gpt-2), or NULL if pre_json says it */
-    const char *tokenizer_json;       /* the whole tokenizer.json of a Hugging Face directory, or NULL */
+    const char *pre;            /* pre-tokenizer: a GGUF name (smollm, llama-bpe, gpt-2), or NULL: see tokenizer_json */
+    const char *tokenizer_json; /* the whole tokenizer.json of a Hugging Face directory, or NULL */
     size_t tokenizer_json_bytes;
     bool ignore_merges;
-    const char *chat_template;        /* the model's Jinja text, or NULL */
+    const char *chat_template; /* the model's Jinja text, or NULL */
 };
 const struct model_vocab *model_vocab(const struct model *m);
 
