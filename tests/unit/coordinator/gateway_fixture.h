@@ -174,7 +174,7 @@ static void fixture_stop(struct fixture *f)
 
 /* ---- client ---- */
 
-static int client_connect(uint16_t port)
+static inline int client_connect(uint16_t port)
 {
     const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     const struct sockaddr_in a = { .sin_family = AF_INET,
@@ -184,7 +184,7 @@ static int client_connect(uint16_t port)
     return fd;
 }
 
-static void client_send(int fd, const char *data, size_t n)
+static inline void client_send(int fd, const char *data, size_t n)
 {
     for (size_t at = 0; at < n;) {
         const ssize_t k = send(fd, data + at, n - at, MSG_NOSIGNAL);
@@ -201,14 +201,14 @@ struct answer {
     bool closed;
 };
 
-static void answer_free(struct answer *a)
+static inline void answer_free(struct answer *a)
 {
     free(a->head);
     free(a->body);
 }
 
 /* Reads until `fd` has given one whole answer, or closes. */
-static bool answer_whole(char *data, size_t n, bool closed, bool head_only, struct answer *a, size_t *used)
+static inline bool answer_whole(char *data, size_t n, bool closed, bool head_only, struct answer *a, size_t *used)
 {
     char *end = memmem(data, n, "\r\n\r\n", 4);
     if (!end)
@@ -262,7 +262,7 @@ static bool answer_whole(char *data, size_t n, bool closed, bool head_only, stru
     return true;
 }
 
-static struct answer client_read_one(int fd, bool head_only)
+static inline struct answer client_read_one(int fd, bool head_only)
 {
     struct answer a = { 0 };
     size_t n = 0, room = 1 << 16, used = 0;
@@ -288,12 +288,12 @@ static struct answer client_read_one(int fd, bool head_only)
     return a;
 }
 
-static struct answer client_read(int fd)
+static inline struct answer client_read(int fd)
 {
     return client_read_one(fd, false);
 }
 
-static struct answer client_raw(uint16_t port, const char *request, size_t n)
+static inline struct answer client_raw(uint16_t port, const char *request, size_t n)
 {
     const int fd = client_connect(port);
     client_send(fd, request, n);
