@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "model/source.h"
 
@@ -29,6 +30,7 @@ enum status model_open(const char *spec, struct model **model_out, struct error 
             model_close(m);
             return st;
         }
+        model_drop_pages(m);
         *model_out = m;
         return ST_OK;
     }
@@ -53,6 +55,13 @@ struct digest model_digest(const struct model *m)
 uint64_t model_weight_bytes(const struct model *m)
 {
     return m->weight_bytes;
+}
+
+void model_drop_pages(const struct model *m)
+{
+    for (uint32_t i = 0; i < m->n_maps; i++)
+        if (m->maps[i].data)
+            madvise((void *)(uintptr_t)m->maps[i].data, m->maps[i].bytes, MADV_DONTNEED);
 }
 
 enum status model_tensor(const struct model *m, enum model_tensor_kind kind, uint32_t layer,

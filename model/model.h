@@ -96,6 +96,11 @@ enum status model_tensor(const struct model *m, enum model_tensor_kind kind, uin
 const void *model_tensor_row(const struct model_tensor *t, uint32_t row, void *scratch);
 /* Bytes of all stored tensors: the weights' share of memory. */
 uint64_t model_weight_bytes(const struct model *m);
+/*
+ * Lets mapped files leave the resident set: for who has packed the rows that he read. Reading again is no error, only slower. model_open
+ * does so after it made the digest.
+ */
+void model_drop_pages(const struct model *m);
 
 enum model_vocab_kind { MODEL_VOCAB_BYTES, MODEL_VOCAB_BPE };
 enum model_token_type {

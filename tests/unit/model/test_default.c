@@ -86,6 +86,35 @@ static void test_tensors(void **state)
     assert_int_equal(model_weight_bytes(m), 98362432 - 1785664 - (98362432 - 1785664 - (96574464 + 2304)));
 }
 
+static long resident_kb(void)
+{
+    long pages = 0, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    assert_non_null(f);
+    assert_int_equal(fscanf(f, "%ld %ld", &pages, &resident), 2);
+    fclose(f);
+    return resident * 4;
+}
+
+static void test_drop_pages(void **state)
+{
+    (void)state;
+    struct model_tensor t;
+    uint8_t first;
+    long sum = 0;
+    assert_int_equal(model_tensor(m, MODEL_EMBEDDING, 0, &t), ST_OK);
+    first = *(const uint8_t *)model_tensor_row(&t, 77, NULL);
+    for (uint32_t r = 0; r < t.n_rows; r++)
+        sum += *(const uint8_t *)model_tensor_row(&t, r, NULL);
+    const long before = resident_kb();
+    model_drop_pages(m);
+    const long after = resident_kb();
+    assert_true(sum > 0);
+    if (before - after < 20000) /* 30 MB were read */
+        fail_msg("resident %ld KB before, %ld KB after", before, after);
+    assert_int_equal(first, *(const uint8_t *)model_tensor_row(&t, 77, NULL));
+}
+
 static void test_digest_again(void **state)
 {
     (void)state;
@@ -109,7 +138,8 @@ int main(void)
         return 1;
     }
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_config), cmocka_unit_test(test_vocab),
-                                        cmocka_unit_test(test_tensors), cmocka_unit_test(test_digest_again) };
+                                        cmocka_unit_test(test_tensors), cmocka_unit_test(test_drop_pages),
+                                        cmocka_unit_test(test_digest_again) };
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     model_close(m);
     return failed;
