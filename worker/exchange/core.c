@@ -102,7 +102,10 @@ struct peer *exchange_peer_put(struct exchange *x, uint16_t id, uint64_t instanc
 {
     struct peer *p = exchange_peer(x, id);
     if (p && p->instance == instance) {
+        p->link += p->state == PEER_DOWN || !p->link;
         p->state = PEER_UP;
+        p->relink = 0;
+        p->forgotten = false;
         return p;
     }
     if (p)
@@ -111,7 +114,7 @@ struct peer *exchange_peer_put(struct exchange *x, uint16_t id, uint64_t instanc
         p = peer_place(x, true);
     if (!p)
         return NULL;
-    *p = (struct peer){ .id = id, .state = PEER_UP, .instance = instance };
+    *p = (struct peer){ .id = id, .state = PEER_UP, .instance = instance, .link = 1 };
     struct of_source others = { id, instance };
     stash_purge(&x->stash, is_of_source, &others);
     return p;
@@ -141,10 +144,19 @@ void exchange_peer_down(struct exchange *x, struct peer *p, const char *why)
     log_warn("exchange: peer %u is gone: %s", p->id, why);
 }
 
+void exchange_peer_relink(struct peer *p)
+{
+    p->link = p->relink;
+    p->relink = 0;
+    p->state = PEER_UP;
+}
+
 void exchange_peer_forget(struct exchange *x, struct peer *p)
 {
     struct of_source all = { p->id, 0 };
     p->state = PEER_DOWN;
+    p->relink = 0;
+    p->forgotten = true;
     assembly_drop(x, p);
     stash_purge(&x->stash, is_of_source, &all);
 }
@@ -183,7 +195,7 @@ bool exchange_admit(struct exchange *x, const struct message_header *h)
         why = "it was meant for another";
     else if (!h->from || (p && h->from != p->instance))
         why = "it is of an earlier life of it";
-    else if (p && p->state == PEER_DOWN)
+    else if (p && p->state == PEER_DOWN && (p->forgotten || h->link <= p->link))
         why = "it was dropped";
     else if (h->payload_bytes > x->config.message_bytes_max ||
              (h->kind == MESSAGE_BLOCK && h->block.total > x->config.message_bytes_max))
@@ -198,6 +210,12 @@ bool exchange_admit(struct exchange *x, const struct message_header *h)
         exchange_garbage(x, h->source, "there is no room for more peers");
         return false;
     }
+    if (h->link > p->link && p->state == PEER_HEARD)
+        p->link = h->link;
+    else if (h->link > p->link)
+        p->relink = h->link;
+    if (h->kind == MESSAGE_BYE || h->kind == MESSAGE_HELLO)
+        return true;
     x->stats.messages_received++;
     x->stats.bytes_received += h->payload_bytes;
     if (h->kind != MESSAGE_STEP)
@@ -340,6 +358,16 @@ void exchange_piece_end(struct exchange *x, const struct message_header *h, stru
         p->assembly = m;
 }
 
+bool exchange_bye_counts(struct exchange *x, const struct message_header *h)
+{
+    struct peer *p = exchange_peer(x, h->source);
+    if (h->link < p->link) /* it has connected again since */
+        return false;
+    p->link = h->link;
+    p->relink = 0;
+    return true;
+}
+
 /* ---- calls back ---- */
 
 void exchange_sent_later(struct exchange *x, void (*fn)(void *ctx, enum status st), void *ctx, enum status st)
@@ -391,6 +419,7 @@ struct message_header exchange_header(const struct exchange *x, const struct pee
                                     .source = x->config.self,
                                     .from = x->instance,
                                     .to = to->instance,
+                                    .link = to->link,
                                     .payload_bytes = payload_bytes };
 }
 

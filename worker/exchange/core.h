@@ -21,6 +21,12 @@ struct peer {
     uint16_t id;
     enum peer_state state;
     uint64_t instance;
+    /*
+     * One side may drop the other and be told of it again, and the other never notice the first, yet its connection is dead. So links are numbered:
+     * who connects anew counts on and says hello; who hears of a higher number connects anew, too, and takes it over.
+     */
+    uint32_t link, relink;    /* relink != 0: to be connected anew, by the transport's progress */
+    bool forgotten;           /* down by exchange_peer_forget: only exchange_peer_put brings it back */
     uint64_t dropped;         /* messages of it that were not kept */
     struct message *assembly; /* a block that is coming in pieces; away while a piece is being written */
     uint64_t assembly_number, assembly_have;
@@ -79,12 +85,14 @@ void exchange_deinit(struct exchange *x);
 struct peer *exchange_peer(struct exchange *x, uint16_t id);
 /*
  * The entry for a peer at this address (a new one, or that of its id), PEER_UP, what an earlier life of it sent forgotten; NULL: too many.
- * The transport has ended its connection to the earlier life before. Entries do not move.
+ * The transport has ended its connection to the earlier life before. Entries do not move. If its link is over 1, say hello.
  */
 struct peer *exchange_peer_put(struct exchange *x, uint16_t id, uint64_t instance);
 /* Reads the address of a peer to be set, and checks that it is that peer's. ST_PROTOCOL. */
 enum status exchange_peer_address(const struct exchange *x, const struct exchange_peer *peer,
                                   struct peer_address *a_out, struct error *err);
+/* The transport connects it anew now, as p->relink asks. */
+void exchange_peer_relink(struct peer *p);
 /* The peer failed: waits for it end. Its messages that are here stay. Logged once with the cause. */
 void exchange_peer_down(struct exchange *x, struct peer *p, const char *why);
 /* And what it sent is forgotten. */
@@ -110,6 +118,9 @@ void exchange_lost(struct exchange *x, const struct message_header *h);
  */
 struct message *exchange_piece_begin(struct exchange *x, const struct message_header *h);
 void exchange_piece_end(struct exchange *x, const struct message_header *h, struct message *m, bool ok);
+
+/* An admitted BYE: whether it ends the link of now. */
+bool exchange_bye_counts(struct exchange *x, const struct message_header *h);
 
 /* Calls fn(ctx, st) soon, from progress. No memory: calls it now. */
 void exchange_sent_later(struct exchange *x, void (*fn)(void *ctx, enum status st), void *ctx, enum status st);

@@ -143,14 +143,37 @@ static void arrive(struct local *l, struct message *m)
         stash_message_free(&l->x.stash, m);
         return;
     }
-    if (h->kind != MESSAGE_BYE) {
+    if (h->kind == MESSAGE_STEP || h->kind == MESSAGE_BLOCK) {
         exchange_arrived_message(&l->x, m);
         return;
     }
-    struct peer *p = exchange_peer(&l->x, h->source);
+    if (h->kind == MESSAGE_BYE && exchange_bye_counts(&l->x, h)) {
+        struct peer *p = exchange_peer(&l->x, h->source);
+        exchange_peer_down(&l->x, p, "it dropped us");
+        to_drop(l, (size_t)(p - l->x.peers));
+    }
     stash_message_free(&l->x.stash, m);
-    exchange_peer_down(&l->x, p, "it dropped us");
-    to_drop(l, (size_t)(p - l->x.peers));
+}
+
+static struct box *hub_find(struct exchange_hub *hub, uint16_t id, uint64_t instance)
+{
+    pthread_mutex_lock(&hub->lock);
+    struct box *b = hub->boxes;
+    while (b && (b->id != id || b->instance != instance))
+        b = b->next;
+    if (b)
+        atomic_fetch_add(&b->refs, 1);
+    pthread_mutex_unlock(&hub->lock);
+    return b;
+}
+
+static void to_connect(struct local *l, size_t i)
+{
+    struct peer *p = &l->x.peers[i];
+    to_drop(l, i);
+    l->to[i] = hub_find(l->hub, p->id, p->instance);
+    if (!l->to[i])
+        exchange_peer_down(&l->x, p, "it is not of this process, or has closed");
 }
 
 static unsigned local_progress(struct exchange *x)
@@ -168,8 +191,14 @@ static unsigned local_progress(struct exchange *x)
         arrive(l, m);
         n++;
     }
+    for (size_t i = 0; n && i < x->n_peers; i++) {
+        if (x->peers[i].relink) {
+            exchange_peer_relink(&x->peers[i]);
+            to_connect(l, i);
+        }
+    }
     for (size_t i = 0; look && i < x->n_peers; i++) {
-        if (!closed[i])
+        if (!closed[i] || !l->to[i])
             continue;
         exchange_peer_down(x, &x->peers[i], "it closed");
         to_drop(l, i);
@@ -247,16 +276,26 @@ static size_t local_address(const struct exchange *x, uint8_t address_out[EXCHAN
     return peer_address_write(&a, address_out);
 }
 
-static struct box *hub_find(struct exchange_hub *hub, uint16_t id, uint64_t instance)
+static enum status put(struct local *l, struct box *box, const struct message_header *h, const struct iovec *parts,
+                       size_t n_parts)
 {
-    pthread_mutex_lock(&hub->lock);
-    struct box *b = hub->boxes;
-    while (b && (b->id != id || b->instance != instance))
-        b = b->next;
-    if (b)
-        atomic_fetch_add(&b->refs, 1);
-    pthread_mutex_unlock(&hub->lock);
-    return b;
+    struct message *m = stash_message_new(&l->x.stash, h->payload_bytes);
+    if (!m)
+        return ST_NO_MEMORY;
+    m->header = *h;
+    iovec_gather(parts, n_parts, m->payload);
+    if (!box_put(box, m)) {
+        stash_message_free(&l->x.stash, m);
+        return ST_PEER;
+    }
+    return ST_OK;
+}
+
+/* BYE or HELLO. If there is no memory for it, the peer will find out otherwise. */
+static void tell(struct local *l, size_t i, enum message_kind kind)
+{
+    const struct message_header h = exchange_header(&l->x, &l->x.peers[i], kind, 0);
+    (void)put(l, l->to[i], &h, NULL, 0);
 }
 
 static enum status peer_set(struct local *l, const struct exchange_peer *peer, struct error *err)
@@ -273,10 +312,9 @@ static enum status peer_set(struct local *l, const struct exchange_peer *peer, s
     if (!p)
         return error_set(err, ST_TOO_LARGE, "exchange: more than %d peers", EXCHANGE_PEERS_MAX);
     const size_t i = (size_t)(p - x->peers);
-    to_drop(l, i);
-    l->to[i] = hub_find(l->hub, peer->id, a.instance);
-    if (!l->to[i])
-        exchange_peer_down(x, p, "it is not of this process, or has closed");
+    to_connect(l, i);
+    if (l->to[i] && p->link > 1)
+        tell(l, i, MESSAGE_HELLO);
     return ST_OK;
 }
 
@@ -302,21 +340,6 @@ static struct box *to_find(struct local *l, uint16_t id, struct peer **p_out)
     return l->to[p - l->x.peers];
 }
 
-static enum status put(struct local *l, struct box *box, const struct message_header *h, const struct iovec *parts,
-                       size_t n_parts)
-{
-    struct message *m = stash_message_new(&l->x.stash, h->payload_bytes);
-    if (!m)
-        return ST_NO_MEMORY;
-    m->header = *h;
-    iovec_gather(parts, n_parts, m->payload);
-    if (!box_put(box, m)) {
-        stash_message_free(&l->x.stash, m);
-        return ST_PEER;
-    }
-    return ST_OK;
-}
-
 static void local_peer_drop(struct exchange *x, uint16_t id)
 {
     struct local *l = local_of(x);
@@ -324,10 +347,8 @@ static void local_peer_drop(struct exchange *x, uint16_t id)
     if (!p)
         return;
     const size_t i = (size_t)(p - x->peers);
-    if (l->to[i]) {
-        const struct message_header h = exchange_header(x, p, MESSAGE_BYE, 0);
-        (void)put(l, l->to[i], &h, NULL, 0); /* it will find out otherwise */
-    }
+    if (l->to[i])
+        tell(l, i, MESSAGE_BYE);
     to_drop(l, i);
     exchange_peer_forget(x, p);
 }

@@ -30,6 +30,7 @@ void message_header_write(const struct message_header *h, uint8_t out[MESSAGE_HE
     at = put(at, &h->source, 2);
     at = put(at, &h->from, 8);
     at = put(at, &h->to, 8);
+    at = put(at, &h->link, 4);
     at = put(at, &h->payload_bytes, 8);
     if (h->kind == MESSAGE_STEP) {
         at = put(at, &h->step.epoch, 8);
@@ -56,6 +57,7 @@ bool message_header_read(const void *header, size_t bytes, size_t payload_bytes,
     h.source = reader_u16(&r);
     h.from = reader_u64(&r);
     h.to = reader_u64(&r);
+    h.link = reader_u32(&r);
     h.payload_bytes = reader_u64(&r);
     if (magic != MESSAGE_MAGIC || version != MESSAGE_VERSION || h.payload_bytes != payload_bytes)
         return false;
@@ -77,6 +79,7 @@ bool message_header_read(const void *header, size_t bytes, size_t payload_bytes,
             return false;
         break;
     case MESSAGE_BYE:
+    case MESSAGE_HELLO:
         if (payload_bytes)
             return false;
         break;

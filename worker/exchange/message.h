@@ -18,6 +18,7 @@ enum message_kind {
     MESSAGE_STEP,  /* asked for by its key */
     MESSAGE_BLOCK, /* a piece of a block, unasked; pieces of one block come in order */
     MESSAGE_BYE,   /* the sender has dropped the receiver; no payload */
+    MESSAGE_HELLO, /* the sender has connected to the receiver again; no payload */
     MESSAGE_KINDS
 };
 
@@ -29,6 +30,7 @@ struct message_header {
     uint8_t kind;    /* enum message_kind */
     uint16_t source; /* worker id */
     uint64_t from, to;
+    uint32_t link; /* grows when a side connects anew */
     uint64_t payload_bytes;
     union {
         struct {
@@ -43,7 +45,7 @@ struct message_header {
     };
 };
 
-enum { MESSAGE_HEADER_BYTES = 56 };
+enum { MESSAGE_HEADER_BYTES = 64 };
 
 void message_header_write(const struct message_header *h, uint8_t out[MESSAGE_HEADER_BYTES]);
 /*

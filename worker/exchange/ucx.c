@@ -126,11 +126,10 @@ static ucs_status_t on_message(void *arg, const void *header, size_t header_byte
     }
     if (!exchange_admit(&u->x, &h))
         return UCS_OK;
-    if (h.kind == MESSAGE_BYE) {
-        const struct peer *p = exchange_peer(&u->x, h.source);
-        u->connections[p - u->x.peers].bye = true;
+    if (h.kind == MESSAGE_BYE && exchange_bye_counts(&u->x, &h))
+        u->connections[exchange_peer(&u->x, h.source) - u->x.peers].bye = true;
+    if (h.kind == MESSAGE_BYE || h.kind == MESSAGE_HELLO)
         return UCS_OK;
-    }
     if (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV)
         return fetch_queue(u, &h, data);
     exchange_arrived(&u->x, &h, data);
@@ -189,12 +188,34 @@ static void connection_down(struct ucx *u, size_t slot, const char *why)
     connection_close(u, slot);
 }
 
+/* To where c->address says. */
+static void connection_open(struct ucx *u, size_t slot)
+{
+    struct connection *c = &u->connections[slot];
+    const ucp_ep_params_t params = { .field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS |
+                                                   UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
+                                                   UCP_EP_PARAM_FIELD_ERR_HANDLER,
+                                     .address = (const ucp_address_t *)c->address,
+                                     .err_mode = UCP_ERR_HANDLING_MODE_PEER,
+                                     .err_handler = { on_failure, c } };
+    const ucs_status_t ucs = ucp_ep_create(u->worker, &params, &c->ep);
+    if (ucs) {
+        c->ep = NULL;
+        exchange_peer_down(&u->x, &u->x.peers[slot], ucs_status_string(ucs));
+    }
+}
+
 static unsigned connections_progress(struct ucx *u)
 {
     unsigned n = 0;
     for (size_t i = 0; i < u->x.n_peers; i++) {
         struct connection *c = &u->connections[i];
-        if (c->bye) {
+        if (u->x.peers[i].relink) {
+            connection_close(u, i);
+            exchange_peer_relink(&u->x.peers[i]);
+            connection_open(u, i);
+            n++;
+        } else if (c->bye) {
             connection_down(u, i, "it dropped us or closed");
             n++;
         } else if (c->failure) {
@@ -323,7 +344,7 @@ static enum status ucx_open(const struct exchange_config *config, struct exchang
     return ST_OK;
 }
 
-static void bye(struct ucx *u, size_t slot);
+static void tell(struct ucx *u, size_t slot, enum message_kind kind);
 
 static void ucx_close(struct exchange *x)
 {
@@ -334,7 +355,7 @@ static void ucx_close(struct exchange *x)
     for (int64_t until = clock_ns() + close_flush_ns; u->n_sending && clock_ns() < until;)
         exchange_progress_all(x);
     for (size_t i = 0; i < x->n_peers; i++)
-        bye(u, i);
+        tell(u, i, MESSAGE_BYE);
     for (int64_t until = clock_ns() + close_flush_ns; u->n_sending && clock_ns() < until;)
         exchange_progress_all(x);
     for (size_t i = 0; i < x->n_peers; i++) {
@@ -382,21 +403,11 @@ static enum status peer_set(struct ucx *u, const struct exchange_peer *peer, str
     p = exchange_peer_put(&u->x, peer->id, a.instance);
     if (!p)
         return error_set(err, ST_TOO_LARGE, "exchange: more than %d peers", EXCHANGE_PEERS_MAX);
-    struct connection *c = &u->connections[p - u->x.peers];
-    /* UCX reads it as words */
-    _Alignas(16) uint8_t aligned[EXCHANGE_ADDRESS_MAX];
-    memcpy(aligned, address, near ? a.full_bytes : a.net_bytes);
-    const ucp_ep_params_t params = { .field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS |
-                                                   UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
-                                                   UCP_EP_PARAM_FIELD_ERR_HANDLER,
-                                     .address = (const ucp_address_t *)aligned,
-                                     .err_mode = UCP_ERR_HANDLING_MODE_PEER,
-                                     .err_handler = { on_failure, c } };
-    const ucs_status_t ucs = ucp_ep_create(u->worker, &params, &c->ep);
-    if (ucs) {
-        c->ep = NULL;
-        exchange_peer_down(&u->x, p, ucs_status_string(ucs));
-    }
+    const size_t slot = (size_t)(p - u->x.peers);
+    memcpy(u->connections[slot].address, address, near ? a.full_bytes : a.net_bytes);
+    connection_open(u, slot);
+    if (p->link > 1)
+        tell(u, slot, MESSAGE_HELLO);
     return ST_OK;
 }
 
@@ -454,7 +465,8 @@ static enum status message_send(struct ucx *u, size_t slot, struct message *m)
     return ST_PEER;
 }
 
-static void bye(struct ucx *u, size_t slot)
+/* BYE or HELLO. */
+static void tell(struct ucx *u, size_t slot, enum message_kind kind)
 {
     const struct connection *c = &u->connections[slot];
     if (!c->ep || c->failure || c->bye)
@@ -462,7 +474,7 @@ static void bye(struct ucx *u, size_t slot)
     struct message *m = stash_message_new(&u->x.stash, 0);
     if (!m)
         return; /* it will find out otherwise */
-    m->header = exchange_header(&u->x, &u->x.peers[slot], MESSAGE_BYE, 0);
+    m->header = exchange_header(&u->x, &u->x.peers[slot], kind, 0);
     (void)message_send(u, slot, m);
 }
 
@@ -473,7 +485,7 @@ static void ucx_peer_drop(struct exchange *x, uint16_t id)
     if (!p)
         return;
     const size_t slot = (size_t)(p - x->peers);
-    bye(u, slot);
+    tell(u, slot, MESSAGE_BYE);
     connection_close(u, slot);
     exchange_peer_forget(x, p);
 }

@@ -17,6 +17,8 @@ struct connection {
     size_t unsent;                           /* bytes of messages that UCX still holds */
     struct block_send *blocks, **blocks_end; /* waiting; the first may be on its way */
     char lane[16];
+    /* where it is reached; aligned, since UCX reads it as words */
+    _Alignas(16) uint8_t address[EXCHANGE_ADDRESS_MAX];
 };
 
 struct ucx {
@@ -28,7 +30,7 @@ struct ucx {
     uint8_t address[EXCHANGE_ADDRESS_MAX];
     size_t address_bytes;
     struct connection connections[EXCHANGE_PEERS_MAX];
-    struct message *fetches, **fetches_end;              /* rendezvous to be begun */
+    struct message *fetches, **fetches_end; /* rendezvous to be begun */
     /* What UCX holds. Some of it never comes back where a frozen peer was dropped: it is freed after the worker is. */
     struct message *held;
     struct block_send *held_blocks;

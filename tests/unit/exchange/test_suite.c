@@ -503,6 +503,43 @@ static void test_drop_and_return(void **state)
     node_close(&nodes[1]);
 }
 
+/* One side drops the other and is told of it again; the other is told nothing. */
+static void test_one_sided_drop(void **state)
+{
+    (void)state;
+    struct node nodes[2];
+    uint8_t byte = 1, out = 0;
+    nodes_open(nodes, 2);
+    for (uint8_t turn = 0; turn < 4; turn++) {
+        const struct exchange_key there = key_of(turn, 1, 10), back = key_of(turn, 1, 11);
+        struct node *dropper = &nodes[turn % 2], *other = &nodes[1 - turn % 2];
+        dropper->ops->peer_drop(dropper->x, other->id);
+        if (turn < 2)
+            nodes_progress(nodes, 2);
+        assert_int_equal(node_meets(dropper, other), ST_OK);
+        /* it hears of it by and by */
+        UNTIL(nodes, 2, send_bytes(&nodes[1], there, &turn, 1) == ST_OK);
+        byte = (uint8_t)(turn + 50);
+        for (const int64_t until = clock_ns() + 20 * MS; clock_ns() < until;)
+            nodes_progress(nodes, 2);
+        UNTIL(nodes, 2, send_bytes(&nodes[0], back, &byte, 1) == ST_OK);
+        uint8_t *large = random_bytes(turn, 3 << 20), *got = malloc(3 << 20);
+        const struct exchange_key large_back = key_of(turn, 2, 11), large_from = key_of(turn, 2, 10);
+        assert_int_equal(send_bytes(&nodes[0], large_back, large, 3 << 20), ST_OK);
+        UNTIL(nodes, 2, nodes[1].ops->ready(nodes[1].x, &large_from));
+        assert_int_equal(recv_bytes(&nodes[1], large_from, got, 3 << 20, 1000), ST_OK);
+        assert_memory_equal(got, large, 3 << 20);
+        free(large);
+        free(got);
+        const struct exchange_key from = key_of(turn, 1, 10);
+        UNTIL(nodes, 2, nodes[1].ops->ready(nodes[1].x, &from));
+        assert_int_equal(recv_bytes(&nodes[1], from, &out, 1, 1000), ST_OK);
+        assert_int_equal(out, turn + 50);
+    }
+    node_close(&nodes[0]);
+    node_close(&nodes[1]);
+}
+
 /* A peer that closes: waits for it end, what it sent before counts; one that takes its place is met. */
 static void test_close_and_replace(void **state)
 {
@@ -723,6 +760,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_blocks),
         cmocka_unit_test(test_block_over_limit),
         cmocka_unit_test(test_drop_and_return),
+        cmocka_unit_test(test_one_sided_drop),
         cmocka_unit_test(test_close_and_replace),
         cmocka_unit_test(test_many_threads),
         cmocka_unit_test(test_abort),
