@@ -7,14 +7,41 @@
 #include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/types.h>
+#include <ucs/debug/log_def.h>
 #include <unistd.h>
 
 #include "common/log.h"
+
+/* UCX's own words go where ours go. What it calls an error is a peer that died: the exchange copes and says so itself. */
+static ucs_log_func_rc_t on_log(const char *file, unsigned line, const char *function, ucs_log_level_t level,
+                                const ucs_log_component_config_t *component, const char *format, va_list ap)
+{
+    char text[512];
+    (void)file;
+    (void)line;
+    (void)component;
+    if (level > UCS_LOG_LEVEL_TRACE)
+        return UCS_LOG_FUNC_RC_CONTINUE;
+    vsnprintf(text, sizeof text, format, ap);
+    if (level == UCS_LOG_LEVEL_FATAL)
+        log_error("ucx: %s: %s", function, text);
+    else if (level <= UCS_LOG_LEVEL_WARN)
+        log_warn("ucx: %s: %s", function, text);
+    else
+        log_debug("ucx: %s: %s", function, text);
+    return UCS_LOG_FUNC_RC_STOP;
+}
+
+static void log_begin(void)
+{
+    ucs_log_push_handler(on_log);
+}
 
 /*
  * A setting of UCX, named as in its environment (less UCX_), and as ucp_config_modify of 1.13 wants it where that differs: there a lane's own settings
@@ -213,7 +240,9 @@ static enum status address_make(struct ucx *u, struct error *err)
 
 enum status ucx_context_open(struct ucx *u, const struct exchange_config *config, struct error *err)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     ucp_config_t *ucp;
+    pthread_once(&once, log_begin);
     enum status st = config_make(config, &ucp, err);
     if (st)
         return st;

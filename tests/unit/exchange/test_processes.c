@@ -578,8 +578,8 @@ static void test_many(void **state)
             worker_told(&w[i], w[j].id, w[j].address, w[j].address_bytes);
     }
     for (int i = 1; i < N; i++)
-        worker_order(&w[i], ORDER_PLAY, N, 40, 0);
-    assert_int_equal(play(b.x, BOSS, N, 40, buffer), ST_OK);
+        worker_order(&w[i], ORDER_PLAY, N, 25, 0);
+    assert_int_equal(play(b.x, BOSS, N, 25, buffer), ST_OK);
     for (int i = 1; i < N; i++)
         assert_int_equal(worker_reply_while(&w[i], b.x), ST_OK);
     for (int i = 1; i < N; i++)
@@ -805,6 +805,7 @@ int main(int argc, char **argv)
         log_set_name(argv[2]);
         return worker_main(argv);
     }
+    setvbuf(stdout, NULL, _IOLBF, 0);
     static const char *const all_lanes[] = { "shm", "tcp", NULL };
     const char *test = getenv("EXCHANGE_TEST");
     if (test)
