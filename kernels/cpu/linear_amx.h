@@ -26,6 +26,12 @@ enum {
     AMX_CHUNK_BLOCKS_MAX = 18, /* ... or all, if there are no more than these */
 };
 
+/* The intrinsics of tile loads do not tell the compiler that they read memory: this makes it finish what it has to store there. */
+static inline void amx_sees(const void *memory)
+{
+    __asm__ volatile("" : : "r"(memory) : "memory");
+}
+
 /* Tiles 0..5 have the given number of rows (C and A), tiles 6 and 7 have 16 (B); all are 64 bytes wide. */
 static inline void amx_configure(uint32_t rows)
 {
@@ -38,6 +44,7 @@ static inline void amx_configure(uint32_t rows)
         config.row_bytes[i] = 64;
         config.rows[i] = (uint8_t)(i < 6 ? rows : 16);
     }
+    amx_sees(&config);
     _tile_loadconfig(&config);
 }
 
@@ -84,6 +91,7 @@ static inline void amx_copy_x(const struct amx_chunk *c, uint8_t *tiles_out)
             _mm512_store_si512(to + b * AMX_TILE,
                                r < c->n_rows ? _mm512_load_si512(x + b * LINEAR_BLOCK) : _mm512_setzero_si512());
     }
+    amx_sees(tiles_out);
 }
 
 /* Writes a finished C tile (16 rows of 16 floats) to where y has rows and outputs. */

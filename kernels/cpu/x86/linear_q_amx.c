@@ -103,6 +103,7 @@ INLINE void few_multiply(const struct linear_args *a, struct few_pipe *p, size_t
 {
     const uint16_t *x = (const uint16_t *)a->x + pair * 2 * LINEAR_BLOCK;
     const size_t slot = pair % 2;
+    amx_sees(p);
     _tile_zero(0);
     _tile_zero(1);
     _tile_loadd(2, x, a->x_stride * 2);
@@ -118,6 +119,7 @@ INLINE void few_multiply(const struct linear_args *a, struct few_pipe *p, size_t
 /* The last pair may hold one block. */
 INLINE void few_multiply_half(const struct linear_args *a, struct few_pipe *p, size_t pair)
 {
+    amx_sees(p);
     _tile_zero(0);
     _tile_loadd(2, (const uint16_t *)a->x + pair * 2 * LINEAR_BLOCK, a->x_stride * 2);
     _tile_loadd(6, p->b[pair % 2][0], 64);
@@ -297,6 +299,7 @@ INLINE void run_chunk(const struct amx_chunk *c, enum weight_codec codec)
         float *acc = c->partial + (size_t)(g - c->group_begin) * c->n_row_tiles * (AMX_TILE / 4);
         for (size_t i = 0; i < n_blocks; i++)
             expand(codec, linear_codes(codec, w, c->block_begin + i), c->expand + i * AMX_TILE);
+        amx_sees(c->expand);
         size_t i = 0;
         for (; i + HELD <= n_blocks; i += HELD)
             chunk_blocks(c, codec, w, i, acc, &p, HELD);
