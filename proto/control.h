@@ -3,7 +3,7 @@
 
 /*
  * The control stream: one bidirectional gRPC call ("/longspan.v1.Control/Attach") from each worker to the coordinator. Order: hello up,
- * welcome down, progress up while the model loads, ready up; then members, plans, copies down and results, copied, heartbeats up.
+ * welcome down, progress up while the model loads, ready up; then members, plans, copies down and results, copied up; heartbeats both ways.
  * Plain structs here; protobuf (control.proto) on the wire. Decoded messages are one allocation, freed by free().
  */
 

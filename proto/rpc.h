@@ -82,12 +82,12 @@ struct rpc_channel_config {
 };
 /* Never uses a proxy. Reconnects by itself (100 ms to 1 s); keeps a connectivity watch outstanding. */
 enum status rpc_channel_open(const struct rpc_channel_config *config, struct rpc_channel **channel_out, struct error *err);
-/* Cancels its calls and waits for their on_done. Not from a callback. */
+/* Cancels its calls and waits for their on_done, and for an attempt to connect (a second at most). Not from a callback. */
 void rpc_channel_close(struct rpc_channel *channel);
 /* deadline_ms 0: none. The call is returned with a reference of the caller's. handlers: copied. wait_ready: queue until connected. */
 enum status rpc_call_start(struct rpc_channel *channel, const char *path, uint32_t deadline_ms, bool wait_ready,
                            const struct rpc_handlers *handlers, void *user, struct rpc_call **call_out);
-/* One message there, one back, waiting. reply_out: malloc'd. On another status than OK: ST_PEER, the code and message in err. */
+/* One message there, one back, waiting; not from a callback. reply_out: malloc'd. On another status than OK: ST_PEER, the code and message in err. */
 enum status rpc_call_unary(struct rpc_channel *channel, const char *path, uint32_t deadline_ms, const uint8_t *data, size_t bytes,
                            uint8_t **reply_out, size_t *reply_bytes_out, enum rpc_code *code_out, struct error *err);
 

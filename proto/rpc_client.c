@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <grpc/support/time.h>
 
@@ -21,6 +22,7 @@ struct rpc_channel {
     struct rpc_engine engine;
     grpc_channel *core;
     struct rpc_tag on_watch;
+    bool destroying; /* engine.lock */
 };
 
 static grpc_arg arg_int(const char *key, int value)
@@ -66,7 +68,7 @@ static grpc_channel *core_new(const struct rpc_channel_config *config)
  */
 static void watch_start(struct rpc_channel *c)
 {
-    const grpc_connectivity_state state = grpc_channel_check_connectivity_state(c->core, 1);
+    const grpc_connectivity_state state = grpc_channel_check_connectivity_state(c->core, !c->engine.closing);
     RPC_TAG_RELEASE(&c->on_watch);
     grpc_channel_watch_connectivity_state(c->core, state, gpr_inf_future(GPR_CLOCK_MONOTONIC), c->engine.queue,
                                           &c->on_watch);
@@ -75,9 +77,9 @@ static void watch_start(struct rpc_channel *c)
 static void on_watch(struct rpc_tag *tag, bool ok)
 {
     struct rpc_channel *c = (struct rpc_channel *)((char *)tag - offsetof(struct rpc_channel, on_watch));
-    /* with the lock: rpc_channel_close destroys the channel only after it has set closing */
     pthread_mutex_lock(&c->engine.lock);
-    if (ok && !c->engine.closing)
+    pthread_cond_broadcast(&c->engine.changed);
+    if (ok && !c->destroying)
         watch_start(c);
     pthread_mutex_unlock(&c->engine.lock);
 }
@@ -112,6 +114,19 @@ enum status rpc_channel_open(const struct rpc_channel_config *config, struct rpc
     return ST_OK;
 }
 
+/*
+ * With the lock. gRPC 1.51 forgets a connection that comes about just as its channel is destroyed (Subchannel::OnConnectingFinishedLocked returns
+ * without it): a descriptor and memory are lost. So an attempt under way is let finish, which takes CONNECT_MAX_MS at most.
+ */
+static void connect_await(struct rpc_channel *c)
+{
+    const int64_t until = clock_ns() + (int64_t)(CONNECT_MAX_MS + 100) * 1000000;
+    const struct timespec at = { .tv_sec = until / 1000000000, .tv_nsec = until % 1000000000 };
+    while (grpc_channel_check_connectivity_state(c->core, 0) == GRPC_CHANNEL_CONNECTING)
+        if (pthread_cond_timedwait(&c->engine.changed, &c->engine.lock, &at))
+            return;
+}
+
 void rpc_channel_close(struct rpc_channel *channel)
 {
     if (!channel)
@@ -124,6 +139,8 @@ void rpc_channel_close(struct rpc_channel *channel)
             rpc_call_cancel(call);
         while (e->n_calls)
             pthread_cond_wait(&e->changed, &e->lock);
+        connect_await(channel);
+        channel->destroying = true;
         pthread_mutex_unlock(&e->lock);
         grpc_channel_destroy(channel->core); /* ends the watch */
     }

@@ -1,6 +1,9 @@
 /* ctest-labels: tsan */
 #include "coordinator/control.h"
 
+#include <arpa/inet.h>
+#include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -19,7 +23,7 @@
 #include "common/log.h"
 #include "proto/rpc.h"
 
-enum { WAIT_MS = 15000, HEARTBEAT_MS = 50, SILENCE_MS = 700, BLOCKS = 2000, MESSAGE_MAX = 1 << 20 };
+enum { WAIT_MS = 15000, HEARTBEAT_MS = 50, SILENCE_MS = 700, BLOCKS = 64, MESSAGE_MAX = 1 << 20 };
 
 static const struct digest model = { { 1, 2, 3, 4 } };
 
@@ -57,13 +61,13 @@ static int site_setup(void **state)
     const struct control_config config = {
         .loop = site->loop,
         .address = "127.0.0.1:0",
-        .sched = { .positions_max = 1 << 17,
-                   .step_rows_max = 1 << 15,
-                   .prefill_chunk_rows = 1 << 15,
+        .sched = { .positions_max = 2048,
+                   .step_rows_max = 256,
+                   .prefill_chunk_rows = 128,
                    .sequences_max = 8,
                    .queue_max = 8,
                    .spread_min_tokens = 1 << 17,
-                   .step_deadline_ms = 60000,
+                   .step_deadline_ms = 10000,
                    .plans_ahead = 2,
                    .prefix_sharing = true,
                    .context = { { 9 } },
@@ -72,8 +76,8 @@ static int site_setup(void **state)
                      .precision = "bf16",
                      .kv_codec = "bf16",
                      .selector = "dense",
-                     .positions_max = 1 << 17,
-                     .step_rows_max = 1 << 15,
+                     .positions_max = 2048,
+                     .step_rows_max = 256,
                      .heartbeat_ms = HEARTBEAT_MS,
                      .silence_ms = SILENCE_MS },
         .model_digest = model,
@@ -115,6 +119,7 @@ struct fake {
     bool beating, owns_channel;
     atomic_int welcomes, id, members, member_lists, plans, fences, heartbeats, done, code;
     atomic_bool idle; /* answers no plan */
+    _Atomic int64_t heard_ms;
     atomic_bool deaf; /* reads nothing from its next plan on */
 };
 
@@ -151,6 +156,7 @@ static void fake_message(void *user, struct rpc_call *call, const uint8_t *data,
     struct fake *f = user;
     struct control_message *m;
     struct error err = { 0 };
+    atomic_store(&f->heard_ms, clock_ms());
     if (control_decode(data, bytes, &m, &err))
         fail_msg("from the coordinator: %s", err.text);
     switch (m->kind) {
@@ -165,8 +171,6 @@ static void fake_message(void *user, struct rpc_call *call, const uint8_t *data,
         break;
     case CONTROL_PLAN:
         atomic_fetch_add(&f->plans, 1);
-        while (atomic_load(&f->deaf))
-            usleep(1000);
         if (!atomic_load(&f->idle))
             fake_run(f, m->as.plan);
         break;
@@ -195,6 +199,8 @@ static void *fake_beat(void *arg)
 {
     struct fake *f = arg;
     for (uint64_t n = 1; !atomic_load(&f->quit);) {
+        if (clock_ms() - atomic_load(&f->heard_ms) > SILENCE_MS)
+            rpc_call_cancel(f->call); /* as a worker does */
         if (atomic_load(&f->beats))
             fake_send(f, &(struct control_message){ .kind = CONTROL_HEARTBEAT,
                                                     .as.heartbeat = { .sequence = n++, .resident_bytes = 4096 } });
@@ -238,9 +244,9 @@ static void fake_ready(struct fake *f, const struct digest *digest)
 }
 
 /* Attached, loaded, ready, beating. */
-static void fake_up(struct fake *f, struct site *site)
+static void fake_up_at(struct fake *f, struct site *site, const char *target)
 {
-    fake_attach(f, NULL, site->target);
+    fake_attach(f, NULL, target);
     fake_hello(f, CONTROL_VERSION);
     TURN_UNTIL(site, atomic_load(&f->welcomes) == 1);
     fake_send(f, &(struct control_message){ .kind = CONTROL_PROGRESS, .as.progress = { 0.5f } });
@@ -249,6 +255,11 @@ static void fake_up(struct fake *f, struct site *site)
     assert_int_equal(pthread_create(&f->beat_thread, NULL, fake_beat, f), 0);
     fake_ready(f, &model);
     TURN_UNTIL(site, atomic_load(&f->member_lists) > 0);
+}
+
+static void fake_up(struct fake *f, struct site *site)
+{
+    fake_up_at(f, site, site->target);
 }
 
 static void fake_down(struct fake *f)
@@ -306,23 +317,78 @@ static void ask(struct site *site, struct asked *a, uint32_t max_tokens)
     control_kick(site->control);
 }
 
-/* A prompt whose plans are larger than what may lie unread on the way. */
-static void ask_large(struct site *site, struct asked *a)
+/* ---- a link that goes down without a word ---- */
+
+struct relay {
+    pthread_t thread;
+    int listener;
+    uint16_t to;
+    char address[32];
+    atomic_bool quit, up, down; /* up: what the worker says passes; down: what the coordinator says */
+};
+
+static int relay_connect(uint16_t port)
 {
-    static const struct sched_events events = { .token = on_token, .done = on_done };
-    enum { N = 70000 };
-    int32_t *prompt = malloc(N * sizeof *prompt);
-    for (int i = 0; i < N; i++)
-        prompt[i] = 100000 + i;
-    const struct sched_want want = {
-        .tokens = prompt, .n_tokens = N, .max_tokens = 1, .label = "large", .sampling = { .temperature = 0, .top_p = 1 }
-    };
-    struct error err = { 0 };
-    memset(a, 0, sizeof *a);
-    if (sched_submit(control_sched(site->control), &want, &events, a, &a->request, &err))
-        fail_msg("%s", err.text);
-    free(prompt);
-    control_kick(site->control);
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in to = { .sin_family = AF_INET,
+                              .sin_port = htons(port),
+                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    assert_int_equal(connect(fd, (struct sockaddr *)&to, sizeof to), 0);
+    return fd;
+}
+
+/* -> false: an end of the connection is gone */
+static bool relay_pass(int from, int to, bool open)
+{
+    char data[4096];
+    if (!open)
+        return true;
+    const ssize_t n = recv(from, data, sizeof data, MSG_DONTWAIT);
+    if (n < 0)
+        return errno == EAGAIN;
+    return n > 0 && send(to, data, (size_t)n, MSG_NOSIGNAL) == n;
+}
+
+static void *relay_run(void *arg)
+{
+    struct relay *r = arg;
+    const int worker = accept(r->listener, NULL, NULL);
+    const int coordinator = relay_connect(r->to);
+    while (!atomic_load(&r->quit)) {
+        struct pollfd fds[] = { { .fd = worker, .events = POLLIN }, { .fd = coordinator, .events = POLLIN } };
+        poll(fds, 2, 5);
+        if (!relay_pass(worker, coordinator, atomic_load(&r->up)) ||
+            !relay_pass(coordinator, worker, atomic_load(&r->down)))
+            break;
+        if (!atomic_load(&r->up) || !atomic_load(&r->down))
+            usleep(1000);
+    }
+    close(worker);
+    close(coordinator);
+    return NULL;
+}
+
+static void relay_start(struct relay *r, struct site *site)
+{
+    struct sockaddr_in at = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t n = sizeof at;
+    memset(r, 0, sizeof *r);
+    r->listener = socket(AF_INET, SOCK_STREAM, 0);
+    r->to = control_port(site->control);
+    atomic_store(&r->up, true);
+    atomic_store(&r->down, true);
+    assert_int_equal(bind(r->listener, (struct sockaddr *)&at, sizeof at), 0);
+    assert_int_equal(listen(r->listener, 1), 0);
+    getsockname(r->listener, (struct sockaddr *)&at, &n);
+    snprintf(r->address, sizeof r->address, "127.0.0.1:%u", ntohs(at.sin_port));
+    assert_int_equal(pthread_create(&r->thread, NULL, relay_run, r), 0);
+}
+
+static void relay_end(struct relay *r)
+{
+    atomic_store(&r->quit, true);
+    pthread_join(r->thread, NULL);
+    close(r->listener);
 }
 
 /* ---- tests ---- */
@@ -401,23 +467,31 @@ static void a_silent_worker_is_lost(void **state)
     fake_down(&b);
 }
 
-static void a_worker_that_reads_nothing_is_lost(void **state)
+static void a_link_that_goes_down_is_noticed(void **state)
 {
     struct site *site = *state;
-    struct fake a;
-    fake_up(&a, site);
-    atomic_store(&a.deaf, true);
-    atomic_store(&a.idle, true);
-    struct asked asked;
-    ask_large(site, &asked);
-    const int64_t start = clock_ms();
-    TURN_UNTIL(site, asked.done);
-    print_message("noticed after %d ms\n", (int)(clock_ms() - start));
-    assert_int_equal(asked.status, ST_PEER);
-    if (!strstr(asked.message, "takes no messages"))
-        fail_msg("%s", asked.message);
-    atomic_store(&a.deaf, false);
-    fake_down(&a);
+    for (int way = 1; way <= 3; way++) { /* what the worker says is lost, what it is told, both */
+        struct relay relay;
+        struct fake a;
+        relay_start(&relay, site);
+        fake_up_at(&a, site, relay.address);
+        atomic_store(&a.idle, true);
+        struct asked asked;
+        ask(site, &asked, 40);
+        TURN_UNTIL(site, atomic_load(&a.plans));
+        const int64_t start = clock_ms();
+        if (way & 1)
+            atomic_store(&relay.up, false);
+        if (way & 2)
+            atomic_store(&relay.down, false);
+        TURN_UNTIL(site, asked.done);
+        print_message("way %d: noticed after %d ms: %s\n", way, (int)(clock_ms() - start), asked.message);
+        assert_in_range(clock_ms() - start, 0, 2000);
+        assert_int_equal(asked.status, ST_PEER);
+        assert_string_equal(state_of(site, (uint16_t)atomic_load(&a.id)), "lost");
+        relay_end(&relay);
+        fake_down(&a);
+    }
 }
 
 static void a_cut_stream_is_noticed_at_once(void **state)
@@ -539,7 +613,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         ON_SITE(workers_come_and_serve),
         ON_SITE(a_silent_worker_is_lost),
-        ON_SITE(a_worker_that_reads_nothing_is_lost),
+        ON_SITE(a_link_that_goes_down_is_noticed),
         ON_SITE(a_cut_stream_is_noticed_at_once),
         ON_SITE(violations_cost_the_violator),
         ON_SITE(so_many_and_no_more),
