@@ -31,8 +31,7 @@ static const char *const sql[STATEMENTS] = {
     [NEXT] = "UPDATE meta SET value = value + 1 WHERE name = 'revision'",
     [REVISION] = "SELECT value FROM meta WHERE name = 'revision'",
     [GET] = "SELECT key, value, revision, lease FROM kv WHERE key = ?1",
-    [PUT] = "INSERT INTO kv (key, value, revision, lease) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (key) DO UPDATE "
-            "SET value = ?2, revision = ?3, lease = ?4",
+    [PUT] = "INSERT OR REPLACE INTO kv (key, value, revision, lease) VALUES (?1, ?2, ?3, ?4)",
     [REMOVE] = "DELETE FROM kv WHERE key = ?1",
     [LIST] = "SELECT key, value, revision, lease FROM kv WHERE key >= ?1 ORDER BY key",
     [LEASED] = "SELECT key FROM kv WHERE lease = ?1 ORDER BY key",
