@@ -63,16 +63,21 @@ struct exchange;
 
 struct exchange_ops {
     const char *name;
+    /* ucx: ST_INVALID, ST_IO if the address is on no interface that can be used. Any thread may open, one thread at a time use it. */
     enum status (*open)(const struct exchange_config *config, struct exchange **x_out, struct error *err);
+    /* Delivers what was sent if peers take it soon (they are then told), at most about 0.7 s. Accepts NULL. */
     void (*close)(struct exchange *x);
     /* What peers need to reach this one. */
     size_t (*address)(const struct exchange *x, uint8_t address_out[EXCHANGE_ADDRESS_MAX]);
     /* Adds or replaces peers; those not named stay. Connects now or at the first send. Address bytes come from outside: ST_PROTOCOL if malformed. */
     enum status (*peers_set)(struct exchange *x, const struct exchange_peer *peers, size_t n, struct error *err);
-    /* The coordinator's verdict, or an error: forget its connection (force) and what it sent. */
+    /*
+     * The coordinator's verdict, or an error: forget its connection (force) and what it sent. It is told, if it can hear: its waits for this one end
+     * with ST_PEER, too. peers_set brings it back, with the same address or another.
+     */
     void (*peer_drop)(struct exchange *x, uint16_t id);
-    /* Queues a message (total length known from the plan). The bytes may be reused after it returns ST_OK: small ones are copied, large ones are
-       held by the exchange. ST_PEER. */
+    /* Queues a message (total length known from the plan) and never waits. The bytes may be reused after it returns: they are copied. ST_PEER,
+       ST_NO_MEMORY. */
     enum status (*send)(struct exchange *x, const struct exchange_key *key, const struct iovec *parts, size_t n_parts);
     /* Waits until the message with this key is here and copies it; its length must be bytes exactly (else ST_PROTOCOL). deadline_ns: clock_ns().
        ST_TIMEOUT, ST_PEER, ST_STALE (aborted). Messages for later keys are kept meanwhile. */
@@ -80,7 +85,11 @@ struct exchange_ops {
                         int64_t deadline_ns);
     /* Whether recv would return at once. Progresses. */
     bool (*ready)(struct exchange *x, const struct exchange_key *key);
-    /* A block (kvstore's wire form) to a peer, in the background; queued until progress moves it. on_sent: its bytes may go (data must stay till then). */
+    /*
+     * A block (kvstore's wire form) to a peer, in the background; queued until progress moves it. on_sent: its bytes may go (data must stay till then);
+     * called once, from progress, a wait or close, if send_block returned ST_OK. ST_PEER: the peer failed; ST_OK says that they left, not that the
+     * block was kept. Callbacks may send, but not wait.
+     */
     enum status (*send_block)(struct exchange *x, uint16_t peer, const struct iovec *parts, size_t n_parts,
                               void (*on_sent)(void *ctx, enum status st), void *ctx);
     /* Moves what can move without waiting. */
@@ -92,7 +101,7 @@ struct exchange_ops {
     /* Any thread: every wait of this group and of epochs up to epoch returns ST_STALE, now and later. */
     void (*abort)(struct exchange *x, uint32_t group, uint64_t epoch);
     void (*stats)(const struct exchange *x, struct exchange_stats *stats_out);
-    /* "posix", "tcp", "local": the lane in use to a peer, for tests and status; "" if not connected. */
+    /* "posix" (shared memory), "tcp", "local": the lane in use to a peer, for tests and status; "" if not connected. */
     const char *(*lane)(const struct exchange *x, uint16_t peer);
 };
 

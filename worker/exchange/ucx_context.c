@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/types.h>
+#include <time.h>
 #include <ucs/debug/log_def.h>
 #include <unistd.h>
 
@@ -110,39 +111,63 @@ static bool any_address(const struct sockaddr *a)
     return a->sa_family == AF_INET6 && IN6_IS_ADDR_UNSPECIFIED(&((const struct sockaddr_in6 *)a)->sin6_addr);
 }
 
-/* The interface that has the address (127.0.0.2 is lo's too: by its network), "" for any. */
+/* The interface that has the address (127.0.0.2 is lo's too) and its flags; ST_NOT_FOUND. */
+static enum status interface_with(const struct sockaddr *address, char name_out[IF_NAMESIZE], unsigned *flags_out)
+{
+    struct ifaddrs *all = NULL;
+    enum status st = ST_NOT_FOUND;
+    if (getifaddrs(&all))
+        return ST_IO;
+    const bool loopback = address->sa_family == AF_INET &&
+                          ntohl(((const struct sockaddr_in *)address)->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+    for (const struct ifaddrs *i = all; i && st; i = i->ifa_next) {
+        if (!i->ifa_addr || (!same_address(i->ifa_addr, address) && !(loopback && i->ifa_flags & IFF_LOOPBACK)))
+            continue;
+        snprintf(name_out, IF_NAMESIZE, "%s", i->ifa_name);
+        *flags_out = i->ifa_flags;
+        st = ST_OK;
+    }
+    freeifaddrs(all);
+    return st;
+}
+
+/* "" for any. UCX passes over interfaces that are down or that it cannot see, without a word: said here. One that comes up just now is waited for. */
 static enum status interface_of(const char *bind, char name_out[IF_NAMESIZE], struct error *err)
 {
+    const struct timespec pause = { 0, 100 * 1000000 };
     struct addrinfo *want = NULL, hints = { .ai_socktype = SOCK_STREAM };
     const int rc = getaddrinfo(bind, NULL, &hints, &want);
     if (rc)
         return error_set(err, ST_INVALID, "exchange ucx: bind address '%s': %s", bind, gai_strerror(rc));
-    struct ifaddrs *all = NULL;
-    enum status st = ST_NOT_FOUND;
-    if (any_address(want->ai_addr)) {
-        name_out[0] = 0;
-        st = ST_OK;
-    } else if (getifaddrs(&all)) {
-        st = ST_IO;
+    enum status st = ST_OK;
+    unsigned flags = IFF_UP | IFF_RUNNING;
+    name_out[0] = 0;
+    if (!any_address(want->ai_addr))
+        st = interface_with(want->ai_addr, name_out, &flags);
+    for (int i = 0; i < 20 && !st && (flags & (IFF_UP | IFF_RUNNING)) != (IFF_UP | IFF_RUNNING); i++) {
+        nanosleep(&pause, NULL);
+        st = interface_with(want->ai_addr, name_out, &flags);
     }
-    const bool loopback = want->ai_family == AF_INET &&
-                          (ntohl(((const struct sockaddr_in *)want->ai_addr)->sin_addr.s_addr) >> 24) == 127;
-    for (const struct ifaddrs *i = all; i && st; i = i->ifa_next) {
-        if (!i->ifa_addr || (!same_address(i->ifa_addr, want->ai_addr) && !(loopback && i->ifa_flags & IFF_LOOPBACK)))
-            continue;
-        snprintf(name_out, IF_NAMESIZE, "%s", i->ifa_name);
-        st = ST_OK;
-    }
-    if (all)
-        freeifaddrs(all);
     freeaddrinfo(want);
-    return st ? error_set(err, ST_INVALID, "exchange ucx: bind address '%s' is on no interface of this host", bind)
-              : ST_OK;
+    if (st)
+        return error_set(err, ST_INVALID, "exchange ucx: bind address '%s' is on no interface of this host", bind);
+    if ((flags & (IFF_UP | IFF_RUNNING)) != (IFF_UP | IFF_RUNNING))
+        return error_set(err, ST_IO, "exchange ucx: bind address '%s': interface %s is down", bind, name_out);
+    char path[64];
+    snprintf(path, sizeof path, "/sys/class/net/%s", name_out);
+    if (access(path, F_OK))
+        return error_set(err, ST_IO,
+                         "exchange ucx: bind address '%s': no %s, where UCX looks for interfaces (/sys is that of "
+                         "another network namespace)",
+                         bind, path);
+    return ST_OK;
 }
 
 static enum status network_set(ucp_config_t *ucp, const struct exchange_config *config, struct error *err)
 {
     char name[IF_NAMESIZE] = "", range[32];
+    if (config->lanes && !strcmp(config->lanes, "shm"))
+        return ST_OK;
     if (config->bind && config->bind[0]) {
         const enum status st = interface_of(config->bind, name, err);
         if (st)
@@ -153,7 +178,7 @@ static enum status network_set(ucp_config_t *ucp, const struct exchange_config *
         if (st)
             return st;
     }
-    if ((!config->port_first && !config->port_last) || (config->lanes && !strcmp(config->lanes, "shm")))
+    if (!config->port_first && !config->port_last)
         return ST_OK;
     if (config->port_first > config->port_last || !config->port_first)
         return error_set(err, ST_INVALID, "exchange ucx: ports %u-%u", config->port_first, config->port_last);
