@@ -211,8 +211,21 @@ static void admit(struct sched *s, struct sched_request *r)
         r->events.progress(r->user, r->done < r->n_prompt ? r->done : r->n_prompt, r->n_prompt);
 }
 
+/* What runs comes before what waits: a leaf whose old copy others still read has left its home's window too small. */
+static bool windows_full(struct sched *s)
+{
+    bool full = true;
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        if (s->running[i]->state == REQUEST_RUNNING && s->running[i]->window_left)
+            full = request_window(s, s->running[i]) && full;
+    }
+    return full;
+}
+
 void admit_all(struct sched *s)
 {
+    if (s->admit_changed && !windows_full(s))
+        s->admit_changed = false;
     while (s->queue && s->admit_changed && s->n_live < s->config.sequences_max) {
         struct sched_request *r = s->queue;
         bool found = find_place(s, r, s->config.prefix_sharing);

@@ -256,10 +256,10 @@ static void abort_end(struct sched *s, struct group *g)
     suspect(s, guilty);
 }
 
-static int64_t oldest_due(const struct sched *s, const struct group *g)
+static int64_t oldest_due(const struct group *g)
 {
     const int64_t sent = g->flights[0]->sent_ms;
-    return (sent > g->done_ms ? sent : g->done_ms) + s->config.step_deadline_ms;
+    return (sent > g->done_ms ? sent : g->done_ms) + g->flights[0]->deadline_ms;
 }
 
 /* -> was it broken */
@@ -270,11 +270,11 @@ static bool group_check(struct sched *s, struct group *g, int64_t now)
         abort_end(s, g);
         return true;
     }
-    if (!g->n_flights || g->abort.active || now < oldest_due(s, g))
+    if (!g->n_flights || g->abort.active || now < oldest_due(g))
         return false;
     const uint64_t late = g->flights[0]->pending;
     snprintf(text, sizeof text, "%s did not finish its step within %u ms", sched_names(s, late, names, sizeof names),
-             s->config.step_deadline_ms);
+             g->flights[0]->deadline_ms);
     group_break(s, g, late, text);
     suspect(s, late);
     return true;
@@ -290,7 +290,7 @@ int64_t groups_check(struct sched *s)
             continue;
         }
         const struct group *g = s->groups[i++];
-        const int64_t due = g->abort.active ? g->abort.until_ms : g->n_flights ? oldest_due(s, g) : now + SCHED_RUN_MS;
+        const int64_t due = g->abort.active ? g->abort.until_ms : g->n_flights ? oldest_due(g) : now + SCHED_RUN_MS;
         if (due - now < first)
             first = due - now;
     }

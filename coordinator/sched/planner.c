@@ -227,15 +227,32 @@ static bool errand(const struct sched *s, const struct group *g)
     return false;
 }
 
+/*
+ * A worker counts from when it takes the plan up. By then others may still be at plans before it, so their time is granted too; an eighth is kept back,
+ * that who waits names whom it waits for before we do.
+ */
+static uint32_t worker_deadline_ms(const struct sched *s, const struct group *g, const struct flight *f)
+{
+    uint64_t ms = f->deadline_ms - s->config.step_deadline_ms / 8;
+    for (uint32_t i = 0; i < g->n_flights; i++)
+        if (g->flights[i] != f)
+            ms += g->flights[i]->deadline_ms;
+    return ms < UINT32_MAX ? (uint32_t)ms : UINT32_MAX;
+}
+
 static void send(struct sched *s, struct group *g, struct flight *f)
 {
+    uint64_t rows = 0;
+    for (uint32_t i = 0; i < s->n_runs; i++)
+        rows += s->runs[i].n_rows;
+    rows = s->config.step_deadline_ms + rows * s->config.step_row_ms;
+    f->deadline_ms = rows < UINT32_MAX / 8 ? (uint32_t)rows : UINT32_MAX / 8;
     struct plan plan = {
         .epoch = g->epoch,
         .number = ++g->number,
         .group = g->id,
         .leaf_blocks = g->leaf_blocks,
-        .deadline_ms = s->config.step_deadline_ms -
-                       s->config.step_deadline_ms / 8, /* who waits names whom it waits for before we do */
+        .deadline_ms = worker_deadline_ms(s, g, f),
         .n_members = g->n_members,
         .n_seqs = s->n_seqs,
         .n_runs = s->n_runs,

@@ -216,7 +216,7 @@ void request_retire(struct sched *s, struct sched_request *r, uint64_t number)
         request_window(s, r);
 }
 
-void request_window(struct sched *s, struct sched_request *r)
+bool request_window(struct sched *s, struct sched_request *r)
 {
     const uint32_t full = 2 * r->leaf_blocks;
     uint32_t wanted = r->window_open < full ? full - r->window_open : 0;
@@ -226,6 +226,7 @@ void request_window(struct sched *s, struct sched_request *r)
         r->window++;
         r->promise[r->home]++;
     }
+    return r->window >= wanted;
 }
 
 /* Sealed blocks of this request, by the worker that reads them. */

@@ -152,6 +152,7 @@ struct flight_run {
 struct flight {
     uint64_t number;
     int64_t sent_ms, sent_us;
+    uint32_t deadline_ms; /* of its step alone: from when it was sent or the one before was done */
     uint64_t pending; /* members whose result is not here */
     struct flight_run *runs;
     struct sched_request **requests;
@@ -297,8 +298,8 @@ void request_release(struct sched *s, struct sched_request *r);
 void request_settle(struct sched *s, struct sched_request *r);
 /* Copies that it read until plan `number` at the latest. */
 void request_retire(struct sched *s, struct sched_request *r, uint64_t number);
-/* Promises more of the home's window, if a leaf to come needs it and there is room. */
-void request_window(struct sched *s, struct sched_request *r);
+/* Promises more of the home's window, if a leaf to come needs it and there is room. false: there is not enough. */
+bool request_window(struct sched *s, struct sched_request *r);
 void queue_remove(struct sched *s, struct sched_request *r);
 
 /* place.c */

@@ -195,6 +195,8 @@ static void op_send(void *ctx, uint16_t worker, const struct control_message *m)
     struct sim_link *link = sim_worker_link(w);
     if (m->kind == CONTROL_PLAN)
         plan_check(sim, m->as.plan);
+    if (sim->options.spy)
+        sim->options.spy(sim->options.spy_ctx, worker, m);
     int64_t at = sim->now + sim_draw(sim, sim->options.delay_max_ms + 1);
     at = at < link->down ? link->down : at;
     link->down = at;
@@ -244,8 +246,13 @@ void sim_free(struct sim *sim)
 
 uint16_t sim_join(struct sim *sim, uint32_t n_blocks)
 {
+    return sim_join_as(sim, n_blocks, "sim");
+}
+
+uint16_t sim_join_as(struct sim *sim, uint32_t n_blocks, const char *fingerprint)
+{
     const uint16_t id = (uint16_t)sim->n_workers++;
-    const struct control_ready ready = { .fingerprint = "sim",
+    const struct control_ready ready = { .fingerprint = fingerprint,
                                          .leaf_blocks = sim->options.leaf_blocks,
                                          .n_blocks = n_blocks };
     assert(id < 256);

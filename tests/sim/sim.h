@@ -26,7 +26,9 @@ struct sim_options {
     uint32_t copy_faults;  /* of 1000 copies, this many fail or vanish */
     uint32_t delay_max_ms; /* of messages */
     uint32_t step_max_ms;  /* of a worker's part of a step */
-    bool verbose;
+    /* Sees every message that the coordinator sends. */
+    void (*spy)(void *ctx, uint16_t worker, const struct control_message *message);
+    void *spy_ctx;
 };
 
 struct sim_want {
@@ -81,6 +83,7 @@ int sim_submit(struct sim *sim, const struct sim_want *want, enum status *st_out
 void sim_cancel(struct sim *sim, uint32_t request);
 /* A worker joins (at once). -> its id */
 uint16_t sim_join(struct sim *sim, uint32_t n_blocks);
+uint16_t sim_join_as(struct sim *sim, uint32_t n_blocks, const char *fingerprint);
 /* It dies; the coordinator hears of it after notice_ms. */
 void sim_crash(struct sim *sim, uint16_t worker, uint32_t notice_ms);
 /* It does nothing for so long (INT64_MAX: for ever), but its heart beats. */

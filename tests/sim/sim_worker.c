@@ -51,7 +51,7 @@ struct sim_worker {
 struct parcel {
     uint16_t source;
     struct held block;
-    bool lost, refused;
+    bool lost, refused, late;
 };
 
 struct sim_worker *sim_worker_new(struct sim *sim, uint16_t id, uint32_t n_blocks)
@@ -417,12 +417,17 @@ static void send_block(struct sim *sim, struct sim_worker *w, const struct contr
     p->source = w->id;
     p->block = *b;
     p->block.pins = 0;
-    if (sim_draw(sim, 1000) < sim->options.copy_faults)
-        *(sim_draw(sim, 2) ? &p->lost : &p->refused) = true;
-    if (!p->lost)
+    if (sim_draw(sim, 1000) < sim->options.copy_faults) {
+        bool *const faults[] = { &p->lost, &p->refused, &p->late };
+        *faults[sim_draw(sim, 3)] = true;
+    }
+    if (!p->lost && !p->late)
         b->pins++;
     sim->n_copies++;
-    sim_post(sim, sim->now + 1 + sim_draw(sim, 4 * sim->options.delay_max_ms + 1), SIM_COPY, copy->destination, p);
+    if (p->late)
+        sim_post(sim, sim->now + 6 * (int64_t)sim->options.config.step_deadline_ms, SIM_COPY, copy->destination, p);
+    else
+        sim_post(sim, sim->now + 1 + sim_draw(sim, 4 * sim->options.delay_max_ms + 1), SIM_COPY, copy->destination, p);
 }
 
 void sim_worker_copy(struct sim *sim, struct sim_worker *w, void *block)
@@ -430,7 +435,7 @@ void sim_worker_copy(struct sim *sim, struct sim_worker *w, void *block)
     struct parcel *p = block;
     struct control_message m = { .kind = CONTROL_COPIED };
     struct held *from = sim->workers[p->source]->link.alive ? find(sim->workers[p->source], p->block.handle) : NULL;
-    if (from && !p->lost)
+    if (from && !p->lost && !p->late)
         from->pins--;
     if (w && w->link.alive && !p->lost) {
         m.as.copied = (struct control_copied){ .handle = p->block.handle, .source = p->source };

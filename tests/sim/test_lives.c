@@ -184,7 +184,7 @@ static void live(uint64_t seed, struct totals *t)
 
 int main(int argc, char **argv)
 {
-    uint64_t from = 1, lives = 300;
+    uint64_t from = 1, lives = 200;
     struct totals t = { 0 };
     log_set_level(LOG_LEVEL_ERROR);
     for (int i = 1; i + 1 < argc; i += 2) {

@@ -1,0 +1,604 @@
+/* Single situations, with what the plans must look like; test_lives.c has the random ones. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "common/log.h"
+#include "kvstore/kvstore.h"
+#include "tests/sim/sim.h"
+
+enum { TOKENS = 4000 };
+
+/* What was sent, as far as the tests ask. */
+struct seen {
+    uint32_t plans, members_max, mixed, chunk_max, sampled_before, stops, fences, copies, drops,
+        steps_of[SIM_WORKERS_MAX];
+    uint32_t decode_runs_max, rows_max;
+    uint16_t stopped;
+};
+
+static int32_t text[TOKENS], other[TOKENS];
+
+static void spy(void *ctx, uint16_t worker, const struct control_message *m)
+{
+    struct seen *seen = ctx;
+    if (m->kind == CONTROL_STOP) {
+        seen->stops++;
+        seen->stopped = worker;
+    }
+    seen->fences += m->kind == CONTROL_FENCE;
+    seen->copies += m->kind == CONTROL_COPY;
+    if (m->kind != CONTROL_PLAN)
+        return;
+    const struct plan *p = m->as.plan;
+    uint32_t prompt_rows = 0, decodes = 0, longest = 0;
+    for (uint32_t i = 0; i < p->n_runs; i++) {
+        if (p->runs[i].cls == ROW_GENERATED) {
+            decodes++;
+            seen->sampled_before += p->runs[i].tokens[0] == -1;
+        } else {
+            prompt_rows += p->runs[i].n_rows;
+            longest = p->runs[i].n_rows > longest ? p->runs[i].n_rows : longest;
+        }
+    }
+    seen->plans++;
+    seen->drops += p->n_drops;
+    seen->steps_of[worker] += p->n_runs > 0;
+    seen->mixed += prompt_rows && decodes;
+    if (decodes && longest > seen->chunk_max)
+        seen->chunk_max = longest;
+    if (p->n_members > seen->members_max)
+        seen->members_max = p->n_members;
+    if (decodes > seen->decode_runs_max)
+        seen->decode_runs_max = decodes;
+    if (prompt_rows + decodes > seen->rows_max)
+        seen->rows_max = prompt_rows + decodes;
+}
+
+static struct sim_options usual(uint32_t n_workers, uint32_t n_blocks, struct seen *seen)
+{
+    struct sim_options o = { .seed = 1, .replay = "sim_test_cases", .n_workers = n_workers, .leaf_blocks = 2 };
+    for (uint32_t i = 0; i < n_workers; i++)
+        o.n_blocks[i] = n_blocks;
+    o.delay_max_ms = 1;
+    o.step_max_ms = 5;
+    o.config = (struct sched_config){
+        .positions_max = 100000,
+        .step_rows_max = 512,
+        .prefill_chunk_rows = 128,
+        .sequences_max = 16,
+        .queue_max = 20,
+        .spread_min_tokens = 1000,
+        .step_deadline_ms = 500,
+        .plans_ahead = 2,
+        .prefix_sharing = true,
+    };
+    *seen = (struct seen){ 0 };
+    o.spy = spy;
+    o.spy_ctx = seen;
+    return o;
+}
+
+static uint32_t submit(struct sim *sim, const int32_t *tokens, uint32_t n, uint32_t max_tokens)
+{
+    enum status st;
+    const struct sim_want w = { .tokens = tokens, .n_tokens = n, .max_tokens = max_tokens };
+    const int i = sim_submit(sim, &w, &st);
+    if (i < 0)
+        fail_msg("refused: %s", status_text(st));
+    return (uint32_t)i;
+}
+
+static void end(struct sim *sim)
+{
+    sim_finish(sim, 100000);
+    sim_check_empty(sim);
+    sim_free(sim);
+}
+
+static uint32_t blocks_at(const struct sim_request *r, uint16_t worker)
+{
+    for (uint32_t i = 0; i < r->n_shares; i++) {
+        if (r->shares[i].worker == worker)
+            return r->shares[i].blocks;
+    }
+    return 0;
+}
+
+/* Short sequences stay at one worker each, and workers step alone. */
+static void test_local(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(2, 100, &seen);
+    struct sim *sim = sim_new(&o);
+    const uint32_t a = submit(sim, text, 300, 40), b = submit(sim, other, 300, 40);
+    sim_finish(sim, 10000);
+    assert_int_equal(seen.members_max, 1);
+    const bool first = blocks_at(&sim->requests[a], 0) > 0;
+    assert_int_equal(blocks_at(&sim->requests[a], first ? 0 : 1), (300 + 39) / 64);
+    assert_int_equal(blocks_at(&sim->requests[b], first ? 1 : 0), (300 + 39) / 64);
+    assert_int_equal(seen.copies, 0);
+    assert_true(seen.sampled_before > 40); /* plans are made before results are back */
+    end(sim);
+}
+
+/* A long one is dealt by leaves; growing leaves go to their owners as they are full. */
+static void test_spread(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(3, 100, &seen);
+    struct sim *sim = sim_new(&o);
+    const uint32_t a = submit(sim, text, 1000, 700);
+    sim_finish(sim, 100000);
+    assert_int_equal(seen.members_max, 3);
+    uint32_t want[3] = { 0 }, got = 0;
+    const uint32_t blocks = 1699 / 64,
+                   leaves = blocks / 2; /* 26 sealed blocks, all leaves but the last are with their owners */
+    for (uint32_t leaf = 0; leaf < leaves; leaf++)
+        want[kv_slot_owner(leaf % 64, 64, 3)] += 2;
+    for (uint16_t w = 0; w < 3; w++) {
+        const uint32_t n = blocks_at(&sim->requests[a], w);
+        got += n;
+        /* The home may have more: the last leaf or two. */
+        assert_in_range(n, want[w] > 4 ? want[w] - 4 : 0, want[w] + 4);
+    }
+    assert_int_equal(got, blocks);
+    assert_true(seen.copies >= 5);
+    end(sim);
+}
+
+/* The same prompt again, and the next turn of a talk: all but the last block are there. */
+static void test_hits(void **state)
+{
+    (void)state;
+    struct seen seen;
+    for (uint32_t spread = 0; spread < 2; spread++) {
+        struct sim_options o = usual(spread ? 3 : 1, 200, &seen);
+        o.config.spread_min_tokens = spread ? 100 : 100000;
+        struct sim *sim = sim_new(&o);
+        const uint32_t a = submit(sim, text, 640, 100);
+        sim_finish(sim, 10000);
+        const uint32_t b = submit(sim, text, 640, 10);
+        sim_finish(sim, 10000);
+        assert_int_equal(sim->requests[a].cached, 0);
+        assert_int_equal(sim->requests[b].cached, 9 * 64);
+        /* prompt and answer, and something new */
+        int32_t next[TOKENS];
+        memcpy(next, sim->requests[a].tokens, 740 * sizeof *next);
+        memcpy(next + 740, other, 50 * sizeof *next);
+        const uint32_t c = submit(sim, next, 790, 10);
+        sim_finish(sim, 10000);
+        assert_int_equal(sim->requests[c].cached, 739 / 64 * 64);
+        struct sched_stats stats;
+        sched_stats(sim->s, &stats);
+        assert_int_equal(stats.prefix_hit_tokens, 9 * 64 + 11 * 64);
+        assert_int_equal(stats.prompt_tokens, 640 + 640 + 790);
+        assert_int_equal(stats.completion_tokens, 120);
+        assert_int_equal(stats.requests_done, 3);
+        end(sim);
+    }
+}
+
+/* Prefix sharing off, or scores wanted: nothing is taken from others. */
+static void test_no_hits(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(1, 200, &seen);
+    struct sim *sim = sim_new(&o);
+    submit(sim, text, 640, 10);
+    sim_finish(sim, 10000);
+    const struct sim_want w = { .tokens = text, .n_tokens = 640, .score = true };
+    const int b = sim_submit(sim, &w, NULL);
+    sim_finish(sim, 10000);
+    assert_int_equal(sim->requests[b].cached, 0);
+    assert_int_equal(sim->requests[b].n_scored, 639);
+    end(sim);
+    o.config.prefix_sharing = false;
+    sim = sim_new(&o);
+    submit(sim, text, 640, 10);
+    sim_finish(sim, 10000);
+    const uint32_t c = submit(sim, text, 640, 10);
+    sim_finish(sim, 10000);
+    assert_int_equal(sim->requests[c].cached, 0);
+    sim_advance(sim, 1000);
+    struct sched_worker_stats stats;
+    sched_worker_stats(sim->s, &stats, 1);
+    assert_int_equal(stats.blocks_used, 0);
+    end(sim);
+}
+
+/* Many on one prefix: the second worker gets copies, and stays a group of its own. */
+static void test_copies(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(2, 300, &seen);
+    struct sim *sim = sim_new(&o);
+    submit(sim, text, 300, 5);
+    sim_finish(sim, 10000);
+    for (uint32_t i = 0; i < 8; i++)
+        submit(sim, text, 300 + i, 60);
+    sim_finish(sim, 10000);
+    assert_int_equal(seen.members_max, 1);
+    assert_int_equal(seen.copies, 4); /* each block once, whoever waits for it */
+    for (uint32_t i = 1; i < 9; i++)
+        assert_int_equal(sim->requests[i].cached, 256);
+    assert_true(seen.steps_of[0] > 20 && seen.steps_of[1] > 20);
+    end(sim);
+}
+
+/* A copy that comes to nothing: the request runs without it. */
+static void test_copies_fail(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(2, 300, &seen);
+    struct sim *sim = sim_new(&o);
+    submit(sim, text, 300, 5);
+    sim_finish(sim, 10000);
+    sim->options.copy_faults = 1000;
+    for (uint32_t i = 0; i < 8; i++)
+        submit(sim, text, 300 + i, 60);
+    sim_finish(sim, 10000);
+    assert_true(seen.copies > 0);
+    sim->options.copy_faults = 0;
+    end(sim);
+}
+
+/* A block must not come before the drop that makes its room has arrived. */
+static void test_copy_waits_for_drop(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(2, 12, &seen);
+    o.delay_max_ms = 0;
+    o.step_max_ms = 40;
+    struct sim *sim = sim_new(&o);
+    submit(sim, text, 640, 1);  /* one worker's cache is full of this */
+    submit(sim, other, 640, 1); /* the other's of that */
+    sim_finish(sim, 10000);
+    for (uint32_t i = 0; i < 6; i++) {
+        submit(sim, text, 330 + i, 30);
+        submit(sim, text, 330 + 10 * i, 30);
+        sim_advance(sim, 50);
+    }
+    sim_finish(sim, 100000);
+    assert_true(seen.copies > 0);
+    end(sim);
+}
+
+/* A worker that hangs: its requests end in time, naming it; the others do not notice; it is told to stop. */
+static void test_hang(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(2, 100, &seen);
+    struct sim *sim = sim_new(&o);
+    const uint32_t a = submit(sim, text, 300, 400), b = submit(sim, other, 300, 400);
+    sim_advance(sim, 100);
+    assert_false(sim->requests[a].ended || sim->requests[b].ended);
+    sim_hang(sim, 1, INT64_MAX);
+    const int64_t start = sim->now;
+    sim_finish(sim, 10000);
+    const bool a_failed = sim->requests[a].reason == FINISH_ERROR;
+    const struct sim_request *failed = &sim->requests[a_failed ? a : b], *fine = &sim->requests[a_failed ? b : a];
+    assert_int_equal(failed->status, ST_PEER);
+    assert_non_null(strstr(failed->message, "worker 1 did not finish its step within 500 ms"));
+    assert_true(failed->ended_ms - start < 1000);
+    assert_int_equal(fine->reason, FINISH_LENGTH);
+    sim_advance(sim, 3000);
+    assert_int_equal(seen.stops, 1);
+    assert_int_equal(seen.stopped, 1);
+    submit(sim, other, 500, 20);
+    end(sim);
+}
+
+/* A pause that is too long: the worker is good again once it has finished a step. */
+static void test_pause(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(1, 100, &seen);
+    struct sim *sim = sim_new(&o);
+    const uint32_t a = submit(sim, text, 300, 400);
+    sim_advance(sim, 100);
+    sim_hang(sim, 0, 700);
+    sim_finish(sim, 10000);
+    assert_int_equal(sim->requests[a].reason, FINISH_ERROR);
+    const uint32_t b = submit(sim, text, 300, 40); /* waits until it has shown that it lives */
+    sim_finish(sim, 10000);
+    assert_int_equal(sim->requests[b].reason, FINISH_LENGTH);
+    assert_int_equal(seen.stops, 0);
+    end(sim);
+}
+
+/* In a group of three one dies: who has nothing there goes on after the change of epoch, with the same tokens (sim.c compares). */
+static void test_crash(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(3, 100, &seen);
+    struct sim *sim = sim_new(&o);
+    const uint32_t a = submit(sim, text, 1500, 400); /* on all three */
+    sim_advance(sim, 150);
+    uint32_t locals[3];
+    for (uint32_t i = 0; i < 3; i++)
+        locals[i] = submit(sim, other + 200 * i, 200, 200);
+    sim_advance(sim, 200);
+    for (uint32_t i = 0; i < sim->n_requests; i++)
+        assert_false(sim->requests[i].ended);
+    sim_crash(sim, 2, 30);
+    sim_finish(sim, 10000);
+    assert_int_equal(sim->requests[a].reason, FINISH_ERROR);
+    assert_non_null(strstr(sim->requests[a].message, "worker 2 was lost"));
+    uint32_t failed = 0;
+    for (uint32_t i = 0; i < 3; i++)
+        failed += sim->requests[locals[i]].reason == FINISH_ERROR;
+    assert_in_range(failed, 0, 2);
+    assert_true(seen.fences >= 2);
+    const uint32_t b = submit(sim, text, 1500, 40);
+    sim_finish(sim, 10000);
+    assert_int_equal(sim->requests[b].reason, FINISH_LENGTH);
+    end(sim);
+}
+
+/* Nobody is left: all ends, nothing more is taken, until one comes. */
+static void test_all_lost(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(1, 20, &seen);
+    struct sim *sim = sim_new(&o);
+    submit(sim, text, 700, 400);
+    const uint32_t waits = submit(sim, other, 700, 400);
+    sim_advance(sim, 100);
+    sim_crash(sim, 0, 10);
+    sim_advance(sim, 50);
+    assert_int_equal(sim->requests[waits].status, ST_PEER);
+    enum status st;
+    const struct sim_want w = { .tokens = text, .n_tokens = 10, .max_tokens = 1 };
+    assert_int_equal(sim_submit(sim, &w, &st), -1);
+    assert_int_equal(st, ST_PEER);
+    sim_join(sim, 20);
+    submit(sim, text, 100, 4);
+    end(sim);
+}
+
+/* What can never fit is refused, exactly; what does not fit now waits, first come first served. */
+static void test_memory(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(1, 10, &seen);
+    struct sim *sim = sim_new(&o);
+    enum status st;
+    struct sim_want w = { .tokens = text, .n_tokens = 600, .max_tokens = 42 }; /* 641 positions: 11 blocks */
+    assert_int_equal(sim_submit(sim, &w, &st), -1);
+    assert_int_equal(st, ST_TOO_LARGE);
+    w.max_tokens = 41;
+    const uint32_t a = (uint32_t)sim_submit(sim, &w, &st);
+    const uint32_t b = submit(sim, other, 300, 30), c = submit(sim, other + 1000, 64, 1);
+    struct sched_stats stats;
+    sched_stats(sim->s, &stats);
+    assert_int_equal(stats.running, 1);
+    assert_int_equal(stats.waiting, 2);
+    sim_finish(sim, 10000);
+    assert_true(sim->requests[a].ended_ms <= sim->requests[b].ended_ms);
+    assert_int_equal(sim->requests[c].reason, FINISH_LENGTH);
+    end(sim);
+}
+
+/* Two pools hold what one does not, however short sequences must be to be spread; unequal pools are used whole. */
+static void test_capacity(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(2, 20, &seen);
+    o.n_blocks[1] = 8;
+    o.config.spread_min_tokens = 50000;
+    struct sim *sim = sim_new(&o);
+    assert_int_equal(sched_positions_fit(sim->s), 28 * 64);
+    submit(sim, text, 28 * 64, 1);
+    enum status st;
+    const struct sim_want w = { .tokens = text, .n_tokens = 28 * 64, .max_tokens = 2 };
+    assert_int_equal(sim_submit(sim, &w, &st), -1);
+    assert_int_equal(st, ST_TOO_LARGE);
+    sim_finish(sim, 100000);
+    assert_int_equal(blocks_at(&sim->requests[0], 0), 20);
+    assert_int_equal(blocks_at(&sim->requests[0], 1), 8);
+    /* and with all of it in the cache, something else */
+    submit(sim, other, 27 * 64, 30);
+    end(sim);
+}
+
+/* Decode rows first; prompts ride along in small chunks, and are computed in large ones when they are alone. */
+static void test_batching(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(1, 300, &seen);
+    struct sim *sim = sim_new(&o);
+    submit(sim, text, 900, 300);
+    sim_advance(sim, 60);
+    assert_true(seen.rows_max == 512 - 512 % 128); /* chunks end with blocks, runs with leaves */
+    for (uint32_t i = 0; i < 5; i++)
+        submit(sim, other + 10 * i, 800, 30);
+    sim_finish(sim, 100000);
+    assert_true(seen.mixed > 0);
+    assert_true(seen.chunk_max <= 128);
+    assert_true(seen.decode_runs_max >= 5);
+    end(sim);
+}
+
+static void test_queue_full(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(1, 300, &seen);
+    o.config.sequences_max = 2;
+    o.config.queue_max = 3;
+    struct sim *sim = sim_new(&o);
+    for (uint32_t i = 0; i < 5; i++)
+        submit(sim, text, 100, 50);
+    enum status st;
+    const struct sim_want w = { .tokens = text, .n_tokens = 10, .max_tokens = 1 };
+    assert_int_equal(sim_submit(sim, &w, &st), -1);
+    assert_int_equal(st, ST_BUSY);
+    sim_cancel(sim, 4);
+    sim_cancel(sim, 0);
+    submit(sim, text, 10, 1);
+    end(sim);
+}
+
+/* At every moment of a life: cancel, and all is free. */
+static void test_cancel(void **state)
+{
+    (void)state;
+    struct seen seen;
+    for (uint32_t ms = 0; ms < 160; ms += 4) {
+        struct sim_options o = usual(3, 40, &seen);
+        o.seed = ms;
+        struct sim *sim = sim_new(&o);
+        submit(sim, text, 1000, 300);
+        submit(sim, text, 400, 100);
+        sim_advance(sim, ms);
+        sim_cancel(sim, 0);
+        sim_cancel(sim, 1);
+        end(sim);
+    }
+}
+
+/* Forced tokens come back as tokens, with their log-probabilities, several rows a step; then sampling goes on. */
+static void test_forced(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(2, 100, &seen);
+    struct sim *sim = sim_new(&o);
+    struct sim_want w = { .tokens = text, .n_tokens = 200, .max_tokens = 300, .n_forced = 250, .logits = true };
+    assert_true(sim_submit(sim, &w, NULL) >= 0);
+    sim_finish(sim, 10000);
+    assert_true(seen.plans < 100);
+    w = (struct sim_want){ .tokens = text, .n_tokens = 64, .max_tokens = 3, .n_forced = 3, .score = true };
+    assert_true(sim_submit(sim, &w, NULL) >= 0);
+    w = (struct sim_want){ .tokens = text, .n_tokens = 1, .score = true };
+    assert_true(sim_submit(sim, &w, NULL) >= 0);
+    w = (struct sim_want){ .tokens = text, .n_tokens = 1, .score = true, .logits = true };
+    assert_true(sim_submit(sim, &w, NULL) >= 0);
+    end(sim);
+}
+
+/* A worker that drains finishes what runs and gets nothing new. */
+static void test_drain(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(2, 30, &seen);
+    struct sim *sim = sim_new(&o);
+    submit(sim, text, 300, 100);
+    submit(sim, other, 300, 100);
+    sim_advance(sim, 30);
+    sched_worker_drain(sim->s, 0);
+    const uint32_t c = submit(sim, text + 700, 300, 10);
+    sim_finish(sim, 10000);
+    assert_int_equal(blocks_at(&sim->requests[c], 0), 0);
+    for (uint32_t i = 0; i < 3; i++)
+        assert_int_equal(sim->requests[i].reason, FINISH_LENGTH);
+    enum status st;
+    const struct sim_want w = { .tokens = text, .n_tokens = 1950, .max_tokens = 10 };
+    assert_int_equal(sim_submit(sim, &w, &st), -1);
+    assert_int_equal(st, ST_TOO_LARGE);
+    sched_worker_drain(sim->s, 1);
+    assert_int_equal(sim_submit(sim, &w, &st), -1);
+    assert_int_equal(st, ST_PEER);
+    end(sim);
+}
+
+/* Groups form when a long sequence comes, and part when it has gone. */
+static void test_groups(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(4, 100, &seen);
+    struct sim *sim = sim_new(&o);
+    struct sched_stats stats;
+    submit(sim, other, 100, 800);
+    sim_advance(sim, 100);
+    sched_stats(sim->s, &stats);
+    assert_int_equal(stats.groups, 4);
+    const uint32_t a = submit(sim, text, 2000, 100);
+    sim_advance(sim, 100);
+    sched_stats(sim->s, &stats);
+    assert_int_equal(stats.groups, 1);
+    while (!sim->requests[a].ended)
+        sim_advance(sim, 10);
+    sim_advance(sim, 100);
+    assert_false(sim->requests[0].ended);
+    sched_stats(sim->s, &stats);
+    assert_int_equal(stats.groups, 4);
+    end(sim);
+}
+
+/* Workers whose bits differ share neither groups nor blocks. */
+static void test_fingerprints(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(1, 100, &seen);
+    struct sim *sim = sim_new(&o);
+    submit(sim, text, 640, 10);
+    sim_finish(sim, 10000);
+    sim_join_as(sim, 100, "another");
+    assert_int_equal(sched_positions_fit(sim->s), 6400);
+    sched_worker_drain(sim->s, 0);
+    const uint32_t a = submit(sim, text, 640, 10);
+    sim_finish(sim, 10000);
+    assert_int_equal(sim->requests[a].cached, 0);
+    const uint32_t b = submit(sim, text, 1200, 10);
+    sim_finish(sim, 10000);
+    assert_int_equal(sim->requests[b].cached,
+                     640 - 64 + 64); /* 640 and 9 more rows of the one before complete ten blocks */
+    assert_int_equal(seen.members_max, 1);
+    end(sim);
+}
+
+int main(void)
+{
+    log_set_level(LOG_LEVEL_ERROR);
+    for (uint32_t i = 0; i < TOKENS; i++) {
+        text[i] = (int32_t)(mix64(i) % SIM_VOCAB);
+        other[i] = (int32_t)(mix64(i + 1000000) % SIM_VOCAB);
+    }
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_local),
+        cmocka_unit_test(test_spread),
+        cmocka_unit_test(test_hits),
+        cmocka_unit_test(test_no_hits),
+        cmocka_unit_test(test_copies),
+        cmocka_unit_test(test_copies_fail),
+        cmocka_unit_test(test_copy_waits_for_drop),
+        cmocka_unit_test(test_hang),
+        cmocka_unit_test(test_pause),
+        cmocka_unit_test(test_crash),
+        cmocka_unit_test(test_all_lost),
+        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_capacity),
+        cmocka_unit_test(test_batching),
+        cmocka_unit_test(test_queue_full),
+        cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_forced),
+        cmocka_unit_test(test_drain),
+        cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_fingerprints),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
