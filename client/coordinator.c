@@ -53,6 +53,7 @@ int command_coordinator(int argc, char **argv)
                    .queue_max = s.queue_max,
                    .spread_min_tokens = s.spread_min_tokens,
                    .step_deadline_ms = s.step_deadline_ms,
+                   .step_row_ms = s.step_row_ms,
                    .plans_ahead = s.plans_ahead,
                    .prefix_sharing = s.prefix_sharing },
         .n_workers = s.workers,

@@ -41,7 +41,8 @@ const struct config_field settings_fields[] = {
     { "sequences-max", "64", CONFIG_U32, PLAIN(sequences_max), 1, 4096, NULL, SERVE, "sequences that run at once" },
     { "queue-max", "1024", CONFIG_U32, PLAIN(queue_max), 0, 1 << 20, NULL, SERVE, "requests that wait at once; more get 429" },
     { "spread-min-tokens", "2048", CONFIG_U32, PLAIN(spread_min_tokens), 1, 1 << 24, NULL, SERVE, "sequences of fewer positions stay on one worker" },
-    { "step-deadline-ms", "4000", CONFIG_U32, PLAIN(step_deadline_ms), 100, 3600000, NULL, SERVE, "a step that takes longer is abandoned" },
+    { "step-deadline-ms", "4000", CONFIG_U32, PLAIN(step_deadline_ms), 100, 3600000, NULL, SERVE, "a step that takes longer is abandoned;" },
+    { "step-row-ms", "20", CONFIG_U32, PLAIN(step_row_ms), 0, 60000, NULL, SERVE, "and so much longer for each row in it" },
     { "plans-ahead", "2", CONFIG_U32, PLAIN(plans_ahead), 1, 4, NULL, SERVE, "plans in flight: 2 overlaps planning and computing" },
     { "prefix-sharing", "true", CONFIG_BOOL, PLAIN(prefix_sharing), 0, 0, NULL, SERVE, "prompts that begin alike share blocks" },
     { "heartbeat-ms", "250", CONFIG_U32, PLAIN(heartbeat_ms), 50, 60000, NULL, SERVE, "between heartbeats of a worker" },
@@ -100,11 +101,28 @@ static bool wants_help(int argc, char **argv)
     return false;
 }
 
+/* Flags may stand before and after the one argument that is none. */
+static enum status read_flags(struct settings *s, uint32_t scope, int argc, char **argv, const char **positional_out,
+                              struct error *err)
+{
+    int index = 1;
+    *positional_out = NULL;
+    enum status st = config_flags(settings_fields, s, scope, argc, argv, &index, err);
+    if (!st && index < argc) {
+        const bool only_rest = !strcmp(argv[index - 1], "--");
+        *positional_out = argv[index++];
+        if (!only_rest)
+            st = config_flags(settings_fields, s, scope, argc, argv, &index, err);
+    }
+    if (!st && index < argc)
+        st = error_set(err, ST_INVALID, "%s: one argument too many", argv[index]);
+    return st;
+}
+
 static enum status read_all(struct settings *s, uint32_t scope, int argc, char **argv, const char **prompt_out,
                             const char **positional_out, struct error *err)
 {
     struct settings flags_only;
-    int index = 1;
     enum status st = config_defaults(settings_fields, s, err);
     if (st)
         return st;
@@ -112,20 +130,16 @@ static enum status read_all(struct settings *s, uint32_t scope, int argc, char *
     if (argc < 0)
         return error_set(err, ST_INVALID, "--prompt: a value is missing");
     flags_only = *s;
-    st = config_flags(settings_fields, &flags_only, scope, argc, argv, &index, err);
+    st = read_flags(&flags_only, scope, argc, argv, positional_out, err);
     if (st)
         return st;
-    if (flags_only.config[0]) {
-        st = config_file(settings_fields, s, flags_only.config, err);
-        index = 1;
-        if (!st)
-            st = config_flags(settings_fields, s, scope, argc, argv, &index, err);
-    } else {
+    if (!flags_only.config[0]) {
         *s = flags_only;
+        return ST_OK;
     }
-    *positional_out = index < argc ? argv[index++] : NULL;
-    if (!st && index < argc)
-        st = error_set(err, ST_INVALID, "%s: one argument too many", argv[index]);
+    st = config_file(settings_fields, s, flags_only.config, err);
+    if (!st)
+        st = read_flags(s, scope, argc, argv, positional_out, err);
     return st;
 }
 

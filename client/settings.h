@@ -38,7 +38,7 @@ struct settings {
     uint64_t kv_bytes;
     /* scheduling */
     uint32_t step_rows_max, prefill_chunk_rows, sequences_max, queue_max, spread_min_tokens, step_deadline_ms,
-        plans_ahead;
+        step_row_ms, plans_ahead;
     bool prefix_sharing;
     uint32_t heartbeat_ms, silence_ms, restarts_max;
     /* gateway */

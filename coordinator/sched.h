@@ -30,7 +30,8 @@ struct sched_config {
     uint32_t sequences_max;      /* running at once */
     uint32_t queue_max;          /* waiting at once; more are refused (ST_BUSY) */
     uint32_t spread_min_tokens;  /* sequences of fewer positions stay on their home: a group of one never waits for a network */
-    uint32_t step_deadline_ms;   /* by which a step must be done */
+    uint32_t step_deadline_ms;   /* by which a step must be done, */
+    uint32_t step_row_ms;        /* and so much more for each of its rows: a long chunk takes long on a slow or busy machine */
     uint32_t plans_ahead;        /* plans in flight a group: 2 pipelines */
     bool prefix_sharing;
     struct digest context;       /* all that decides bits beside tokens: hashed into block ids (model, precision, codec, selector; fingerprint is added) */
