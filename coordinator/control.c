@@ -196,6 +196,12 @@ static void lost_keep(struct control *c, const struct session *s)
     c->n_lost++;
 }
 
+static void worker_tell(const struct control *c, const struct gateway_worker *w)
+{
+    if (c->config.on_worker)
+        c->config.on_worker(c->config.ctx, w);
+}
+
 /* The worker is out of all tables when this returns; the stream's own end comes later. code RPC_CANCELLED: it is cut, not ended in order. */
 static void session_drop(struct session *s, enum rpc_code code, const char *why)
 {
@@ -217,6 +223,7 @@ static void session_drop(struct session *s, enum rpc_code code, const char *why)
     if (before == SESSION_READY && !c->stopping) {
         sched_worker_lost(c->sched, s->shown.id, why); /* fences first: who waits for it learns why */
         members_broadcast(c);
+        worker_tell(c, &c->lost[c->n_lost - 1].shown);
         control_kick(c);
     }
 }
@@ -298,6 +305,7 @@ static void on_ready(struct session *s, const struct control_ready *r)
         return;
     }
     log_info("worker %u ready: %s, %u blocks of %" PRIu64 " bytes", w->id, w->fingerprint, w->n_blocks, w->block_bytes);
+    worker_tell(c, w);
     uint32_t n_ready = 0;
     for (const struct session *t = c->sessions; t; t = t->next)
         n_ready += t->state == SESSION_READY;

@@ -31,6 +31,9 @@ struct control_config {
     struct digest model_digest;     /* a worker that has loaded another model is refused */
     uint32_t n_workers;             /* expected: control_is_ready waits for so many once */
     size_t queued_bytes_max;        /* to one worker; more and it is given up; 0: 64 MiB */
+    /* A worker became ready, or one that was is lost (state says which). May be NULL. */
+    void (*on_worker)(void *ctx, const struct gateway_worker *worker);
+    void *ctx;
 };
 
 /* ST_IO: the address cannot be bound. Loop thread, as all that follows. */

@@ -17,6 +17,7 @@
 #include "common/loop.h"
 #include "coordinator/control.h"
 #include "coordinator/gateway.h"
+#include "coordinator/membership.h"
 #include "coordinator/tokenizer/tokenizer.h"
 #include "model/model.h"
 
@@ -30,6 +31,7 @@ struct coordinator {
     struct loop *loop;
     struct control *control;
     struct gateway *gateway;
+    struct membership *membership; /* NULL: no registry */
     struct loop_timer *drain_timer;
     int64_t drain_until_ms;
     int lock_fd;
@@ -117,6 +119,13 @@ static struct digest id_context(const struct coordinator *c)
     return hasher_end(h);
 }
 
+static void on_worker(void *ctx, const struct gateway_worker *worker)
+{
+    struct coordinator *c = ctx;
+    if (c->membership)
+        membership_worker(c->membership, worker);
+}
+
 static enum status control_begin(struct coordinator *c, struct error *err)
 {
     const struct coordinator_config *config = c->config;
@@ -134,12 +143,30 @@ static enum status control_begin(struct coordinator *c, struct error *err)
                      .silence_ms = config->silence_ms },
         .model_digest = model_digest(c->model),
         .n_workers = config->n_workers,
+        .on_worker = on_worker,
+        .ctx = c,
     };
     control.sched.positions_max = c->positions_max;
     control.sched.context = id_context(c);
     if (getrandom(&control.sched.seed, sizeof control.sched.seed, 0) < 0)
         control.sched.seed = (uint64_t)clock_ns();
     return control_start(&control, &c->control, err);
+}
+
+static uint32_t gateway_workers(void *ctx, struct gateway_worker *workers_out, uint32_t max)
+{
+    return control_workers(((struct coordinator *)ctx)->control, workers_out, max);
+}
+
+static bool gateway_ready(void *ctx)
+{
+    const struct coordinator *c = ctx;
+    return control_is_ready(c->control) && (!c->membership || membership_led(c->membership));
+}
+
+static void gateway_kick(void *ctx)
+{
+    control_kick(((struct coordinator *)ctx)->control);
 }
 
 static enum status gateway_begin(struct coordinator *c, struct error *err)
@@ -160,24 +187,57 @@ static enum status gateway_begin(struct coordinator *c, struct error *err)
         .precision = config->precision,
         .kv_codec = config->kv_codec,
         .selector = config->selector,
-        .workers = control_workers,
-        .ready = control_is_ready,
-        .kick = control_kick,
-        .ctx = c->control,
+        .workers = gateway_workers,
+        .ready = gateway_ready,
+        .kick = gateway_kick,
+        .ctx = c,
     };
     return gateway_start(&gateway, &c->gateway, err);
 }
 
 /* The host as it was given, the port as it was bound. */
-static void announce(const struct coordinator *c, const char *what, const char *address, uint16_t port)
+static void bound_text(const char *address, uint16_t port, char text_out[256])
 {
     const char *colon = strrchr(address, ':');
-    char bound[256];
-    snprintf(bound, sizeof bound, "%.*s:%u", (int)(colon ? colon - address : (ptrdiff_t)strlen(address)), address,
-             port);
-    log_info("%s on %s", what, bound);
-    if (c->config->announce)
-        c->config->announce(c->config->ctx, what, bound);
+    const size_t host = colon ? (size_t)(colon - address) : strlen(address);
+    snprintf(text_out, 256, "%.*s:%u", (int)(host < 200 ? host : 200), address, port);
+}
+
+/* Named, or a file in the state directory; neither: none. */
+static enum status membership_begin(struct coordinator *c, const char *http, const char *grpc, const char *control,
+                                    struct error *err)
+{
+    const struct coordinator_config *config = c->config;
+    char spec[1200] = "";
+    if (config->registry && *config->registry)
+        snprintf(spec, sizeof spec, "%s", config->registry);
+    else if (config->state && *config->state)
+        snprintf(spec, sizeof spec, "embedded:%s/registry.db", config->state);
+    const struct membership_config membership = { .loop = c->loop,
+                                                  .registry = spec,
+                                                  .http = http,
+                                                  .grpc = grpc,
+                                                  .control = control,
+                                                  .model = model_config(c->model)->name };
+    return spec[0] ? membership_start(&membership, &c->membership, err) : ST_OK;
+}
+
+static enum status addresses_tell(struct coordinator *c, struct error *err)
+{
+    const char *const what[] = { "http", "grpc", "control" };
+    char bound[3][256];
+    bound_text(c->config->http, gateway_http_port(c->gateway), bound[0]);
+    bound_text(c->config->grpc, gateway_grpc_port(c->gateway), bound[1]);
+    bound_text(c->config->control, control_port(c->control), bound[2]);
+    const enum status st = membership_begin(c, bound[0], bound[1], bound[2], err);
+    if (st)
+        return st;
+    for (int i = 0; i < 3; i++) {
+        log_info("%s on %s", what[i], bound[i]);
+        if (c->config->announce)
+            c->config->announce(c->config->ctx, what[i], bound[i]);
+    }
+    return ST_OK;
 }
 
 static enum status coordinator_start(struct coordinator *c, struct error *err)
@@ -193,12 +253,9 @@ static enum status coordinator_start(struct coordinator *c, struct error *err)
     }
     if (st == ST_OK)
         st = gateway_begin(c, err);
-    if (st)
-        return st;
-    announce(c, "http", c->config->http, gateway_http_port(c->gateway));
-    announce(c, "grpc", c->config->grpc, gateway_grpc_port(c->gateway));
-    announce(c, "control", c->config->control, control_port(c->control));
-    return ST_OK;
+    if (st == ST_OK)
+        st = addresses_tell(c, err);
+    return st;
 }
 
 /* ---- stop ---- */
@@ -227,6 +284,8 @@ static void coordinator_drain(struct coordinator *c)
 
 static void coordinator_free(struct coordinator *c)
 {
+    membership_stop(c->membership);
+    c->membership = NULL;
     gateway_free(c->gateway);
     control_stop(c->control);
     signals_give_back(c);
