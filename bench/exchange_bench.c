@@ -2,12 +2,14 @@
  * Half round trips between two processes of this machine, as steps do them: one side sends and waits, the other waits and answers, with the policy of
  * exchange_recv (spin, yield, sleep).
  *
- *   exchange_bench [--lanes shm|tcp|best] [--spin MICROSECONDS] [--busy MICROSECONDS]
+ *   exchange_bench [--lanes shm|tcp|best] [--spin MICROSECONDS] [--busy MICROSECONDS] [--cores 1|2]
  *
+ * --cores: both sides on one core, or each on its own; left to the system if not said.
  * --busy: each side computes for so long between messages, so that the other has gone to sleep when one comes.
  */
-#define _GNU_SOURCE /* ru_nvcsw */
+#define _GNU_SOURCE /* CPU_SET */
 
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -125,9 +127,9 @@ static void first_side(struct side *s, int64_t busy_us, uint8_t *data)
         qsort(took, (size_t)turns, sizeof *took, by_value);
         const double half_us = (double)took[turns / 2] / 2e3 - (double)busy_us,
                      p99_us = (double)took[turns * 99 / 100] / 2e3 - (double)busy_us;
-        printf("%-6s %8zu bytes  half round trip %9.1f us  p99 %9.1f us  %6.2f GB/s  %.2f sleeps a trip\n",
-               ops->lane(s->x, s->other), sizes[i], half_us, p99_us, (double)sizes[i] / half_us / 1e3,
-               (double)(after.ru_nvcsw - before.ru_nvcsw) / turns);
+        printf("%-6s %8zu bytes  half round trip %9.1f us  p99 %9.1f  max %9.1f us  %6.2f GB/s  %.2f sleeps a trip\n",
+               ops->lane(s->x, s->other), sizes[i], half_us, p99_us, (double)took[turns - 1] / 2e3 - (double)busy_us,
+               (double)sizes[i] / half_us / 1e3, (double)(after.ru_nvcsw - before.ru_nvcsw) / turns);
     }
     const struct exchange_key end = { .epoch = 1, .plan = plan, .group = 1, .peer = s->other };
     ops->send(s->x, &end, NULL, 0);
@@ -139,7 +141,7 @@ int main(int argc, char **argv)
     const char *lanes = NULL;
     uint32_t spin_us = 20;
     int64_t busy_us = 0;
-    int pair[2];
+    int pair[2], cores = 0;
     for (int i = 1; i + 1 < argc; i += 2) {
         if (!strcmp(argv[i], "--lanes"))
             lanes = strcmp(argv[i + 1], "best") ? argv[i + 1] : NULL;
@@ -147,13 +149,20 @@ int main(int argc, char **argv)
             spin_us = (uint32_t)atoi(argv[i + 1]);
         else if (!strcmp(argv[i], "--busy"))
             busy_us = atoi(argv[i + 1]);
+        else if (!strcmp(argv[i], "--cores"))
+            cores = atoi(argv[i + 1]);
         else
-            fail("usage: [--lanes shm|tcp|best] [--spin MICROSECONDS] [--busy MICROSECONDS]");
+            fail("usage: [--lanes shm|tcp|best] [--spin MICROSECONDS] [--busy MICROSECONDS] [--cores 1|2]");
     }
     uint8_t *data = calloc(1, BUFFER);
     if (!data || socketpair(AF_UNIX, SOCK_STREAM, 0, pair))
         fail("out of memory or descriptors");
     const pid_t pid = fork(); /* before UCX is used */
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(!pid && cores == 2 ? 1 : 0, &set);
+    if (cores && sched_setaffinity(0, sizeof set, &set))
+        fail("no such core");
     struct side s = { .self = pid ? 1 : 2, .other = pid ? 2 : 1, .fd = pair[pid ? 0 : 1] };
     side_open(&s, lanes, spin_us);
     if (pid)

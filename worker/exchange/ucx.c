@@ -12,10 +12,10 @@
 #include "common/log.h"
 
 /*
- * Up to here messages go without a rendezvous: one more copy, but the receiver need not answer before the bytes leave, which on a busy machine costs
- * two wake-ups. (A rendezvous that waits for room in the memory shared with a frozen peer is never given back either.)
+ * Up to here messages go without a rendezvous: one more copy, but the receiver need not answer before the bytes leave. On tcp 16 KB take 11 us rather
+ * than 21, and on a busy machine each answer costs a wake-up; from 1 MB on the copy costs more.
  */
-static const size_t eager_bytes_max = 1 << 20;
+static const size_t eager_bytes_max = 256 << 10;
 static const size_t unsent_max = (size_t)1 << 30; /* bytes to one peer that takes nothing */
 static const int64_t unsent_nap_ns = 300 * 1000;
 static const size_t no_slot = SIZE_MAX;
