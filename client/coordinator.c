@@ -1,4 +1,5 @@
 #include <stdio.h>
+#include <string.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -53,7 +54,8 @@ int command_coordinator(int argc, char **argv)
                    .queue_max = s.queue_max,
                    .spread_min_tokens = s.spread_min_tokens,
                    .step_deadline_ms = s.step_deadline_ms,
-                   .step_row_ms = s.step_row_ms,
+                   .step_row_ms =
+                       strcmp(s.precision, "float32") ? s.step_row_ms : 10 * s.step_row_ms, /* reference kernels */
                    .plans_ahead = s.plans_ahead,
                    .prefix_sharing = s.prefix_sharing },
         .n_workers = s.workers,

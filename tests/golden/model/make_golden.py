@@ -3,7 +3,7 @@
 Writes what transformers computes (float32, the default model's dequantised weights) into this folder:
 
     golden.json   ten prompts: their ids, 256 greedy tokens each, and the gap between the two largest logits at each; perplexity of a long text
-    logits.bin    whole logit rows (float32) of the rows that golden.json names
+    logits.bin    logits (float32) of the text's rows that golden.json names, every 48th column: [rows][columns]
 
     make_golden.py MODEL.gguf     (torch, transformers, gguf, tokenizers; any recent version)
 """
@@ -33,7 +33,7 @@ PROMPTS = [
     "SELECT name, age FROM users WHERE",
 ]
 TEXT = pathlib.Path("/usr/share/common-licenses/GPL-3")     # of Debian's base-files, on every installation
-NEW, TEXT_TOKENS, ROWS = 256, 3000, [0, 63, 64, 700]
+NEW, TEXT_TOKENS, ROWS, STRIDE = 256, 3000, [0, 63, 64, *range(75, 701, 25)], 48
 
 
 def tokenizer_of(path):
@@ -48,7 +48,7 @@ def main(path):
     path = pathlib.Path(path)
     tokenizer = tokenizer_of(path)
     model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
-    out = {"prompts": [], "text": str(TEXT), "text_tokens": TEXT_TOKENS, "rows": ROWS}
+    out = {"prompts": [], "text": str(TEXT), "text_tokens": TEXT_TOKENS, "rows": ROWS, "stride": STRIDE}
     with torch.no_grad():
         # one batch, padded on the left: a row of float32 arithmetic on the same weights, ten at a time
         prompts = [tokenizer.encode(p, add_special_tokens=False).ids for p in PROMPTS]
@@ -73,7 +73,7 @@ def main(path):
         nll = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]))
         out["perplexity"] = math.exp(float(nll))
         out["head_chars"] = len(tokenizer.decode(ids[:720]))   # a text that begins with the tokens of all rows below
-        (HERE / "logits.bin").write_bytes(b"".join(logits[r].numpy().astype("<f4").tobytes() for r in ROWS))
+        (HERE / "logits.bin").write_bytes(b"".join(logits[r, ::STRIDE].contiguous().numpy().astype("<f4").tobytes() for r in ROWS))
     (HERE / "golden.json").write_text(json.dumps(out, separators=(",", ":")) + "\n")
     print("perplexity", out["perplexity"])
 
