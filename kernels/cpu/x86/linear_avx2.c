@@ -85,7 +85,7 @@ INLINE void tile_avx2(const struct linear_tile *tile, enum weight_codec codec, c
             t[r][0] = t[r][1] = _mm256_setzero_ps();
         for (size_t at = 0; at < linear_pair_bytes(codec) / 2; at += 64)
             _mm_prefetch((const char *)codes + PREFETCH + at, _MM_HINT_T0);
-#pragma GCC unroll 4
+#pragma GCC unroll 1
         for (int j = 0; j < 4; j++) {
 #pragma GCC unroll 2
             for (int h = 0; h < HALVES; h++) {

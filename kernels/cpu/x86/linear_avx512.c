@@ -63,7 +63,7 @@ INLINE void tile_avx512(const struct linear_tile *tile, enum weight_codec codec,
             t[r] = _mm512_setzero_ps();
         for (size_t at = 0; at < linear_pair_bytes(codec) / 2; at += 64)
             _mm_prefetch((const char *)codes + PREFETCH + at, _MM_HINT_T0);
-#pragma GCC unroll 4
+#pragma GCC unroll 1
         for (int j = 0; j < 4; j++) {
             __m512 w[8];
             weights8(codec, codes, j, w);
