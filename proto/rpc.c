@@ -100,7 +100,7 @@ enum status rpc_call_new(struct rpc_engine *e, grpc_call *core, bool server, str
         grpc_call_unref(core);
         return ST_NO_MEMORY;
     }
-    atomic_init(&call->refs, 1);
+    call->refs = 1;
     call->engine = e;
     call->server = server;
     call->call = core;
@@ -137,7 +137,7 @@ enum status rpc_call_new(struct rpc_engine *e, grpc_call *core, bool server, str
 
 void rpc_call_ref(struct rpc_call *call)
 {
-    atomic_fetch_add_explicit(&call->refs, 1, memory_order_relaxed);
+    __atomic_add_fetch(&call->refs, 1, __ATOMIC_RELAXED);
 }
 
 static void out_drop(struct rpc_call *call)
@@ -154,7 +154,7 @@ static void out_drop(struct rpc_call *call)
 
 void rpc_call_unref(struct rpc_call *call)
 {
-    if (!call || atomic_fetch_sub_explicit(&call->refs, 1, memory_order_acq_rel) != 1)
+    if (!call || __atomic_sub_fetch(&call->refs, 1, __ATOMIC_ACQ_REL) != 0)
         return;
     out_drop(call);
     pthread_mutex_destroy(&call->lock);

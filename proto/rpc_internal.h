@@ -8,7 +8,6 @@
  */
 
 #include <pthread.h>
-#include <stdatomic.h>
 
 #include <grpc/byte_buffer.h>
 #include <grpc/grpc.h>
@@ -57,7 +56,7 @@ struct rpc_out {
 };
 
 struct rpc_call {
-    atomic_uint refs;
+    unsigned refs; /* __atomic */
     struct rpc_engine *engine;
     struct rpc_call *prev, *next; /* engine->calls, under its lock */
     bool server, wait_ready;

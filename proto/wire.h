@@ -31,7 +31,7 @@ struct wire_arena {
     uint8_t *at, *end;
     size_t left;
     ProtobufCAllocator allocator; /* for unpacking */
-    _Alignas(16) uint8_t first[WIRE_FIRST];
+    uint8_t first[WIRE_FIRST] __attribute__((aligned(16)));
 };
 void wire_arena_init(struct wire_arena *a, size_t bytes_max);
 void wire_arena_deinit(struct wire_arena *a);
