@@ -2,9 +2,8 @@
 
 #include <assert.h>
 #include <immintrin.h>
-#include <math.h>
 
-#include "kernels/cpu/x86/vec_avx512.h"
+#include "kernels/cpu/x86/attn_avx512.h"
 
 bool attn_accepts_avx512(const struct attn_shape *shape)
 {
@@ -13,108 +12,112 @@ bool attn_accepts_avx512(const struct attn_shape *shape)
 
 /*
  * c [rows][16 * groups] = a [rows][2 * n_pairs] b, where b [n_pairs][columns][2] bf16 is a stored part: keys, with channels as pairs, or
- * values, with positions as pairs. Pairs ascending, the first of a pair first: the same for any rows and groups.
+ * values, with positions as pairs. In AMX's order (attn_avx512.h), the same for any rows and groups. With each line of b that it reads it
+ * asks for the line in the same place of the part that is wanted after it: more than the processor fetches ahead by itself, and evenly.
  */
 static inline __attribute__((always_inline)) void product(const float *a, size_t a_stride, const uint16_t *b,
                                                           size_t columns, uint32_t n_pairs, float *c, size_t c_stride,
-                                                          const int rows, const int groups)
+                                                          const int rows, const int groups, const char *after)
 {
-    __m512 acc[4][4];
+    __m512 even[4][4], odd[4][4];
     const __m512i high = _mm512_set1_epi32((int)0xFFFF0000u);
-    for (int r = 0; r < rows; r++)
-        for (int g = 0; g < groups; g++)
-            acc[r][g] = _mm512_setzero_ps();
-    for (uint32_t k = 0; k < n_pairs; k++, a += 2, b += 2 * columns)
-        for (int g = 0; g < groups; g++) {
-            const __m512i both = _mm512_loadu_si512(b + g * 32);
-            const __m512 b0 = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
-            const __m512 b1 = _mm512_castsi512_ps(_mm512_and_si512(both, high));
-            for (int r = 0; r < rows; r++) {
-                acc[r][g] = _mm512_fmadd_ps(_mm512_set1_ps(a[r * a_stride]), b0, acc[r][g]);
-                acc[r][g] = _mm512_fmadd_ps(_mm512_set1_ps(a[r * a_stride + 1]), b1, acc[r][g]);
+    for (uint32_t k = 0; k < n_pairs;) {
+        for (int r = 0; r < rows; r++)
+            for (int g = 0; g < groups; g++)
+                even[r][g] = odd[r][g] = _mm512_setzero_ps();
+        const uint32_t first = k, stop = n_pairs - k < 16 ? n_pairs : k + 16;
+        for (; k < stop; k++, a += 2, b += 2 * columns, after += 4 * columns)
+            for (int g = 0; g < groups; g++) {
+                const __m512i both = _mm512_loadu_si512(b + g * 32);
+                const __m512 b0 = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+                const __m512 b1 = _mm512_castsi512_ps(_mm512_and_si512(both, high));
+                _mm_prefetch(after + g * 64, _MM_HINT_T1);
+                for (int r = 0; r < rows; r++) {
+                    even[r][g] = _mm512_fmadd_ps(_mm512_set1_ps(a[r * a_stride]), b0, even[r][g]);
+                    odd[r][g] = _mm512_fmadd_ps(_mm512_set1_ps(a[r * a_stride + 1]), b1, odd[r][g]);
+                }
             }
-        }
-    for (int r = 0; r < rows; r++)
-        for (int g = 0; g < groups; g++)
-            _mm512_storeu_ps(c + r * c_stride + g * 16, acc[r][g]);
+        for (int r = 0; r < rows; r++)
+            for (int g = 0; g < groups; g++) {
+                float *to = c + r * c_stride + g * 16;
+                const __m512 sum = _mm512_add_ps(even[r][g], odd[r][g]);
+                _mm512_storeu_ps(to, _mm512_add_ps(first ? _mm512_loadu_ps(to) : _mm512_setzero_ps(), sum));
+            }
+    }
 }
 
+/* Columns by 64, or by 32 where four rows would need more registers than there are. */
 static inline __attribute__((always_inline)) void product_rows(const float *a, size_t a_stride, const uint16_t *b,
                                                                size_t columns, uint32_t n_pairs, float *c,
-                                                               size_t c_stride, const int rows)
+                                                               size_t c_stride, const int rows, const char *after)
 {
+    const int wide = rows == 4 ? 2 : 4;
     size_t at = 0;
-    for (; at + 64 <= columns; at += 64)
-        product(a, a_stride, b + 2 * at, columns, n_pairs, c + at, c_stride, rows, 4);
-    switch ((columns - at) / 16) {
-    case 3:
-        product(a, a_stride, b + 2 * at, columns, n_pairs, c + at, c_stride, rows, 3);
-        break;
-    case 2:
-        product(a, a_stride, b + 2 * at, columns, n_pairs, c + at, c_stride, rows, 2);
-        break;
-    case 1:
-        product(a, a_stride, b + 2 * at, columns, n_pairs, c + at, c_stride, rows, 1);
-        break;
-    default:
-        break;
-    }
+    for (; at + 16 * wide <= columns; at += 16 * wide)
+        product(a, a_stride, b + 2 * at, columns, n_pairs, c + at, c_stride, rows, wide, after + 4 * at);
+    for (; at + 32 <= columns; at += 32)
+        product(a, a_stride, b + 2 * at, columns, n_pairs, c + at, c_stride, rows, 2, after + 4 * at);
+    if (at < columns)
+        product(a, a_stride, b + 2 * at, columns, n_pairs, c + at, c_stride, rows, 1, after + 4 * at);
 }
 
 static void products(const float *a, size_t a_stride, const uint16_t *b, size_t columns, uint32_t n_pairs, float *c,
-                     size_t c_stride, uint32_t rows)
+                     size_t c_stride, uint32_t rows, const char *after)
 {
     switch (rows) {
     case 1:
-        product_rows(a, a_stride, b, columns, n_pairs, c, c_stride, 1);
+        product_rows(a, a_stride, b, columns, n_pairs, c, c_stride, 1, after);
         break;
     case 2:
-        product_rows(a, a_stride, b, columns, n_pairs, c, c_stride, 2);
+        product_rows(a, a_stride, b, columns, n_pairs, c, c_stride, 2, after);
         break;
     case 3:
-        product_rows(a, a_stride, b, columns, n_pairs, c, c_stride, 3);
+        product_rows(a, a_stride, b, columns, n_pairs, c, c_stride, 3, after);
         break;
     default:
-        product_rows(a, a_stride, b, columns, n_pairs, c, c_stride, 4);
+        product_rows(a, a_stride, b, columns, n_pairs, c, c_stride, 4, after);
         break;
     }
 }
 
-/* Scores [KV_BLOCK] of one vector to weights, in place. Powers of two: u = s scale log2(e). */
-static void weights(float *s, uint32_t visible, __m512 scale, float *m_out, float *l_out)
+/* Raw scores of four rows to weights rounded to bf16, in place; m and l of those that `live` names. */
+static void weights4(float *s, const uint64_t see[4], float scale, __mmask8 live, float *m_out, float *l_out)
 {
-    const uint64_t see = _bzhi_u64(~UINT64_C(0), visible);
-    __m512 u[4];
-    for (int j = 0; j < 4; j++)
-        u[j] = _mm512_mask_mul_ps(_mm512_set1_ps(-INFINITY), (__mmask16)(see >> (16 * j)), _mm512_load_ps(s + j * 16),
-                                  scale);
-    const float top = hmax_avx512(_mm512_max_ps(_mm512_max_ps(u[0], u[1]), _mm512_max_ps(u[2], u[3])));
-    for (int j = 0; j < 4; j++) {
-        u[j] = exp2_avx512(_mm512_sub_ps(u[j], _mm512_set1_ps(top)));
-        u[j] = _mm512_maskz_mov_ps((__mmask16)(see >> (16 * j)), u[j]);
-        _mm512_store_ps(s + j * 16, _mm512_castsi512_ps(bf16_round_avx512(u[j])));
+    const __m512 scale2 = _mm512_set1_ps(scale * EXP_LOG2E);
+    const __m128 raw = attn_maxima4(s, see, false);
+    float top[4] __attribute__((aligned(16)));
+    __m512 l[4];
+    _mm_store_ps(top, _mm_mul_ps(raw, _mm_set1_ps(scale * EXP_LOG2E)));
+    for (int r = 0; r < 4; r++, s += KV_BLOCK) {
+        __m512 p[4];
+        for (int j = 0; j < 4; j++) {
+            p[j] = attn_weights(s + 16 * j, scale2, _mm512_set1_ps(top[r]), (__mmask16)(see[r] >> (16 * j)), false);
+            _mm512_store_ps(s + 16 * j, _mm512_castsi512_ps(bf16_round_avx512(p[j])));
+        }
+        l[r] = _mm512_add_ps(_mm512_add_ps(p[0], p[1]), _mm512_add_ps(p[2], p[3]));
     }
-    *m_out = top * EXP_LN2;
-    *l_out = hsum_avx512(_mm512_add_ps(_mm512_add_ps(u[0], u[1]), _mm512_add_ps(u[2], u[3])));
+    _mm_mask_storeu_ps(m_out, live, _mm_mul_ps(raw, _mm_set1_ps(scale)));
+    _mm_mask_storeu_ps(l_out, live, attn_sum4(l));
 }
 
 void attn_block_avx512(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
                        const void *k_part, const void *v_part, float *partial_out)
 {
-    float s[4 * KV_BLOCK] __attribute__((aligned(64)));
+    float s[4 * KV_BLOCK] __attribute__((aligned(64))) = { 0 };
+    uint64_t see[ATTN_ROWS];
     const uint32_t d = shape->head_dim;
-    const __m512 scale = _mm512_set1_ps(shape->scale * EXP_LOG2E);
     const float *q = q_tile;
     float *o = partial_o(partial_out);
     assert(n <= ATTN_ROWS);
+    attn_see(visible, n, see);
+    /* Nobody asked for the keys before. The values are asked for while the keys are read, what comes after them is not known. */
+    for (size_t i = 0; i < attn_part_bytes(shape); i += 64)
+        _mm_prefetch((const char *)k_part + i, _MM_HINT_T1);
     for (uint32_t r = 0; r < n; r += 4, q += 4 * d, o += 4 * d) {
         const uint32_t rows = n - r < 4 ? n - r : 4;
-        products(q, d, k_part, KV_BLOCK, d / 2, s, KV_BLOCK, rows);
-        for (uint32_t i = 0; i < rows; i++) {
-            assert(visible[r + i] <= KV_BLOCK);
-            weights(s + i * KV_BLOCK, visible[r + i], scale, partial_out + r + i, partial_l(partial_out) + r + i);
-        }
-        products(s, KV_BLOCK, v_part, d, KV_BLOCK / 2, o, d, rows);
+        products(q, d, k_part, KV_BLOCK, d / 2, s, KV_BLOCK, rows, v_part);
+        weights4(s, see + r, shape->scale, attn_live4(r, n), partial_out + r, partial_l(partial_out) + r);
+        products(s, KV_BLOCK, v_part, d, KV_BLOCK / 2, o, d, rows, v_part);
     }
 }
 
