@@ -25,8 +25,8 @@ extern "C" {
 struct gateway_worker {
     uint16_t id;
     uint32_t pid;
-    char address[128];     /* of its control connection */
-    char state[16];        /* "connecting", "loading", "ready", "draining", "lost" */
+    char address[128]; /* of its control connection */
+    char state[16];    /* "connecting", "loading", "ready", "draining", "lost" */
     float load_fraction;
     char fingerprint[128];
     uint32_t blocks, n_blocks;
@@ -34,24 +34,24 @@ struct gateway_worker {
 };
 
 struct gateway_config {
-    const char *http;             /* "127.0.0.1:8080"; port 0: any */
+    const char *http; /* "127.0.0.1:8080"; port 0: any */
     const char *grpc;
-    size_t body_bytes_max;        /* 64 MiB */
-    uint32_t requests_max;        /* open at once; more get 429 */
+    size_t body_bytes_max; /* 64 MiB */
+    uint32_t requests_max; /* open at once; more get 429 */
     uint32_t n_max;
-    struct loop *loop;            /* all kept */
+    struct loop *loop; /* all kept */
     struct sched *sched;
     const struct model *model;
     const struct tokenizer *tokenizer;
-    const char *model_name;       /* shown by /v1/models; "default", "" and this name are accepted */
+    const char *model_name; /* shown by /v1/models; "default", "" and this name are accepted */
     uint32_t positions_max;
-    uint32_t max_tokens_default;  /* of a request that names none (completions: always 16); 0: the rest of the context */
-    uint32_t ping_ms;             /* a silent event stream gets a comment so often; 0: 10 s */
+    uint32_t max_tokens_default; /* of a request that names none (completions: always 16); 0: the rest of the context */
+    uint32_t ping_ms;            /* a silent event stream gets a comment so often; 0: 10 s */
     const char *precision, *kv_codec, *selector; /* shown by Cluster/Status; NULL: bf16, bf16, dense */
     /* -> number of workers written. */
     uint32_t (*workers)(void *ctx, struct gateway_worker *workers_out, uint32_t max);
-    bool (*ready)(void *ctx);     /* enough workers are ready to serve */
-    void (*kick)(void *ctx);      /* something was submitted or cancelled: run the scheduler soon */
+    bool (*ready)(void *ctx); /* enough workers are ready to serve */
+    void (*kick)(void *ctx);  /* something was submitted or cancelled: run the scheduler soon */
     void *ctx;
 };
 

@@ -86,21 +86,22 @@ enum { LINEAR_GROUP = 16 };
 struct linear_args {
     const struct linear_shape *shape;
     const void *packed;
-    const void *x;           /* [n_rows][x_stride] of shape->x; x_stride in elements; rows 64-byte aligned, zeros from n_in to the next 32 */
+    const void *
+        x; /* [n_rows][x_stride] of shape->x; x_stride in elements; rows 64-byte aligned, zeros from n_in to the next 32 */
     size_t x_stride;
     uint32_t n_rows;
     uint32_t out_begin, out_end; /* which outputs: multiples of LINEAR_GROUP, out_end may be n_out */
-    float *y;                /* [n_rows][y_stride]; y[r][o] is written for o in the range */
+    float *y;                    /* [n_rows][y_stride]; y[r][o] is written for o in the range */
     size_t y_stride;
-    bool accumulate;         /* y += the finished sum, instead of y = */
-    void *scratch;           /* scratch_bytes(shape, n_rows), private to the calling thread; NULL if 0 */
+    bool accumulate; /* y += the finished sum, instead of y = */
+    void *scratch;   /* scratch_bytes(shape, n_rows), private to the calling thread; NULL if 0 */
 };
 
 struct linear_impl {
     const char *name;
     uint32_t needs; /* enum cpu_cap */
     bool (*accepts)(const struct linear_shape *shape);
-    size_t (*group_bytes)(const struct linear_shape *shape);  /* a multiple of 64 */
+    size_t (*group_bytes)(const struct linear_shape *shape); /* a multiple of 64 */
     /* rows[i]: stored row of output group * LINEAR_GROUP + i in shape->codec, NULL past n_out. Groups may be packed in parallel. */
     void (*pack)(const struct linear_shape *shape, const void *const rows[LINEAR_GROUP], void *group_out);
     size_t (*scratch_bytes)(const struct linear_shape *shape, uint32_t n_rows);
@@ -125,7 +126,7 @@ enum kv_codec { KV_BF16, KV_F32, KV_CODECS };
 struct attn_shape {
     uint32_t head_dim; /* a multiple of 2; variants ask for 16 or 32 */
     enum kv_codec codec;
-    float scale;       /* of q.k, 1 / sqrt(head_dim) */
+    float scale; /* of q.k, 1 / sqrt(head_dim) */
 };
 
 /*
@@ -151,7 +152,8 @@ struct attn_impl {
      */
     size_t (*part_bytes)(const struct attn_shape *shape);
     /* Writes one position of an open block, rounding to the codec. k, v [head_dim] f32 after RoPE. Unwritten positions must be zeros. */
-    void (*store)(const struct attn_shape *shape, uint32_t offset, const float *k, const float *v, void *k_part, void *v_part);
+    void (*store)(const struct attn_shape *shape, uint32_t offset, const float *k, const float *v, void *k_part,
+                  void *v_part);
     /* Packs n <= ATTN_ROWS query vectors, q[i] [head_dim] f32, into a tile of q_tile_bytes; rounds to bf16 for BF16. The rest is zeros. */
     size_t (*q_tile_bytes)(const struct attn_shape *shape);
     void (*pack_q)(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile);
@@ -159,8 +161,8 @@ struct attn_impl {
      * The partial of the tile's n vectors over one block; vector i sees positions 0 .. visible[i]-1 of it (0: empty partial). The rest of
      * the tile is not written.  s = scale q.k, m = max s, p = exp(s - m), l = sum p (in f32 before p is rounded), o = sum p v.
      */
-    void (*block)(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible, const void *k_part,
-                  const void *v_part, float *partial_out);
+    void (*block)(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
+                  const void *k_part, const void *v_part, float *partial_out);
     /* a = merge(a, b), each of n vectors by itself: m = max, l and o rescaled by exp(m_i - m). Beside an empty side (l == 0) the other's bits
        are returned by choice, not by arithmetic. */
     void (*merge)(const struct attn_shape *shape, uint32_t n, float *a, const float *b);
@@ -169,7 +171,8 @@ struct attn_impl {
 
 extern const struct attn_impl attn_impls[];
 extern const uint32_t n_attn_impls;
-const struct attn_impl *attn_find(const struct attn_shape *shape, uint32_t caps); /* NULL: no variant takes this head_dim */
+const struct attn_impl *attn_find(const struct attn_shape *shape,
+                                  uint32_t caps); /* NULL: no variant takes this head_dim */
 
 /* ---- row operations (cpu/rows_*.c) ---- */
 
@@ -178,7 +181,8 @@ struct row_impl {
     const char *name;
     uint32_t needs;
     /* out[i] = x[i] * w[i] / sqrt(mean(x^2) + eps), to out_type; out[n..pad) = 0. x [n] f32. */
-    void (*rmsnorm)(const float *x, const float *w, uint32_t n, float eps, enum dtype out_type, void *out, uint32_t pad);
+    void (*rmsnorm)(const float *x, const float *w, uint32_t n, float eps, enum dtype out_type, void *out,
+                    uint32_t pad);
     /* Rotates n_heads vectors of head_dim in place: pairs (i, i + D/2) by cos[i], sin[i]. */
     void (*rope)(float *x, uint32_t n_heads, uint32_t head_dim, const float *cos, const float *sin);
     /* out[i] = silu(gate[i]) * up[i]; out[n..pad) = 0 */
@@ -213,8 +217,9 @@ struct sample_result {
     float target_logprob;
     bool finite; /* false: a logit was NaN or infinite; the rest is not to be used */
 };
-void sample_row(const struct row_impl *rows, const float *logits, uint32_t n, const struct sample_params *params, uint32_t position,
-                int32_t target, uint32_t n_top, struct sample_top *top_out, void *scratch, struct sample_result *result_out);
+void sample_row(const struct row_impl *rows, const float *logits, uint32_t n, const struct sample_params *params,
+                uint32_t position, int32_t target, uint32_t n_top, struct sample_top *top_out, void *scratch,
+                struct sample_result *result_out);
 size_t sample_scratch_bytes(uint32_t n);
 
 #ifdef __cplusplus

@@ -22,9 +22,20 @@ enum { CONTROL_VERSION = 1 };
 
 enum control_kind {
     /* worker to coordinator */
-    CONTROL_HELLO, CONTROL_PROGRESS, CONTROL_READY, CONTROL_HEARTBEAT, CONTROL_RESULT, CONTROL_ABORT, CONTROL_COPIED,
+    CONTROL_HELLO,
+    CONTROL_PROGRESS,
+    CONTROL_READY,
+    CONTROL_HEARTBEAT,
+    CONTROL_RESULT,
+    CONTROL_ABORT,
+    CONTROL_COPIED,
     /* coordinator to worker */
-    CONTROL_WELCOME, CONTROL_MEMBERS, CONTROL_PLAN, CONTROL_FENCE, CONTROL_COPY, CONTROL_STOP,
+    CONTROL_WELCOME,
+    CONTROL_MEMBERS,
+    CONTROL_PLAN,
+    CONTROL_FENCE,
+    CONTROL_COPY,
+    CONTROL_STOP,
 };
 
 struct control_hello {
@@ -39,33 +50,33 @@ struct control_hello {
 /* What the worker is to serve. */
 struct control_welcome {
     uint16_t worker_id;
-    const char *model;       /* spec for model_open */
-    const char *precision;   /* "bf16", "float32" */
-    const char *kv_codec;    /* "bf16" */
-    const char *selector;    /* "dense" */
-    uint32_t positions_max;  /* longest context served */
+    const char *model;      /* spec for model_open */
+    const char *precision;  /* "bf16", "float32" */
+    const char *kv_codec;   /* "bf16" */
+    const char *selector;   /* "dense" */
+    uint32_t positions_max; /* longest context served */
     uint32_t step_rows_max;
     uint32_t heartbeat_ms;
-    uint32_t silence_ms;     /* a side that hears nothing for so long gives the other up */
+    uint32_t silence_ms; /* a side that hears nothing for so long gives the other up */
 };
 
 struct control_progress {
-    float fraction;          /* of loading */
+    float fraction; /* of loading */
 };
 
 struct control_ready {
     const char *fingerprint; /* ISA, variant table, build constants: equal ones give equal bits */
     uint8_t model_digest[16];
     uint32_t leaf_blocks;
-    uint32_t n_blocks;       /* pool */
+    uint32_t n_blocks; /* pool */
     uint64_t block_bytes;
     uint64_t weight_bytes, pool_bytes;
-    const uint8_t *address;  /* exchange address */
+    const uint8_t *address; /* exchange address */
     uint32_t address_bytes;
 };
 
 struct control_heartbeat {
-    uint64_t sequence;       /* ascends by 1 */
+    uint64_t sequence; /* ascends by 1 */
     uint64_t plans_done;
     uint32_t blocks_used;
     uint64_t resident_bytes;
@@ -124,7 +135,7 @@ struct control_message {
         struct control_copied copied;
         struct control_welcome welcome;
         struct control_members members;
-        struct plan *plan;     /* decoded: inside the same allocation */
+        struct plan *plan; /* decoded: inside the same allocation */
         struct control_fence fence;
         struct control_copy copy;
     } as;

@@ -17,8 +17,18 @@ extern "C" {
 #endif
 
 /* gRPC status codes that we use. */
-enum rpc_code { RPC_OK = 0, RPC_CANCELLED = 1, RPC_UNKNOWN = 2, RPC_INVALID_ARGUMENT = 3, RPC_DEADLINE_EXCEEDED = 4, RPC_NOT_FOUND = 5,
-                RPC_RESOURCE_EXHAUSTED = 8, RPC_UNIMPLEMENTED = 12, RPC_INTERNAL = 13, RPC_UNAVAILABLE = 14 };
+enum rpc_code {
+    RPC_OK = 0,
+    RPC_CANCELLED = 1,
+    RPC_UNKNOWN = 2,
+    RPC_INVALID_ARGUMENT = 3,
+    RPC_DEADLINE_EXCEEDED = 4,
+    RPC_NOT_FOUND = 5,
+    RPC_RESOURCE_EXHAUSTED = 8,
+    RPC_UNIMPLEMENTED = 12,
+    RPC_INTERNAL = 13,
+    RPC_UNAVAILABLE = 14
+};
 
 /* One call, either side. Counted: callbacks hold it for their duration; whoever keeps it takes a reference. */
 struct rpc_call;
@@ -60,9 +70,9 @@ struct rpc_method {
 };
 
 struct rpc_server_config {
-    const char *address;       /* "127.0.0.1:9090", port 0: any */
-    size_t message_bytes_max;  /* received; larger: RESOURCE_EXHAUSTED */
-    uint32_t keepalive_ms;     /* 0: gRPC's default; else pings after so long, and time-out after as long */
+    const char *address;      /* "127.0.0.1:9090", port 0: any */
+    size_t message_bytes_max; /* received; larger: RESOURCE_EXHAUSTED */
+    uint32_t keepalive_ms;    /* 0: gRPC's default; else pings after so long, and time-out after as long */
 };
 struct rpc_server;
 /* methods: kept. Unknown paths get UNIMPLEMENTED. ST_IO: the address cannot be bound (no reuse of a busy port). */
@@ -76,20 +86,22 @@ void rpc_server_stop(struct rpc_server *server, uint32_t grace_ms);
 
 struct rpc_channel;
 struct rpc_channel_config {
-    const char *target;        /* "127.0.0.1:9090" */
+    const char *target; /* "127.0.0.1:9090" */
     size_t message_bytes_max;
     uint32_t keepalive_ms;
 };
 /* Never uses a proxy. Reconnects by itself (100 ms to 1 s); keeps a connectivity watch outstanding. */
-enum status rpc_channel_open(const struct rpc_channel_config *config, struct rpc_channel **channel_out, struct error *err);
+enum status rpc_channel_open(const struct rpc_channel_config *config, struct rpc_channel **channel_out,
+                             struct error *err);
 /* Cancels its calls and waits for their on_done, and for an attempt to connect (a second at most). Not from a callback. */
 void rpc_channel_close(struct rpc_channel *channel);
 /* deadline_ms 0: none. The call is returned with a reference of the caller's. handlers: copied. wait_ready: queue until connected. */
 enum status rpc_call_start(struct rpc_channel *channel, const char *path, uint32_t deadline_ms, bool wait_ready,
                            const struct rpc_handlers *handlers, void *user, struct rpc_call **call_out);
 /* One message there, one back, waiting; not from a callback. reply_out: malloc'd. On another status than OK: ST_PEER, the code and message in err. */
-enum status rpc_call_unary(struct rpc_channel *channel, const char *path, uint32_t deadline_ms, const uint8_t *data, size_t bytes,
-                           uint8_t **reply_out, size_t *reply_bytes_out, enum rpc_code *code_out, struct error *err);
+enum status rpc_call_unary(struct rpc_channel *channel, const char *path, uint32_t deadline_ms, const uint8_t *data,
+                           size_t bytes, uint8_t **reply_out, size_t *reply_bytes_out, enum rpc_code *code_out,
+                           struct error *err);
 
 #ifdef __cplusplus
 }
