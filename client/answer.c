@@ -178,6 +178,12 @@ static enum status sampling(const struct settings *s, Longspan__V1__GenerateRequ
     return ST_OK;
 }
 
+enum status answer_check(const struct settings *s, struct error *err)
+{
+    Longspan__V1__GenerateRequest q = LONGSPAN__V1__GENERATE_REQUEST__INIT;
+    return sampling(s, &q, err);
+}
+
 static enum status ask(struct answer *a, const char *address, const char *prompt, struct error *err)
 {
     Longspan__V1__GenerateRequest q = LONGSPAN__V1__GENERATE_REQUEST__INIT;

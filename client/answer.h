@@ -12,6 +12,9 @@
 extern "C" {
 #endif
 
+/* Are temperature, top_p and seed what they must be? ST_INVALID; err names the flag. */
+enum status answer_check(const struct settings *s, struct error *err);
+
 /*
  * Asks the cluster at address for an answer to prompt, as settings say (raw, max_tokens, score, json ...), and prints it on standard output: text as it comes, or
  * one JSON object at the end. stop: looked at often; true cancels. ST_INVALID: a setting (err).

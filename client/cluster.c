@@ -18,11 +18,20 @@
 #include "common/log.h"
 #include "model/model.h"
 
-enum { ARGS_MAX = 128, ADDRESSES_MS = 60000, GRACE_MS = 10000, PAUSE_FIRST_MS = 100, PAUSE_MAX_MS = 5000 };
+enum {
+    ARGS_MAX = 128,
+    ADDRESSES_MS = 60000,
+    GRACE_MS = 10000,
+    PAUSE_FIRST_MS = 100,
+    PAUSE_MAX_MS = 5000,
+    LOOK_MS = 1000,
+    HUNG_MS = 2000
+};
 
 struct child {
     pid_t pid; /* 0: not running */
     int64_t started_ms, again_ms;
+    int64_t lost_ms; /* since when the coordinator has given it up, though it runs; 0: it has not */
     uint32_t pause_ms;
 };
 
@@ -31,7 +40,8 @@ struct cluster {
     char http[160], grpc[160], control[160];
     struct child coordinator, worker[64];
     uint32_t restarts;
-    int announce; /* read end of the coordinator's announcements */
+    struct remote *watch; /* opened when first needed */
+    int64_t look_ms;
 };
 
 const char *cluster_http(const struct cluster *c)
@@ -107,6 +117,7 @@ static enum status start(struct child *child, const char *command, uint32_t scop
         return error_set(err, ST_NO_MEMORY, "%s: %s", command, strerror(errno));
     child->pid = pid;
     child->started_ms = clock_ms();
+    child->lost_ms = 0;
     return ST_OK;
 }
 
@@ -287,11 +298,49 @@ static void reap(struct cluster *c)
     }
 }
 
+static bool shown_lost(const Longspan__V1__StatusResponse *s, pid_t pid)
+{
+    bool lost = false;
+    for (size_t i = 0; i < s->n_workers; i++) {
+        if (s->workers[i]->pid != (uint32_t)pid)
+            continue;
+        if (strcmp(s->workers[i]->state, "lost"))
+            return false;
+        lost = true;
+    }
+    return lost;
+}
+
+/* A worker that was given up ends by itself, unless it hangs. */
+static void kill_hung(struct cluster *c, int64_t now)
+{
+    Longspan__V1__StatusResponse *status;
+    struct error ignored = { 0 };
+    if (now < c->look_ms)
+        return;
+    c->look_ms = now + LOOK_MS;
+    if ((!c->watch && remote_open(c->grpc, &c->watch, &ignored)) || remote_status(c->watch, LOOK_MS, &status, &ignored))
+        return;
+    for (uint32_t i = 0; i < c->settings.workers; i++) {
+        struct child *w = &c->worker[i];
+        if (!w->pid || !shown_lost(status, w->pid)) {
+            w->lost_ms = 0;
+        } else if (!w->lost_ms) {
+            w->lost_ms = now;
+        } else if (now - w->lost_ms >= HUNG_MS) {
+            log_warn("worker (pid %d) was given up and does not end: killed", (int)w->pid);
+            kill(w->pid, SIGKILL);
+        }
+    }
+    longspan__v1__status_response__free_unpacked(status, NULL);
+}
+
 enum status cluster_tend(struct cluster *c, struct error *err)
 {
     reap(c);
     const int64_t now = clock_ms();
     enum status st = ST_OK;
+    kill_hung(c, now);
     if (!c->coordinator.pid && now >= c->coordinator.again_ms) {
         if (c->restarts++ >= c->settings.restarts_max)
             return error_set(err, ST_PEER, "the coordinator died once too often");
@@ -374,5 +423,6 @@ void cluster_stop(struct cluster *c)
     signal_all(c, SIGKILL);
     for (int64_t until = clock_ms() + 2000; alive(c) && clock_ms() < until;)
         usleep(10000);
+    remote_close(c->watch);
     free(c);
 }

@@ -27,7 +27,7 @@ enum status cluster_start(const struct settings *settings, struct cluster **clus
 const char *cluster_http(const struct cluster *c);
 const char *cluster_grpc(const struct cluster *c);
 
-/* Reaps children that ended and starts them again, with growing pauses. Call at least every 200 ms. ST_PEER: it gives up (err says why). */
+/* Reaps children that ended and starts them again, with growing pauses; kills workers that hang. Call at least every 200 ms. ST_PEER: it gives up (err says why). */
 enum status cluster_tend(struct cluster *c, struct error *err);
 /* Waits until all workers are ready. A progress bar on a terminal, unless quiet. stop: looked at often; true ends it with ST_CANCELLED. */
 enum status cluster_await(struct cluster *c, bool quiet, bool (*stop)(void), struct error *err);

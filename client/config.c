@@ -15,6 +15,7 @@ int command_config(int argc, char **argv)
         fprintf(stderr, "longspan: config takes no argument '%s'\n", positional);
         return 2;
     }
+    s.config[0] = 0; /* where it came from is no part of it */
     config_print(settings_fields, &s, stdout);
     return 0;
 }

@@ -79,6 +79,10 @@ int command_generate(int argc, char **argv)
         fprintf(stderr, "longspan: generate takes --prompt TEXT or --prompt-file FILE\n");
         return 2;
     }
+    if (answer_check(&s, &err)) {
+        fprintf(stderr, "longspan: %s\n", err.text);
+        return 2;
+    }
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     enum status st = ST_OK;

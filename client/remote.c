@@ -72,6 +72,7 @@ struct stream {
     bool done;
     enum rpc_code code;
     char message[400];
+    const char *address;
 };
 
 static void on_message(void *user, struct rpc_call *call, const uint8_t *data, size_t bytes)
@@ -150,7 +151,8 @@ static enum status follow(struct stream *s, struct rpc_call *call, const struct 
     }
     if (cancelled)
         return error_set(err, ST_CANCELLED, "cancelled");
-    return s->code == RPC_OK ? ST_OK : error_set(err, ST_PEER, "%s (gRPC status %d)", s->message, (int)s->code);
+    return s->code == RPC_OK ? ST_OK
+                             : error_set(err, ST_PEER, "%s: %s (gRPC status %d)", s->address, s->message, (int)s->code);
 }
 
 enum status remote_generate(struct remote *r, const Longspan__V1__GenerateRequest *request,
@@ -158,14 +160,14 @@ enum status remote_generate(struct remote *r, const Longspan__V1__GenerateReques
 {
     const size_t bytes = longspan__v1__generate_request__get_packed_size(request);
     uint8_t *packed = malloc(bytes ? bytes : 1);
-    struct stream s = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
+    struct stream s = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER, .address = r->address };
     const struct rpc_handlers handlers = { .on_message = on_message, .on_done = on_done };
     struct rpc_call *call;
     s.last = &s.first;
     if (!packed)
         return error_set(err, ST_NO_MEMORY, "no memory");
     longspan__v1__generate_request__pack(request, packed);
-    enum status st = rpc_call_start(r->channel, "/longspan.v1.Inference/Generate", 0, true, &handlers, &s, &call);
+    enum status st = rpc_call_start(r->channel, "/longspan.v1.Inference/Generate", 0, false, &handlers, &s, &call);
     if (st) {
         free(packed);
         return error_set(err, st, "%s: %s", r->address, status_text(st));

@@ -70,6 +70,10 @@ int command_up(int argc, char **argv)
         fprintf(stderr, "longspan: up takes no argument '%s'\n", positional);
         return 2;
     }
+    if (answer_check(&s, &err)) {
+        fprintf(stderr, "longspan: %s\n", err.text);
+        return 2;
+    }
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     settings_state_default(&s);

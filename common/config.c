@@ -189,7 +189,9 @@ static enum status read_events(const struct config_field *fields, void *values, 
             st = config_set(fields, values, key, (const char *)e.data.scalar.value, where, err);
             have_key = false;
         } else if (type == YAML_SEQUENCE_START_EVENT || type == YAML_ALIAS_EVENT || type == YAML_MAPPING_START_EVENT) {
-            st = refuse(&e, name, have_key ? "a plain value is expected" : "a key is expected", err);
+            st = have_key ? error_set(err, ST_INVALID, "%s:%zu: %s: a plain value is expected", name,
+                                      e.start_mark.line + 1, key)
+                          : refuse(&e, name, "a key is expected", err);
         }
         yaml_event_delete(&e);
         if (st || type == YAML_STREAM_END_EVENT)
