@@ -6,6 +6,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "common/clock.h"
 #include "kernels/kernels.h"
 
 enum { N_BLOCKS_MAX = 6 };
@@ -408,45 +413,118 @@ static void check_store(struct check *ck)
     }
 }
 
-static void bench_stream(struct check *ck, const struct attn_impl *it, uint32_t head_dim, uint32_t n, size_t total)
+/* Blocks one after the other in memory, and what attends over them. */
+struct bench {
+    const struct attn_impl *it;
+    struct attn_shape shape;
+    uint32_t n;
+    const void *q_tile;
+    uint8_t *blocks;
+    size_t part, n_blocks;
+    uint8_t visible[ATTN_ROWS];
+    float *partial, *total;
+};
+
+static struct bench bench_new(struct check *ck, const struct attn_impl *it, uint32_t head_dim, uint32_t n, size_t bytes)
 {
-    const struct attn_shape shape = { head_dim, KV_BF16, 1.0f / sqrtf((float)head_dim) };
-    const size_t part = it->part_bytes(&shape), n_blocks = total / (2 * part);
-    struct scene s = { .shape = shape, .n = n };
-    uint8_t *blocks = check_buffer(ck, n_blocks * 2 * part), visible[ATTN_ROWS];
+    struct bench b = { .it = it, .shape = { head_dim, KV_BF16, 1.0f / sqrtf((float)head_dim) }, .n = n };
+    struct scene s = { .shape = b.shape, .n = n };
+    uint32_t rows[ATTN_ROWS];
+    for (uint32_t i = 0; i < ATTN_ROWS; i++)
+        rows[i] = i;
+    b.part = it->part_bytes(&b.shape);
+    b.n_blocks = bytes / (2 * b.part);
+    b.blocks = check_buffer(ck, bytes);
+    for (size_t i = 0; i < bytes / 2; i++)
+        ((uint16_t *)b.blocks)[i] = (uint16_t)(0x3D00 + (i * 7919 & 0x80FF));
+    memset(b.visible, KV_BLOCK, sizeof b.visible);
     s.q = check_buffer(ck, (size_t)n * head_dim * sizeof(float));
     for (uint32_t i = 0; i < n * head_dim; i++)
         s.q[i] = check_normal(ck);
-    for (size_t i = 0; i < n_blocks * part; i++)
-        ((uint16_t *)blocks)[i] = f32_to_bf16(check_uniform(ck));
-    memset(visible, KV_BLOCK, sizeof visible);
-    const uint32_t rows[ATTN_ROWS] = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
-    const void *tile = pack(ck, it, &s, rows, n);
-    float *out = partial_new(ck, &s), *all = partial_new(ck, &s);
-    it->block(&shape, tile, n, visible, blocks, blocks + part, all);
-    double seconds, merged, read;
-    CHECK_TIME(seconds, for (size_t b = 0; b < n_blocks; b++) it->block(&shape, tile, n, visible, blocks + 2 * b * part,
-                                                                        blocks + (2 * b + 1) * part, out));
-    CHECK_TIME(
-        merged, for (size_t b = 0; b < n_blocks; b++) {
-            it->block(&shape, tile, n, visible, blocks + 2 * b * part, blocks + (2 * b + 1) * part, out);
-            it->merge(&shape, n, all, out);
-        });
+    b.q_tile = pack(ck, it, &s, rows, n);
+    b.partial = partial_new(ck, &s);
+    b.total = partial_new(ck, &s);
+    it->block(&b.shape, b.q_tile, n, b.visible, b.blocks, b.blocks + b.part, b.total);
+    return b;
+}
+
+static void bench_attend(const struct bench *b, size_t first, size_t n, bool merge)
+{
+    for (size_t i = first; i < first + n; i++) {
+        const uint8_t *at = b->blocks + 2 * i * b->part;
+        b->it->block(&b->shape, b->q_tile, b->n, b->visible, at, at + b->part, b->partial);
+        if (merge)
+            b->it->merge(&b->shape, b->n, b->total, b->partial);
+    }
+}
+
+#if defined(__x86_64__)
+/* What one thread reads at best: with the widest loads. */
+static __attribute__((target("avx512f"))) uint64_t read_avx512(const uint8_t *at, size_t bytes)
+{
+    __m512i x = _mm512_setzero_si512();
+    for (size_t i = 0; i < bytes; i += 64)
+        x = _mm512_xor_si512(x, _mm512_load_si512(at + i));
+    return (uint64_t)_mm512_reduce_add_epi64(x);
+}
+#endif
+
+static uint64_t bench_read(const struct check *ck, const struct bench *b, size_t first, size_t n)
+{
+    const uint8_t *at = b->blocks + 2 * first * b->part;
+    const uint64_t *words = (const uint64_t *)(const void *)at;
+    uint64_t x[8] = { 0 };
+#if defined(__x86_64__)
+    if (ck->caps & CPU_AVX512)
+        return read_avx512(at, n * 2 * b->part);
+#endif
+    for (size_t i = 0; i < n * 2 * b->part / 8; i += 8)
+        for (int j = 0; j < 8; j++)
+            x[j] ^= words[i + j];
+    return x[0] ^ x[1] ^ x[2] ^ x[3] ^ x[4] ^ x[5] ^ x[6] ^ x[7];
+}
+
+static void bench_cached(struct check *ck, const struct attn_impl *it, uint32_t head_dim, uint32_t n)
+{
+    const struct bench b = bench_new(ck, it, head_dim, n, 1 << 18);
+    double one, all, merged;
+    CHECK_TIME(one, for (int i = 0; i < 16; i++) bench_attend(&b, 0, 1, false));
+    CHECK_TIME(all, bench_attend(&b, 0, b.n_blocks, false));
+    CHECK_TIME(merged, bench_attend(&b, 0, b.n_blocks, true));
+    printf("attn %-6s head_dim %3u n %2u: %6.0f ns a block, the same again and again; %6.0f over 256 KB; %6.0f with "
+           "its merge\n",
+           it->name, head_dim, n, one / 16 * 1e9, all / (double)b.n_blocks * 1e9, merged / (double)b.n_blocks * 1e9);
+    check_buffers_free(ck);
+}
+
+/* Slices are attended over and read plainly in turn, so that both meet the same machine. */
+static void bench_memory(struct check *ck, const struct attn_impl *it, uint32_t head_dim, uint32_t n)
+{
+    enum { SLICES = 64, PASSES = 4 };
+    const struct bench b = bench_new(ck, it, head_dim, n, 256u << 20);
+    const size_t per = b.n_blocks / SLICES;
+    const double bytes = (double)(per * 2 * b.part);
+    double seconds[2][SLICES * PASSES / 2];
     volatile uint64_t sink = 0;
-    CHECK_TIME(read, {
-        uint64_t x[8] = { 0 };
-        const uint64_t *at = (const uint64_t *)(const void *)blocks;
-        for (size_t i = 0; i + 8 <= n_blocks * 2 * part / 8; i += 8)
-            for (int j = 0; j < 8; j++)
-                x[j] ^= at[i + j];
-        sink = x[0] ^ x[1] ^ x[2] ^ x[3] ^ x[4] ^ x[5] ^ x[6] ^ x[7];
-    });
+    for (int i = 0; i < SLICES * PASSES; i++) {
+        const int what = (i + i / SLICES) % 2;
+        const size_t first = (size_t)(i % SLICES) * per;
+        const int64_t t0 = clock_ns();
+        if (what)
+            sink ^= bench_read(ck, &b, first, per);
+        else
+            bench_attend(&b, first, per, true);
+        seconds[what][i / 2] = (double)(clock_ns() - t0) / 1e9;
+    }
     (void)sink;
-    const double bytes = (double)(n_blocks * 2 * part);
-    printf("attn %-6s head_dim %3u n %2u over %4zu MB: %7.1f ns/block %5.1f GB/s, with merge %7.1f ns; plain read "
-           "%5.1f GB/s\n",
-           it->name, head_dim, n, total >> 20, seconds / (double)n_blocks * 1e9, bytes / seconds / 1e9,
-           merged / (double)n_blocks * 1e9, bytes / read / 1e9);
+    const double attend = check_median(seconds[0], SLICES * PASSES / 2),
+                 read = check_median(seconds[1], SLICES * PASSES / 2);
+    printf("attn %-6s head_dim %3u n %2u over 256 MB, with merges: %5.1f GB/s (best tenth %5.1f); plain reads %5.1f "
+           "(%5.1f): %.2f "
+           "of it (%.2f)\n",
+           it->name, head_dim, n, bytes / attend / 1e9, bytes / seconds[0][SLICES * PASSES / 20] / 1e9,
+           bytes / read / 1e9, bytes / seconds[1][SLICES * PASSES / 20] / 1e9, read / attend,
+           seconds[1][SLICES * PASSES / 20] / seconds[0][SLICES * PASSES / 20]);
     check_buffers_free(ck);
 }
 
@@ -455,11 +533,12 @@ static void check_bench(struct check *ck)
     if (!ck->bench)
         return;
     for (uint32_t v = 0; v + 1 < n_attn_impls; v++)
-        if (check_begin(ck, "bench", attn_impls[v].name, attn_impls[v].needs))
-            for (uint32_t d = 64; d <= 128; d *= 2) {
-                bench_stream(ck, &attn_impls[v], d, ATTN_ROWS, 1 << 18);
-                bench_stream(ck, &attn_impls[v], d, 3, 1 << 18);
-                bench_stream(ck, &attn_impls[v], d, 3, 256 << 20);
+        for (uint32_t d = 64; d <= 128; d *= 2)
+            if (check_begin(ck, "bench", attn_impls[v].name, attn_impls[v].needs)) {
+                bench_cached(ck, &attn_impls[v], d, ATTN_ROWS);
+                bench_cached(ck, &attn_impls[v], d, d == 64 ? 3 : 4);
+                bench_memory(ck, &attn_impls[v], d, d == 64 ? 3 : 4);
+                bench_memory(ck, &attn_impls[v], d, 8);
             }
 }
 
