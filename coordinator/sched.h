@@ -38,7 +38,11 @@ struct sched_config {
     uint64_t seed;               /* of free choices (ties); layouts may be drawn at random by tests through `choose` */
 };
 
-/* How the scheduler reaches the world. Messages are borrowed for the call; delivery is in order for each worker. */
+/*
+ * How the scheduler reaches the world. Messages are borrowed for the call; delivery is in order for each worker. Kinds sent: plan, fence, copy, stop
+ * (to a worker that has finished neither a step nor the empty plan that asked whether it lives; it counts as lost from then on). The plan sent to
+ * each member of a group is the same but for drops and forgets, which are the receiver's own.
+ */
 struct sched_ops {
     void (*send)(void *ctx, uint16_t worker, const struct control_message *message);
     int64_t (*now_ms)(void *ctx);
@@ -87,11 +91,11 @@ struct sched_done {
 struct sched_events {
     /* A prompt row's log-probabilities are here (want.score): target is tokens[position + 1]. Ascending positions, each once. */
     void (*scored)(void *user, uint32_t position, const struct result_row *row);
-    /* A generated token, in order. */
+    /* A generated token, in order; the one that ends it (eos) too. Forced ones: token and logprob are the forced token's. */
     void (*token)(void *user, const struct result_row *row);
     /* A whole logit row (want.logits), prompt rows too. */
     void (*logits)(void *user, const struct result_row *row);
-    /* Prompt positions computed so far. May be NULL. */
+    /* Prompt positions computed so far, or found in the cache. May be NULL. */
     void (*progress)(void *user, uint32_t done, uint32_t total);
     void (*done)(void *user, const struct sched_done *done);
 };
@@ -138,7 +142,7 @@ struct sched_stats {
 void sched_stats(const struct sched *s, struct sched_stats *stats_out);
 /* -> number written, at most max */
 uint32_t sched_worker_stats(const struct sched *s, struct sched_worker_stats *stats_out, uint32_t max);
-/* Bytes of pool over all ready workers, and the longest context they can hold. */
+/* The longest context that the ready workers can hold together (those of one fingerprint), at most positions_max. */
 uint64_t sched_positions_fit(const struct sched *s);
 
 #ifdef __cplusplus

@@ -81,8 +81,8 @@ struct plan {
     const uint16_t *members;  /* ascending worker ids */
     const struct plan_seq *seqs;
     const struct plan_run *runs;
-    const kv_handle *drops;   /* blocks that no plan from this one on names: free them first (those that are here) */
-    const uint64_t *forgets;  /* sequences that have ended */
+    const kv_handle *drops;   /* the receiver's own: copies that no plan from this one on reads here: free them first (those that are here) */
+    const uint64_t *forgets;  /* the receiver's own: sequences that have ended, or gone elsewhere */
 };
 
 struct result_top {

@@ -25,25 +25,32 @@ static uint64_t kin_of(const struct sched *s, uint8_t like)
     return kin;
 }
 
-/* The longest chain of known blocks at the prompt's start. */
-static void hits_find(struct sched *s, struct sched_request *r, const struct digest *context)
+/*
+ * The longest chain of known blocks at the prompt's start. Ids are computed as far as they hit, a few at a time: false, others have their turn
+ * before the rest.
+ */
+static bool hits_find(struct sched *s, struct sched_request *r, const struct digest *context)
 {
     struct place *p = &s->place;
+    uint32_t left = SCHED_IDS_A_RUN;
     p->n_hits = 0;
-    if (!r->n_ids)
-        return;
-    if (memcmp(&r->ids_context, context, sizeof *context) != 0) {
-        for (uint32_t i = 0; i < r->n_ids; i++)
-            r->ids[i] = kv_block_id(i ? &r->ids[i - 1] : NULL, context, r->tokens + i * PLAN_BLOCK, 0);
-        r->ids_context = *context;
-    }
+    if (memcmp(&r->ids_context, context, sizeof *context) != 0)
+        r->n_ids_known = 0;
+    r->ids_context = *context;
     sched_grow((void **)&p->hits, &p->hits_cap, r->n_ids, sizeof(struct block *));
-    while (p->n_hits < r->n_ids) {
-        struct block *b = directory_find(&s->dir, &r->ids[p->n_hits]);
+    for (uint32_t i = 0; i < r->n_ids; i++) {
+        if (i == r->n_ids_known) {
+            if (!left--)
+                return false;
+            r->ids[i] = kv_block_id(i ? &r->ids[i - 1] : NULL, context, r->tokens + i * PLAN_BLOCK, 0);
+            r->n_ids_known++;
+        }
+        struct block *b = directory_find(&s->dir, &r->ids[i]);
         if (!b)
             break;
         p->hits[p->n_hits++] = b;
     }
+    return true;
 }
 
 static void room_read(struct sched *s)
@@ -97,7 +104,9 @@ static bool home_find(struct sched *s, uint64_t usable, bool spreads)
     return false;
 }
 
-static bool find_place(struct sched *s, struct sched_request *r, bool sharing)
+enum found { FOUND, NO_ROOM, LATER };
+
+static enum found find_place(struct sched *s, struct sched_request *r, bool sharing)
 {
     uint64_t seen = 0;
     SCHED_EACH(slot, s->ready)
@@ -109,13 +118,13 @@ static bool find_place(struct sched *s, struct sched_request *r, bool sharing)
             place_prepare(&s->place, r->n_prompt, r->n_rows, w->leaf_blocks);
             s->place.may_copy = sharing && !r->alone;
             s->place.n_hits = 0;
-            if (sharing)
-                hits_find(s, r, &w->context);
+            if (sharing && !hits_find(s, r, &w->context))
+                return LATER;
             if (home_find(s, usable, place_spreads(s, r->n_rows, usable)))
-                return true;
+                return FOUND;
         }
     }
-    return false;
+    return NO_ROOM;
 }
 
 static void hits_take(struct sched *s, struct sched_request *r)
@@ -228,12 +237,12 @@ void admit_all(struct sched *s)
         s->admit_changed = false;
     while (s->queue && s->admit_changed && s->n_live < s->config.sequences_max) {
         struct sched_request *r = s->queue;
-        bool found = find_place(s, r, s->config.prefix_sharing);
+        enum found found = find_place(s, r, s->config.prefix_sharing);
         /* All alone and still no room: what its prefix occupies is in the way. */
-        if (!found && !s->n_running && !s->n_transfers)
+        if (found == NO_ROOM && !s->n_running && !s->n_transfers)
             found = find_place(s, r, false);
-        if (!found) {
-            s->admit_changed = false;
+        if (found != FOUND) {
+            s->admit_changed = found == LATER;
             break;
         }
         if (arrays_new(r, &s->place))

@@ -128,11 +128,13 @@ static enum status rows_take(struct flight *f, uint8_t slot, const struct result
 static void blocks_commit(struct sched *s, struct sched_request *r)
 {
     const struct digest *context = &s->workers[r->home].context;
+    const bool known = !memcmp(&r->ids_context, context, sizeof *context);
     for (; r->n_committed < r->done / PLAN_BLOCK; r->n_committed++) {
         const uint32_t c = r->n_committed;
-        const struct digest id = kv_block_id(c ? &r->last_id : NULL, context, r->tokens + c * PLAN_BLOCK, 0);
-        directory_commit(&s->dir, r->copies[c], &id, s->config.prefix_sharing);
-        r->last_id = id;
+        r->last_id = known && c < r->n_ids_known
+                         ? r->ids[c]
+                         : kv_block_id(c ? &r->last_id : NULL, context, r->tokens + c * PLAN_BLOCK, 0);
+        directory_commit(&s->dir, r->copies[c], &r->last_id, s->config.prefix_sharing);
     }
 }
 

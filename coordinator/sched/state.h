@@ -30,6 +30,7 @@ enum {
     SCHED_SHIPS_MAX = 3,      /* attempts to move a leaf to its owner */
     SCHED_SHIP_PAUSE_MS = 250,
     SCHED_ABORT_GRACE_MS = 200, /* for the other members to say whom they blame */
+    SCHED_IDS_A_RUN = 1024,     /* content ids computed for an admission before others have their turn: 1.5 ms */
     SCHED_RUN_MS = 1000,        /* sched_run is wanted again at the latest */
 };
 #define SCHED_NO_SLOT   UINT8_MAX
@@ -77,9 +78,9 @@ struct sched_request {
     struct plan_sampling sampling;
     uint8_t n_top;
     bool score, logits;
-    struct digest *ids; /* of the prompt's blocks that a hit may cover, for ids_context */
+    struct digest *ids; /* [n_ids] of the prompt's blocks that a hit may cover, for ids_context; n_ids_known so far */
     struct digest ids_context;
-    uint32_t n_ids;
+    uint32_t n_ids, n_ids_known;
     bool alone;   /* a copy for it has failed: take no more */
     bool refused; /* lost with a worker */
 
@@ -153,7 +154,7 @@ struct flight {
     uint64_t number;
     int64_t sent_ms, sent_us;
     uint32_t deadline_ms; /* of its step alone: from when it was sent or the one before was done */
-    uint64_t pending; /* members whose result is not here */
+    uint64_t pending;     /* members whose result is not here */
     struct flight_run *runs;
     struct sched_request **requests;
     struct result_row *rows; /* seq 0: not here yet */

@@ -231,6 +231,8 @@ struct sim *sim_new(const struct sim_options *options)
 
 void sim_free(struct sim *sim)
 {
+    for (uint32_t i = 0; i < sim->n_requests; i++)
+        sim->requests[i].cancelled = true; /* those that still run end now */
     sched_free(sim->s);
     while (sim->n_events) {
         const struct sim_event e = take_event(sim);

@@ -261,18 +261,19 @@ static void test_copy_waits_for_drop(void **state)
     struct seen seen;
     struct sim_options o = usual(2, 12, &seen);
     o.delay_max_ms = 0;
-    o.step_max_ms = 40;
+    o.step_max_ms = 60;
     struct sim *sim = sim_new(&o);
-    submit(sim, text, 640, 1);  /* one worker's cache is full of this */
-    submit(sim, other, 640, 1); /* the other's of that */
+    submit(sim, text, 640, 1);  /* what worker 0 keeps */
+    submit(sim, other, 640, 1); /* what worker 1 keeps */
     sim_finish(sim, 10000);
-    for (uint32_t i = 0; i < 6; i++) {
-        submit(sim, text, 330 + i, 30);
-        submit(sim, text, 330 + 10 * i, 30);
-        sim_advance(sim, 50);
-    }
+    sched_worker_drain(sim->s, 0);
+    submit(sim, other + 2000, 60, 60); /* keeps worker 1 in a step */
+    sim_advance(sim, 70);
+    const uint32_t a = submit(sim, text, 640, 1); /* its blocks come from worker 0 while 1 is still to drop others */
     sim_finish(sim, 100000);
-    assert_true(seen.copies > 0);
+    assert_int_equal(seen.copies, 9);
+    assert_int_equal(sim->requests[a].cached, 9 * 64);
+    assert_int_equal(blocks_at(&sim->requests[a], 1), 10);
     end(sim);
 }
 
@@ -477,6 +478,24 @@ static void test_cancel(void **state)
     }
 }
 
+/* The same, and the scheduler is freed. */
+static void test_freed(void **state)
+{
+    (void)state;
+    struct seen seen;
+    for (uint32_t ms = 0; ms < 300; ms += 7) {
+        struct sim_options o = usual(3, 40, &seen);
+        o.seed = ms;
+        o.delay_max_ms = 5;
+        struct sim *sim = sim_new(&o);
+        for (uint32_t i = 0; i < 6; i++) {
+            submit(sim, text, 200 + 150 * (i % 3), 300);
+            sim_advance(sim, ms / 6);
+        }
+        sim_free(sim);
+    }
+}
+
 /* Forced tokens come back as tokens, with their log-probabilities, several rows a step; then sampling goes on. */
 static void test_forced(void **state)
 {
@@ -595,6 +614,7 @@ int main(void)
         cmocka_unit_test(test_batching),
         cmocka_unit_test(test_queue_full),
         cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_freed),
         cmocka_unit_test(test_forced),
         cmocka_unit_test(test_drain),
         cmocka_unit_test(test_groups),
