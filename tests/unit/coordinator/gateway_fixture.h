@@ -25,7 +25,7 @@
 
 #include "fake_sched.h"
 
-enum { POSITIONS_MAX = 4096, CLIENT_MS = 10000 };
+enum { POSITIONS_MAX = 65536, CLIENT_MS = 10000 };
 
 struct fixture {
     struct loop *loop;
