@@ -6,8 +6,8 @@
  * B[32 inputs][16 outputs] in bf16 with float32 sums; the order of the sum over the 32 is the processor's and the same for each row of the
  * tile. C is float32 exactly, so it may leave the tiles and come back between steps: blocking does not touch bits.
  *
- * Up to 16 rows are read in place, with palettes of that many rows. More rows are copied into tiles of 16 (the last padded with zero rows):
- * rows whose stride is a power of two would share a few cache sets.
+ * Up to 16 rows are read with palettes of that many rows. Of more rows, full tiles of 16 are read in place too, unless the rows' stride puts
+ * them all into one or two sets of the L1 cache; the others, and the last rows, are copied into tiles (padded with zero rows).
  *
  * Included only by files built for AMX.
  */
@@ -21,7 +21,7 @@ enum {
     AMX_ROWS = 16,
     AMX_TILE = 1024,           /* bytes */
     AMX_ROW_BLOCK = 512,       /* rows that share one pass over the weights */
-    AMX_GROUP_BLOCK = 16,      /* groups that share one copy of x */
+    AMX_GROUP_BLOCK = 32,      /* groups that pass while a chunk of x stays in the L2 cache */
     AMX_CHUNK_BLOCKS = 16,     /* blocks of 32 inputs whose B tiles stay in the L1 cache ... */
     AMX_CHUNK_BLOCKS_MAX = 18, /* ... or all, if there are no more than these */
 };
@@ -55,7 +55,8 @@ struct amx_chunk {
     uint32_t group_begin, group_end;
     size_t block_begin, block_end;
     bool first, last;       /* of the chunks of these outputs */
-    const uint8_t *x_tiles; /* [n_row_tiles][block_end - block_begin] tiles */
+    const uint8_t *x_tiles; /* [n_row_tiles - copied_from][block_end - block_begin] tiles */
+    uint32_t copied_from;   /* row tiles from here on are read from x_tiles, not from args->x */
     const float *sums;      /* [n_row_tiles][n_blocks][16]: sums of x per block and row, or NULL */
     float *partial;         /* [AMX_GROUP_BLOCK][n_row_tiles] C tiles, unfinished */
     uint8_t *expand;        /* AMX_CHUNK_BLOCKS_MAX tiles for expanded weights, or NULL */
@@ -79,12 +80,33 @@ static inline size_t amx_many_rows_scratch(const struct linear_shape *s, uint32_
            (expands ? AMX_CHUNK_BLOCKS_MAX * AMX_TILE : 0);
 }
 
+/* Where a row tile's A tiles lie: bytes from row to row, and from block to block. */
+struct amx_x {
+    const uint8_t *at;
+    size_t row, block;
+};
+
+static inline struct amx_x amx_x_of(const struct amx_chunk *c, uint32_t row_tile)
+{
+    const struct linear_args *a = c->args;
+    const size_t n_blocks = c->block_end - c->block_begin, row = c->row_begin + (size_t)row_tile * AMX_ROWS;
+    if (row_tile >= c->copied_from)
+        return (struct amx_x){ c->x_tiles + (row_tile - c->copied_from) * n_blocks * AMX_TILE, 64, AMX_TILE };
+    return (struct amx_x){ (const uint8_t *)a->x + (row * a->x_stride + c->block_begin * LINEAR_BLOCK) * 2,
+                           a->x_stride * 2, 64 };
+}
+
+static inline bool amx_copies_all(const struct linear_args *a)
+{
+    return a->x_stride * 2 % 2048 == 0;
+}
+
 static inline void amx_copy_x(const struct amx_chunk *c, uint8_t *tiles_out)
 {
     const struct linear_args *a = c->args;
     const size_t n_blocks = c->block_end - c->block_begin;
-    for (uint32_t r = 0; r < c->n_row_tiles * AMX_ROWS; r++) {
-        uint8_t *to = tiles_out + r / AMX_ROWS * n_blocks * AMX_TILE + r % AMX_ROWS * 64;
+    for (uint32_t r = c->copied_from * AMX_ROWS; r < c->n_row_tiles * AMX_ROWS; r++) {
+        uint8_t *to = tiles_out + (r / AMX_ROWS - c->copied_from) * n_blocks * AMX_TILE + r % AMX_ROWS * 64;
         const uint16_t *x =
             (const uint16_t *)a->x + (c->row_begin + (size_t)r) * a->x_stride + c->block_begin * LINEAR_BLOCK;
         for (size_t b = 0; b < n_blocks; b++)
@@ -141,6 +163,7 @@ static inline void amx_many_rows(const struct linear_args *a, amx_chunk_fn *run_
         c.row_begin = r0;
         c.n_rows = a->n_rows - r0 < AMX_ROW_BLOCK ? a->n_rows - r0 : AMX_ROW_BLOCK;
         c.n_row_tiles = (c.n_rows + AMX_ROWS - 1) / AMX_ROWS;
+        c.copied_from = amx_copies_all(a) ? 0 : c.n_rows / AMX_ROWS;
         if (sum_x)
             sum_x(a, r0, c.n_rows, n_blocks, sums);
         for (uint32_t g = a->out_begin / LINEAR_GROUP; g < groups_end; g += AMX_GROUP_BLOCK) {

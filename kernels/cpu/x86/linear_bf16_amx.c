@@ -99,9 +99,8 @@ static inline __attribute__((always_inline)) void chunk_tiles(const struct amx_c
                                                               const int n_row_tiles, const int n_groups)
 {
     const size_t n_blocks = c->block_end - c->block_begin;
-    const uint8_t *x = c->x_tiles + row_tile * n_blocks * AMX_TILE,
-                  *w = group_at(c->args, group) + c->block_begin * AMX_TILE;
-    const size_t x_next = n_blocks * AMX_TILE;
+    const struct amx_x x0 = amx_x_of(c, row_tile), x1 = n_row_tiles > 1 ? amx_x_of(c, row_tile + 1) : x0;
+    const uint8_t *x_at = x0.at, *x1_at = x1.at, *w = group_at(c->args, group) + c->block_begin * AMX_TILE;
     const size_t w_next = linear_group_stride(WEIGHT_BF16, linear_n_blocks(c->args->shape));
     float *const c0 = c->partial + ((size_t)(group - c->group_begin) * c->n_row_tiles + row_tile) * (AMX_TILE / 4);
     float *const c1 = c0 + (size_t)c->n_row_tiles * (AMX_TILE / 4);
@@ -120,8 +119,8 @@ static inline __attribute__((always_inline)) void chunk_tiles(const struct amx_c
         if (n_row_tiles > 1 && n_groups > 1)
             _tile_loadd(3, c3, 64);
     }
-    for (size_t b = 0; b < n_blocks; b++, x += AMX_TILE, w += AMX_TILE) {
-        _tile_loadd(4, x, 64);
+    for (size_t b = 0; b < n_blocks; b++, x_at += x0.block, x1_at += x1.block, w += AMX_TILE) {
+        _tile_loadd(4, x_at, x0.row);
         _tile_loadd(6, w, 64);
         _tile_dpbf16ps(0, 4, 6);
         if (n_groups > 1) {
@@ -129,7 +128,7 @@ static inline __attribute__((always_inline)) void chunk_tiles(const struct amx_c
             _tile_dpbf16ps(1, 4, 7);
         }
         if (n_row_tiles > 1) {
-            _tile_loadd(5, x + x_next, 64);
+            _tile_loadd(5, x1_at, x1.row);
             _tile_dpbf16ps(2, 5, 6);
             if (n_groups > 1)
                 _tile_dpbf16ps(3, 5, 7);

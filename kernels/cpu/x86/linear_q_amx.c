@@ -66,27 +66,75 @@ INLINE __m512 load_m(enum weight_codec codec, const uint8_t *group, size_t b)
     return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)linear_m(codec, group, b)));
 }
 
-/* The sum of 32 bf16 in a fixed order: even and odd inputs apart, then halves. */
-static float sum_block(const uint16_t *x)
+/*
+ * Sums of x over a block, in a fixed order: input 2i to 2i+1, then lanes to lanes half a vector away. Of one row, and of 16 rows at once by
+ * the same additions.
+ */
+INLINE __m512 sum_pairs(const uint16_t *x)
 {
     const __m512i pair = _mm512_load_si512(x);
-    const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
-    const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32((int)0xFFFF0000u)));
-    const __m512 both = _mm512_add_ps(even, odd);
-    const __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(both), _mm512_extractf32x8_ps(both, 1));
+    return _mm512_add_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)),
+                         _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32((int)0xFFFF0000u))));
+}
+
+static float sum_block(const uint16_t *x)
+{
+    const __m512 s16 = sum_pairs(x);
+    const __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(s16), _mm512_extractf32x8_ps(s16, 1));
     const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
     const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
     return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
 }
 
+/* Lanes of a row: 16 of one vector become 8 of a vector of two rows, and so on. */
+INLINE __m512 fold8(__m512 a, __m512 b) /* quarters 01 | 23 of a and of b */
+{
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+}
+
+INLINE __m512 fold4(__m512 a, __m512 b) /* quarters 0 | 1 and 2 | 3 */
+{
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+}
+
+INLINE __m512 fold2(__m512 a, __m512 b) /* in each quarter, pairs 0 | 1 */
+{
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE));
+}
+
+INLINE __m512 fold1(__m512 a, __m512 b) /* in each quarter, lanes 0 | 1 and 2 | 3 */
+{
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xDD));
+}
+
+INLINE void sum_block16(const uint16_t *x, size_t stride, float *sums_out)
+{
+    __m512 s4[4], s2[2];
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 4; i++) { /* quarter q of s4[i] is row 4q + i */
+        const __m512 a = fold8(sum_pairs(x + i * stride), sum_pairs(x + (4 + i) * stride));
+        const __m512 b = fold8(sum_pairs(x + (8 + i) * stride), sum_pairs(x + (12 + i) * stride));
+        s4[i] = fold4(a, b);
+    }
+    s2[0] = fold2(s4[0], s4[1]);
+    s2[1] = fold2(s4[2], s4[3]);
+    _mm512_storeu_ps(sums_out, fold1(s2[0], s2[1]));
+}
+
 static void sum_x(const struct linear_args *a, uint32_t row_begin, uint32_t n_rows, size_t n_blocks, float *sums_out)
 {
-    const uint32_t padded = (n_rows + AMX_ROWS - 1) / AMX_ROWS * AMX_ROWS;
-    for (uint32_t r = 0; r < padded; r++) {
-        const uint16_t *x = (const uint16_t *)a->x + (row_begin + (size_t)r) * a->x_stride;
-        float *to = sums_out + (size_t)(r / AMX_ROWS) * n_blocks * AMX_ROWS + r % AMX_ROWS;
-        for (size_t b = 0; b < n_blocks; b++)
-            to[b * AMX_ROWS] = r < n_rows ? sum_block(x + b * LINEAR_BLOCK) : 0.0f;
+    for (uint32_t r0 = 0; r0 < n_rows; r0 += AMX_ROWS, sums_out += n_blocks * AMX_ROWS) {
+        const uint16_t *x = (const uint16_t *)a->x + ((size_t)row_begin + r0) * a->x_stride;
+        const uint32_t rows = n_rows - r0 < AMX_ROWS ? n_rows - r0 : AMX_ROWS;
+        for (size_t b = 0; b < n_blocks; b++, x += LINEAR_BLOCK) {
+            float *to = sums_out + b * AMX_ROWS;
+            if (rows == AMX_ROWS) {
+                sum_block16(x, a->x_stride, to);
+                continue;
+            }
+            for (uint32_t r = 0; r < AMX_ROWS; r++)
+                to[r] = r < rows ? sum_block(x + r * a->x_stride) : 0.0f;
+        }
     }
 }
 
@@ -197,41 +245,64 @@ struct products {
     float c[2][HELD][AMX_ROWS * LINEAR_GROUP];
 } __attribute__((aligned(64)));
 
+/* What the products of the blocks held are scaled with. */
 struct held {
     __m512 d[HELD], m[HELD];
-    const float *sums; /* [n_row_tiles][n_blocks][16], of the first block held */
-    size_t sums_stride;
 };
 
-/* acc += the scaled products of rows r0 .. r0+3 of a row tile, block by block. */
+/* Where a row tile's unfinished sums come from and go to; rows are 16 floats apart, and to_stride. */
+struct sums_place {
+    const float *from;
+    float *to;
+    size_t to_stride;
+};
+
+/* The scaled products of rows r0 .. r0+3 of a row tile are added up, block by block. sums: of x, [n][16]. */
 INLINE void add_products(enum weight_codec codec, const struct held *h, float (*c)[AMX_ROWS * LINEAR_GROUP],
-                         const float *sums, float *acc, bool fresh, const int r0, const int n)
+                         const float *sums, const struct sums_place *place, const int r0, const int n)
 {
 #pragma GCC unroll 4
     for (int r = r0; r < r0 + 4; r++) {
-        __m512 v = fresh ? _mm512_setzero_ps() : _mm512_load_ps(acc + r * LINEAR_GROUP);
+        __m512 v = _mm512_load_ps(place->from + r * LINEAR_GROUP);
 #pragma GCC unroll 4
         for (int i = 0; i < n; i++) {
             v = _mm512_fmadd_ps(h->d[i], _mm512_load_ps(c[i] + r * LINEAR_GROUP), v);
             if (codec == WEIGHT_Q4_1)
                 v = _mm512_fmadd_ps(h->m[i], _mm512_set1_ps(sums[i * AMX_ROWS + r]), v);
         }
-        _mm512_store_ps(acc + r * LINEAR_GROUP, v);
+        _mm512_storeu_ps(place->to + (size_t)r * place->to_stride, v);
     }
+}
+
+static const float zeros[AMX_ROWS * LINEAR_GROUP] __attribute__((aligned(64)));
+
+/* Sums stay in memory of ours between chunks; the last go to y where they fit as they are. */
+INLINE struct sums_place place_of(const struct amx_chunk *c, uint32_t row_tile, uint32_t group, float *acc, bool fresh,
+                                  bool final)
+{
+    const struct linear_args *a = c->args;
+    struct sums_place p = { .from = fresh ? zeros : acc, .to = acc, .to_stride = LINEAR_GROUP };
+    if (final && amx_is_plain(c, row_tile, group)) {
+        p.to = a->y + (c->row_begin + (size_t)row_tile * AMX_ROWS) * a->y_stride + (size_t)group * LINEAR_GROUP;
+        p.to_stride = a->y_stride;
+    }
+    return p;
 }
 
 /*
  * n (1..4) blocks from `first` of the chunk, all row tiles, by one group: C in tiles 0 and 1, A in 2 and 3, B in 4..7. The products of the
  * row tile before are added between this one's tile operations, which hides both.
  */
-INLINE void chunk_blocks(const struct amx_chunk *c, enum weight_codec codec, const uint8_t *w, size_t first, float *acc,
-                         struct products *p, const int n)
+INLINE void chunk_blocks(const struct amx_chunk *c, enum weight_codec codec, const uint8_t *w, uint32_t group,
+                         size_t first, struct products *p, const int n)
 {
-    const size_t n_blocks = c->block_end - c->block_begin, b0 = c->block_begin + first;
-    const bool fresh = c->first && first == 0;
-    const uint8_t *b = c->expand + first * AMX_TILE, *x = c->x_tiles + first * AMX_TILE;
-    struct held h = { .sums_stride = linear_n_blocks(c->args->shape) * AMX_ROWS };
-    h.sums = codec == WEIGHT_Q4_1 ? c->sums + b0 * AMX_ROWS : NULL;
+    const size_t b0 = c->block_begin + first, n_blocks = linear_n_blocks(c->args->shape);
+    const bool fresh = b0 == 0, final = b0 + (size_t)n == n_blocks;
+    const uint8_t *b = c->expand + first * AMX_TILE;
+    float *acc = c->partial + (size_t)(group - c->group_begin) * c->n_row_tiles * (AMX_TILE / 4);
+    const float *sums = codec == WEIGHT_Q4_1 ? c->sums + b0 * AMX_ROWS : NULL;
+    struct sums_place place = { 0 };
+    struct held h;
 #pragma GCC unroll 4
     for (int i = 0; i < n; i++) {
         h.d[i] = load_d(codec, w, b0 + (size_t)i);
@@ -244,49 +315,55 @@ INLINE void chunk_blocks(const struct amx_chunk *c, enum weight_codec codec, con
         _tile_loadd(6, b + 2 * AMX_TILE, 64);
     if (n > 3)
         _tile_loadd(7, b + 3 * AMX_TILE, 64);
-    for (uint32_t t = 0; t <= c->n_row_tiles; t++, x += n_blocks * AMX_TILE) {
+    for (uint32_t t = 0; t <= c->n_row_tiles; t++) {
         float(*to)[AMX_ROWS * LINEAR_GROUP] = p->c[t % 2], (*from)[AMX_ROWS * LINEAR_GROUP] = p->c[(t + 1) % 2];
-        const float *sums = codec == WEIGHT_Q4_1 && t ? h.sums + (t - 1) * h.sums_stride : NULL;
-        float *sum_to = t ? acc + (size_t)(t - 1) * (AMX_TILE / 4) : NULL;
         const bool more = t < c->n_row_tiles;
+        const struct amx_x x = amx_x_of(c, more ? t : 0);
+        const uint8_t *at = x.at + first * x.block;
         if (more) {
             _tile_zero(0);
-            _tile_loadd(2, x, 64);
+            _tile_loadd(2, at, x.row);
             _tile_dpbf16ps(0, 2, 4);
         }
         if (t)
-            add_products(codec, &h, from, sums, sum_to, fresh, 0, n);
+            add_products(codec, &h, from, sums, &place, 0, n);
         if (more && n > 1) {
             _tile_zero(1);
-            _tile_loadd(3, x + AMX_TILE, 64);
+            _tile_loadd(3, at + x.block, x.row);
             _tile_dpbf16ps(1, 3, 5);
         }
         if (t)
-            add_products(codec, &h, from, sums, sum_to, fresh, 4, n);
+            add_products(codec, &h, from, sums, &place, 4, n);
         if (more) {
             _tile_stored(0, to[0], 64);
             if (n > 2) {
                 _tile_zero(0);
-                _tile_loadd(2, x + 2 * AMX_TILE, 64);
+                _tile_loadd(2, at + 2 * x.block, x.row);
                 _tile_dpbf16ps(0, 2, 6);
             }
         }
         if (t)
-            add_products(codec, &h, from, sums, sum_to, fresh, 8, n);
+            add_products(codec, &h, from, sums, &place, 8, n);
         if (more && n > 1) {
             _tile_stored(1, to[1], 64);
             if (n > 3) {
                 _tile_zero(1);
-                _tile_loadd(3, x + 3 * AMX_TILE, 64);
+                _tile_loadd(3, at + 3 * x.block, x.row);
                 _tile_dpbf16ps(1, 3, 7);
             }
         }
-        if (t)
-            add_products(codec, &h, from, sums, sum_to, fresh, 12, n);
+        if (t) {
+            add_products(codec, &h, from, sums, &place, 12, n);
+            if (final && place.to_stride == LINEAR_GROUP && place.to == acc + (size_t)(t - 1) * (AMX_TILE / 4))
+                amx_finish(c, t - 1, group, place.to);
+            sums = codec == WEIGHT_Q4_1 ? sums + n_blocks * AMX_ROWS : NULL;
+        }
         if (more && n > 2)
             _tile_stored(0, to[2], 64);
         if (more && n > 3)
             _tile_stored(1, to[3], 64);
+        if (more)
+            place = place_of(c, t, group, acc + (size_t)t * (AMX_TILE / 4), fresh, final);
     }
 }
 
@@ -296,21 +373,23 @@ INLINE void run_chunk(const struct amx_chunk *c, enum weight_codec codec)
     struct products p;
     for (uint32_t g = c->group_begin; g < c->group_end; g++) {
         const uint8_t *w = (const uint8_t *)c->args->packed + (size_t)g * stride;
-        float *acc = c->partial + (size_t)(g - c->group_begin) * c->n_row_tiles * (AMX_TILE / 4);
         for (size_t i = 0; i < n_blocks; i++)
             expand(codec, linear_codes(codec, w, c->block_begin + i), c->expand + i * AMX_TILE);
         amx_sees(c->expand);
         size_t i = 0;
-        for (; i + HELD <= n_blocks; i += HELD)
-            chunk_blocks(c, codec, w, i, acc, &p, HELD);
+        for (; i + HELD <= n_blocks; i += HELD) {
+            /* what this group's neighbour will expand, asked for bit by bit */
+            const uint8_t *next = linear_codes(codec, w + stride, c->block_begin + i);
+            for (size_t at = 0; at < HELD / 2 * linear_pair_bytes(codec); at += 64)
+                _mm_prefetch((const char *)next + at, _MM_HINT_T1);
+            chunk_blocks(c, codec, w, g, i, &p, HELD);
+        }
         if (n_blocks - i == 3)
-            chunk_blocks(c, codec, w, i, acc, &p, 3);
+            chunk_blocks(c, codec, w, g, i, &p, 3);
         else if (n_blocks - i == 2)
-            chunk_blocks(c, codec, w, i, acc, &p, 2);
+            chunk_blocks(c, codec, w, g, i, &p, 2);
         else if (n_blocks - i == 1)
-            chunk_blocks(c, codec, w, i, acc, &p, 1);
-        for (uint32_t t = 0; t < c->n_row_tiles && c->last; t++)
-            amx_finish(c, t, g, acc + (size_t)t * (AMX_TILE / 4));
+            chunk_blocks(c, codec, w, g, i, &p, 1);
     }
 }
 
