@@ -90,7 +90,7 @@ static void on_grace(void *arg)
     g->config.kick(g->config.ctx);
 }
 
-static void host_init(struct gateway *g)
+static enum status host_init(struct gateway *g)
 {
     const struct gateway_config *config = &g->config;
     g->host = (struct generation_host){
@@ -109,6 +109,7 @@ static void host_init(struct gateway *g)
         .started_ms = clock_ms(),
     };
     observe_init(g->metrics, &g->host);
+    return generation_host_init(&g->host);
 }
 
 static enum status start_doors(struct gateway *g, struct error *err)
@@ -141,12 +142,11 @@ enum status gateway_start(const struct gateway_config *config, struct gateway **
     g->metrics = metrics_new();
     g->refresh = loop_timer_new(config->loop, on_refresh, g);
     g->grace = loop_timer_new(config->loop, on_grace, g);
-    if (!g->metrics || !g->refresh || !g->grace || helper_new(config->loop, &g->helper)) {
+    if (!g->metrics || !g->refresh || !g->grace || helper_new(config->loop, &g->helper) || host_init(g)) {
         error_set(err, st, "gateway: out of memory");
         goto fail;
     }
     g->model_digest = model_digest(config->model);
-    host_init(g);
     refresh_fingerprint(g);
     st = start_doors(g, err);
     if (st)
@@ -192,6 +192,7 @@ void gateway_free(struct gateway *g)
     grpc_gateway_free(g->grpc); /* delivers what was just said */
     helper_free(g->helper);     /* its jobs may answer on the API */
     api_free(g->api);
+    generation_host_deinit(&g->host);
     loop_timer_free(g->refresh);
     loop_timer_free(g->grace);
     metrics_free(g->metrics);

@@ -45,6 +45,8 @@ struct generation_host {
     uint32_t n_open;
     size_t pending_bytes;     /* of sources that wait for the helper */
     struct generation *first; /* all that are open */
+    struct generation *news;  /* those with something to tell, told by the timer */
+    struct loop_timer *tell;
     struct {
         struct metric *ttft, *tpot, *itl, *duration, *prompt_tokens, *completion_tokens, *cached_tokens;
         struct metric *outcome[5]; /* enum generation_outcome */
@@ -105,13 +107,18 @@ struct generation_done {
 
 /* Loop thread. None comes before generation_start has returned. A callback may call generation_cancel. */
 struct generation_events {
-    /* More text, tokens, scores or progress. */
+    /* More text, tokens, scores or progress since the last time. Comes a turn of the loop after the news, so that the next plans go out first. */
     void (*output)(void *user, struct generation *g);
     /* A logit row (want.logits). May be NULL. */
     void (*logits)(void *user, struct generation *g, const struct result_row *row);
     /* The last; the generation is gone after it. */
     void (*done)(void *user, struct generation *g, const struct generation_done *done);
 };
+
+/* After loop, helper and the rest are filled in. ST_NO_MEMORY. */
+enum status generation_host_init(struct generation_host *host);
+/* When no generation is open. Accepts a host that was not initialised. */
+void generation_host_deinit(struct generation_host *host);
 
 /* Reads the request from w->source into w (initialised). Any thread. */
 typedef enum status generation_parse(struct want *w, struct refusal *r);

@@ -1,0 +1,233 @@
+#include "coordinator/gateway/generation_internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+
+#include "common/clock.h"
+#include "common/rng.h"
+
+enum { PENDING_BYTES_MAX = 512 << 20 }; /* of bodies that wait for the helper */
+
+static uint64_t draw_u64(void)
+{
+    static uint64_t n;
+    uint64_t bits;
+    if (getrandom(&bits, sizeof bits, GRND_NONBLOCK) != (ssize_t)sizeof bits)
+        bits = rng_at((uint64_t)clock_ns(), ++n, (uint64_t)(uintptr_t)&n);
+    return bits;
+}
+
+enum status generation_model_check(const struct generation_host *host, const char *model, struct refusal *r)
+{
+    if (!model || !*model || !strcmp(model, "default") || !strcmp(model, host->model_name))
+        return ST_OK;
+    return refuse_code(r, ST_NOT_FOUND, "model", "model_not_found", "model: '%.100s' is not served here; '%.100s' is",
+                       model, host->model_name);
+}
+
+/* Any thread: what it writes is looked at by nobody until it is done. */
+static void prepare(void *arg)
+{
+    struct generation *g = arg;
+    struct generation_private *p = g->p;
+    const struct generation_host *host = p->host;
+    struct want *w = &g->want;
+    struct refusal *r = &p->prepared.refusal;
+    if (p->parse(w, r))
+        return;
+    const enum status st = stop_new(w->stops, w->n_stops, &p->stop);
+    if (st) {
+        refuse(r, st, "stop", "stop: %s", status_text(st));
+        return;
+    }
+    want_tokenize(w, host->tokenizer, host->model, host->positions_max, &p->prepared.prompt, &p->prepared.n_prompt, r);
+}
+
+static const char *prompt_field(const struct want *w)
+{
+    return w->kind == WANT_PROMPT_CHAT ? "messages" : "prompt";
+}
+
+/* The count that was asked for, or what is left of the context and of the pools. */
+static enum status settle_length(struct generation *g, struct refusal *r)
+{
+    const struct generation_host *host = g->p->host;
+    const char *field = prompt_field(&g->want);
+    if (!g->n_prompt)
+        return refuse(r, ST_INVALID, field, "%s must not be empty", field);
+    g->max_tokens = g->want.max_tokens;
+    if (!g->want.has_max_tokens) {
+        const uint64_t fit = sched_positions_fit(host->sched);
+        const uint64_t room = fit && fit < host->positions_max ? fit : host->positions_max;
+        const uint64_t rest = room > g->n_prompt ? room - g->n_prompt : 1;
+        g->max_tokens =
+            (uint32_t)(host->max_tokens_default && host->max_tokens_default < rest ? host->max_tokens_default : rest);
+    }
+    if (g->n_prompt + g->max_tokens > host->positions_max)
+        return refuse_code(r, ST_TOO_LARGE, field, "context_length_exceeded",
+                           "the context of this server holds %u tokens; %zu were asked for (%zu in %s, %u to generate)",
+                           host->positions_max, g->n_prompt + g->max_tokens, g->n_prompt, field, g->max_tokens);
+    return ST_OK;
+}
+
+static enum status submit(struct generation *g, struct refusal *r)
+{
+    struct generation_private *p = g->p;
+    struct generation_host *host = p->host;
+    struct want *w = &g->want;
+    enum status st = generation_model_check(host, w->model, r);
+    if (!st)
+        st = settle_length(g, r);
+    if (st)
+        return st;
+    const struct model_config *config = model_config(host->model);
+    for (size_t i = 0; i < w->n_forced; i++)
+        if (w->forced[i] < 0 || (uint32_t)w->forced[i] >= config->n_vocab)
+            return refuse(r, ST_INVALID, "forced_token_ids", "forced_token_ids: %d is not in the vocabulary",
+                          (int)w->forced[i]);
+    g->seed = w->has_seed ? w->seed : draw_u64();
+    p->stream = token_stream_new(host->tokenizer);
+    if (w->score)
+        g->scores = calloc(g->n_prompt, sizeof *g->scores);
+    if (!p->stream || (w->score && !g->scores))
+        return refuse(r, ST_NO_MEMORY, "", "out of memory");
+    const struct sched_want want = {
+        .tokens = g->prompt,
+        .n_tokens = (uint32_t)g->n_prompt,
+        .max_tokens = g->max_tokens,
+        .eos = config->eos,
+        .n_eos = w->ignore_eos ? 0 : config->n_eos,
+        .sampling = { w->temperature, w->top_p, w->top_k, g->seed },
+        .n_top = w->n_top,
+        .score = w->score,
+        .logits = w->logits,
+        .forced = w->forced,
+        .n_forced = (uint32_t)w->n_forced,
+        .label = g->id,
+    };
+    struct error err = { 0 };
+    st = sched_submit(host->sched, &want, &generation_sched_events, g, &p->request, &err);
+    if (st)
+        return refuse_code(r, st, st == ST_TOO_LARGE || st == ST_INVALID ? prompt_field(w) : "",
+                           st == ST_TOO_LARGE ? "context_length_exceeded" : "", "%s",
+                           *err.text ? err.text : status_text(st));
+    p->stage = STAGE_RUNNING;
+    g->running = true;
+    want_drop_source(w);
+    host->kick(host->ctx);
+    return ST_OK;
+}
+
+/* On the loop again, prepared or refused. */
+static void prepared(struct generation *g)
+{
+    struct generation_private *p = g->p;
+    generation_enter(g);
+    p->held = false;
+    if (!p->gone) {
+        g->prompt = p->prepared.prompt;
+        g->n_prompt = p->prepared.n_prompt;
+        p->prepared.prompt = NULL;
+        p->refusal = p->prepared.refusal;
+        if (p->refusal.status || submit(g, &p->refusal))
+            generation_finish(g, NULL, false);
+    }
+    generation_exit(g);
+}
+
+/* The helper ends before the host does; a post to the loop may outlive it, then the generation is gone already. */
+static void on_helped(void *arg)
+{
+    struct generation *g = arg;
+    g->p->host->pending_bytes -= g->p->source_bytes;
+    prepared(g);
+}
+
+static void on_posted(void *arg)
+{
+    struct generation *g = arg;
+    if (!g->p->gone)
+        prepare(g);
+    prepared(g);
+}
+
+static struct generation *generation_new(const struct generation_start *start)
+{
+    struct generation *g = calloc(1, sizeof *g);
+    struct generation_private *p = calloc(1, sizeof *p);
+    if (!g || !p) {
+        free(g);
+        free(p);
+        if (start->source_free)
+            start->source_free(start->source);
+        return NULL;
+    }
+    g->p = p;
+    want_init(&g->want);
+    g->want.source = start->source;
+    g->want.source_free = start->source_free;
+    p->events = start->events;
+    p->user = start->user;
+    p->parse = start->parse;
+    p->start_us = clock_us();
+    g->created_s = (int64_t)time(NULL);
+    snprintf(g->id, sizeof g->id, "%s%016llx%016llx", start->id_prefix, (unsigned long long)draw_u64(),
+             (unsigned long long)draw_u64());
+    return g;
+}
+
+enum status generation_may_wait(const struct generation_host *host, size_t source_bytes, struct refusal *r)
+{
+    if (source_bytes <= GENERATION_INLINE_BYTES_MAX || host->pending_bytes + source_bytes <= PENDING_BYTES_MAX)
+        return ST_OK;
+    return refuse_code(r, ST_BUSY, "", "too_many_requests", "too many large prompts wait already; try again");
+}
+
+static enum status admit(const struct generation_host *host, size_t source_bytes, struct refusal *r)
+{
+    if (host->draining)
+        return refuse_code(r, ST_CANCELLED, "", "shutting_down", "the server is shutting down");
+    if (host->requests_max && host->n_open >= host->requests_max)
+        return refuse_code(r, ST_BUSY, "", "too_many_requests", "%u requests are open, which is the limit; try again",
+                           host->n_open);
+    return generation_may_wait(host, source_bytes, r);
+}
+
+enum status generation_start(struct generation_host *host, const struct generation_start *start,
+                             struct generation **generation_out, struct refusal *r)
+{
+    const enum status st = admit(host, start->source_bytes, r);
+    if (st) {
+        metric_add(host->metrics.outcome[generation_outcome_of(r)], 1);
+        if (start->source_free)
+            start->source_free(start->source);
+        return st;
+    }
+    struct generation *g = generation_new(start);
+    if (!g)
+        return refuse(r, ST_NO_MEMORY, "", "out of memory");
+    struct generation_private *p = g->p;
+    p->host = host;
+    p->held = true;
+    if (start->source_bytes <= GENERATION_INLINE_BYTES_MAX) {
+        loop_post(host->loop, on_posted, g);
+    } else {
+        p->source_bytes = start->source_bytes;
+        if (helper_run(host->helper, prepare, on_helped, g)) {
+            generation_free(g);
+            return refuse(r, ST_NO_MEMORY, "", "out of memory");
+        }
+        host->pending_bytes += p->source_bytes;
+    }
+    p->link = &host->first;
+    p->next = host->first;
+    if (p->next)
+        p->next->p->link = &p->next;
+    host->first = g;
+    host->n_open++;
+    *generation_out = g;
+    return ST_OK;
+}

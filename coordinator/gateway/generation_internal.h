@@ -1,0 +1,49 @@
+#ifndef LONGSPAN_COORDINATOR_GATEWAY_GENERATION_INTERNAL_H
+#define LONGSPAN_COORDINATOR_GATEWAY_GENERATION_INTERNAL_H
+
+/*
+ * Shared by generation_begin.c (parse, tokenize, submit) and generation.c (what the scheduler says, and the end).
+ */
+
+#include "coordinator/gateway/generation.h"
+
+enum stage { STAGE_PREPARING, STAGE_RUNNING, STAGE_ENDED };
+
+struct generation_private {
+    struct generation_host *host;
+    struct generation *next, **link;           /* in host->first while open */
+    struct generation *news_next, **news_link; /* in host->news; the link is NULL if it is not there */
+    const struct generation_events *events;
+    void *user;
+    generation_parse *parse;
+    struct refusal refusal;
+    struct {
+        struct refusal refusal;
+        int32_t *prompt;
+        size_t n_prompt;
+    } prepared; /* as want: the helper's own until it is done */
+    enum stage stage;
+    bool held;     /* a post or the helper still has it */
+    bool silent;   /* cancelled: no more events */
+    uint32_t busy; /* callbacks on the stack: freed by the outermost */
+    bool gone;     /* to be freed */
+    size_t source_bytes;
+    struct token_stream *stream;
+    struct stop *stop;
+    bool stop_found;
+    struct sched_request *request;
+    int64_t start_us, first_us, last_us;
+};
+
+extern const struct sched_events generation_sched_events;
+
+enum generation_outcome generation_outcome_of(const struct refusal *r);
+/* Around everything that may call back: the outermost exit frees what has ended. */
+void generation_enter(struct generation *g);
+void generation_exit(struct generation *g);
+/* Tells the user that it is over, and leaves the host's list. sched: NULL if it never ran. */
+void generation_finish(struct generation *g, const struct sched_done *sched, bool stopped);
+/* Accepts half-built ones. Otherwise by generation_exit only. */
+void generation_free(struct generation *g);
+
+#endif
