@@ -1,4 +1,5 @@
 /* ctest-labels: tsan */
+/* ctest-serial */
 #include "coordinator/control.h"
 
 #include <arpa/inet.h>

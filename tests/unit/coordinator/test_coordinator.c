@@ -1,4 +1,5 @@
 /* ctest-labels: tsan */
+/* ctest-serial */
 #include "coordinator/coordinator.h"
 
 #include <arpa/inet.h>

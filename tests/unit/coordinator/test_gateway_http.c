@@ -1,4 +1,5 @@
 /* ctest-labels: tsan */
+/* ctest-serial */
 #define _GNU_SOURCE
 #include "gateway_fixture.h"
 

@@ -1,5 +1,6 @@
 /* What strange and hostile HTTP clients do. */
 /* ctest-labels: tsan */
+/* ctest-serial */
 #define _GNU_SOURCE
 #include "gateway_fixture.h"
 
@@ -217,6 +218,30 @@ static void test_too_many_open(void **state)
     fixture_quiet(&fix);
 }
 
+/* The client leaves while its prompt is read beside the loop, or while it is still being sent. */
+static void test_leaving_early(void **state)
+{
+    (void)state;
+    enum { N = 300000 };
+    char *body = malloc(N + 64);
+    const int head = sprintf(body, "{\"prompt\":\"[wait]");
+    memset(body + head, 'a', N);
+    const int n_body = head + N + sprintf(body + head + N, "\"}");
+    static const char *const paths[] = { "/v1/completions", "/tokenize" };
+    for (int i = 0; i < 24; i++) {
+        size_t n;
+        char *request = client_request("POST", paths[i & 1], body, (size_t)n_body, &n);
+        const int fd = client_connect(fix.http);
+        client_send(fd, request, i % 3 ? n : n / 2);
+        usleep((useconds_t)(i % 4) * 1000);
+        close(fd);
+        free(request);
+    }
+    free(body);
+    fixture_quiet(&fix);
+    assert_int_equal(raw_code("GET /health HTTP/1.1\r\nHost: x\r\n\r\n"), 200);
+}
+
 /* Nothing may crash, hang or leak: the fixture's end looks at what is left. */
 static void test_garbage(void **state)
 {
@@ -290,6 +315,7 @@ int main(void)
         cmocka_unit_test(test_http10_stream),
         cmocka_unit_test(test_chunked_and_continue),
         cmocka_unit_test(test_too_many_open),
+        cmocka_unit_test(test_leaving_early),
         cmocka_unit_test(test_garbage),
         cmocka_unit_test(test_drain),
     };

@@ -1,4 +1,5 @@
 /* ctest-labels: tsan */
+/* ctest-serial */
 #include "coordinator/membership.h"
 
 #include <setjmp.h>

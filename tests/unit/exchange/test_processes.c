@@ -1,5 +1,6 @@
 /* ucx between processes: what happens to others when one is killed, frozen or replaced. */
 /* ctest-labels: tsan */
+/* ctest-serial */
 #define _GNU_SOURCE
 
 #include "tests/unit/exchange/worker_process.h"

@@ -1,5 +1,6 @@
 /* ucx: strangers who find the port, with and without UCX's own language; and which port that is. */
 /* ctest-labels: tsan */
+/* ctest-serial */
 #define _GNU_SOURCE
 
 #include "tests/unit/exchange/worker_process.h"

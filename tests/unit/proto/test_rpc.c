@@ -1,4 +1,5 @@
 /* ctest-labels: tsan */
+/* ctest-serial */
 #include "proto/rpc.h"
 
 #include <arpa/inet.h>
