@@ -133,11 +133,25 @@ static inline void amx_finish(const struct amx_chunk *c, uint32_t row_tile, uint
     }
 }
 
+/* The unfinished C tile of a row tile and a group. Where one chunk is all there is, they are not kept from group to group. */
+static inline float *amx_partial(const struct amx_chunk *c, uint32_t row_tile, uint32_t group)
+{
+    const size_t kept = c->first && c->last ? 0 : group - c->group_begin;
+    return c->partial + (kept * c->n_row_tiles + row_tile) * (AMX_TILE / 4);
+}
+
 /* Whether a C tile lies wholly inside y and may be stored there as it is. */
 static inline bool amx_is_plain(const struct amx_chunk *c, uint32_t row_tile, uint32_t group)
 {
     return !c->args->accumulate && (row_tile + 1) * AMX_ROWS <= c->n_rows &&
            (group + 1) * LINEAR_GROUP <= c->args->out_end;
+}
+
+/* Asks for the line of y that row and group will be written to: y seldom is in a near cache, and its rows lie far apart. */
+static inline void amx_expect_y(const struct amx_chunk *c, size_t row, uint32_t group)
+{
+    const float *y = c->args->y + (c->row_begin + row) * c->args->y_stride + (size_t)group * LINEAR_GROUP;
+    __asm__ volatile("prefetchw %0" : : "m"(*y));
 }
 
 typedef void amx_chunk_fn(const struct amx_chunk *chunk);

@@ -102,9 +102,8 @@ static inline __attribute__((always_inline)) void chunk_tiles(const struct amx_c
     const struct amx_x x0 = amx_x_of(c, row_tile), x1 = n_row_tiles > 1 ? amx_x_of(c, row_tile + 1) : x0;
     const uint8_t *x_at = x0.at, *x1_at = x1.at, *w = group_at(c->args, group) + c->block_begin * AMX_TILE;
     const size_t w_next = linear_group_stride(WEIGHT_BF16, linear_n_blocks(c->args->shape));
-    float *const c0 = c->partial + ((size_t)(group - c->group_begin) * c->n_row_tiles + row_tile) * (AMX_TILE / 4);
-    float *const c1 = c0 + (size_t)c->n_row_tiles * (AMX_TILE / 4);
-    float *const c2 = c0 + AMX_TILE / 4, *const c3 = c1 + AMX_TILE / 4;
+    float *const c0 = amx_partial(c, row_tile, group), *const c2 = c0 + AMX_TILE / 4;
+    float *const c1 = amx_partial(c, row_tile, group + 1), *const c3 = c1 + AMX_TILE / 4;
     if (c->first) {
         _tile_zero(0);
         _tile_zero(1);
@@ -119,6 +118,8 @@ static inline __attribute__((always_inline)) void chunk_tiles(const struct amx_c
         if (n_row_tiles > 1 && n_groups > 1)
             _tile_loadd(3, c3, 64);
     }
+    const bool expects =
+        c->last && amx_is_plain(c, row_tile + (uint32_t)n_row_tiles - 1, group + (uint32_t)n_groups - 1);
     for (size_t b = 0; b < n_blocks; b++, x_at += x0.block, x1_at += x1.block, w += AMX_TILE) {
         _tile_loadd(4, x_at, x0.row);
         _tile_loadd(6, w, 64);
@@ -134,6 +135,15 @@ static inline __attribute__((always_inline)) void chunk_tiles(const struct amx_c
                 _tile_dpbf16ps(3, 5, 7);
         }
         ahead_step(ahead);
+        if (expects && b < AMX_ROWS) {
+            amx_expect_y(c, (size_t)row_tile * AMX_ROWS + b, group);
+            if (n_groups > 1)
+                amx_expect_y(c, (size_t)row_tile * AMX_ROWS + b, group + 1);
+            if (n_row_tiles > 1)
+                amx_expect_y(c, (size_t)(row_tile + 1) * AMX_ROWS + b, group);
+            if (n_row_tiles > 1 && n_groups > 1)
+                amx_expect_y(c, (size_t)(row_tile + 1) * AMX_ROWS + b, group + 1);
+        }
     }
     /* A finished tile goes straight to y where it fits; else through memory of ours. */
     for (int t = 0; t < n_row_tiles; t++)

@@ -299,7 +299,7 @@ INLINE void chunk_blocks(const struct amx_chunk *c, enum weight_codec codec, con
     const size_t b0 = c->block_begin + first, n_blocks = linear_n_blocks(c->args->shape);
     const bool fresh = b0 == 0, final = b0 + (size_t)n == n_blocks;
     const uint8_t *b = c->expand + first * AMX_TILE;
-    float *acc = c->partial + (size_t)(group - c->group_begin) * c->n_row_tiles * (AMX_TILE / 4);
+    float *acc = amx_partial(c, 0, group);
     const float *sums = codec == WEIGHT_Q4_1 ? c->sums + b0 * AMX_ROWS : NULL;
     struct sums_place place = { 0 };
     struct held h;
@@ -362,6 +362,9 @@ INLINE void chunk_blocks(const struct amx_chunk *c, enum weight_codec codec, con
             _tile_stored(0, to[2], 64);
         if (more && n > 3)
             _tile_stored(1, to[3], 64);
+        if (more && b0 + (size_t)n + HELD >= n_blocks && !final && amx_is_plain(c, t, group))
+            for (size_t r = 0; r < AMX_ROWS; r++)
+                amx_expect_y(c, (size_t)t * AMX_ROWS + r, group);
         if (more)
             place = place_of(c, t, group, acc + (size_t)t * (AMX_TILE / 4), fresh, final);
     }
