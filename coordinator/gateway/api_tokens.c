@@ -17,25 +17,15 @@ struct job {
     struct refusal refusal;
     int32_t *ids;
     size_t n;
+    struct text answer;
 };
 
 static void job_free(struct job *j)
 {
     want_free(&j->want);
     free(j->ids);
+    text_free(&j->answer);
     free(j);
-}
-
-/* Any thread. */
-static void work(void *arg)
-{
-    struct job *j = arg;
-    const struct generation_host *host = j->api->config.host;
-    if (j->detokenize ? openai_parse_detokenize(&j->want, &j->refusal) : openai_parse_tokenize(&j->want, &j->refusal))
-        return;
-    if (!j->want.n_tokens && j->detokenize)
-        return;
-    want_tokenize(&j->want, host->tokenizer, host->model, PLAN_POSITIONS_MAX, &j->ids, &j->n, &j->refusal);
 }
 
 static void tokens_json(const struct job *j, struct text *out)
@@ -61,6 +51,22 @@ static void prompt_json(const struct job *j, struct text *out)
     text_free(&all);
 }
 
+/* Any thread. */
+static void work(void *arg)
+{
+    struct job *j = arg;
+    const struct generation_host *host = j->api->config.host;
+    if (j->detokenize ? openai_parse_detokenize(&j->want, &j->refusal) : openai_parse_tokenize(&j->want, &j->refusal))
+        return;
+    if ((j->want.n_tokens || !j->detokenize) &&
+        want_tokenize(&j->want, host->tokenizer, host->model, PLAN_POSITIONS_MAX, &j->ids, &j->n, &j->refusal))
+        return;
+    if (j->detokenize)
+        prompt_json(j, &j->answer);
+    else
+        tokens_json(j, &j->answer);
+}
+
 static void reply(struct job *j)
 {
     if (!j->refusal.status)
@@ -71,12 +77,7 @@ static void reply(struct job *j)
         http_reply_refusal(j->x, &j->refusal);
         return;
     }
-    struct text body = { 0 };
-    if (j->detokenize)
-        prompt_json(j, &body);
-    else
-        tokens_json(j, &body);
-    http_reply_json(j->x, 200, &body);
+    http_reply_json(j->x, 200, &j->answer);
 }
 
 static void done(void *arg)
