@@ -160,9 +160,11 @@ struct attn_impl {
     /*
      * The partial of the tile's n vectors over one block; vector i sees positions 0 .. visible[i]-1 of it (0: empty partial). The rest of
      * the tile is not written.  s = scale q.k, m = max s, p = exp(s - m), l = sum p (in f32 before p is rounded), o = sum p v.
+     * next_k_part: keys of the block that this thread will read next from memory, to be brought nearer meanwhile; NULL: unknown, or this
+     * block is read again before.
      */
     void (*block)(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
-                  const void *k_part, const void *v_part, float *partial_out);
+                  const void *k_part, const void *v_part, const void *next_k_part, float *partial_out);
     /* a = merge(a, b), each of n vectors by itself: m = max, l and o rescaled by exp(m_i - m). Beside an empty side (l == 0) the other's bits
        are returned by choice, not by arithmetic. */
     void (*merge)(const struct attn_shape *shape, uint32_t n, float *a, const float *b);

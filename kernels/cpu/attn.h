@@ -35,17 +35,17 @@ size_t attn_q_tile_bytes_f32(const struct attn_shape *shape);
 void attn_pack_q_f32(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile);
 
 void attn_block_c(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
-                  const void *k_part, const void *v_part, float *partial_out);
+                  const void *k_part, const void *v_part, const void *next_k_part, float *partial_out);
 void attn_merge_c(const struct attn_shape *shape, uint32_t n, float *a, const float *b);
 
 bool attn_accepts_avx2(const struct attn_shape *shape);
 void attn_block_avx2(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
-                     const void *k_part, const void *v_part, float *partial_out);
+                     const void *k_part, const void *v_part, const void *next_k_part, float *partial_out);
 void attn_merge_avx2(const struct attn_shape *shape, uint32_t n, float *a, const float *b);
 
 bool attn_accepts_avx512(const struct attn_shape *shape);
 void attn_block_avx512(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
-                       const void *k_part, const void *v_part, float *partial_out);
+                       const void *k_part, const void *v_part, const void *next_k_part, float *partial_out);
 void attn_merge_avx512(const struct attn_shape *shape, uint32_t n, float *a, const float *b);
 
 bool attn_accepts_amx(const struct attn_shape *shape);
@@ -53,7 +53,7 @@ bool attn_accepts_amx(const struct attn_shape *shape);
 size_t attn_q_tile_bytes_amx(const struct attn_shape *shape);
 void attn_pack_q_amx(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile);
 void attn_block_amx(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
-                    const void *k_part, const void *v_part, float *partial_out);
+                    const void *k_part, const void *v_part, const void *next_k_part, float *partial_out);
 
 #ifdef __cplusplus
 }

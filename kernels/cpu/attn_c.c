@@ -93,10 +93,11 @@ static void outputs(const struct attn_shape *shape, const float p[KV_BLOCK], con
 }
 
 void attn_block_c(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
-                  const void *k_part, const void *v_part, float *partial_out)
+                  const void *k_part, const void *v_part, const void *next_k_part, float *partial_out)
 {
     const float *q = q_tile;
     float *o = partial_o(partial_out);
+    (void)next_k_part;
     assert(n <= ATTN_ROWS);
     for (uint32_t r = 0; r < n; r++, q += shape->head_dim, o += shape->head_dim) {
         float s[KV_BLOCK], m = -INFINITY, l = 0.0f;

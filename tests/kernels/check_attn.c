@@ -118,7 +118,8 @@ static float *run(struct check *ck, const struct attn_impl *it, const struct sce
         for (uint32_t i = 0; i < n; i++)
             visible[i] = s->visible[at][rows[i]];
         const bool first = b < s->n_blocks || at == 0;
-        it->block(&s->shape, tile, n, visible, s->k_part + at * part, s->v_part + at * part, first ? out : next);
+        it->block(&s->shape, tile, n, visible, s->k_part + at * part, s->v_part + at * part,
+                  at + 1 < s->n_blocks ? s->k_part + (at + 1) * part : NULL, first ? out : next);
         if (!first)
             it->merge(&s->shape, n, out, next);
     }
@@ -444,15 +445,16 @@ static struct bench bench_new(struct check *ck, const struct attn_impl *it, uint
     b.q_tile = pack(ck, it, &s, rows, n);
     b.partial = partial_new(ck, &s);
     b.total = partial_new(ck, &s);
-    it->block(&b.shape, b.q_tile, n, b.visible, b.blocks, b.blocks + b.part, b.total);
+    it->block(&b.shape, b.q_tile, n, b.visible, b.blocks, b.blocks + b.part, NULL, b.total);
     return b;
 }
 
-static void bench_attend(const struct bench *b, size_t first, size_t n, bool merge)
+static void bench_attend(const struct bench *b, size_t first, size_t n, bool merge, bool hint)
 {
     for (size_t i = first; i < first + n; i++) {
         const uint8_t *at = b->blocks + 2 * i * b->part;
-        b->it->block(&b->shape, b->q_tile, b->n, b->visible, at, at + b->part, b->partial);
+        b->it->block(&b->shape, b->q_tile, b->n, b->visible, at, at + b->part,
+                     hint && i + 1 < first + n ? at + 2 * b->part : NULL, b->partial);
         if (merge)
             b->it->merge(&b->shape, b->n, b->total, b->partial);
     }
@@ -488,9 +490,9 @@ static void bench_cached(struct check *ck, const struct attn_impl *it, uint32_t 
 {
     const struct bench b = bench_new(ck, it, head_dim, n, 1 << 18);
     double one, all, merged;
-    CHECK_TIME(one, for (int i = 0; i < 16; i++) bench_attend(&b, 0, 1, false));
-    CHECK_TIME(all, bench_attend(&b, 0, b.n_blocks, false));
-    CHECK_TIME(merged, bench_attend(&b, 0, b.n_blocks, true));
+    CHECK_TIME(one, for (int i = 0; i < 16; i++) bench_attend(&b, 0, 1, false, false));
+    CHECK_TIME(all, bench_attend(&b, 0, b.n_blocks, false, false));
+    CHECK_TIME(merged, bench_attend(&b, 0, b.n_blocks, true, false));
     printf("attn %-6s head_dim %3u n %2u: %6.0f ns a block, the same again and again; %6.0f over 256 KB; %6.0f with "
            "its merge\n",
            it->name, head_dim, n, one / 16 * 1e9, all / (double)b.n_blocks * 1e9, merged / (double)b.n_blocks * 1e9);
@@ -513,7 +515,7 @@ static void bench_memory(struct check *ck, const struct attn_impl *it, uint32_t 
         if (what)
             sink ^= bench_read(ck, &b, first, per);
         else
-            bench_attend(&b, first, per, true);
+            bench_attend(&b, first, per, true, true);
         seconds[what][i / 2] = (double)(clock_ns() - t0) / 1e9;
     }
     (void)sink;

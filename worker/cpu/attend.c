@@ -102,13 +102,24 @@ static float *stack_tile(const struct backend *b, const struct cpu_member *m, ui
     return m->stack + ((size_t)depth * CPU_UNIT_TILES + t) * b->partial_floats;
 }
 
+/* The block after code[i] in a program that ends before `end`, or UINT32_MAX. */
+static uint32_t next_slot(const uint32_t *code, uint32_t i, uint32_t end)
+{
+    do
+        i++;
+    while (i < end && code[i] == TREE_MERGE);
+    return i < end ? code[i] : UINT32_MAX;
+}
+
+/* next: the slot that will be read after this one (UINT32_MAX: none) */
 static void attend_block(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer,
-                         uint32_t slot, uint32_t depth, uint32_t t, const uint8_t *visible)
+                         uint32_t slot, uint32_t next, uint32_t depth, uint32_t t, const uint8_t *visible)
 {
     const struct attend_job *job = &b->input->attend->jobs[u->job];
     const uint8_t *part = kv_pool_part(b->input->pool, slot, layer, u->head);
+    const uint8_t *next_part = next == UINT32_MAX ? NULL : kv_pool_part(b->input->pool, next, layer, u->head);
     b->attn->block(&b->attn_shape, m->q_tiles + t * b->q_tile_bytes, cpu_tile_vectors(b, job, u->tile + t), visible,
-                   part, part + b->part_bytes, stack_tile(b, m, depth, t));
+                   part, part + b->part_bytes, next_part, stack_tile(b, m, depth, t));
 }
 
 static void merge_top(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t depth)
@@ -134,7 +145,8 @@ static void attend_fine(struct backend *b, const struct cpu_member *m, const str
             continue;
         }
         for (uint32_t t = 0; t < u->n_tiles; t++)
-            attend_block(b, m, u, layer, a->code.v[i], depth, t, all);
+            attend_block(b, m, u, layer, a->code.v[i], t ? UINT32_MAX : next_slot(a->code.v, i, fine->end), depth, t,
+                         all);
         depth++;
     }
 }
@@ -149,7 +161,8 @@ static void attend_own(struct backend *b, const struct cpu_member *m, const stru
         for (uint32_t t = 0; t < u->n_tiles; t++) {
             uint8_t visible[ATTN_ROWS];
             if (own_visible(b, job, u->tile + t, first + i * KV_BLOCK, visible))
-                attend_block(b, m, u, layer, a->code.v[job->own_begin + i], i, t, visible);
+                attend_block(b, m, u, layer, a->code.v[job->own_begin + i],
+                             t || i + 1 == n ? UINT32_MAX : a->code.v[job->own_begin + i + 1], i, t, visible);
             else
                 partial_clear(b, stack_tile(b, m, i, t));
         }

@@ -151,22 +151,26 @@ static inline __attribute__((always_inline)) void weights4(struct softmax *w, ui
 /* `full`: every vector sees every position */
 static inline __attribute__((always_inline)) void block(const uint32_t d, float scale, const uint8_t *q, uint32_t n,
                                                         const bool full, const uint8_t *k, const uint8_t *v,
-                                                        struct softmax *w, float *partial)
+                                                        const void *next, struct softmax *w, float *partial)
 {
     const size_t stride = (size_t)d * sizeof(float); /* of values and of outputs */
+    const size_t part_bytes = (size_t)KV_BLOCK * d * sizeof(uint16_t);
     tiles_configure();
     tiles_see(q);
-    /* Fewer than 16 vectors are likely decode, from memory, of which tile loads get little at a time; 16 are prefill, from a cache. */
-    if (n < ATTN_ROWS)
-        for (size_t i = 0; i < KV_BLOCK * d * sizeof(uint16_t); i += 64) {
-            _mm_prefetch((const char *)k + i, _MM_HINT_T0);
-            _mm_prefetch((const char *)v + i, _MM_HINT_T1);
-        }
+    /* Tile loads get little from memory at a time: what is not in a cache is asked for before. 16 vectors without a hint are prefill. */
+    for (size_t i = 0; n < ATTN_ROWS && !next && i < part_bytes; i += 64)
+        _mm_prefetch((const char *)k + i, _MM_HINT_T0);
+    for (size_t i = 0; (n < ATTN_ROWS || next) && i < part_bytes; i += 64)
+        _mm_prefetch((const char *)v + i, _MM_HINT_T1);
     scores(q, k, d, w->s);
     for (uint32_t r = 0; r < n; r += 4)
         _mm_store_ps(w->raw + r, attn_maxima4(w->s + r * KV_BLOCK, w->see + r, full));
-    for (uint32_t r = 0; r < n; r += 4)
+    for (uint32_t r = 0; r < n; r += 4) {
+        if (next)
+            for (size_t i = part_bytes * r / n; i < part_bytes * (r + 4) / n && i < part_bytes; i += 64)
+                _mm_prefetch((const char *)next + i, _MM_HINT_T1);
         weights4(w, r, n, full, scale, partial);
+    }
     tiles_see(w->p);
     float *o = n == ATTN_ROWS ? partial_o(partial) : w->o;
     tiles_resident(w->p, 2);
@@ -183,7 +187,7 @@ static inline __attribute__((always_inline)) void block(const uint32_t d, float 
  * and the arithmetic, 1300 cycles for three vectors over a block of head_dim 64, takes a third of the time of reading the block.
  */
 static void block_few(const struct attn_shape *shape, const uint8_t *q_tile, uint32_t n, const uint8_t *visible,
-                      const void *k_part, const void *v_part, float *partial_out)
+                      const void *k_part, const void *v_part, const void *next_k_part, float *partial_out)
 {
     float q[ATTN_FEW * ATTN_HEAD_DIM_MAX] __attribute__((aligned(64)));
     const uint32_t d = shape->head_dim;
@@ -193,25 +197,25 @@ static void block_few(const struct attn_shape *shape, const uint8_t *q_tile, uin
                 const __m256i h = _mm256_load_si256((const __m256i *)(q_tile + i * 64 + half * 32));
                 _mm512_store_si512(q + i * d + c + half * 16, _mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
             }
-    attn_block_avx512(shape, q, n, visible, k_part, v_part, partial_out);
+    attn_block_avx512(shape, q, n, visible, k_part, v_part, next_k_part, partial_out);
 }
 
 void attn_block_amx(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
-                    const void *k_part, const void *v_part, float *partial_out)
+                    const void *k_part, const void *v_part, const void *next_k_part, float *partial_out)
 {
     struct softmax w;
     assert(n <= ATTN_ROWS);
     if (n <= ATTN_FEW) {
-        block_few(shape, q_tile, n, visible, k_part, v_part, partial_out);
+        block_few(shape, q_tile, n, visible, k_part, v_part, next_k_part, partial_out);
         return;
     }
     const bool full = attn_see(visible, n, w.see);
     if (full && shape->head_dim == 64)
-        block(64, shape->scale, q_tile, n, true, k_part, v_part, &w, partial_out);
+        block(64, shape->scale, q_tile, n, true, k_part, v_part, next_k_part, &w, partial_out);
     else if (full && shape->head_dim == 128)
-        block(128, shape->scale, q_tile, n, true, k_part, v_part, &w, partial_out);
+        block(128, shape->scale, q_tile, n, true, k_part, v_part, next_k_part, &w, partial_out);
     else if (full)
-        block(shape->head_dim, shape->scale, q_tile, n, true, k_part, v_part, &w, partial_out);
+        block(shape->head_dim, shape->scale, q_tile, n, true, k_part, v_part, next_k_part, &w, partial_out);
     else
-        block(shape->head_dim, shape->scale, q_tile, n, false, k_part, v_part, &w, partial_out);
+        block(shape->head_dim, shape->scale, q_tile, n, false, k_part, v_part, next_k_part, &w, partial_out);
 }

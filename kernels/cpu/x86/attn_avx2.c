@@ -81,13 +81,14 @@ static void weights(float *s, int visible, __m256 scale, float *m_out, float *l_
 }
 
 void attn_block_avx2(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
-                     const void *k_part, const void *v_part, float *partial_out)
+                     const void *k_part, const void *v_part, const void *next_k_part, float *partial_out)
 {
     float s[4 * KV_BLOCK] __attribute__((aligned(64)));
     const uint32_t d = shape->head_dim;
     const __m256 scale = _mm256_set1_ps(shape->scale * EXP_LOG2E);
     const float *q = q_tile;
     float *o = partial_o(partial_out);
+    (void)next_k_part;
     assert(n <= ATTN_ROWS);
     for (uint32_t r = 0; r < n; r += 4, q += 4 * d, o += 4 * d) {
         const uint32_t rows = n - r < 4 ? n - r : 4;

@@ -101,7 +101,7 @@ static void weights4(float *s, const uint64_t see[4], float scale, __mmask8 live
 }
 
 void attn_block_avx512(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
-                       const void *k_part, const void *v_part, float *partial_out)
+                       const void *k_part, const void *v_part, const void *next_k_part, float *partial_out)
 {
     float s[4 * KV_BLOCK] __attribute__((aligned(64))) = { 0 };
     uint64_t see[ATTN_ROWS];
@@ -110,14 +110,15 @@ void attn_block_avx512(const struct attn_shape *shape, const void *q_tile, uint3
     float *o = partial_o(partial_out);
     assert(n <= ATTN_ROWS);
     attn_see(visible, n, see);
-    /* Nobody asked for the keys before. The values are asked for while the keys are read, what comes after them is not known. */
-    for (size_t i = 0; i < attn_part_bytes(shape); i += 64)
+    /* The values are asked for while the keys are read, the next keys while the values are. */
+    const void *after = next_k_part ? next_k_part : v_part;
+    for (size_t i = 0; !next_k_part && i < attn_part_bytes(shape); i += 64)
         _mm_prefetch((const char *)k_part + i, _MM_HINT_T1);
     for (uint32_t r = 0; r < n; r += 4, q += 4 * d, o += 4 * d) {
         const uint32_t rows = n - r < 4 ? n - r : 4;
         products(q, d, k_part, KV_BLOCK, d / 2, s, KV_BLOCK, rows, v_part);
         weights4(s, see + r, shape->scale, attn_live4(r, n), partial_out + r, partial_l(partial_out) + r);
-        products(s, KV_BLOCK, v_part, d, KV_BLOCK / 2, o, d, rows, v_part);
+        products(s, KV_BLOCK, v_part, d, KV_BLOCK / 2, o, d, rows, after);
     }
 }
 

@@ -1,5 +1,6 @@
 /* Encoding with vocabularies made by hand, and against merging done the slow, obvious way. */
 /* ctest-labels: tsan */
+/* ctest-serial */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
