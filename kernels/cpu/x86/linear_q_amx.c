@@ -3,23 +3,20 @@
 #include "kernels/cpu/linear_amx.h"
 
 /*
- * Q8_0, Q4_0 and Q4_1 by AMX without rounding a weight: integer codes are exact in bf16. A block of codes q is expanded into a B tile,
- * multiplied into a C tile that starts at zero, and scaled in float32. Order of an output's sum, for blocks ascending:
- *   acc = fma(d, C, acc), then for Q4_1 acc = fma(m, sum of x, acc).
+ * Q8_0, Q4_0 and Q4_1 by AMX without rounding a weight: integer codes are exact in bf16. A block of codes is expanded into a B tile, multiplied
+ * into a C tile that starts at zero, and scaled in float32. Four-bit codes are expanded to 16 + q, which takes a shift and a mask; what that
+ * is too much goes into the minimum. Order of an output's sum, for blocks ascending:
+ *   Q8_0  acc = fma(d, C, acc)                             C = sum of q x
+ *   Q4    acc = fma(m', sum of x, fma(d, C, acc))          C = sum of (16 + q) x, m' = m - 16 d (Q4_1), -24 d (Q4_0)
  */
 
 #define INLINE static inline __attribute__((always_inline))
 
 enum { PREFETCH = 2560 };
 
-/* A 16-bit look-up table of the codes 0..15 less zero, twice: the fifth index bit belongs to another code. */
-INLINE __m512i q4_table(enum weight_codec codec)
+INLINE bool has_min(enum weight_codec codec)
 {
-    const __m256 zero = _mm256_set1_ps(codec == WEIGHT_Q4_0 ? 8.0f : 0.0f);
-    const __m256 low = _mm256_set_ps(7, 6, 5, 4, 3, 2, 1, 0), high = _mm256_set_ps(15, 14, 13, 12, 11, 10, 9, 8);
-    const __m128bh a = _mm256_cvtneps_pbh(_mm256_sub_ps(low, zero)), b = _mm256_cvtneps_pbh(_mm256_sub_ps(high, zero));
-    const __m256i table = _mm256_inserti128_si256(_mm256_castsi128_si256((__m128i)a), (__m128i)b, 1);
-    return _mm512_inserti64x4(_mm512_castsi256_si512(table), table, 1);
+    return codec != WEIGHT_Q8_0;
 }
 
 /* A dword with byte `byte` of each dword of q as its top byte, as float: q * 2^24, whose low 16 bits are zero. */
@@ -44,14 +41,18 @@ INLINE void expand(enum weight_codec codec, const uint8_t *codes, uint8_t *tile)
         }
         return;
     }
-    const __m512i table = q4_table(codec);
+    /* bf16 of 16 .. 31 is 0x4180 + 8 q: the code of row 4j+i goes from bits 4i of its word to bits 3 */
+    const __m512i bits = _mm512_set1_epi16(0x0078), base = _mm512_set1_epi16(0x4180);
+    enum { AND_OR = 0xEA };
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
         const __m512i line = _mm512_load_si512(codes + j * 64);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++)
-            _mm512_store_si512(tile + j * 256 + i * 64,
-                               _mm512_permutexvar_epi16(_mm512_srli_epi16(line, (unsigned)i * 4), table));
+        const __m512i a = _mm512_slli_epi16(line, 3), b = _mm512_srli_epi16(line, 1);
+        const __m512i c = _mm512_srli_epi16(line, 5), d = _mm512_srli_epi16(line, 9);
+        _mm512_store_si512(tile + j * 256, _mm512_ternarylogic_epi32(a, bits, base, AND_OR));
+        _mm512_store_si512(tile + j * 256 + 64, _mm512_ternarylogic_epi32(b, bits, base, AND_OR));
+        _mm512_store_si512(tile + j * 256 + 128, _mm512_ternarylogic_epi32(c, bits, base, AND_OR));
+        _mm512_store_si512(tile + j * 256 + 192, _mm512_ternarylogic_epi32(d, bits, base, AND_OR));
     }
 }
 
@@ -61,9 +62,15 @@ INLINE __m512 load_d(enum weight_codec codec, const uint8_t *group, size_t b)
     return codec == WEIGHT_Q8_0 ? _mm512_mul_ps(d, _mm512_set1_ps(0x1p-24f)) : d;
 }
 
-INLINE __m512 load_m(enum weight_codec codec, const uint8_t *group, size_t b)
+/* m' of a codec that has one */
+INLINE __m512 load_m(enum weight_codec codec, const uint8_t *group, size_t b, __m512 d)
 {
-    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)linear_m(codec, group, b)));
+    if (!has_min(codec))
+        return _mm512_setzero_ps();
+    if (codec == WEIGHT_Q4_0)
+        return _mm512_mul_ps(d, _mm512_set1_ps(-24));
+    const __m512 m = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)linear_m(codec, group, b)));
+    return _mm512_fmadd_ps(d, _mm512_set1_ps(-16), m);
 }
 
 /*
@@ -178,12 +185,12 @@ INLINE void few_multiply_half(const struct linear_args *a, struct few_pipe *p, s
 INLINE void few_add(const struct linear_args *a, enum weight_codec codec, const uint8_t *group, struct few_pipe *p,
                     size_t b, const float *sums, const uint32_t n_rows)
 {
-    const __m512 d = load_d(codec, group, b), m = codec == WEIGHT_Q4_1 ? load_m(codec, group, b) : _mm512_setzero_ps();
+    const __m512 d = load_d(codec, group, b), m = load_m(codec, group, b, d);
     (void)a;
     for (uint32_t r = 0; r < n_rows; r++) {
         __m512 acc = _mm512_load_ps(p->acc + r * LINEAR_GROUP);
         acc = _mm512_fmadd_ps(d, _mm512_load_ps(p->c[b / 2 % 2][b % 2] + r * LINEAR_GROUP), acc);
-        if (codec == WEIGHT_Q4_1)
+        if (has_min(codec))
             acc = _mm512_fmadd_ps(m, _mm512_set1_ps(sums[b * AMX_ROWS + r]), acc);
         _mm512_store_ps(p->acc + r * LINEAR_GROUP, acc);
     }
@@ -267,7 +274,7 @@ INLINE void add_products(enum weight_codec codec, const struct held *h, float (*
 #pragma GCC unroll 4
         for (int i = 0; i < n; i++) {
             v = _mm512_fmadd_ps(h->d[i], _mm512_load_ps(c[i] + r * LINEAR_GROUP), v);
-            if (codec == WEIGHT_Q4_1)
+            if (has_min(codec))
                 v = _mm512_fmadd_ps(h->m[i], _mm512_set1_ps(sums[i * AMX_ROWS + r]), v);
         }
         _mm512_storeu_ps(place->to + (size_t)r * place->to_stride, v);
@@ -300,13 +307,13 @@ INLINE void chunk_blocks(const struct amx_chunk *c, enum weight_codec codec, con
     const bool fresh = b0 == 0, final = b0 + (size_t)n == n_blocks;
     const uint8_t *b = c->expand + first * AMX_TILE;
     float *acc = amx_partial(c, 0, group);
-    const float *sums = codec == WEIGHT_Q4_1 ? c->sums + b0 * AMX_ROWS : NULL;
+    const float *sums = has_min(codec) ? c->sums + b0 * AMX_ROWS : NULL;
     struct sums_place place = { 0 };
     struct held h;
 #pragma GCC unroll 4
     for (int i = 0; i < n; i++) {
         h.d[i] = load_d(codec, w, b0 + (size_t)i);
-        h.m[i] = codec == WEIGHT_Q4_1 ? load_m(codec, w, b0 + (size_t)i) : _mm512_setzero_ps();
+        h.m[i] = load_m(codec, w, b0 + (size_t)i, h.d[i]);
     }
     _tile_loadd(4, b, 64);
     if (n > 1)
@@ -356,7 +363,7 @@ INLINE void chunk_blocks(const struct amx_chunk *c, enum weight_codec codec, con
             add_products(codec, &h, from, sums, &place, 12, n);
             if (final && place.to_stride == LINEAR_GROUP && place.to == acc + (size_t)(t - 1) * (AMX_TILE / 4))
                 amx_finish(c, t - 1, group, place.to);
-            sums = codec == WEIGHT_Q4_1 ? sums + n_blocks * AMX_ROWS : NULL;
+            sums = has_min(codec) ? sums + n_blocks * AMX_ROWS : NULL;
         }
         if (more && n > 2)
             _tile_stored(0, to[2], 64);
@@ -419,7 +426,7 @@ static const struct {
     bool wants_sums;
 } fns[WEIGHT_CODECS] = {
     [WEIGHT_Q8_0] = { run_chunk_Q8_0, run_few_Q8_0, false },
-    [WEIGHT_Q4_0] = { run_chunk_Q4_0, run_few_Q4_0, false },
+    [WEIGHT_Q4_0] = { run_chunk_Q4_0, run_few_Q4_0, true },
     [WEIGHT_Q4_1] = { run_chunk_Q4_1, run_few_Q4_1, true },
 };
 
