@@ -61,8 +61,7 @@ struct message {
     size_t capacity;
     /* for transports, while it is on its way: */
     struct message **back;
-    void *owner, *descriptor;
-    struct message_header piece;
+    void *owner;
     size_t slot;
     uint8_t wire[MESSAGE_HEADER_BYTES];
     _Alignas(64) uint8_t payload[];

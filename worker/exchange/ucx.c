@@ -11,12 +11,12 @@
 #include "common/clock.h"
 #include "common/log.h"
 
-/*
- * Up to here messages go without a rendezvous: one more copy, but the receiver need not answer before the bytes leave. On tcp 16 KB take 11 us rather
- * than 21, and on a busy machine each answer costs a wake-up; from 1 MB on the copy costs more.
- */
-static const size_t eager_bytes_max = 256 << 10;
 static const size_t unsent_max = (size_t)1 << 30; /* bytes to one peer that takes nothing */
+/*
+ * Between closing an endpoint and opening another to the same worker. Where the end of the old connection crosses the beginning of the new one,
+ * UCX 1.13 trips an assertion (wireup_ep.c) on the side whose first bytes meet a closed socket.
+ */
+static const int64_t reopen_ns = 100 * 1000000;
 static const int64_t unsent_nap_ns = 300 * 1000;
 static const size_t no_slot = SIZE_MAX;
 static const int64_t close_flush_ns = 200 * 1000000, close_drain_ns = 300 * 1000000;
@@ -45,84 +45,14 @@ static void let_go(struct message *m)
 
 /* ---- arrival ---- */
 
-static void on_fetched(void *request, ucs_status_t st, size_t length, void *user_data);
-
-static void fetch_end(struct ucx *u, struct message *m, bool ok)
-{
-    if (m->header.kind == MESSAGE_BLOCK) {
-        const struct message_header piece = m->piece;
-        exchange_piece_end(&u->x, &piece, m, ok);
-    } else if (ok) {
-        exchange_arrived_message(&u->x, m);
-    } else {
-        exchange_lost(&u->x, &m->header);
-        stash_message_free(&u->x.stash, m);
-    }
-}
-
-static void fetch_begin(struct ucx *u, struct message *m)
-{
-    const ucp_request_param_t param = { .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
-                                        .cb.recv_am = on_fetched,
-                                        .user_data = m };
-    const bool block = m->header.kind == MESSAGE_BLOCK;
-    uint8_t *to = block ? m->payload + m->piece.block.offset : m->payload;
-    void *request = ucp_am_recv_data_nbx(u->worker, m->descriptor, to,
-                                         block ? m->piece.payload_bytes : m->header.payload_bytes, &param);
-    if (UCS_PTR_IS_PTR(request)) {
-        u->n_fetching++;
-        hold(u, m);
-    } else {
-        fetch_end(u, m, UCS_PTR_STATUS(request) == UCS_OK);
-    }
-}
-
-static void on_fetched(void *request, ucs_status_t st, size_t length, void *user_data)
-{
-    struct message *m = user_data;
-    struct ucx *u = m->owner;
-    const size_t bytes = m->header.kind == MESSAGE_BLOCK ? m->piece.payload_bytes : m->header.payload_bytes;
-    u->n_fetching--;
-    let_go(m);
-    fetch_end(u, m, st == UCS_OK && length == bytes);
-    ucp_request_free(request);
-}
-
-/* A rendezvous: its bytes are asked for after UCX's callback. Several may come before the first is fetched. */
-static ucs_status_t fetch_queue(struct ucx *u, const struct message_header *h, void *descriptor)
-{
-    struct message *m;
-    if (h->kind == MESSAGE_BLOCK) {
-        m = exchange_piece_begin(&u->x, h);
-        if (!m)
-            return UCS_OK;
-        m->piece = *h;
-    } else {
-        m = stash_message_new(&u->x.stash, h->payload_bytes);
-        if (!m) {
-            exchange_lost(&u->x, h);
-            return UCS_OK;
-        }
-        m->header = *h;
-    }
-    m->owner = u;
-    m->slot = no_slot;
-    m->descriptor = descriptor;
-    m->next = NULL;
-    *u->fetches_end = m;
-    u->fetches_end = &m->next;
-    return UCS_INPROGRESS;
-}
-
-/* Answering UCS_OK to a rendezvous refuses it: the sender's request ends. */
 static ucs_status_t on_message(void *arg, const void *header, size_t header_bytes, void *data, size_t bytes,
                                const ucp_am_recv_param_t *param)
 {
     struct ucx *u = arg;
     struct message_header h;
-    if (!message_header_read(header, header_bytes, bytes, &h)) {
+    if (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV || !message_header_read(header, header_bytes, bytes, &h)) {
         exchange_garbage(&u->x, UINT16_MAX, "it makes no sense");
-        return UCS_OK;
+        return UCS_OK; /* which refuses a rendezvous: we make none */
     }
     if (!exchange_admit(&u->x, &h))
         return UCS_OK;
@@ -130,8 +60,6 @@ static ucs_status_t on_message(void *arg, const void *header, size_t header_byte
         u->connections[exchange_peer(&u->x, h.source) - u->x.peers].bye = true;
     if (h.kind == MESSAGE_BYE || h.kind == MESSAGE_HELLO)
         return UCS_OK;
-    if (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV)
-        return fetch_queue(u, &h, data);
     exchange_arrived(&u->x, &h, data);
     return UCS_OK;
 }
@@ -162,6 +90,13 @@ static void connection_close(struct ucx *u, size_t slot)
     c->failure = UCS_OK;
     c->bye = false;
     c->lane[0] = 0;
+    c->open_ns = 0;
+    while (c->waiting) {
+        struct message *m = c->waiting;
+        c->waiting = m->next;
+        stash_message_free(&u->x.stash, m);
+    }
+    c->waiting_end = &c->waiting;
     c->unsent = 0;
     for (struct message *m = u->held; m; m = m->next) {
         if (m->slot == slot)
@@ -170,15 +105,17 @@ static void connection_close(struct ucx *u, size_t slot)
     ucx_block_cancel(u, slot);
     if (!ep)
         return;
+    c->closed_ns = clock_ns();
     const ucp_request_param_t param = { .op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK |
                                                         UCP_OP_ATTR_FIELD_USER_DATA,
                                         .flags = UCP_EP_CLOSE_FLAG_FORCE,
                                         .cb.send = on_closed,
                                         .user_data = u };
+    u->n_closing++;
     void *request = ucp_ep_close_nbx(ep, &param);
-    if (UCS_PTR_IS_PTR(request))
-        u->n_closing++;
-    else if (UCS_PTR_IS_ERR(request))
+    if (!UCS_PTR_IS_PTR(request))
+        u->n_closing--;
+    if (UCS_PTR_IS_ERR(request))
         log_warn("exchange ucx: closing an endpoint: %s", ucs_status_string(UCS_PTR_STATUS(request)));
 }
 
@@ -188,10 +125,13 @@ static void connection_down(struct ucx *u, size_t slot, const char *why)
     connection_close(u, slot);
 }
 
-/* To where c->address says. */
+static enum status message_send(struct ucx *u, size_t slot, struct message *m);
+
+/* To where c->address says; what was sent already goes first. */
 static void connection_open(struct ucx *u, size_t slot)
 {
     struct connection *c = &u->connections[slot];
+    c->open_ns = 0;
     const ucp_ep_params_t params = { .field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS |
                                                    UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
                                                    UCP_EP_PARAM_FIELD_ERR_HANDLER,
@@ -201,8 +141,23 @@ static void connection_open(struct ucx *u, size_t slot)
     const ucs_status_t ucs = ucp_ep_create(u->worker, &params, &c->ep);
     if (ucs) {
         c->ep = NULL;
-        exchange_peer_down(&u->x, &u->x.peers[slot], ucs_status_string(ucs));
+        connection_down(u, slot, ucs_status_string(ucs));
     }
+    while (c->ep && c->waiting) {
+        struct message *m = c->waiting;
+        c->waiting = m->next;
+        (void)message_send(u, slot, m); /* a failure is seen to in progress */
+    }
+    c->waiting_end = &c->waiting;
+}
+
+/* again: to a worker that there was an endpoint to. */
+static void connection_open_soon(struct ucx *u, size_t slot, bool again)
+{
+    struct connection *c = &u->connections[slot];
+    c->open_ns = again ? c->closed_ns + reopen_ns : 0;
+    if (c->open_ns <= clock_ns())
+        connection_open(u, slot);
 }
 
 static unsigned connections_progress(struct ucx *u)
@@ -213,13 +168,16 @@ static unsigned connections_progress(struct ucx *u)
         if (u->x.peers[i].relink) {
             connection_close(u, i);
             exchange_peer_relink(&u->x.peers[i]);
-            connection_open(u, i);
+            connection_open_soon(u, i, true);
             n++;
         } else if (c->bye) {
             connection_down(u, i, "it dropped us or closed");
             n++;
         } else if (c->failure) {
             connection_down(u, i, ucs_status_string(c->failure));
+            n++;
+        } else if (c->open_ns && c->open_ns <= clock_ns()) {
+            connection_open(u, i);
             n++;
         }
         if (c->blocks)
@@ -232,14 +190,6 @@ static unsigned ucx_progress(struct exchange *x)
 {
     struct ucx *u = ucx_of(x);
     unsigned n = ucp_worker_progress(u->worker);
-    while (u->fetches) {
-        struct message *m = u->fetches;
-        u->fetches = m->next;
-        if (!u->fetches)
-            u->fetches_end = &u->fetches;
-        fetch_begin(u, m);
-        n++;
-    }
     return n + connections_progress(u);
 }
 
@@ -250,16 +200,17 @@ static unsigned ucx_progress(struct exchange *x)
 static int64_t ucx_arm(struct exchange *x)
 {
     const struct ucx *u = ucx_of(x);
-    bool unsent = false;
+    int64_t most_ns = INT64_MAX;
     for (size_t i = 0; i < x->n_peers; i++) {
         const struct connection *c = &u->connections[i];
         if (c->ep && !c->failure && ucx_block_due(u, i))
             return 0;
-        unsent |= c->ep && (c->unsent || c->blocks);
+        if (c->open_ns || (c->ep && (c->unsent || c->blocks)))
+            most_ns = unsent_nap_ns;
     }
     if (ucp_worker_arm(u->worker) != UCS_OK)
         return 0;
-    return unsent ? unsent_nap_ns : INT64_MAX;
+    return most_ns;
 }
 
 /* ---- open, close ---- */
@@ -315,9 +266,10 @@ static enum status ucx_open(const struct exchange_config *config, struct exchang
     struct ucx *u = calloc(1, sizeof *u);
     if (!u)
         return error_set(err, ST_NO_MEMORY, "exchange ucx: out of memory");
-    u->fetches_end = &u->fetches;
-    for (size_t i = 0; i < EXCHANGE_PEERS_MAX; i++)
+    for (size_t i = 0; i < EXCHANGE_PEERS_MAX; i++) {
         u->connections[i].blocks_end = &u->connections[i].blocks;
+        u->connections[i].waiting_end = &u->connections[i].waiting;
+    }
     const struct transport transport = { ucx_progress, ucx_arm, -1 };
     enum status st = waker_init(&u->waker);
     if (st) {
@@ -362,15 +314,8 @@ static void ucx_close(struct exchange *x)
         x->peers[i].state = PEER_DOWN;
         connection_close(u, i);
     }
-    for (int64_t until = clock_ns() + close_drain_ns;
-         u->n_closing + u->n_sending + u->n_blocks + u->n_fetching && clock_ns() < until;)
+    for (int64_t until = clock_ns() + close_drain_ns; u->n_closing + u->n_sending + u->n_blocks && clock_ns() < until;)
         exchange_progress_all(x);
-    while (u->fetches) {
-        struct message *m = u->fetches;
-        u->fetches = m->next;
-        ucp_am_data_release(u->worker, m->descriptor);
-        message_free(m);
-    }
     ucx_free(u);
 }
 
@@ -390,14 +335,17 @@ static enum status peer_set(struct ucx *u, const struct exchange_peer *peer, str
     if (st)
         return st;
     struct peer *p = exchange_peer(&u->x, peer->id);
-    if (p && p->state == PEER_UP && p->instance == a.instance && !u->connections[p - u->x.peers].failure &&
-        !u->connections[p - u->x.peers].bye)
+    const struct connection *old = p ? &u->connections[p - u->x.peers] : NULL;
+    if (p && p->state == PEER_UP && (old->failure || old->bye))
+        connection_down(u, (size_t)(p - u->x.peers), "it failed");
+    if (p && p->state == PEER_UP && p->instance == a.instance)
         return ST_OK;
     const bool near = !memcmp(a.host.byte, u->host.byte, sizeof a.host.byte);
     const uint8_t *address = near ? a.full : a.net;
     if (!address)
         return error_set(err, ST_PROTOCOL, "address of worker %u: it is on %s host and names no lane to it", peer->id,
                          near ? "this" : "another");
+    const bool again = p && p->instance == a.instance;
     if (p)
         connection_close(u, (size_t)(p - u->x.peers));
     p = exchange_peer_put(&u->x, peer->id, a.instance);
@@ -405,7 +353,7 @@ static enum status peer_set(struct ucx *u, const struct exchange_peer *peer, str
         return error_set(err, ST_TOO_LARGE, "exchange: more than %d peers", EXCHANGE_PEERS_MAX);
     const size_t slot = (size_t)(p - u->x.peers);
     memcpy(u->connections[slot].address, address, near ? a.full_bytes : a.net_bytes);
-    connection_open(u, slot);
+    connection_open_soon(u, slot, again);
     if (p->link > 1)
         tell(u, slot, MESSAGE_HELLO);
     return ST_OK;
@@ -442,21 +390,28 @@ static enum status message_send(struct ucx *u, size_t slot, struct message *m)
     struct connection *c = &u->connections[slot];
     m->owner = u;
     m->slot = slot;
-    message_header_write(&m->header, m->wire);
-    const bool eager = m->header.payload_bytes <= eager_bytes_max;
-    const ucp_request_param_t param = { .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
-                                                        UCP_OP_ATTR_FIELD_FLAGS,
-                                        .flags = eager ? UCP_AM_SEND_FLAG_EAGER : UCP_AM_SEND_FLAG_RNDV,
-                                        .cb.send = on_sent,
-                                        .user_data = m };
-    void *request =
-        ucp_am_send_nbx(c->ep, UCX_AM_ID, m->wire, sizeof m->wire, m->payload, m->header.payload_bytes, &param);
-    if (UCS_PTR_IS_PTR(request)) {
-        u->n_sending++;
-        hold(u, m);
-        c->unsent += m->capacity;
+    if (!c->ep) {
+        m->next = NULL;
+        *c->waiting_end = m;
+        c->waiting_end = &m->next;
         return ST_OK;
     }
+    message_header_write(&m->header, m->wire);
+    const ucp_request_param_t param = { .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
+                                                        UCP_OP_ATTR_FIELD_FLAGS,
+                                        .flags = UCP_AM_SEND_FLAG_EAGER,
+                                        .cb.send = on_sent,
+                                        .user_data = m };
+    c->unsent += m->capacity;
+    u->n_sending++;
+    hold(u, m);
+    void *request =
+        ucp_am_send_nbx(c->ep, UCX_AM_ID, m->wire, sizeof m->wire, m->payload, m->header.payload_bytes, &param);
+    if (UCS_PTR_IS_PTR(request))
+        return ST_OK;
+    c->unsent -= m->capacity;
+    u->n_sending--;
+    let_go(m);
     stash_message_free(&u->x.stash, m);
     if (!UCS_PTR_IS_ERR(request))
         return ST_OK;
@@ -469,7 +424,7 @@ static enum status message_send(struct ucx *u, size_t slot, struct message *m)
 static void tell(struct ucx *u, size_t slot, enum message_kind kind)
 {
     const struct connection *c = &u->connections[slot];
-    if (!c->ep || c->failure || c->bye)
+    if ((!c->ep && !c->open_ns) || c->failure || c->bye)
         return;
     struct message *m = stash_message_new(&u->x.stash, 0);
     if (!m)
@@ -500,7 +455,7 @@ static enum status ucx_send(struct exchange *x, const struct exchange_key *key, 
         return ST_PEER;
     const size_t slot = (size_t)(p - x->peers);
     struct connection *c = &u->connections[slot];
-    if (!c->ep || c->failure || c->bye)
+    if ((!c->ep && !c->open_ns) || c->failure || c->bye)
         return ST_PEER;
     if (!iovec_bytes(parts, n_parts, &bytes))
         return ST_INVALID;

@@ -14,6 +14,9 @@ struct connection {
     ucp_ep_h ep;                             /* NULL: none */
     ucs_status_t failure;                    /* told by UCX, seen to in progress */
     bool bye;                                /* told by the peer, likewise */
+    int64_t closed_ns;                       /* when the last endpoint was closed */
+    int64_t open_ns;                         /* the next is to be opened then; 0: none is */
+    struct message *waiting, **waiting_end;  /* sent before that */
     size_t unsent;                           /* bytes of messages that UCX still holds */
     struct block_send *blocks, **blocks_end; /* waiting; the first may be on its way */
     char lane[16];
@@ -30,11 +33,10 @@ struct ucx {
     uint8_t address[EXCHANGE_ADDRESS_MAX];
     size_t address_bytes;
     struct connection connections[EXCHANGE_PEERS_MAX];
-    struct message *fetches, **fetches_end; /* rendezvous to be begun */
     /* What UCX holds. Some of it never comes back where a frozen peer was dropped: it is freed after the worker is. */
     struct message *held;
     struct block_send *held_blocks;
-    unsigned n_fetching, n_sending, n_blocks, n_closing;
+    unsigned n_sending, n_blocks, n_closing;
 };
 
 enum { UCX_AM_ID = 0 };

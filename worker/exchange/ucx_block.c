@@ -122,15 +122,18 @@ static void piece_send(struct ucx *u, struct block_send *b)
     b->header.payload_bytes = b->piece_bytes;
     message_header_write(&b->header, b->wire);
     b->under_way = true;
-    const ucp_request_param_t param = { .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
+    const ucp_request_param_t param = { .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
+                                                        UCP_OP_ATTR_FIELD_FLAGS,
+                                        .flags = UCP_AM_SEND_FLAG_EAGER,
                                         .cb.send = on_piece_sent,
                                         .user_data = b };
+    hold(u, b);
     void *request = ucp_am_send_nbx(u->connections[b->slot].ep, UCX_AM_ID, b->wire, sizeof b->wire,
                                     (const uint8_t *)part->iov_base + b->at, b->piece_bytes, &param);
-    if (UCS_PTR_IS_PTR(request))
-        hold(u, b);
-    else
+    if (!UCS_PTR_IS_PTR(request)) {
+        let_go(b);
         piece_done(b, UCS_PTR_STATUS(request));
+    }
 }
 
 unsigned ucx_block_progress(struct ucx *u, size_t slot)

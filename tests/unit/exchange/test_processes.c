@@ -107,6 +107,30 @@ static void test_killed_busy(void **state)
     free(data);
 }
 
+/* kill -9 while both are connecting. */
+static void test_killed_early(void **state)
+{
+    (void)state;
+    const char *turns = getenv("EXCHANGE_TURNS");
+    struct rng rng = { (uint64_t)clock_ns(), 0 };
+    struct boss b;
+    uint8_t byte = 1;
+    boss_open(&b);
+    for (int turn = 0; turn < (turns ? atoi(turns) : !strcmp(lanes, "shm") ? 2 : 8); turn++) {
+        struct worker w;
+        worker_start(&w, 2);
+        boss_meets(&b, &w);
+        for (uint16_t i = 0; i < 3; i++)
+            (void)send_to(b.x, 1000 + (uint64_t)turn, i, 2, &byte, 1);
+        const int64_t until = clock_ns() + rng_below(&rng, 2500) * 1000;
+        while (clock_ns() < until)
+            ops->progress(b.x);
+        worker_kill(&w);
+        assert_int_equal(recv_from(b.x, 99, (uint16_t)turn, 2, &byte, 1, 8000), ST_PEER);
+    }
+    ops->close(b.x);
+}
+
 struct abort_later {
     struct exchange *x;
     int after_ms;
@@ -237,8 +261,9 @@ int main(int argc, char **argv)
         return status;
     static const char *const all_lanes[] = { "shm", "tcp", NULL };
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_echo),   cmocka_unit_test(test_killed_idle), cmocka_unit_test(test_killed_busy),
-        cmocka_unit_test(test_frozen), cmocka_unit_test(test_thawed),      cmocka_unit_test(test_many),
+        cmocka_unit_test(test_echo),         cmocka_unit_test(test_killed_idle), cmocka_unit_test(test_killed_busy),
+        cmocka_unit_test(test_killed_early), cmocka_unit_test(test_frozen),      cmocka_unit_test(test_thawed),
+        cmocka_unit_test(test_many),
     };
     const struct CMUnitTest best[] = { cmocka_unit_test(test_echo), cmocka_unit_test(test_many) };
     int failed = 0;
