@@ -233,6 +233,8 @@ static void flight_complete(struct sched *s, struct group *g)
         request_settle(s, f->requests[i]);
     }
     flight_recycle(s, f);
+    if (g->probing)
+        group_answered(s, g);
 }
 
 enum status flight_result(struct sched *s, struct group *g, uint8_t slot, const struct result *result,

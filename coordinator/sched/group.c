@@ -187,23 +187,34 @@ static void fence(struct sched *s, const struct group *g)
     }
 }
 
-/* A running request that touches the guilty. */
-static struct sched_request *find_touched(const struct sched *s, uint64_t guilty)
+/* A running request that touches at least n of the guilty. */
+static struct sched_request *find_touched(const struct sched *s, uint64_t guilty, int n)
 {
     for (uint32_t i = 0; i < s->n_running; i++) {
-        if (s->running[i]->state == REQUEST_RUNNING && (s->running[i]->ties & guilty))
+        if (s->running[i]->state == REQUEST_RUNNING && __builtin_popcountll(s->running[i]->ties & guilty) >= n)
             return s->running[i];
     }
     return NULL;
 }
 
-void group_break(struct sched *s, struct group *g, uint64_t guilty, const char *message)
+static void end_touched(struct sched *s, uint64_t guilty, int n, const char *message)
 {
-    log_warn("group %u epoch %llu is abandoned: %s", g->id, (unsigned long long)g->epoch, message);
+    for (struct sched_request *r; (r = find_touched(s, guilty, n));) {
+        if (r->started)
+            request_end(s, r, FINISH_ERROR, ST_PEER, message);
+        else
+            admit_undo(s, r);
+    }
+    s->groups_changed = s->admit_changed = true;
+}
+
+/* What is in flight is abandoned; what is committed stands and is planned on from there. */
+static void epoch_raise(struct sched *s, struct group *g)
+{
     flights_abandon(s, g);
     g->epoch = ++s->epochs;
     g->number = 0;
-    g->abort.active = false;
+    g->abort.active = g->probing = false;
     fence(s, g);
     for (uint32_t i = 0; i < g->n_requests; i++) {
         struct sched_request *r = g->requests[i];
@@ -218,13 +229,13 @@ void group_break(struct sched *s, struct group *g, uint64_t guilty, const char *
         else
             i++;
     }
-    for (struct sched_request *r; (r = find_touched(s, guilty));) {
-        if (r->started)
-            request_end(s, r, FINISH_ERROR, ST_PEER, message);
-        else
-            admit_undo(s, r);
-    }
-    s->groups_changed = s->admit_changed = true;
+}
+
+void group_break(struct sched *s, struct group *g, uint64_t guilty, const char *message)
+{
+    log_warn("group %u epoch %llu is abandoned: %s", g->id, (unsigned long long)g->epoch, message);
+    epoch_raise(s, g);
+    end_touched(s, guilty, 1, message);
 }
 
 /* The step of these workers failed: are they still there? A plan will show; one that fails that too is told to stop. */
@@ -245,12 +256,32 @@ static void suspect(struct sched *s, uint64_t guilty)
     }
 }
 
+/*
+ * Who gave up waits for somebody, who may wait for somebody else. The fault is with those who were blamed and say nothing; else where the chain of
+ * blame ends; where it closes (a link is cut, or one woke up too late) with who spoke last.
+ */
+static uint64_t abort_guilty(const struct group *g)
+{
+    const uint64_t silent = g->abort.blamed & ~g->abort.spoke;
+    uint64_t seen = 0;
+    uint8_t at = g->abort.first;
+    if (silent)
+        return silent;
+    for (; !(seen & SCHED_BIT(at)); at = g->abort.blame[at]) {
+        seen |= SCHED_BIT(at);
+        if (g->abort.blame[at] == SCHED_NO_SLOT)
+            return SCHED_BIT(at);
+    }
+    uint8_t last = at;
+    for (uint8_t i = g->abort.blame[at]; i != at; i = g->abort.blame[i])
+        last = g->abort.order[i] > g->abort.order[last] ? i : last;
+    return SCHED_BIT(last);
+}
+
 static void abort_end(struct sched *s, struct group *g)
 {
     char names[128], text[384];
-    uint64_t guilty = g->abort.blamed & ~g->abort.spoke & g->members;
-    if (!guilty)
-        guilty = g->abort.first & g->members;
+    const uint64_t guilty = abort_guilty(g);
     snprintf(text, sizeof text, "%s failed: %s", sched_names(s, guilty, names, sizeof names), g->abort.reason);
     group_break(s, g, guilty, text);
     suspect(s, guilty);
@@ -262,10 +293,43 @@ static int64_t oldest_due(const struct group *g)
     return (sent > g->done_ms ? sent : g->done_ms) + g->flights[0]->deadline_ms;
 }
 
+static const char *late_text(const struct sched *s, const struct group *g, uint64_t guilty, char *text_out, size_t n)
+{
+    char names[128];
+    snprintf(text_out, n, "%s did not finish %s step within %u ms", sched_names(s, guilty, names, sizeof names),
+             guilty & (guilty - 1) ? "their" : "its", g->late_ms);
+    return text_out;
+}
+
+static void late_end(struct sched *s, struct group *g, uint64_t guilty)
+{
+    char text[256];
+    group_break(s, g, guilty, late_text(s, g, guilty, text, sizeof text));
+    suspect(s, guilty);
+}
+
+/* One of those who are late may keep the others waiting: who does not answer either is at fault. */
+static void late_ask(struct sched *s, struct group *g)
+{
+    char text[256];
+    log_warn("group %u epoch %llu is abandoned: %s", g->id, (unsigned long long)g->epoch,
+             late_text(s, g, g->late, text, sizeof text));
+    epoch_raise(s, g);
+    planner_probe(s, g);
+    g->probing = true;
+}
+
+/* All live: they do not reach each other, or the step was too long. Requests of one worker go on by themselves. */
+void group_answered(struct sched *s, struct group *g)
+{
+    char text[256];
+    g->probing = false;
+    end_touched(s, g->late, find_touched(s, g->late, 2) ? 2 : 1, late_text(s, g, g->late, text, sizeof text));
+}
+
 /* -> was it broken */
 static bool group_check(struct sched *s, struct group *g, int64_t now)
 {
-    char names[128], text[256];
     if (g->abort.active && (now >= g->abort.until_ms || !(g->members & ~g->abort.spoke))) {
         abort_end(s, g);
         return true;
@@ -273,10 +337,16 @@ static bool group_check(struct sched *s, struct group *g, int64_t now)
     if (!g->n_flights || g->abort.active || now < oldest_due(g))
         return false;
     const uint64_t late = g->flights[0]->pending;
-    snprintf(text, sizeof text, "%s did not finish its step within %u ms", sched_names(s, late, names, sizeof names),
-             g->flights[0]->deadline_ms);
-    group_break(s, g, late, text);
-    suspect(s, late);
+    if (g->probing) {
+        late_end(s, g, late);
+        return true;
+    }
+    g->late = late;
+    g->late_ms = g->flights[0]->deadline_ms;
+    if (late & (late - 1))
+        late_ask(s, g);
+    else
+        late_end(s, g, late);
     return true;
 }
 
@@ -308,19 +378,23 @@ enum status sched_abort(struct sched *s, uint16_t worker, const struct control_a
     if (abort->epoch > g->epoch || abort->group != g->id)
         return ST_PROTOCOL;
     const uint8_t peer = abort->peer == UINT16_MAX ? SCHED_NO_SLOT : sched_slot(s, abort->peer);
-    const uint64_t blamed = peer != SCHED_NO_SLOT && peer != slot ? SCHED_BIT(peer) & g->members : 0;
+    const bool blames = peer != SCHED_NO_SLOT && peer != slot && (SCHED_BIT(peer) & g->members);
+    if (g->abort.active && (g->abort.spoke & SCHED_BIT(slot)))
+        return ST_OK; /* it said so already */
     sched_enter(s);
     if (!g->abort.active) {
         const int64_t grace = s->config.step_deadline_ms / 4;
         memset(&g->abort, 0, sizeof g->abort);
         g->abort.active = true;
         g->abort.until_ms = sched_now_ms(s) + (grace < SCHED_ABORT_GRACE_MS ? grace : SCHED_ABORT_GRACE_MS);
-        g->abort.first = blamed ? blamed : SCHED_BIT(slot);
+        g->abort.first = slot;
         snprintf(g->abort.reason, sizeof g->abort.reason, "%s (reported by worker %u)",
                  abort->reason ? abort->reason : "no reason given", worker);
     }
+    g->abort.order[slot] = (uint32_t)__builtin_popcountll(g->abort.spoke);
     g->abort.spoke |= SCHED_BIT(slot);
-    g->abort.blamed |= blamed;
+    g->abort.blame[slot] = blames ? peer : SCHED_NO_SLOT;
+    g->abort.blamed |= blames ? SCHED_BIT(peer) : 0;
     sched_leave(s);
     return ST_OK;
 }

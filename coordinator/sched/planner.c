@@ -285,7 +285,7 @@ static void send(struct sched *s, struct group *g, struct flight *f)
 
 bool planner_send(struct sched *s, struct group *g)
 {
-    if (g->hold || g->abort.active || g->n_flights >= s->config.plans_ahead)
+    if (g->hold || g->probing || g->abort.active || g->n_flights >= s->config.plans_ahead)
         return false;
     struct flight *f = flight_new(s);
     s->stamp++;
@@ -307,4 +307,13 @@ bool planner_send(struct sched *s, struct group *g)
     }
     send(s, g, f);
     return true;
+}
+
+void planner_probe(struct sched *s, struct group *g)
+{
+    struct flight *f = flight_new(s);
+    s->n_seqs = s->n_runs = 0;
+    send(s, g, f);
+    const uint32_t half = s->config.step_deadline_ms / 2;
+    f->deadline_ms = half < SCHED_PROBE_MS ? half : SCHED_PROBE_MS;
 }

@@ -31,6 +31,7 @@ enum {
     SCHED_SHIP_PAUSE_MS = 250,
     SCHED_ABORT_GRACE_MS = 200, /* for the other members to say whom they blame */
     SCHED_IDS_A_RUN = 1024,     /* content ids computed for an admission before others have their turn: 1.5 ms */
+    SCHED_PROBE_MS = 500,       /* for an answer to a plan without rows */
     SCHED_RUN_MS = 1000,        /* sched_run is wanted again at the latest */
 };
 #define SCHED_NO_SLOT   UINT8_MAX
@@ -180,9 +181,15 @@ struct group {
     struct {
         bool active;
         int64_t until_ms;
-        uint64_t spoke, blamed, first; /* aborted; blamed by one; by the first */
+        uint64_t spoke, blamed;      /* gave up; blamed by one of them */
+        uint8_t first;               /* who gave up first, as far as we heard */
+        uint8_t blame[SCHED_SLOTS];  /* of those who gave up; SCHED_NO_SLOT: nobody, the fault is its own */
+        uint32_t order[SCHED_SLOTS]; /* in which they did */
         char reason[160];
     } abort;
+    bool probing;  /* the plan in flight has no rows: it shows who of `late` still answers */
+    uint64_t late; /* had not finished a step in time */
+    uint32_t late_ms;
 };
 
 struct transfer {
@@ -345,12 +352,16 @@ struct group *group_new(struct sched *s, uint64_t members);
 void group_free(struct sched *s, struct group *g);
 /* What is in flight is abandoned, the epoch is raised; requests that touch the guilty end (or start again, if nothing was planned yet). */
 void group_break(struct sched *s, struct group *g, uint64_t guilty, const char *message);
+/* All answered the plan that asked who lives. */
+void group_answered(struct sched *s, struct group *g);
 /* Deadlines and aborts. -> ms until the next one */
 int64_t groups_check(struct sched *s);
 void group_remove(struct group *g, const struct sched_request *r);
 
 /* planner.c: makes and sends the next plan. false: nothing to do. */
 bool planner_send(struct sched *s, struct group *g);
+/* A plan without rows. */
+void planner_probe(struct sched *s, struct group *g);
 
 /* flight.c */
 struct flight *flight_new(struct sched *s);

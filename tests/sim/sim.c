@@ -277,6 +277,13 @@ void sim_hang(struct sim *sim, uint16_t worker, int64_t ms)
         sim_post(sim, sim->now + ms, SIM_WAKE, worker, NULL);
 }
 
+void sim_cut(struct sim *sim, uint16_t a, uint16_t b, int64_t ms)
+{
+    sim->cut[0] = a;
+    sim->cut[1] = b;
+    sim->cut_until = sim->now + ms;
+}
+
 bool sim_alive(const struct sim *sim, uint16_t worker)
 {
     return sim->workers[worker] && sim_worker_link(sim->workers[worker])->alive;

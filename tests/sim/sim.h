@@ -71,6 +71,8 @@ struct sim {
     uint32_t n_workers;
     struct sim_request requests[SIM_REQUESTS_MAX];
     uint32_t n_requests;
+    uint16_t cut[2]; /* two workers that do not reach each other, until then */
+    int64_t cut_until;
     uint64_t n_steps, n_rows, n_copies, n_shipped_rows, n_plans, n_spread_steps, n_aborts, n_vain;
 };
 
@@ -88,6 +90,8 @@ uint16_t sim_join_as(struct sim *sim, uint32_t n_blocks, const char *fingerprint
 void sim_crash(struct sim *sim, uint16_t worker, uint32_t notice_ms);
 /* It does nothing for so long (INT64_MAX: for ever), but its heart beats. */
 void sim_hang(struct sim *sim, uint16_t worker, int64_t ms);
+/* The two do not reach each other for so long; both still reach the coordinator. */
+void sim_cut(struct sim *sim, uint16_t a, uint16_t b, int64_t ms);
 bool sim_alive(const struct sim *sim, uint16_t worker);
 
 /* Goes on until `ms` later, or nothing is left to run of requests. */

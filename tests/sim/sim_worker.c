@@ -359,6 +359,15 @@ static void queue_pop(struct sim_worker *w)
     free(q);
 }
 
+/* Two members do not reach each other: they wait in vain. */
+static bool cut_between(const struct sim *sim, const struct plan *plan)
+{
+    uint32_t ends = 0;
+    for (uint32_t i = 0; i < plan->n_members && sim->now < sim->cut_until; i++)
+        ends += plan->members[i] == sim->cut[0] || plan->members[i] == sim->cut[1];
+    return ends == 2;
+}
+
 static void plan_begin(struct sim *sim, struct sim_worker *w, const struct plan *plan)
 {
     for (uint32_t i = 0; i < plan->n_drops; i++)
@@ -377,7 +386,8 @@ static void plan_begin(struct sim *sim, struct sim_worker *w, const struct plan 
             peer->queue->m->as.plan->number != plan->number)
             return;
     }
-    step(sim, plan);
+    if (!plan->n_runs || !cut_between(sim, plan))
+        step(sim, plan);
 }
 
 static void give_up(struct sim *sim, struct sim_worker *w, const struct plan *plan)
@@ -389,6 +399,8 @@ static void give_up(struct sim *sim, struct sim_worker *w, const struct plan *pl
         if (p->phase != AT_BARRIER || p->queue->m->as.plan->number != plan->number)
             peer = plan->members[i];
     }
+    if (peer == UINT16_MAX) /* all are here and nothing goes on: the link is cut */
+        peer = sim->cut[w->id == sim->cut[0]];
     m.as.abort = (struct control_abort){
         .group = plan->group, .epoch = plan->epoch, .plan = plan->number, .peer = peer, .reason = "waited too long"
     };

@@ -303,6 +303,30 @@ static void test_hang(void **state)
     end(sim);
 }
 
+/* In a group of two one hangs: it alone is named, and what the other has for itself goes on. */
+static void test_hang_in_group(void **state)
+{
+    (void)state;
+    struct seen seen;
+    for (uint32_t ahead = 1; ahead < 4; ahead++) {
+        struct sim_options o = usual(2, 100, &seen);
+        o.config.plans_ahead = ahead;
+        struct sim *sim = sim_new(&o);
+        const uint32_t a = submit(sim, text, 1500, 400);
+        sim_advance(sim, 150);
+        const uint32_t b = submit(sim, other, 200, 300), c = submit(sim, other + 500, 200, 300);
+        sim_advance(sim, 100);
+        sim_hang(sim, 0, INT64_MAX);
+        const int64_t start = sim->now;
+        sim_finish(sim, 10000);
+        assert_int_equal(sim->requests[a].reason, FINISH_ERROR);
+        assert_non_null(strstr(sim->requests[a].message, "worker 0 "));
+        assert_true(sim->requests[a].ended_ms - start < 1000);
+        assert_int_equal((sim->requests[b].reason == FINISH_ERROR) + (sim->requests[c].reason == FINISH_ERROR), 1);
+        end(sim);
+    }
+}
+
 /* A pause that is too long: the worker is good again once it has finished a step. */
 static void test_pause(void **state)
 {
@@ -349,6 +373,38 @@ static void test_crash(void **state)
     const uint32_t b = submit(sim, text, 1500, 40);
     sim_finish(sim, 10000);
     assert_int_equal(sim->requests[b].reason, FINISH_LENGTH);
+    end(sim);
+}
+
+/* Two workers do not reach each other: the sequence on both ends, those on one go on, and alone they serve. */
+static void test_cut(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(2, 100, &seen);
+    struct sim *sim = sim_new(&o);
+    const uint32_t a = submit(sim, text, 1500, 400);
+    sim_advance(sim, 150);
+    const uint32_t b = submit(sim, other, 200, 300), c = submit(sim, other + 500, 200, 300);
+    sim_advance(sim, 100);
+    sim_cut(sim, 0, 1, 5000);
+    const int64_t start = sim->now;
+    sim_finish(sim, 100000);
+    assert_int_equal(sim->requests[a].status, ST_PEER);
+    assert_string_equal(sim->requests[a].message, "workers 0, 1 did not finish their step within 500 ms");
+    assert_true(sim->requests[a].ended_ms - start < 1000);
+    assert_int_equal(sim->requests[b].reason, FINISH_LENGTH);
+    assert_int_equal(sim->requests[c].reason, FINISH_LENGTH);
+    submit(sim, other, 300, 20);
+    submit(sim, other + 700, 300, 20);
+    sim_finish(sim, 2000);
+    assert_int_equal(sim->requests[3].reason, FINISH_LENGTH);
+    assert_int_equal(sim->requests[4].reason, FINISH_LENGTH);
+    assert_int_equal(seen.stops, 0);
+    sim_advance(sim, 5000);
+    const uint32_t d = submit(sim, text, 1500, 20);
+    sim_finish(sim, 100000);
+    assert_int_equal(sim->requests[d].reason, FINISH_LENGTH);
     end(sim);
 }
 
@@ -606,8 +662,10 @@ int main(void)
         cmocka_unit_test(test_copies_fail),
         cmocka_unit_test(test_copy_waits_for_drop),
         cmocka_unit_test(test_hang),
+        cmocka_unit_test(test_hang_in_group),
         cmocka_unit_test(test_pause),
         cmocka_unit_test(test_crash),
+        cmocka_unit_test(test_cut),
         cmocka_unit_test(test_all_lost),
         cmocka_unit_test(test_memory),
         cmocka_unit_test(test_capacity),
