@@ -272,10 +272,10 @@ class Cluster:
     def stream(self, path, body, timeout_s=120):
         return Stream(self, path, body, timeout_s)
 
-    def complete(self, prompt, max_tokens, **more):
+    def complete(self, prompt, max_tokens, timeout_s=120, **more):
         """Greedy completion -> (tokens' texts, log-probabilities, whole answer)"""
         a = self.post("/v1/completions", {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "logprobs": 0,
-                                          "ignore_eos": True, **more})
+                                          "ignore_eos": True, **more}, timeout_s=timeout_s)
         lp = a["choices"][0]["logprobs"]
         return lp["tokens"], lp["token_logprobs"], a
 
