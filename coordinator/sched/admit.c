@@ -239,7 +239,7 @@ void admit_all(struct sched *s)
         struct sched_request *r = s->queue;
         enum found found = find_place(s, r, s->config.prefix_sharing);
         /* All alone and still no room: what its prefix occupies is in the way. */
-        if (found == NO_ROOM && !s->n_running && !s->n_transfers)
+        if (found == NO_ROOM && !s->n_running && !s->n_transfers && !s->n_lingering)
             found = find_place(s, r, false);
         if (found != FOUND) {
             s->admit_changed = found == LATER;

@@ -81,6 +81,7 @@ void sched_free(struct sched *s)
         outbox_deinit(&s->workers[i].forgets);
     directory_deinit(&s->dir);
     free(s->running);
+    free(s->lingering);
     free(s->place.hits);
     free(s->place.at);
     free(s->place.owner);

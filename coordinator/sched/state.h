@@ -200,6 +200,12 @@ struct transfer {
     int64_t sent_ms;
 };
 
+/* A source that may still be sending to one that is gone: dropped now, its room would not be free yet. */
+struct lingering {
+    struct copy *src; /* held */
+    int64_t until_ms;
+};
+
 enum waiter_kind { WAITS_TO_START, WAITS_TO_SHIP };
 struct waiter {
     struct waiter *next;
@@ -241,6 +247,8 @@ struct sched {
     struct transfer **transfers_end;
     uint32_t n_transfers;
     uint32_t transfers_waiting;
+    struct lingering *lingering; /* sources of transfers that were given up */
+    uint32_t n_lingering, lingering_cap;
     struct flight *spares[SCHED_PLANS_MAX * 4];
     uint32_t n_spares;
     struct place place;

@@ -28,8 +28,8 @@ void transfer_wait(struct copy *dst, struct sched_request *r, enum waiter_kind k
     dst->transfer->waiters = w;
 }
 
-/* Off the list; its source is held no more. What becomes of dst is the caller's business. */
-static void transfer_unlink(struct sched *s, struct transfer *t)
+/* Off the list. linger: its source may be sending yet and is held a while; else no more. What becomes of dst is the caller's business. */
+static void transfer_unlink(struct sched *s, struct transfer *t, bool linger)
 {
     struct transfer **at = &s->transfers;
     while (*at != t)
@@ -45,7 +45,13 @@ static void transfer_unlink(struct sched *s, struct transfer *t)
         s->transfers_waiting--;
     }
     t->dst->transfer = NULL;
-    directory_unref(&s->dir, t->src);
+    if (linger && t->sent) {
+        sched_grow((void **)&s->lingering, &s->lingering_cap, s->n_lingering + 1, sizeof *s->lingering);
+        s->lingering[s->n_lingering++] =
+            (struct lingering){ .src = t->src, .until_ms = sched_now_ms(s) + s->config.step_deadline_ms };
+    } else {
+        directory_unref(&s->dir, t->src);
+    }
     t->src = NULL;
     s->admit_changed = true;
 }
@@ -66,7 +72,7 @@ void transfer_unwait(struct sched *s, struct copy *dst, struct sched_request *r)
     }
     if (t->sent || t->waiters)
         return;
-    transfer_unlink(s, t);
+    transfer_unlink(s, t, false);
     free(t);
 }
 
@@ -121,10 +127,26 @@ static void transfer_tell(struct sched *s, struct transfer *t, bool ok)
     directory_drop(&s->dir, dst);
 }
 
-static void transfer_fail(struct sched *s, struct transfer *t)
+static void transfer_fail(struct sched *s, struct transfer *t, bool linger)
 {
-    transfer_unlink(s, t);
+    transfer_unlink(s, t, linger);
     transfer_tell(s, t, false);
+}
+
+/* Lets go of sources that have lingered until now, and of all at a worker that is gone. */
+static void lingering_end(struct sched *s, int64_t now, uint8_t gone)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < s->n_lingering; i++) {
+        const struct lingering l = s->lingering[i];
+        if (l.until_ms > now && l.src->slot != gone)
+            s->lingering[kept++] = l;
+        else
+            directory_unref(&s->dir, l.src);
+    }
+    if (kept != s->n_lingering)
+        s->admit_changed = true;
+    s->n_lingering = kept;
 }
 
 enum status transfer_arrived(struct sched *s, uint8_t slot, const struct control_copied *copied)
@@ -143,10 +165,10 @@ enum status transfer_arrived(struct sched *s, uint8_t slot, const struct control
     if (!ok) {
         log_warn("worker %u: block %llu did not come from worker %u: %s", s->workers[slot].id,
                  (unsigned long long)copied->handle, copied->source, status_text((enum status)copied->status));
-        transfer_fail(s, t);
+        transfer_fail(s, t, false);
         return ST_OK;
     }
-    transfer_unlink(s, t);
+    transfer_unlink(s, t, false);
     directory_ref(&s->dir, dst);
     directory_arrived(&s->dir, dst);
     transfer_tell(s, t, true);
@@ -163,6 +185,8 @@ static int64_t patience(const struct sched *s)
 void transfers_check(struct sched *s)
 {
     const int64_t late = sched_now_ms(s) - patience(s);
+    if (s->n_lingering)
+        lingering_end(s, sched_now_ms(s), SCHED_NO_SLOT);
     for (struct transfer *t = s->transfers; t;) {
         if (!t->sent || t->sent_ms > late) {
             t = t->next;
@@ -170,7 +194,7 @@ void transfers_check(struct sched *s)
         }
         log_warn("block %llu did not come from worker %u to worker %u in time",
                  (unsigned long long)t->dst->block->handle, s->workers[t->src->slot].id, s->workers[t->dst->slot].id);
-        transfer_fail(s, t);
+        transfer_fail(s, t, true);
         t = s->transfers; /* others may have gone with it */
     }
 }
@@ -193,7 +217,8 @@ void transfers_lost(struct sched *s, uint8_t slot)
             t = t->next;
             continue;
         }
-        transfer_fail(s, t);
+        transfer_fail(s, t, t->src->slot != slot);
         t = s->transfers;
     }
+    lingering_end(s, INT64_MIN, slot);
 }
