@@ -49,7 +49,7 @@ def main(needs_model=True):
         lacking(f"{LONGSPAN} is not built")
     if needs_model and not os.path.isdir(MODEL):
         lacking(f"{MODEL} is not there (make model)")
-    program = unittest.main(module="__main__", exit=False, verbosity=2)
+    program = unittest.main(module="__main__", exit=False, verbosity=2, warnings="ignore")
     ok = program.result.wasSuccessful()
     for c in _clusters:
         if not ok and c.log_lines:
