@@ -139,90 +139,121 @@ static void sum_x(const struct linear_args *a, uint32_t row_begin, uint32_t n_ro
                 sum_block16(x, a->x_stride, to);
                 continue;
             }
-            for (uint32_t r = 0; r < AMX_ROWS; r++)
-                to[r] = r < rows ? sum_block(x + r * a->x_stride) : 0.0f;
+            _mm512_storeu_ps(to, _mm512_setzero_ps());
+            for (uint32_t r = 0; r < rows; r++)
+                to[r] = sum_block(x + r * a->x_stride);
         }
     }
 }
 
 /* ---- up to 16 rows ---- */
 
-/* What lies between expanding a pair of blocks and adding its products: kept two pairs deep, so that no load waits for a store. */
+/*
+ * What lies between expanding a pair of blocks and adding its products, and how many pairs later each step comes, so that none waits for the
+ * one before.
+ */
+enum { PIPE_SLOTS = 4, PIPE_MULTIPLY = 1, PIPE_STORE = 2, PIPE_ADD = 4 };
+
 struct few_pipe {
-    uint8_t b[2][2][AMX_TILE];              /* expanded weights */
-    float c[2][2][AMX_ROWS * LINEAR_GROUP]; /* products */
+    uint8_t b[PIPE_SLOTS][2][AMX_TILE];              /* expanded weights */
+    float c[PIPE_SLOTS][2][AMX_ROWS * LINEAR_GROUP]; /* products */
     float acc[AMX_ROWS * LINEAR_GROUP];
 } __attribute__((aligned(64)));
 
-INLINE void few_multiply(const struct linear_args *a, struct few_pipe *p, size_t pair)
+INLINE void few_expand(enum weight_codec codec, const uint8_t *group, struct few_pipe *p, size_t pair, const int n)
+{
+    const uint8_t *codes = linear_codes(codec, group, 2 * pair);
+    for (size_t at = 0; at < linear_pair_bytes(codec); at += 64)
+        _mm_prefetch((const char *)codes + PREFETCH + at, _MM_HINT_T0);
+    expand(codec, codes, p->b[pair % PIPE_SLOTS][0]);
+    if (n > 1)
+        expand(codec, codes + linear_codes_bytes(codec), p->b[pair % PIPE_SLOTS][1]);
+}
+
+/* C of even pairs is in tiles 0 and 1, of odd ones in 2 and 3: one pair is stored while the next is multiplied. */
+#define FEW_MULTIPLY(c0, c1)                                                                                           \
+    do {                                                                                                               \
+        _tile_zero(c0);                                                                                                \
+        _tile_loadd(4, x, a->x_stride * 2);                                                                            \
+        _tile_loadd(6, p->b[pair % PIPE_SLOTS][0], 64);                                                                \
+        _tile_dpbf16ps(c0, 4, 6);                                                                                      \
+        if (n > 1) {                                                                                                   \
+            _tile_zero(c1);                                                                                            \
+            _tile_loadd(5, x + LINEAR_BLOCK, a->x_stride * 2);                                                         \
+            _tile_loadd(7, p->b[pair % PIPE_SLOTS][1], 64);                                                            \
+            _tile_dpbf16ps(c1, 5, 7);                                                                                  \
+        }                                                                                                              \
+    } while (0)
+#define FEW_STORE(c0, c1)                                                                                              \
+    do {                                                                                                               \
+        _tile_stored(c0, p->c[pair % PIPE_SLOTS][0], 64);                                                              \
+        if (n > 1)                                                                                                     \
+            _tile_stored(c1, p->c[pair % PIPE_SLOTS][1], 64);                                                          \
+    } while (0)
+
+INLINE void few_multiply(const struct linear_args *a, struct few_pipe *p, size_t pair, const int n)
 {
     const uint16_t *x = (const uint16_t *)a->x + pair * 2 * LINEAR_BLOCK;
-    const size_t slot = pair % 2;
     amx_sees(p);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_loadd(2, x, a->x_stride * 2);
-    _tile_loadd(6, p->b[slot][0], 64);
-    _tile_dpbf16ps(0, 2, 6);
-    _tile_loadd(3, x + LINEAR_BLOCK, a->x_stride * 2);
-    _tile_loadd(7, p->b[slot][1], 64);
-    _tile_dpbf16ps(1, 3, 7);
-    _tile_stored(0, p->c[slot][0], 64);
-    _tile_stored(1, p->c[slot][1], 64);
+    if (pair % 2)
+        FEW_MULTIPLY(2, 3);
+    else
+        FEW_MULTIPLY(0, 1);
 }
 
-/* The last pair may hold one block. */
-INLINE void few_multiply_half(const struct linear_args *a, struct few_pipe *p, size_t pair)
+INLINE void few_store(struct few_pipe *p, size_t pair, const int n)
 {
-    amx_sees(p);
-    _tile_zero(0);
-    _tile_loadd(2, (const uint16_t *)a->x + pair * 2 * LINEAR_BLOCK, a->x_stride * 2);
-    _tile_loadd(6, p->b[pair % 2][0], 64);
-    _tile_dpbf16ps(0, 2, 6);
-    _tile_stored(0, p->c[pair % 2][0], 64);
+    if (pair % 2)
+        FEW_STORE(2, 3);
+    else
+        FEW_STORE(0, 1);
 }
 
-INLINE void few_add(const struct linear_args *a, enum weight_codec codec, const uint8_t *group, struct few_pipe *p,
-                    size_t b, const float *sums, const uint32_t n_rows)
+/* One row is summed up in a register, more in memory. */
+INLINE __m512 few_add(enum weight_codec codec, const uint8_t *group, struct few_pipe *p, size_t pair, const float *sums,
+                      const uint32_t n_rows, __m512 acc, const int n)
 {
-    const __m512 d = load_d(codec, group, b), m = load_m(codec, group, b, d);
-    (void)a;
-    for (uint32_t r = 0; r < n_rows; r++) {
-        __m512 acc = _mm512_load_ps(p->acc + r * LINEAR_GROUP);
-        acc = _mm512_fmadd_ps(d, _mm512_load_ps(p->c[b / 2 % 2][b % 2] + r * LINEAR_GROUP), acc);
-        if (has_min(codec))
-            acc = _mm512_fmadd_ps(m, _mm512_set1_ps(sums[b * AMX_ROWS + r]), acc);
-        _mm512_store_ps(p->acc + r * LINEAR_GROUP, acc);
+    const float *c = p->c[pair % PIPE_SLOTS][0];
+    for (size_t b = 2 * pair; b < 2 * pair + (size_t)n; b++, c += AMX_ROWS * LINEAR_GROUP) {
+        const __m512 d = load_d(codec, group, b), m = load_m(codec, group, b, d);
+        for (uint32_t r = 0; r < n_rows; r++) {
+            if (n_rows > 1)
+                acc = _mm512_load_ps(p->acc + r * LINEAR_GROUP);
+            acc = _mm512_fmadd_ps(d, _mm512_load_ps(c + r * LINEAR_GROUP), acc);
+            if (has_min(codec))
+                acc = _mm512_fmadd_ps(m, _mm512_set1_ps(sums[b * AMX_ROWS + r]), acc);
+            if (n_rows > 1)
+                _mm512_store_ps(p->acc + r * LINEAR_GROUP, acc);
+        }
     }
+    return acc;
 }
 
 INLINE void few_group(const struct linear_args *a, enum weight_codec codec, const uint8_t *group, const float *sums,
                       struct few_pipe *p, const uint32_t n_rows)
 {
     const size_t n_blocks = linear_n_blocks(a->shape), n_pairs = n_blocks / 2;
-    const bool odd = n_blocks % 2;
+    __m512 acc = _mm512_setzero_ps();
     for (uint32_t r = 0; r < n_rows; r++)
-        _mm512_store_ps(p->acc + r * LINEAR_GROUP, _mm512_setzero_ps());
-    for (size_t i = 0; i < n_pairs + 2; i++) {
-        if (i < n_pairs) {
-            const uint8_t *codes = linear_codes(codec, group, 2 * i);
-            for (size_t at = 0; at < linear_pair_bytes(codec); at += 64)
-                _mm_prefetch((const char *)codes + PREFETCH + at, _MM_HINT_T0);
-            expand(codec, codes, p->b[i % 2][0]);
-            expand(codec, codes + linear_codes_bytes(codec), p->b[i % 2][1]);
-        }
-        if (i >= 2) {
-            few_add(a, codec, group, p, 2 * (i - 2), sums, n_rows);
-            few_add(a, codec, group, p, 2 * (i - 2) + 1, sums, n_rows);
-        }
-        if (i >= 1 && i - 1 < n_pairs)
-            few_multiply(a, p, i - 1);
+        _mm512_store_ps(p->acc + r * LINEAR_GROUP, acc);
+    for (size_t i = 0; i < n_pairs + PIPE_ADD; i++) {
+        if (i < n_pairs)
+            few_expand(codec, group, p, i, 2);
+        if (i >= PIPE_ADD)
+            acc = few_add(codec, group, p, i - PIPE_ADD, sums, n_rows, acc, 2);
+        if (i >= PIPE_MULTIPLY && i - PIPE_MULTIPLY < n_pairs)
+            few_multiply(a, p, i - PIPE_MULTIPLY, 2);
+        if (i >= PIPE_STORE && i - PIPE_STORE < n_pairs)
+            few_store(p, i - PIPE_STORE, 2);
     }
-    if (odd) {
-        expand(codec, linear_codes(codec, group, n_blocks - 1), p->b[n_pairs % 2][0]);
-        few_multiply_half(a, p, n_pairs);
-        few_add(a, codec, group, p, n_blocks - 1, sums, n_rows);
+    if (n_blocks % 2) {
+        few_expand(codec, group, p, n_pairs, 1);
+        few_multiply(a, p, n_pairs, 1);
+        few_store(p, n_pairs, 1);
+        acc = few_add(codec, group, p, n_pairs, sums, n_rows, acc, 1);
     }
+    if (n_rows == 1)
+        _mm512_store_ps(p->acc, acc);
 }
 
 INLINE void few_rows(const struct linear_args *a, enum weight_codec codec, bool one)
