@@ -29,13 +29,15 @@ struct sched_config {
     uint32_t prefill_chunk_rows; /* most prompt rows of one sequence in a step while others decode */
     uint32_t sequences_max;      /* running at once */
     uint32_t queue_max;          /* waiting at once; more are refused (ST_BUSY) */
-    uint32_t spread_min_tokens;  /* sequences of fewer positions stay on their home: a group of one never waits for a network */
-    uint32_t step_deadline_ms;   /* by which a step must be done, */
-    uint32_t step_row_ms;        /* and so much more for each of its rows: a long chunk takes long on a slow or busy machine */
-    uint32_t plans_ahead;        /* plans in flight a group: 2 pipelines */
+    uint32_t
+        spread_min_tokens; /* sequences of fewer positions stay on their home: a group of one never waits for a network */
+    uint32_t step_deadline_ms; /* by which a step must be done, */
+    uint32_t step_row_ms; /* and so much more for each of its rows: a long chunk takes long on a slow or busy machine */
+    uint32_t plans_ahead; /* plans in flight a group: 2 pipelines */
     bool prefix_sharing;
-    struct digest context;       /* all that decides bits beside tokens: hashed into block ids (model, precision, codec, selector; fingerprint is added) */
-    uint64_t seed;               /* of free choices (ties); layouts may be drawn at random by tests through `choose` */
+    struct digest
+        context; /* all that decides bits beside tokens: hashed into block ids (model, precision, codec, selector; fingerprint is added) */
+    uint64_t seed; /* of free choices (ties); layouts may be drawn at random by tests through `choose` */
 };
 
 /*
@@ -56,30 +58,30 @@ struct sched_ops {
 struct sched_want {
     const int32_t *tokens;
     uint32_t n_tokens;
-    uint32_t max_tokens;          /* to generate; 0 with score: only score the prompt */
-    const int32_t *eos;           /* tokens that end it (none if ignore_eos) */
+    uint32_t max_tokens; /* to generate; 0 with score: only score the prompt */
+    const int32_t *eos;  /* tokens that end it (none if ignore_eos) */
     uint32_t n_eos;
     struct plan_sampling sampling;
-    uint8_t n_top;                /* alternatives a token */
-    bool score;                   /* log-probabilities of prompt tokens 1.. (then no prefix hit is taken: every row is computed) */
-    bool logits;                  /* whole logit rows of every computed row (tests, --dump-logits) */
-    const int32_t *forced;        /* tests and replay: generated tokens that are forced, not sampled */
+    uint8_t n_top; /* alternatives a token */
+    bool score;    /* log-probabilities of prompt tokens 1.. (then no prefix hit is taken: every row is computed) */
+    bool logits;   /* whole logit rows of every computed row (tests, --dump-logits) */
+    const int32_t *forced; /* tests and replay: generated tokens that are forced, not sampled */
     uint32_t n_forced;
-    const char *label;            /* for logs: the request's id */
+    const char *label; /* for logs: the request's id */
 };
 
 enum finish_reason { FINISH_STOP, FINISH_LENGTH, FINISH_CANCELLED, FINISH_ERROR };
 
 struct sched_worker_share {
     uint16_t worker;
-    uint32_t blocks;              /* sealed blocks of this request owned (read) there at its last token */
+    uint32_t blocks;                     /* sealed blocks of this request owned (read) there at its last token */
     uint64_t bytes_sent, bytes_received; /* exchanged by it during steps that had rows of this request */
 };
 
 struct sched_done {
     enum finish_reason reason;
-    enum status status;           /* FINISH_ERROR: ST_PEER (a worker was lost; 503), ST_TIMEOUT, ... */
-    const char *message;          /* names the worker */
+    enum status status;  /* FINISH_ERROR: ST_PEER (a worker was lost; 503), ST_TIMEOUT, ... */
+    const char *message; /* names the worker */
     uint32_t prompt_tokens, cached_tokens, completion_tokens;
     uint64_t kv_bytes_read, kv_bytes_dense;
     uint32_t n_shares;
@@ -100,7 +102,8 @@ struct sched_events {
     void (*done)(void *user, const struct sched_done *done);
 };
 
-enum status sched_new(const struct sched_config *config, const struct sched_ops *ops, void *ctx, struct sched **sched_out);
+enum status sched_new(const struct sched_config *config, const struct sched_ops *ops, void *ctx,
+                      struct sched **sched_out);
 /* Requests that still run end with FINISH_CANCELLED. */
 void sched_free(struct sched *s);
 
@@ -136,8 +139,9 @@ struct sched_worker_stats {
 };
 struct sched_stats {
     uint32_t waiting, running, groups;
-    uint64_t steps, prompt_rows, decode_rows, prefix_hit_tokens, prompt_tokens, completion_tokens, requests_done, requests_failed, requests_cancelled;
-    uint64_t coordination_us;       /* sum over steps of (interval of the step - slowest worker's busy and wait time) */
+    uint64_t steps, prompt_rows, decode_rows, prefix_hit_tokens, prompt_tokens, completion_tokens, requests_done,
+        requests_failed, requests_cancelled;
+    uint64_t coordination_us; /* sum over steps of (interval of the step - slowest worker's busy and wait time) */
 };
 void sched_stats(const struct sched *s, struct sched_stats *stats_out);
 /* -> number written, at most max */

@@ -21,8 +21,8 @@ extern "C" {
 #endif
 
 enum {
-    PLAN_BLOCK = 64,        /* positions a block */
-    PLAN_SLOTS = 64,        /* slot = leaf mod PLAN_SLOTS */
+    PLAN_BLOCK = 64, /* positions a block */
+    PLAN_SLOTS = 64, /* slot = leaf mod PLAN_SLOTS */
     PLAN_WORKERS_MAX = 64,
     PLAN_ROWS_MAX = 1 << 16,
     PLAN_POSITIONS_MAX = 1 << 24,
@@ -53,7 +53,8 @@ struct plan_sampling {
 struct plan_seq {
     uint64_t id;
     bool fresh;
-    uint32_t table_from, n_table;    /* handles of blocks table_from .. table_from + n_table - 1; covers every block that a row here may see */
+    uint32_t table_from,
+        n_table; /* handles of blocks table_from .. table_from + n_table - 1; covers every block that a row here may see */
     const kv_handle *table;
     uint32_t reader_from, n_readers; /* worker that reads leaf reader_from + i; of a row's own leaf: its home */
     const uint16_t *readers;
@@ -67,22 +68,23 @@ struct plan_run {
     const int32_t *tokens;  /* [n_rows]; tokens[0] may be -1: the token that the home sampled at pos - 1 */
     const int32_t *targets; /* [n_rows] if WANT_SCORE (-1: not this row), else NULL */
     uint16_t home;
-    uint8_t cls;            /* enum row_class */
-    uint8_t want;           /* enum plan_want */
-    uint8_t n_top;          /* alternatives wanted with each sampled or scored row, <= PLAN_TOP_MAX */
+    uint8_t cls;   /* enum row_class */
+    uint8_t want;  /* enum plan_want */
+    uint8_t n_top; /* alternatives wanted with each sampled or scored row, <= PLAN_TOP_MAX */
 };
 
 struct plan {
-    uint64_t epoch, number;   /* of the group: number ascends by 1 within an epoch */
+    uint64_t epoch, number; /* of the group: number ascends by 1 within an epoch */
     uint32_t group;
     uint32_t leaf_blocks;
-    uint32_t deadline_ms;     /* a step that takes longer is abandoned */
+    uint32_t deadline_ms; /* a step that takes longer is abandoned */
     uint32_t n_members, n_seqs, n_runs, n_drops, n_forgets;
-    const uint16_t *members;  /* ascending worker ids */
+    const uint16_t *members; /* ascending worker ids */
     const struct plan_seq *seqs;
     const struct plan_run *runs;
-    const kv_handle *drops;   /* the receiver's own: copies that no plan from this one on reads here: free them first (those that are here) */
-    const uint64_t *forgets;  /* the receiver's own: sequences that have ended, or gone elsewhere */
+    const kv_handle *
+        drops; /* the receiver's own: copies that no plan from this one on reads here: free them first (those that are here) */
+    const uint64_t *forgets; /* the receiver's own: sequences that have ended, or gone elsewhere */
 };
 
 struct result_top {
@@ -93,12 +95,12 @@ struct result_top {
 struct result_row {
     uint64_t seq;
     uint32_t pos;
-    int32_t token;         /* sampled after this row, or -1 */
-    float logprob;         /* of token: natural logarithm, before temperature */
-    float target_logprob;  /* of the run's target for this row (WANT_SCORE) */
+    int32_t token;        /* sampled after this row, or -1 */
+    float logprob;        /* of token: natural logarithm, before temperature */
+    float target_logprob; /* of the run's target for this row (WANT_SCORE) */
     uint32_t n_top;
     const struct result_top *top; /* best first */
-    uint32_t n_logits;     /* n_vocab if WANT_LOGITS, else 0 */
+    uint32_t n_logits;            /* n_vocab if WANT_LOGITS, else 0 */
     const float *logits;
 };
 
@@ -108,9 +110,9 @@ struct result {
     uint32_t group;
     uint32_t n_rows;
     const struct result_row *rows;
-    uint64_t busy_us;             /* from the start of the step's work to its end, waits for peers left out */
-    uint64_t wait_us;             /* waits for peers */
-    uint64_t bytes_sent, bytes_received; /* partials and queries of this step */
+    uint64_t busy_us;                       /* from the start of the step's work to its end, waits for peers left out */
+    uint64_t wait_us;                       /* waits for peers */
+    uint64_t bytes_sent, bytes_received;    /* partials and queries of this step */
     uint64_t kv_bytes_read, kv_bytes_dense; /* density = read / dense */
 };
 
