@@ -242,6 +242,15 @@ class Faults(unittest.TestCase):
         self.cluster.wait_workers(timeout_s=40)
         self.assertEqual(self.cluster.http("GET", "/ready")[0], 200)
 
+    def test_coordinator_paused(self):
+        """It hangs longer than workers wait for it: they attach again when it goes on."""
+        pid = self.cluster.coordinator()
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(3)
+        os.kill(pid, signal.SIGCONT)
+        self.cluster.wait_workers(timeout_s=40)
+        self.assertEqual(self.cluster.coordinator(), pid)
+
 
 if __name__ == "__main__":
     cluster.main()
