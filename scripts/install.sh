@@ -1,14 +1,10 @@
 #!/bin/sh
-# Installs what the build, the tests and the cluster need on Debian 12 (also 13 and recent Ubuntu). Quick when everything is there.
+# Installs what the build, the tests and the cluster need on Debian 12. Quick when everything is there.
 set -eu
 packages="build-essential cmake ninja-build pkg-config clang clang-format libclang-rt-dev git
  libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler libucx-dev
  libevent-dev libjansson-dev libcmocka-dev libsqlite3-dev libyaml-dev libpcre2-dev libssl-dev
  iproute2 procps python3 python3-venv python3-pip ca-certificates"
-# clang's runtime (sanitizers, libFuzzer) is named after its version
-if ! apt-cache show libclang-rt-dev >/dev/null 2>&1; then
-    packages=$(printf '%s' "$packages" | sed 's/libclang-rt-dev/libclang-rt-14-dev/')
-fi
 missing=""
 for p in $packages; do
     state=$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null || true)
