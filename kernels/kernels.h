@@ -38,7 +38,7 @@ enum cpu_cap {
 uint32_t cpu_caps(void);
 /* "c", "avx2", "avx512", "amx": the best of caps */
 const char *cpu_caps_name(uint32_t caps);
-/* Sets flush-to-zero and denormals-are-zero, and the AMX tile palette if AMX is in use, for the calling thread. */
+/* Sets flush-to-zero and denormals-are-zero for the calling thread. Kernels that use AMX tiles load their own palette. */
 void cpu_thread_init(void);
 
 enum dtype { DTYPE_F32, DTYPE_BF16 };
