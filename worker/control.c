@@ -128,7 +128,9 @@ static void on_done(void *user, struct rpc_call *call, enum rpc_code code, const
 {
     struct session *s = user;
     (void)call;
-    log_warn("control stream ended: code %d %s", (int)code, message);
+    /* whoever started it for this stream only says more */
+    log_write(s->config->once ? LOG_LEVEL_INFO : LOG_LEVEL_WARN, "control stream ended: code %d %s", (int)code,
+              message);
     pthread_mutex_lock(&s->lock);
     s->ended = true;
     pthread_cond_signal(&s->changed);

@@ -333,8 +333,12 @@ static void plan_run(struct worker *w, const struct plan *plan)
         if (!st)
             report(w, plan, &input, answers, &cost);
     }
-    if (st == ST_STALE || !st)
-        return; /* stale: the coordinator knows more than this worker */
+    if (!st)
+        return;
+    if (st == ST_STALE) {                             /* the coordinator knows more than this worker */
+        fence_raise(w, plan->group, plan->epoch + 1); /* plans that follow lack what this one was to sample */
+        return;
+    }
     char text[640];
     if (err.status)
         snprintf(text, sizeof text, "%s", err.text);

@@ -218,6 +218,7 @@ class Up(unittest.TestCase):
                        "Why is the sky blue?", "--max-tokens", 12, env=self.state())
         self.assertEqual(out, generate("--prompt", "Why is the sky blue?", "--max-tokens", 12)["text"] + "\n")
         self.assertIn("longest context", err)
+        self.assertNotIn(" warn ", err)  # it stops without a murmur
         self.assertRegex(err, r"\d+ bytes a token")
 
     def state(self):

@@ -135,13 +135,13 @@ enum status exchange_peer_address(const struct exchange *x, const struct exchang
     return ST_OK;
 }
 
-void exchange_peer_down(struct exchange *x, struct peer *p, const char *why)
+void exchange_peer_down(struct exchange *x, struct peer *p, const char *why, bool in_order)
 {
     if (p->state == PEER_DOWN)
         return;
     p->state = PEER_DOWN;
     assembly_drop(x, p);
-    log_warn("exchange: peer %u is gone: %s", p->id, why);
+    log_write(in_order ? LOG_LEVEL_INFO : LOG_LEVEL_WARN, "exchange: peer %u is gone: %s", p->id, why);
 }
 
 void exchange_peer_relink(struct peer *p)

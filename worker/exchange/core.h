@@ -93,8 +93,9 @@ enum status exchange_peer_address(const struct exchange *x, const struct exchang
                                   struct peer_address *a_out, struct error *err);
 /* The transport connects it anew now, as p->relink asks. */
 void exchange_peer_relink(struct peer *p);
-/* The peer failed: waits for it end. Its messages that are here stay. Logged once with the cause. */
-void exchange_peer_down(struct exchange *x, struct peer *p, const char *why);
+/* The peer failed: waits for it end. Its messages that are here stay. Logged once with the cause; in_order: it said
+   that it goes, which is no cause for a warning. */
+void exchange_peer_down(struct exchange *x, struct peer *p, const char *why, bool in_order);
 /* And what it sent is forgotten. */
 void exchange_peer_forget(struct exchange *x, struct peer *p);
 

@@ -149,7 +149,7 @@ static void arrive(struct local *l, struct message *m)
     }
     if (h->kind == MESSAGE_BYE && exchange_bye_counts(&l->x, h)) {
         struct peer *p = exchange_peer(&l->x, h->source);
-        exchange_peer_down(&l->x, p, "it dropped us");
+        exchange_peer_down(&l->x, p, "it dropped us", true);
         to_drop(l, (size_t)(p - l->x.peers));
     }
     stash_message_free(&l->x.stash, m);
@@ -173,7 +173,7 @@ static void to_connect(struct local *l, size_t i)
     to_drop(l, i);
     l->to[i] = hub_find(l->hub, p->id, p->instance);
     if (!l->to[i])
-        exchange_peer_down(&l->x, p, "it is not of this process, or has closed");
+        exchange_peer_down(&l->x, p, "it is not of this process, or has closed", false);
 }
 
 static unsigned local_progress(struct exchange *x)
@@ -200,7 +200,7 @@ static unsigned local_progress(struct exchange *x)
     for (size_t i = 0; look && i < x->n_peers; i++) {
         if (!closed[i] || !l->to[i])
             continue;
-        exchange_peer_down(x, &x->peers[i], "it closed");
+        exchange_peer_down(x, &x->peers[i], "it closed", true);
         to_drop(l, i);
         n++;
     }

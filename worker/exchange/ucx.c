@@ -121,7 +121,7 @@ static void connection_close(struct ucx *u, size_t slot)
 
 static void connection_down(struct ucx *u, size_t slot, const char *why)
 {
-    exchange_peer_down(&u->x, &u->x.peers[slot], why);
+    exchange_peer_down(&u->x, &u->x.peers[slot], why, u->connections[slot].bye);
     connection_close(u, slot);
 }
 
