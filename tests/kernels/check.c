@@ -1,6 +1,7 @@
 #include "tests/kernels/check.h"
 
 #include <math.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -78,7 +79,6 @@ bool check_begin(struct check *ck, const char *op, const char *variant, uint32_t
         return false;
     ck->op = op;
     ck->variant = variant;
-    ck->context[0] = 0;
     return true;
 }
 
@@ -90,6 +90,12 @@ void check_context(struct check *ck, const char *format, ...)
     va_end(ap);
 }
 
+static void print_replay(const struct check *ck)
+{
+    fprintf(stderr, "  replay: %s --op %s --seed %llu:%llu --rounds 1\n", ck->program, ck->op,
+            (unsigned long long)ck->seed, (unsigned long long)ck->round);
+}
+
 void check_fail(struct check *ck, const char *format, ...)
 {
     va_list ap;
@@ -99,8 +105,21 @@ void check_fail(struct check *ck, const char *format, ...)
     va_start(ap, format);
     vfprintf(stderr, format, ap);
     va_end(ap);
-    fprintf(stderr, "\n  replay: %s --op %s --seed %llu:%llu --rounds 1\n", ck->program, ck->op,
-            (unsigned long long)ck->seed, (unsigned long long)ck->round);
+    fprintf(stderr, "\n");
+    print_replay(ck);
+}
+
+/* For the handler of faults: what runs now. */
+static const struct check *running;
+
+/* A buffer's guard page was touched, or an instruction was not there: says where before dying of it. */
+static void on_fault(int signal_number)
+{
+    signal(signal_number, SIG_DFL);
+    fprintf(stderr, "FAIL %s %s [%s]: signal %d%s\n", running->op, running->variant ? running->variant : "",
+            running->context, signal_number, signal_number == SIGSEGV ? ", memory outside of the buffers" : "");
+    print_replay(running);
+    raise(signal_number);
 }
 
 bool check_close(struct check *ck, const char *what, const float *got, const float *want, size_t n, double rtol)
@@ -244,6 +263,10 @@ int check_main(int argc, char **argv, const struct check_op *ops, size_t n_ops)
         i++;
     }
     cpu_thread_init();
+    running = &ck;
+    signal(SIGSEGV, on_fault);
+    signal(SIGBUS, on_fault);
+    signal(SIGILL, on_fault);
     unsigned long failed = 0;
     bool any = false;
     for (size_t i = 0; i < n_ops; i++) {
