@@ -14,7 +14,7 @@ static bool any_shape(const struct linear_shape *shape)
 const struct linear_impl linear_impls[] = {
     /* name  needs  accepts  group_bytes  pack  scratch_bytes  run  rtol vs _c */
     { "amx", CPU_AMX, linear_accepts_bf16_amx, linear_group_bytes, linear_pack, linear_scratch_bf16_amx,
-      linear_run_bf16_amx, 5e-6f },
+      linear_run_bf16_amx, 2e-6f },
     { "amx", CPU_AMX, linear_accepts_q_amx, linear_group_bytes, linear_pack, linear_scratch_q_amx, linear_run_q_amx,
       5e-6f },
     { "avx512", CPU_AVX512, any_shape, linear_group_bytes, linear_pack, linear_scratch_avx512, linear_run_avx512,

@@ -78,9 +78,11 @@ static void draw_x(struct check *ck, struct problem *p)
     const uint32_t padded = round_up(p->shape.n_in, 32);
     for (uint32_t r = 0; r < p->n_rows; r++) {
         const float scale = ldexpf(1, (int)check_between(ck, 0, 20) - 10);
+        const float mean = check_below(ck, 4) ? 0.0f : 4.0f * check_normal(ck); /* activations are not always centred */
+        const uint32_t outlier = check_below(ck, 4) ? p->shape.n_in : check_below(ck, p->shape.n_in);
         for (uint32_t k = 0; k < (r + 1 < p->n_rows ? p->x_stride : padded); k++) {
-            const float v = k < p->shape.n_in ? check_normal(ck) * scale : k < padded ? 0.0f : NAN;
-            put_x(p, r * p->x_stride + k, v);
+            const float v = k < p->shape.n_in ? (check_normal(ck) + mean) * scale : k < padded ? 0.0f : NAN;
+            put_x(p, r * p->x_stride + k, k == outlier ? v * 300 : v);
         }
     }
     if (p->poisoned < p->n_rows)
