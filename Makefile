@@ -42,10 +42,10 @@ venv: deps
 # The release run comes last, so that its summary closes the output; any failure before it stops here.
 test: deps format-check model venv test-dev test-tsan test-fuzz test-release
 
-# $(1): preset, $(2): arguments of ctest
+# $(1): preset, $(2): arguments of ctest, $(3): what to build (all, if it is not said)
 define ctest
 	cmake --preset $(1) >/dev/null
-	ninja -C build/$(1) --quiet
+	ninja -C build/$(1) --quiet $(3)
 	ctest --test-dir build/$(1) --output-on-failure --no-tests=error -j2 $(2)
 endef
 
@@ -56,7 +56,7 @@ test-tsan: model
 	$(call ctest,tsan,-L tsan)
 
 test-fuzz:
-	$(call ctest,fuzz,-L fuzz)
+	$(call ctest,fuzz,-L fuzz,fuzzers)
 
 test-release: model venv
 	$(call ctest,release,)
