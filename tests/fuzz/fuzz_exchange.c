@@ -87,7 +87,7 @@ static void message(struct exchange *x, struct reader *r)
     if (message_header_read(exact, header_bytes, payload_bytes, &h) && exchange_admit(x, &h)) {
         if (h.kind == MESSAGE_BYE) {
             if (exchange_bye_counts(x, &h))
-                exchange_peer_down(x, exchange_peer(x, h.source), "bye");
+                exchange_peer_down(x, exchange_peer(x, h.source), "bye", true);
         } else if (h.kind != MESSAGE_HELLO) {
             exchange_arrived(x, &h, zeros);
         }
