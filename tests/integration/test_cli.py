@@ -253,6 +253,16 @@ class Up(unittest.TestCase):
             next(iter(s))
         self.assertLess(c.stop(2), 15)
 
+    def test_up_is_killed(self):
+        """Nobody outlives `up`, not even when it cannot say so."""
+        c = Cluster(workers=2)
+        self.addCleanup(c.kill)
+        pids = cluster.children(c.up.pid)
+        self.assertEqual(len(pids), 3)
+        c.up.kill()
+        c.up.wait()
+        cluster.wait_for("the end of all processes", lambda: not any(map(cluster.is_alive, pids)), 15)
+
     def test_state_is_locked(self):
         with Cluster(workers=1) as c:
             _, err = run("coordinator", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--control", "127.0.0.1:0", "--state",

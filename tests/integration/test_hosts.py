@@ -138,17 +138,24 @@ class SeveralHosts(unittest.TestCase):
         tokens, logprobs, _ = self.hosts.complete(self.prompt, n)
         self.assertEqual((tokens, logprobs), (self.reference[0][:n], self.reference[1][:n]))
 
+    def bytes_sent(self):
+        """What each worker has sent to others, when heartbeats have brought all of it."""
+        last = None
+        while True:
+            now = {next(h for h in WORKERS if w["address"].startswith(HOSTS[h] + ":")): w["bytes_sent"] for w in self.hosts.workers()}
+            if now == last:
+                return now
+            last = now
+            time.sleep(0.6)
+
     def test_serve(self):
+        sent = self.bytes_sent()
         before = self.hosts.relay_do("stats")
-        sent = {w["address"].split(":")[0]: w["bytes_sent"] for w in self.hosts.workers()}
         self.check_answer(40)
         after = self.hosts.relay_do("stats")
-        time.sleep(0.3)  # heartbeats bring the counters
-        for w in self.hosts.workers():
-            address = w["address"].split(":")[0]
-            host = next(h for h in WORKERS if HOSTS[h] == address)
+        for host, now in self.bytes_sent().items():
             moved = after[host]["bytes"] - before[host]["bytes"]
-            exchanged = w["bytes_sent"] - sent[address]
+            exchanged = now - sent[host]
             self.assertGreater(exchanged, 100000, host)
             self.assertGreater(moved, exchanged, f"{host}: what was exchanged did not pass the network")
         self.assertEqual(self.hosts.status()["identity"], "exact")
