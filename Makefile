@@ -6,6 +6,7 @@ MODEL ?= models/smollm2-135m-instruct
 PROMPT ?= Explain in two sentences why the sky is blue.
 ONCE ?=
 FLAGS ?=
+export PROMPT # read by the shell, so that it may hold quotes
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
@@ -34,7 +35,7 @@ $(LONGSPAN): deps
 build: $(LONGSPAN) model
 
 run: build
-	@exec $(LONGSPAN) up --workers $(WORKERS) --http $(HTTP) --grpc $(GRPC) --model $(MODEL) --prompt "$(PROMPT)" $(if $(ONCE),--once) $(FLAGS)
+	@exec $(LONGSPAN) up --workers $(WORKERS) --http $(HTTP) --grpc $(GRPC) --model $(MODEL) --prompt "$$PROMPT" $(if $(ONCE),--once) $(FLAGS)
 
 venv: deps
 	@scripts/venv.sh

@@ -73,12 +73,26 @@ def ours_decode(server, depth):
     return NEW / server.complete(prompt(depth), NEW + 1)["decode_ms"] * 1000
 
 
-def peer(model, flags):
-    """Tokens per second of llama-bench, the best of flash attention on and off and micro-batches of 512 and 2048."""
-    if not os.path.exists(os.path.join(PEER, "llama-bench")):
-        return None
-    out = subprocess.run([os.path.join(PEER, "llama-bench"), "-m", model, "-t", str(THREADS), "-r", "1", "-o", "json", *flags], capture_output=True)
-    return max(x["avg_ts"] for x in json.loads(out.stdout)) if out.returncode == 0 else None
+class Peer:
+    """llama-bench: tokens per second. The first run tries every choice and keeps the best for the runs that follow."""
+
+    def __init__(self, model, flags, **choices):
+        self.flags = ["-m", model, "-t", str(THREADS), "-r", "1", "-o", "json", *flags]
+        self.choices = {name: list(values) for name, values in choices.items()}
+
+    def run(self):
+        program = os.path.join(PEER, "llama-bench")
+        if not os.path.exists(program):
+            return None
+        flags = [f for name, values in self.choices.items() for f in (f"-{name}", ",".join(map(str, values)))]
+        out = subprocess.run([program, *self.flags, *flags], capture_output=True, check=True)
+        best = max(json.loads(out.stdout), key=lambda x: x["avg_ts"])
+        names = {"fa": "flash_attn", "ub": "n_ubatch"}
+        self.choices = {name: [int(best[names[name]])] for name in self.choices}
+        return best["avg_ts"]
+
+    def chosen(self):
+        return " ".join(f"-{name} {values[0]}" for name, values in self.choices.items() if len(values) == 1)
 
 
 def bandwidth():
@@ -102,11 +116,11 @@ def prefill(rows, runs):
     for name, model in (("bf16", BF16), ("Q4_1", Q4)):
         with Server(model, 1, THREADS) as s:
             ours_prefill(s, 512)
-            a, b = [], []
+            peer, a, b = Peer(model, ["-p", "4096", "-n", "0"], fa=(0, 1), ub=(512, 2048)), [], []
             for _ in range(runs):
                 a.append(ours_prefill(s, 4096))
-                b.append(peer(model, ["-p", "4096", "-n", "0", "-fa", "0,1", "-ub", "512,2048"]))
-        row(rows, f"prefill of 4096 tokens, {name}, tok/s", a, b)
+                b.append(peer.run())
+        row(rows, f"prefill of 4096 tokens, {name}, tok/s", a, b, peer=peer.chosen())
 
 
 def decode(rows, runs):
@@ -115,13 +129,13 @@ def decode(rows, runs):
         weights = os.path.getsize(model) - (2 << 20)    # the vocabulary's share of the file is not read
         for depth in (512, 7680):
             with Server(model, 1, THREADS) as s:
-                a, b, w = [], [], []
+                peer, a, b, w = Peer(model, ["-p", "0", "-n", str(NEW), "-d", str(depth)], fa=(0, 1)), [], [], []
                 for _ in range(runs):
                     a.append(ours_decode(s, depth))
-                    b.append(peer(model, ["-p", "0", "-n", str(NEW), "-d", str(depth), "-fa", "0,1"]))
+                    b.append(peer.run())
                     w.append(bandwidth())
             read = median(a) * (weights + kv * (depth + NEW / 2)) / 1e9
-            row(rows, f"decode at {depth}, {name}, tok/s", a, b, reads=f"{read:.1f} GB/s = {read / median(w):.0%} of {median(w):.1f}")
+            row(rows, f"decode at {depth}, {name}, tok/s", a, b, reads=f"{read:.1f} GB/s = {read / median(w):.0%} of {median(w):.1f}", peer=peer.chosen())
 
 
 def spread(rows, runs):

@@ -1,4 +1,3 @@
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,22 +6,10 @@
 #include "client/answer.h"
 #include "client/cluster.h"
 #include "client/commands.h"
+#include "client/interrupt.h"
 #include "common/file.h"
 
 enum { PROMPT_BYTES_MAX = 1 << 28 };
-
-static volatile sig_atomic_t stopping;
-
-static void on_signal(int number)
-{
-    (void)number;
-    stopping = 1;
-}
-
-static bool stop(void)
-{
-    return stopping;
-}
 
 static enum status read_prompt(const struct settings *s, char **text_out, struct error *err)
 {
@@ -34,14 +21,6 @@ static enum status read_prompt(const struct settings *s, char **text_out, struct
         return error_set(err, ST_INVALID, "%s: a NUL character", s->prompt_file);
     }
     return st;
-}
-
-static void remove_tree(const char *path)
-{
-    char command[1100];
-    snprintf(command, sizeof command, "rm -rf -- '%s'", path); /* a name that mkdtemp made */
-    if (system(command))
-        fprintf(stderr, "longspan: %s could not be removed\n", path);
 }
 
 /* A cluster of its own on free ports, with its state in a temporary directory. */
@@ -56,11 +35,13 @@ static enum status generate_local(struct settings *s, const char *prompt, struct
     snprintf(s->grpc, sizeof s->grpc, "127.0.0.1:0");
     enum status st = cluster_start(s, &c, err);
     if (!st)
-        st = cluster_await(c, s->json, stop, err);
+        st = cluster_await(c, s->json, interrupted, err);
     if (!st)
-        st = answer_print(cluster_grpc(c), s, prompt, stop, err);
+        st = answer_print(cluster_grpc(c), s, prompt, interrupted, err);
     cluster_stop(c);
-    remove_tree(directory);
+    struct error removal = { 0 };
+    if (file_remove_tree(directory, &removal))
+        fprintf(stderr, "longspan: %s\n", removal.text);
     return st;
 }
 
@@ -70,7 +51,6 @@ int command_generate(int argc, char **argv)
     struct error err = { 0 };
     const char *prompt, *positional;
     char *text = NULL;
-    const struct sigaction action = { .sa_handler = on_signal };
     if (!settings_read(&s, SCOPE_GENERATE,
                        "usage: longspan generate (--prompt TEXT | --prompt-file FILE) [--local] [flags]", argc, argv,
                        &prompt, &positional))
@@ -83,14 +63,13 @@ int command_generate(int argc, char **argv)
         fprintf(stderr, "longspan: %s\n", err.text);
         return 2;
     }
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    interrupt_catch();
     enum status st = ST_OK;
     if (!prompt)
         st = read_prompt(&s, &text, &err);
     if (!st)
         st = s.local ? generate_local(&s, prompt ? prompt : text, &err)
-                     : answer_print(s.grpc, &s, prompt ? prompt : text, stop, &err);
+                     : answer_print(s.grpc, &s, prompt ? prompt : text, interrupted, &err);
     free(text);
     if (st)
         fprintf(stderr, "longspan: %s\n", err.text[0] ? err.text : status_text(st));

@@ -1,4 +1,3 @@
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,32 +6,20 @@
 #include "client/answer.h"
 #include "client/cluster.h"
 #include "client/commands.h"
+#include "client/interrupt.h"
 #include "common/file.h"
-
-static volatile sig_atomic_t stopping;
-
-static void on_signal(int number)
-{
-    (void)number;
-    stopping = 1;
-}
-
-static bool stop(void)
-{
-    return stopping;
-}
 
 /* Serves until a signal; the parent of all other processes does nothing else. */
 static enum status serve(struct cluster *c, struct error *err)
 {
     enum status st = ST_OK;
-    while (!stopping && !st) {
+    while (!interrupted() && !st) {
         st = cluster_tend(c, err);
-        if (st == ST_PEER && !stopping)
+        if (st == ST_PEER && !interrupted())
             break;
         usleep(50000);
     }
-    return stopping ? ST_OK : st;
+    return interrupted() ? ST_OK : st;
 }
 
 static enum status run(struct settings *s, const char *prompt, struct error *err)
@@ -42,10 +29,10 @@ static enum status run(struct settings *s, const char *prompt, struct error *err
     if (!st)
         st = cluster_start(s, &c, err);
     if (!st)
-        st = cluster_await(c, false, stop, err);
+        st = cluster_await(c, false, interrupted, err);
     if (!st && prompt) {
         fprintf(stderr, "\n> %s\n", prompt);
-        st = answer_print(cluster_grpc(c), s, prompt, stop, err);
+        st = answer_print(cluster_grpc(c), s, prompt, interrupted, err);
     }
     if (!st && !(prompt && s->once)) {
         fprintf(stderr, "\nserving: http://%s/v1 (OpenAI-compatible), gRPC %s; state in %s; Ctrl-C stops\n",
@@ -54,7 +41,7 @@ static enum status run(struct settings *s, const char *prompt, struct error *err
         fprintf(stderr, "stopping\n");
     }
     cluster_stop(c);
-    return st == ST_CANCELLED && stopping ? ST_OK : st;
+    return st == ST_CANCELLED && interrupted() ? ST_OK : st;
 }
 
 int command_up(int argc, char **argv)
@@ -62,7 +49,6 @@ int command_up(int argc, char **argv)
     struct settings s;
     struct error err = { 0 };
     const char *prompt, *positional;
-    const struct sigaction action = { .sa_handler = on_signal };
     if (!settings_read(&s, SCOPE_UP, "usage: longspan up [--workers N] [--model M] [--prompt TEXT [--once]] [flags]",
                        argc, argv, &prompt, &positional))
         return 2;
@@ -74,8 +60,7 @@ int command_up(int argc, char **argv)
         fprintf(stderr, "longspan: %s\n", err.text);
         return 2;
     }
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    interrupt_catch();
     settings_state_default(&s);
     const enum status st = run(&s, prompt, &err);
     if (st)

@@ -1,7 +1,9 @@
+#define _GNU_SOURCE /* nftw */
 #include "common/file.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -140,6 +142,22 @@ enum status file_mkdirs(const char *path, struct error *err)
         part[i] = path[i];
     }
     return file_is_dir(path) ? ST_OK : error_set(err, ST_IO, "%s: not a directory", path);
+}
+
+static int remove_one(const char *path, const struct stat *info, int kind, struct FTW *place)
+{
+    (void)info, (void)kind, (void)place;
+    remove(path);
+    return 0;
+}
+
+enum status file_remove_tree(const char *path, struct error *err)
+{
+    enum { DESCRIPTORS = 16 };
+    struct stat info;
+    if (nftw(path, remove_one, DESCRIPTORS, FTW_DEPTH | FTW_PHYS) < 0)
+        return fail(err, path);
+    return lstat(path, &info) ? ST_OK : error_set(err, ST_IO, "%s: cannot be removed whole", path);
 }
 
 int file_exists(const char *path)

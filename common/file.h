@@ -26,6 +26,8 @@ enum status file_read(const char *path, size_t bytes_max, char **text_out, size_
 enum status file_write_atomic(const char *path, const void *data, size_t bytes, struct error *err);
 /* mkdir -p, mode 0700 for what it makes. */
 enum status file_mkdirs(const char *path, struct error *err);
+/* rm -r; does not follow links, and goes on past what cannot be removed. Errors: ST_NOT_FOUND, ST_IO. */
+enum status file_remove_tree(const char *path, struct error *err);
 int file_exists(const char *path);
 int file_is_dir(const char *path);
 

@@ -70,6 +70,8 @@ static bool tensors_alloc(struct backend *b)
         struct cpu_tensor *t = &b->tensor[i];
         *t = shapes[i];
         t->stride = (t->width + 31) / 32 * 32;
+        if (t->stride * dtype_bytes(t->type) % 2048 == 0) /* rows of a tile would fall into a few sets of the cache */
+            t->stride += 32;
         const size_t bytes = b->rows_max * t->stride * dtype_bytes(t->type);
         t->data = cpu_alloc(bytes);
         if (!t->data)

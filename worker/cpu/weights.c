@@ -130,6 +130,7 @@ enum status cpu_weights_load(struct backend *b, void (*progress)(void *ctx, floa
         st = load_matrix(b, c->tied_output ? MODEL_EMBEDDING : MODEL_OUTPUT, 0, &b->weights.output, err);
     if (progress && !st)
         progress(ctx, 1);
+    model_drop_pages(b->model); /* all but the embedding's rows has been packed */
     return st;
 }
 

@@ -1,0 +1,18 @@
+#ifndef LONGSPAN_CLIENT_INTERRUPT_H
+#define LONGSPAN_CLIENT_INTERRUPT_H
+
+#include <stdbool.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* From here on SIGINT and SIGTERM end nothing by themselves; they are remembered. */
+void interrupt_catch(void);
+/* Whether one has come. */
+bool interrupted(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
