@@ -163,13 +163,10 @@ static enum status emit_node(const struct builder *b, const struct node *x, uint
         p->nodes = nodes;
         p->nodes_room = room;
     }
-    struct tree_node node = {
-        .reader = reader, .fine_begin = p->n_fine, .join_begin = p->joins.n, .begin = p->leaves.n
-    };
+    struct tree_node node = { .reader = reader, .fine_begin = p->n_fine, .join_begin = p->joins.n };
     const enum status st = reader == b->self ? emit_fine(b, x) : ST_OK;
     node.fine_end = p->n_fine;
     node.join_end = p->joins.n;
-    node.end = p->leaves.n;
     p->nodes[p->n_nodes] = node;
     return st ? st : u32_list_push(&p->top, p->n_nodes++);
 }

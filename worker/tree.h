@@ -25,13 +25,11 @@ struct u32_list {
 enum status u32_list_push(struct u32_list *list, uint32_t value);
 void u32_list_free(struct u32_list *list);
 
-/* Leaves of a tree node, in tree order, with merges: one program in a list of programs. */
+/* A maximal node: all its leaves have one reader. */
 struct tree_node {
     uint16_t reader;               /* who evaluates it */
-    uint32_t begin, end;           /* its program: items (leaf numbers) of tree_plan.leaves */
     uint32_t fine_begin, fine_end; /* if it is self's: the fine nodes it is split into */
-    uint32_t join_begin,
-        join_end; /* and the program in tree_plan.joins (items: fine nodes, counted from 0 in the plan) that joins them */
+    uint32_t join_begin, join_end; /* and the program in tree_plan.joins that joins them */
 };
 
 struct tree_fine {
@@ -44,7 +42,7 @@ struct tree_fine {
  */
 struct tree_plan {
     struct u32_list leaves;  /* programs over leaf numbers */
-    struct u32_list joins;   /* programs over fine nodes (of self) */
+    struct u32_list joins;   /* programs over fine nodes, counted from 0 in the plan */
     struct u32_list top;     /* program over nodes: the whole tree before the own leaf */
     struct tree_node *nodes; /* maximal nodes, in tree order */
     struct tree_fine *fine;
