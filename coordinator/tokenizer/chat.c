@@ -1,5 +1,6 @@
 #include "coordinator/tokenizer/tokenizer.h"
 
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -327,4 +328,40 @@ enum status chat_encode(const struct tokenizer *t, const struct chat_message *me
     bpe_run_deinit(&c.run);
     free(c.text);
     return c.st;
+}
+
+/* ---- chats as JSON ---- */
+
+bool chat_reads(const struct tokenizer *t, const char *variable)
+{
+    return t->chat != CHAT_NONE && strcmp(variable, "messages") == 0;
+}
+
+static enum status message_of_json(const json_t *v, size_t i, struct chat_message *m, struct error *err)
+{
+    const json_t *role = json_object_get(v, "role"), *content = json_object_get(v, "content");
+    if (!json_is_string(role) || strlen(json_string_value(role)) != json_string_length(role))
+        return error_set(err, ST_INVALID, "messages[%zu].role: must be a string", i);
+    if (!json_is_string(content))
+        return error_set(err, ST_INVALID, "messages[%zu].content: must be a string", i);
+    *m = (struct chat_message){ json_string_value(role), json_string_value(content), json_string_length(content) };
+    return ST_OK;
+}
+
+enum status chat_encode_json(const struct tokenizer *t, const struct chat_input *in, size_t ids_max, int32_t **ids_out,
+                             size_t *n_out, struct error *err)
+{
+    const size_t n = json_array_size(in->messages);
+    if (json_array_size(in->tools) > 0)
+        return error_set(err, ST_UNSUPPORTED, "tools: the chat template of this model takes none");
+    if (n == 0)
+        return error_set(err, ST_INVALID, "messages: there is none");
+    struct chat_message *messages = calloc(n, sizeof *messages);
+    enum status st = messages ? ST_OK : ST_NO_MEMORY;
+    for (size_t i = 0; !st && i < n; i++)
+        st = message_of_json(json_array_get(in->messages, i), i, &messages[i], err);
+    if (!st)
+        st = chat_encode(t, messages, n, in->generation_prompt, ids_max, ids_out, n_out, err);
+    free(messages);
+    return st;
 }

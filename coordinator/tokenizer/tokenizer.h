@@ -18,6 +18,7 @@ extern "C" {
 #endif
 
 struct tokenizer;
+struct json_t;
 
 /* Builds from the model's vocabulary (borrowed until tokenizer_free). ST_UNSUPPORTED names a pre-tokenizer or normalizer that is not known. */
 enum status tokenizer_new(const struct model *m, struct tokenizer **tokenizer_out, struct error *err);
@@ -76,6 +77,30 @@ struct chat_message {
  */
 enum status chat_encode(const struct tokenizer *t, const struct chat_message *messages, size_t n_messages,
                         bool generation_prompt, size_t ids_max, int32_t **ids_out, size_t *n_out, struct error *err);
+
+/*
+ * The same for a chat as JSON (jansson's json_t), as the OpenAI API spells it. What a template does with any of it is the template's affair:
+ * members of a message beside role and content (tool_calls, tool_call_id, name, reasoning_content ...) are passed on as they are.
+ */
+struct chat_input {
+    const struct json_t
+        *messages; /* array of objects; role: system, developer, user, assistant, tool, function or ipython */
+    const struct json_t *tools;  /* array of objects ({"type": "function", "function": {...}}), or NULL: none */
+    const struct json_t *kwargs; /* object: further variables of the template (chat_template_kwargs), or NULL */
+    bool generation_prompt;
+};
+
+/*
+ * in: borrowed for the call; not changed, so one tree may serve several threads. A string of it never becomes a control token. Errors as
+ * chat_encode; also ST_INVALID with the template's own words (raise_exception), with the field that is of a wrong type, with a variable of
+ * kwargs that may not be set (messages, tools, add_generation_prompt, bos_token, eos_token); ST_UNSUPPORTED: tools for a template that
+ * takes none.
+ */
+enum status chat_encode_json(const struct tokenizer *t, const struct chat_input *in, size_t ids_max, int32_t **ids_out,
+                             size_t *n_out, struct error *err);
+/* The template reads the variable of this name ("tools", "enable_thinking"). */
+bool chat_reads(const struct tokenizer *t, const char *variable);
+
 /* "smollm2", "llama3", "bytes": the family, or NULL if none is known (then chat_encode is refused). */
 const char *chat_family(const struct tokenizer *t);
 
