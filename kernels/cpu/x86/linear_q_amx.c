@@ -149,8 +149,8 @@ static void sum_x(const struct linear_args *a, uint32_t row_begin, uint32_t n_ro
 /* ---- up to 16 rows ---- */
 
 /*
- * What lies between expanding a pair of blocks and adding its products, and how many pairs later each step comes, so that none waits for the
- * one before.
+ * The pairs of blocks of all groups are one stream. What lies between expanding a pair and adding its products, and how many pairs later each
+ * step comes, so that none waits for the one before; the stream does not end with a group, which may be a few pairs only.
  */
 enum { PIPE_SLOTS = 4, PIPE_MULTIPLY = 1, PIPE_STORE = 2, PIPE_ADD = 4 };
 
@@ -160,116 +160,127 @@ struct few_pipe {
     float acc[AMX_ROWS * LINEAR_GROUP];
 } __attribute__((aligned(64)));
 
-INLINE void few_expand(enum weight_codec codec, const uint8_t *group, struct few_pipe *p, size_t pair, const int n)
+/* A place in the stream. */
+struct few_at {
+    const uint8_t *group;
+    uint32_t g;
+    size_t pair;
+};
+
+INLINE void few_next(struct few_at *at, size_t n_pairs, size_t stride)
 {
-    const uint8_t *codes = linear_codes(codec, group, 2 * pair);
-    for (size_t at = 0; at < linear_pair_bytes(codec); at += 64)
-        _mm_prefetch((const char *)codes + PREFETCH + at, _MM_HINT_T0);
-    expand(codec, codes, p->b[pair % PIPE_SLOTS][0]);
-    if (n > 1)
-        expand(codec, codes + linear_codes_bytes(codec), p->b[pair % PIPE_SLOTS][1]);
+    if (++at->pair == n_pairs) {
+        at->pair = 0;
+        at->group += stride;
+        at->g++;
+    }
 }
 
-/* C of even pairs is in tiles 0 and 1, of odd ones in 2 and 3: one pair is stored while the next is multiplied. */
+/* The second half of an odd number's last pair is zeros: expanded for nothing, never multiplied. */
+INLINE void few_expand(enum weight_codec codec, const struct few_at *at, uint8_t (*b)[AMX_TILE])
+{
+    const uint8_t *codes = linear_codes(codec, at->group, 2 * at->pair);
+    for (size_t i = 0; i < linear_pair_bytes(codec); i += 64)
+        _mm_prefetch((const char *)codes + PREFETCH + i, _MM_HINT_T0);
+    expand(codec, codes, b[0]);
+    expand(codec, codes + linear_codes_bytes(codec), b[1]);
+}
+
+/* C of even places is in tiles 0 and 1, of odd ones in 2 and 3: one pair is stored while the next is multiplied. */
 #define FEW_MULTIPLY(c0, c1)                                                                                           \
     do {                                                                                                               \
         _tile_zero(c0);                                                                                                \
         _tile_loadd(4, x, a->x_stride * 2);                                                                            \
-        _tile_loadd(6, p->b[pair % PIPE_SLOTS][0], 64);                                                                \
+        _tile_loadd(6, b[0], 64);                                                                                      \
         _tile_dpbf16ps(c0, 4, 6);                                                                                      \
-        if (n > 1) {                                                                                                   \
+        if (whole) {                                                                                                   \
             _tile_zero(c1);                                                                                            \
             _tile_loadd(5, x + LINEAR_BLOCK, a->x_stride * 2);                                                         \
-            _tile_loadd(7, p->b[pair % PIPE_SLOTS][1], 64);                                                            \
+            _tile_loadd(7, b[1], 64);                                                                                  \
             _tile_dpbf16ps(c1, 5, 7);                                                                                  \
         }                                                                                                              \
     } while (0)
-#define FEW_STORE(c0, c1)                                                                                              \
-    do {                                                                                                               \
-        _tile_stored(c0, p->c[pair % PIPE_SLOTS][0], 64);                                                              \
-        if (n > 1)                                                                                                     \
-            _tile_stored(c1, p->c[pair % PIPE_SLOTS][1], 64);                                                          \
-    } while (0)
 
-INLINE void few_multiply(const struct linear_args *a, struct few_pipe *p, size_t pair, const int n)
+INLINE void few_multiply(const struct linear_args *a, const struct few_at *at, bool odd, const uint8_t (*b)[AMX_TILE])
 {
-    const uint16_t *x = (const uint16_t *)a->x + pair * 2 * LINEAR_BLOCK;
-    amx_sees(p);
-    if (pair % 2)
+    const uint16_t *x = (const uint16_t *)a->x + at->pair * 2 * LINEAR_BLOCK;
+    const bool whole = 2 * at->pair + 1 < linear_n_blocks(a->shape);
+    amx_sees(b);
+    if (odd)
         FEW_MULTIPLY(2, 3);
     else
         FEW_MULTIPLY(0, 1);
 }
 
-INLINE void few_store(struct few_pipe *p, size_t pair, const int n)
+INLINE void few_store(bool odd, float (*c)[AMX_ROWS * LINEAR_GROUP])
 {
-    if (pair % 2)
-        FEW_STORE(2, 3);
-    else
-        FEW_STORE(0, 1);
+    if (odd) {
+        _tile_stored(2, c[0], 64);
+        _tile_stored(3, c[1], 64);
+    } else {
+        _tile_stored(0, c[0], 64);
+        _tile_stored(1, c[1], 64);
+    }
 }
 
 /* One row is summed up in a register, more in memory. */
-INLINE __m512 few_add(enum weight_codec codec, const uint8_t *group, struct few_pipe *p, size_t pair, const float *sums,
-                      const uint32_t n_rows, __m512 acc, const int n)
+INLINE __m512 few_add_block(enum weight_codec codec, const struct few_at *at, size_t block, const float *c,
+                            const float *sums, float *rows, const uint32_t n_rows, __m512 acc)
 {
-    const float *c = p->c[pair % PIPE_SLOTS][0];
-    for (size_t b = 2 * pair; b < 2 * pair + (size_t)n; b++, c += AMX_ROWS * LINEAR_GROUP) {
-        const __m512 d = load_d(codec, group, b), m = load_m(codec, group, b, d);
-        for (uint32_t r = 0; r < n_rows; r++) {
-            if (n_rows > 1)
-                acc = _mm512_load_ps(p->acc + r * LINEAR_GROUP);
-            acc = _mm512_fmadd_ps(d, _mm512_load_ps(c + r * LINEAR_GROUP), acc);
-            if (has_min(codec))
-                acc = _mm512_fmadd_ps(m, _mm512_set1_ps(sums[b * AMX_ROWS + r]), acc);
-            if (n_rows > 1)
-                _mm512_store_ps(p->acc + r * LINEAR_GROUP, acc);
-        }
+    const __m512 d = load_d(codec, at->group, block), m = load_m(codec, at->group, block, d);
+    for (uint32_t r = 0; r < n_rows; r++) {
+        if (n_rows > 1)
+            acc = _mm512_load_ps(rows + r * LINEAR_GROUP);
+        acc = _mm512_fmadd_ps(d, _mm512_load_ps(c + r * LINEAR_GROUP), acc);
+        if (has_min(codec))
+            acc = _mm512_fmadd_ps(m, _mm512_set1_ps(sums[block * AMX_ROWS + r]), acc);
+        if (n_rows > 1)
+            _mm512_store_ps(rows + r * LINEAR_GROUP, acc);
     }
     return acc;
 }
 
-INLINE void few_group(const struct linear_args *a, enum weight_codec codec, const uint8_t *group, const float *sums,
-                      struct few_pipe *p, const uint32_t n_rows)
+INLINE void few_rows(const struct linear_args *a, enum weight_codec codec, const uint32_t n_rows)
 {
-    const size_t n_blocks = linear_n_blocks(a->shape), n_pairs = n_blocks / 2;
-    __m512 acc = _mm512_setzero_ps();
-    for (uint32_t r = 0; r < n_rows; r++)
-        _mm512_store_ps(p->acc + r * LINEAR_GROUP, acc);
-    for (size_t i = 0; i < n_pairs + PIPE_ADD; i++) {
-        if (i < n_pairs)
-            few_expand(codec, group, p, i, 2);
-        if (i >= PIPE_ADD)
-            acc = few_add(codec, group, p, i - PIPE_ADD, sums, n_rows, acc, 2);
-        if (i >= PIPE_MULTIPLY && i - PIPE_MULTIPLY < n_pairs)
-            few_multiply(a, p, i - PIPE_MULTIPLY, 2);
-        if (i >= PIPE_STORE && i - PIPE_STORE < n_pairs)
-            few_store(p, i - PIPE_STORE, 2);
-    }
-    if (n_blocks % 2) {
-        few_expand(codec, group, p, n_pairs, 1);
-        few_multiply(a, p, n_pairs, 1);
-        few_store(p, n_pairs, 1);
-        acc = few_add(codec, group, p, n_pairs, sums, n_rows, acc, 1);
-    }
-    if (n_rows == 1)
-        _mm512_store_ps(p->acc, acc);
-}
-
-INLINE void few_rows(const struct linear_args *a, enum weight_codec codec, bool one)
-{
-    const size_t stride = linear_group_bytes(a->shape);
-    const struct amx_chunk whole = { .args = a, .n_rows = a->n_rows };
-    const uint32_t end = (a->out_end + LINEAR_GROUP - 1) / LINEAR_GROUP;
+    const size_t n_blocks = linear_n_blocks(a->shape), n_pairs = (n_blocks + 1) / 2,
+                 stride = linear_group_bytes(a->shape);
+    const struct amx_chunk whole = { .args = a, .n_rows = n_rows };
+    const uint32_t begin = a->out_begin / LINEAR_GROUP, end = (a->out_end + LINEAR_GROUP - 1) / LINEAR_GROUP;
+    const size_t total = (end - begin) * n_pairs;
+    const struct few_at first = { (const uint8_t *)a->packed + begin * stride, begin, 0 };
+    struct few_at expanded = first, multiplied = first, added = first;
     struct few_pipe p;
-    amx_configure(a->n_rows);
-    for (uint32_t g = a->out_begin / LINEAR_GROUP; g < end; g++) {
-        const uint8_t *group = (const uint8_t *)a->packed + (size_t)g * stride;
-        if (one)
-            few_group(a, codec, group, a->scratch, &p, 1);
-        else
-            few_group(a, codec, group, a->scratch, &p, a->n_rows);
-        amx_finish(&whole, 0, g, p.acc);
+    __m512 acc = _mm512_setzero_ps();
+    memset(p.acc, 0, sizeof p.acc);
+    amx_configure(n_rows);
+    for (size_t i = 0; i < total + PIPE_ADD; i++) {
+        if (i < total) {
+            few_expand(codec, &expanded, p.b[i % PIPE_SLOTS]);
+            few_next(&expanded, n_pairs, stride);
+        }
+        if (i >= PIPE_ADD) {
+            const float(*c)[AMX_ROWS * LINEAR_GROUP] = (const void *)p.c[(i - PIPE_ADD) % PIPE_SLOTS];
+            const size_t block = 2 * added.pair;
+            acc = few_add_block(codec, &added, block, c[0], a->scratch, p.acc, n_rows, acc);
+            if (block + 1 < n_blocks)
+                acc = few_add_block(codec, &added, block + 1, c[1], a->scratch, p.acc, n_rows, acc);
+            if (added.pair + 1 == n_pairs) {
+                if (n_rows == 1)
+                    _mm512_store_ps(p.acc, acc);
+                amx_finish(&whole, 0, added.g, p.acc);
+                acc = _mm512_setzero_ps();
+                for (uint32_t r = 0; r < n_rows; r++)
+                    _mm512_store_ps(p.acc + r * LINEAR_GROUP, acc);
+            }
+            few_next(&added, n_pairs, stride);
+        }
+        if (i >= PIPE_MULTIPLY && i - PIPE_MULTIPLY < total) {
+            const size_t at = i - PIPE_MULTIPLY;
+            few_multiply(a, &multiplied, at % 2, (const void *)p.b[at % PIPE_SLOTS]);
+            few_next(&multiplied, n_pairs, stride);
+        }
+        if (i >= PIPE_STORE && i - PIPE_STORE < total)
+            few_store((i - PIPE_STORE) % 2, p.c[(i - PIPE_STORE) % PIPE_SLOTS]);
     }
     _tile_release();
 }
@@ -442,9 +453,9 @@ INLINE void run_chunk(const struct amx_chunk *c, enum weight_codec codec)
     static void run_few_##codec(const struct linear_args *a)                                                           \
     {                                                                                                                  \
         if (a->n_rows == 1)                                                                                            \
-            few_rows(a, WEIGHT_##codec, true);                                                                         \
+            few_rows(a, WEIGHT_##codec, 1);                                                                            \
         else                                                                                                           \
-            few_rows(a, WEIGHT_##codec, false);                                                                        \
+            few_rows(a, WEIGHT_##codec, a->n_rows);                                                                    \
     }
 
 CODEC(Q8_0)
