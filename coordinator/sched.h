@@ -68,6 +68,7 @@ struct sched_want {
     const int32_t *forced; /* tests and replay: generated tokens that are forced, not sampled */
     uint32_t n_forced;
     const char *label; /* for logs: the request's id */
+    int32_t priority;  /* its class: lower ones come first, whatever came before (as in vLLM); 0 is usual */
 };
 
 enum finish_reason { FINISH_STOP, FINISH_LENGTH, FINISH_CANCELLED, FINISH_ERROR };

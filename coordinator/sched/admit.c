@@ -1,4 +1,4 @@
-/* The queue: who may run next. First come, first served; who is at the head waits until there is room. */
+/* The queue: who may run next. By priority, then first come, first served; who is at the head waits until there is room. */
 #include "coordinator/sched/state.h"
 
 #include <assert.h>
@@ -262,11 +262,7 @@ void admit_undo(struct sched *s, struct sched_request *r)
     r->state = REQUEST_WAITING;
     r->done = r->ahead = r->hit = r->n_committed = 0;
     r->admitted_ms = 0;
-    r->next = s->queue;
-    s->queue = r;
-    if (s->queue_end == &s->queue)
-        s->queue_end = &r->next;
-    s->n_queued++;
+    queue_add(s, r, true);
 }
 
 void admit_recheck(struct sched *s, const char *why)

@@ -32,6 +32,7 @@ enum status request_new(struct sched *s, const struct sched_want *want, struct s
     r->logits = want->logits;
     r->n_top = want->n_top;
     r->sampling = want->sampling;
+    r->priority = want->priority;
     snprintf(r->label, sizeof r->label, "%s", want->label ? want->label : "");
     r->tokens_cap = r->n_known + PLAN_BLOCK;
     r->tokens = malloc(r->tokens_cap * sizeof *r->tokens);
@@ -100,6 +101,19 @@ enum status request_token(struct sched_request *r, uint32_t position, int32_t to
     if (position + 1 > r->n_known)
         r->n_known = position + 1;
     return ST_OK;
+}
+
+void queue_add(struct sched *s, struct sched_request *r, bool again)
+{
+    struct sched_request **at = &s->queue;
+    while (*at && ((*at)->priority < r->priority || (!again && (*at)->priority == r->priority)))
+        at = &(*at)->next;
+    r->next = *at;
+    *at = r;
+    if (!r->next)
+        s->queue_end = &r->next;
+    s->n_queued++;
+    s->admit_changed = true;
 }
 
 void queue_remove(struct sched *s, struct sched_request *r)

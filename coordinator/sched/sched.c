@@ -145,10 +145,7 @@ enum status sched_submit(struct sched *s, const struct sched_want *want, const s
         return error_set(err, st, "no memory for a request of %u tokens", want->n_tokens);
     r->events = *events;
     r->user = user;
-    *s->queue_end = r;
-    s->queue_end = &r->next;
-    s->n_queued++;
-    s->admit_changed = true;
+    queue_add(s, r, false);
     *request_out = r;
     return ST_OK;
 }

@@ -69,6 +69,7 @@ struct sched_request {
     struct sched_events events;
     void *user;
     char label[64];
+    int32_t priority;
 
     /* what was asked for */
     int32_t *tokens; /* [tokens_cap]: prompt, forced or sampled ones so far, then -1 */
@@ -316,6 +317,8 @@ void request_settle(struct sched *s, struct sched_request *r);
 void request_retire(struct sched *s, struct sched_request *r, uint64_t number);
 /* Promises more of the home's window, if a leaf to come needs it and there is room. false: there is not enough. */
 bool request_window(struct sched *s, struct sched_request *r);
+/* Behind all of its class that wait, or (again) before them. */
+void queue_add(struct sched *s, struct sched_request *r, bool again);
 void queue_remove(struct sched *s, struct sched_request *r);
 
 /* place.c */

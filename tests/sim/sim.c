@@ -401,7 +401,8 @@ int sim_submit(struct sim *sim, const struct sim_want *want, enum status *st_out
                                   .logits = want->logits,
                                   .forced = r->tokens + r->n_prompt,
                                   .n_forced = r->n_forced,
-                                  .label = "sim" };
+                                  .label = "sim",
+                                  .priority = want->priority };
     const enum status st = sched_submit(sim->s, &w, &events, r, &r->handle, NULL);
     if (st_out)
         *st_out = st;

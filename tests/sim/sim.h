@@ -35,7 +35,8 @@ struct sim_want {
     const int32_t *tokens;
     uint32_t n_tokens, max_tokens;
     bool eos, score, logits;
-    uint32_t n_forced;  /* forced ones are those that would be sampled */
+    uint32_t n_forced; /* forced ones are those that would be sampled */
+    int32_t priority;
     uint32_t cancel_at; /* cancels itself in the callback of its token number cancel_at - 1 */
 };
 
