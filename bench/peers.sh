@@ -14,6 +14,9 @@ tar -xzf $dir/llama_cpp_python-$version.tar.gz -C $dir
 rm -rf $dir/llama.cpp
 mv $dir/llama_cpp_python-$version/vendor/llama.cpp $dir/llama.cpp
 rm -rf $dir/llama_cpp_python-$version
+# Its tile configuration is written through a thread-local struct that gcc 12 may still be storing when the tiles are loaded: the first product
+# then dies of SIGILL. A compiler barrier is all that it lacks.
+sed -i 's/^\( *\)_tile_loadconfig(&tc);/\1__asm__ volatile("" ::: "memory");\n&/' $dir/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp
 cmake -S $dir/llama.cpp -B $dir/llama.cpp/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF \
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DGGML_OPENMP=ON >/dev/null
 ninja -C $dir/llama.cpp/build --quiet llama-bench llama-quantize
