@@ -240,8 +240,9 @@ static bool codec_of(uint32_t type, enum weight_codec *codec_out)
     static const struct {
         uint32_t type;
         enum weight_codec codec;
-    } codecs[] = { { 0, WEIGHT_F32 },  { 1, WEIGHT_F16 },  { 30, WEIGHT_BF16 },
-                   { 8, WEIGHT_Q8_0 }, { 2, WEIGHT_Q4_0 }, { 3, WEIGHT_Q4_1 } };
+    } codecs[] = { { 0, WEIGHT_F32 },   { 1, WEIGHT_F16 },   { 30, WEIGHT_BF16 }, { 8, WEIGHT_Q8_0 },
+                   { 2, WEIGHT_Q4_0 },  { 3, WEIGHT_Q4_1 },  { 6, WEIGHT_Q5_0 },  { 7, WEIGHT_Q5_1 },
+                   { 12, WEIGHT_Q4_K }, { 13, WEIGHT_Q5_K }, { 14, WEIGHT_Q6_K } };
     for (size_t i = 0; i < sizeof codecs / sizeof *codecs; i++)
         if (codecs[i].type == type) {
             *codec_out = codecs[i].codec;
@@ -264,8 +265,10 @@ static enum status enter_tensor(struct model *m, const struct gguf *g, const str
     if (model_kind_layered(kind) && layer >= m->config.n_layers)
         REFUSE("%s: tensor %s: llama.block_count is %u", g->where, name, m->config.n_layers);
     if (!codec_of(t->type, &codec))
-        UNSUPPORTED("%s: tensor %s: type %s is not supported (F32, F16, BF16, Q8_0, Q4_0, Q4_1 are)", g->where, name,
-                    gguf_tensor_type_name(t->type));
+        UNSUPPORTED(
+            "%s: tensor %s: type %s is not supported (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, "
+            "Q6_K are)",
+            g->where, name, gguf_tensor_type_name(t->type));
     const bool interleaved = kind == MODEL_ATTN_Q || kind == MODEL_ATTN_K;
     return model_tensor_set(m, kind, layer, codec, t->dims, t->n_dims, t->data, interleaved, g->where, name, err);
 }

@@ -20,15 +20,42 @@ extern "C" {
 enum { MODEL_HEAD_DIM_MAX = 256, MODEL_EOS_MAX = 8 };
 
 /* How the elements of a stored weight row are coded. Layouts: the GGUF types of the same names; F32, F16, BF16 are plain arrays. */
-enum weight_codec { WEIGHT_F32, WEIGHT_F16, WEIGHT_BF16, WEIGHT_Q8_0, WEIGHT_Q4_0, WEIGHT_Q4_1, WEIGHT_CODECS };
+enum weight_codec {
+    WEIGHT_F32,
+    WEIGHT_F16,
+    WEIGHT_BF16,
+    WEIGHT_Q8_0,
+    WEIGHT_Q4_0,
+    WEIGHT_Q4_1,
+    WEIGHT_Q5_0,
+    WEIGHT_Q5_1,
+    WEIGHT_Q4_K,
+    WEIGHT_Q5_K,
+    WEIGHT_Q6_K,
+    WEIGHT_CODECS
+};
 
 const char *weight_codec_name(enum weight_codec codec);
-/* Elements that are coded together (1 or 32), and the bytes they take. A row's length is a multiple of the block. */
+/* Elements that are coded together (1, 32 or 256), and the bytes they take. A row's length is a multiple of the block. */
 uint32_t weight_codec_block(enum weight_codec codec);
 size_t weight_codec_block_bytes(enum weight_codec codec);
 size_t weight_row_bytes(enum weight_codec codec, uint32_t n_cols);
-/* Expands one stored row to float32, exactly. */
+/* Expands one stored row to float32: each element is rounded once, as ggml's own expansion does. */
 void weight_row_f32(enum weight_codec codec, const void *row, uint32_t n_cols, float *out);
+
+/* The parts of one stored block of Q5_0, Q5_1 (32 elements) or Q4_K, Q5_K, Q6_K (256), for who packs them anew. */
+struct weight_parts {
+    uint16_t d, m;     /* f16; m: of Q5_1 the minimum, of Q4_K and Q5_K what min is multiplied by, else 0 */
+    uint8_t code[256]; /* 0 .. 15, 31 or 63, in order of the elements */
+    int8_t scale[16];  /* Q4_K, Q5_K: of 8 runs of 32 elements, 0 .. 63; Q6_K: of 16 runs of 16, signed */
+    uint8_t min[8];    /* Q4_K, Q5_K: likewise, 0 .. 63 */
+};
+
+/*
+ * An element of code q in run i is   Q5_0 (q - 16) d   Q5_1 q d + m   Q4_K, Q5_K q (d scale[i]) - m min[i]   Q6_K (q - 32) (d scale[i]).
+ * block: at any alignment.
+ */
+void weight_block_parts(enum weight_codec codec, const void *block, struct weight_parts *parts_out);
 
 /* Llama family: RMSNorm, RoPE (half-split pairs i, i + D/2), grouped-query attention, SwiGLU. */
 struct model_config {

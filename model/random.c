@@ -95,7 +95,8 @@ static enum status parse_pair(const char *spec, const char *key, const char *val
     }
     if (strcmp(key, "codec") == 0) {
         if (!parse_codec(value, &s->codec))
-            INVALID("%s: codec=%s is unknown (f32, f16, bf16, q8_0, q4_0, q4_1)", spec, value);
+            INVALID("%s: codec=%s is unknown (f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k)", spec,
+                    value);
         return ST_OK;
     }
     INVALID("%s: unknown key %s (layers, d, heads, kv, head_dim, ff, vocab, positions, theta, tied, codec)", spec, key);
@@ -277,6 +278,33 @@ static void block_row(enum weight_codec codec, uint64_t base, uint32_t n, float 
     }
 }
 
+/*
+ * The same for codecs whose blocks have parts: random bytes, and such d and m that elements are spread as sd says around zero. Factors:
+ * of uniform codes times uniform scales, and what centres them.
+ */
+static void parts_row(enum weight_codec codec, uint64_t base, uint32_t n, float sd, uint8_t *out)
+{
+    static const struct {
+        float code_sd, centre;
+    } spreads[WEIGHT_CODECS] = {
+        [WEIGHT_Q5_0] = { 9.24f, 0 },      [WEIGHT_Q5_1] = { 9.23f, -15.5f }, [WEIGHT_Q4_K] = { 258.3f, 7.5f },
+        [WEIGHT_Q5_K] = { 527.3f, 15.5f }, [WEIGHT_Q6_K] = { 1366.0f, 0 },
+    };
+    const size_t bytes = weight_codec_block_bytes(codec);
+    for (uint32_t b = 0; b < n / weight_codec_block(codec); b++, out += bytes) {
+        const float vary = 0.65f + 0.65f * (float)(uint16_t)bits_at(base, 64 * b) * 0x1p-16f;
+        const float scale = vary * sd / spreads[codec].code_sd;
+        const uint16_t d = f16_of(scale), m = f16_of(scale * spreads[codec].centre);
+        for (size_t i = 0; i < bytes; i += 8) {
+            const uint64_t bits = bits_at(base, 64 * b + 1 + i / 8);
+            memcpy(out + i, &bits, bytes - i < 8 ? bytes - i : 8);
+        }
+        memcpy(codec == WEIGHT_Q6_K ? out + 208 : out, &d, 2);
+        if (m)
+            memcpy(out + 2, &m, 2);
+    }
+}
+
 static const void *random_row(const struct model_tensor *t, uint32_t row, void *scratch)
 {
     const uint64_t base = rng_at(t->model->seed, (uint64_t)t->kind << 32 | t->layer, row);
@@ -286,6 +314,8 @@ static const void *random_row(const struct model_tensor *t, uint32_t row, void *
         plain_row(t->codec, base, t->n_cols, 1, 0.1f, scratch);
     else if (weight_codec_block(t->codec) == 1)
         plain_row(t->codec, base, t->n_cols, 0, root3 * sd, scratch);
+    else if (t->codec >= WEIGHT_Q5_0)
+        parts_row(t->codec, base, t->n_cols, sd, scratch);
     else
         block_row(t->codec, base, t->n_cols, sd, scratch);
     return scratch;

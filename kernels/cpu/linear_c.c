@@ -6,7 +6,7 @@
 #include "kernels/cpu/linear_layout.h"
 
 /*
- * The definition: with w the weight in float32 (q * d, or q * d + m rounded once),
+ * The definition: with w the weight in float32 (q * d, or q * d + m rounded once, as weight_row_f32 has it),
  *   y = sum over blocks b, ascending, of (sum over k in b, ascending, of w[k] * x[k]),
  * each product and each sum rounded to float32, sums from +0. A lane is an output: nothing is reassociated.
  */
@@ -41,6 +41,38 @@ static void decode_q(enum weight_codec codec, const uint8_t *group, size_t b, fl
     }
 }
 
+/* Q5 and K types: the weight is q * d + m with d and m as struct weight_parts says, q centred where there is no m. */
+static void decode_parts(enum weight_codec codec, const uint8_t *group, size_t b, float w[LINEAR_BLOCK][LINEAR_GROUP])
+{
+    const uint16_t *dh = linear_d(codec, group, b), *mh = linear_m(codec, group, b);
+    const bool has_min = codec != WEIGHT_Q5_0 && codec != WEIGHT_Q6_K;
+    const int32_t centre = codec == WEIGHT_Q5_0 ? 16 : codec == WEIGHT_Q6_K ? 32 : 0;
+    uint32_t line[6][LINEAR_GROUP] = { 0 };
+    memcpy(line, linear_codes(codec, group, b), linear_codes_bytes(codec));
+    for (int half = 0; half < 2; half++) {
+        float d[LINEAR_GROUP], m[LINEAR_GROUP];
+        for (int n = 0; n < LINEAR_GROUP; n++) {
+            d[n] = f16_to_f32(dh[n]);
+            m[n] = has_min ? f16_to_f32(mh[n]) : 0.0f;
+            if (linear_is_k(codec))
+                d[n] *= (float)linear_scale(codec, group, b)[(codec == WEIGHT_Q6_K ? half * LINEAR_GROUP : 0) + n];
+            if (linear_is_k(codec) && has_min)
+                m[n] *= -(float)linear_min(codec, group, b)[n];
+        }
+        for (int k = half * 16; k < half * 16 + 16; k++)
+            for (int n = 0; n < LINEAR_GROUP; n++) {
+                const int row = k / 2, at = k % 2 * 16;
+                uint32_t q = line[row / 4][n] >> (row % 4 * 4 + at) & 15;
+                if (codec == WEIGHT_Q6_K)
+                    q |= (line[4 + row / 8][n] >> (row % 8 * 2 + at) & 3) << 4;
+                else
+                    q |= (line[4][n] >> (row + at) & 1) << 4; /* zeros for Q4_K */
+                const float weight = (float)((int32_t)q - centre) * d[n];
+                w[k][n] = has_min ? weight + m[n] : weight;
+            }
+    }
+}
+
 static void decode(enum weight_codec codec, const uint8_t *group, size_t b, float w[LINEAR_BLOCK][LINEAR_GROUP])
 {
     const uint8_t *p = linear_codes(codec, group, b);
@@ -65,6 +97,13 @@ static void decode(enum weight_codec codec, const uint8_t *group, size_t b, floa
             memcpy(w[2 * j], even, 64);
             memcpy(w[2 * j + 1], pair, 64);
         }
+        return;
+    case WEIGHT_Q5_0:
+    case WEIGHT_Q5_1:
+    case WEIGHT_Q4_K:
+    case WEIGHT_Q5_K:
+    case WEIGHT_Q6_K:
+        decode_parts(codec, group, b, w);
         return;
     default:
         decode_q(codec, group, b, w);

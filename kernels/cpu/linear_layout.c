@@ -39,6 +39,48 @@ static void pack_q4(const uint8_t *nibbles, uint32_t n, uint8_t *codes)
     }
 }
 
+/* Codes of 5 and 6 bits, and of 4 where they are not nibbles in order. */
+static void pack_code(enum weight_codec c, const uint8_t code[LINEAR_BLOCK], uint32_t n, uint8_t *codes)
+{
+    uint32_t word[6] = { 0 };
+    for (uint32_t k = 0; k < LINEAR_BLOCK; k++) {
+        const uint32_t row = k / 2, high = code[k] >> 4u, half = k % 2 * 16;
+        word[row / 4] |= (code[k] & 15u) << (row % 4 * 4 + half);
+        if (c == WEIGHT_Q6_K)
+            word[4 + row / 8] |= high << (row % 8 * 2 + half);
+        else if (c != WEIGHT_Q4_K)
+            word[4] |= high << (row + half);
+    }
+    for (size_t j = 0; j < linear_codes_bytes(c) / 64; j++)
+        memcpy(codes + j * 64 + n * 4, &word[j], 4);
+}
+
+static void pack_parts(const struct linear_shape *s, const uint8_t *row, uint32_t n, uint8_t *out)
+{
+    const enum weight_codec c = s->codec;
+    const size_t run = weight_codec_block(c) / LINEAR_BLOCK;
+    struct weight_parts w;
+    for (size_t b = 0; b < s->n_in / LINEAR_BLOCK; b++) {
+        if (b % run == 0) {
+            weight_block_parts(c, row + b / run * weight_codec_block_bytes(c), &w);
+            memcpy(out + ((const uint8_t *)linear_d(c, out, b) - out) + n * 2, &w.d, 2);
+            if (c != WEIGHT_Q5_0 && c != WEIGHT_Q6_K)
+                memcpy(out + ((const uint8_t *)linear_m(c, out, b) - out) + n * 2, &w.m, 2);
+        }
+        pack_code(c, w.code + b % run * LINEAR_BLOCK, n, out + (linear_codes(c, out, b) - out));
+        if (run == 1)
+            continue;
+        uint8_t *scale = out + ((const uint8_t *)linear_scale(c, out, b) - out);
+        if (c == WEIGHT_Q6_K) {
+            scale[n] = (uint8_t)w.scale[b % run * 2];
+            scale[LINEAR_GROUP + n] = (uint8_t)w.scale[b % run * 2 + 1];
+        } else {
+            scale[n] = (uint8_t)w.scale[b % run];
+            out[(linear_min(c, out, b) - out) + n] = w.min[b % run];
+        }
+    }
+}
+
 static void pack_blocks(const struct linear_shape *s, const uint8_t *row, uint32_t n, uint8_t *out)
 {
     const size_t stored = weight_codec_block_bytes(s->codec);
@@ -61,7 +103,9 @@ void linear_pack(const struct linear_shape *shape, const void *const rows[LINEAR
     for (uint32_t n = 0; n < LINEAR_GROUP; n++) {
         if (!rows[n])
             continue;
-        if (linear_is_q(shape->codec))
+        if (shape->codec >= WEIGHT_Q5_0)
+            pack_parts(shape, rows[n], n, group_out);
+        else if (linear_is_q(shape->codec))
             pack_blocks(shape, rows[n], n, group_out);
         else
             pack_floats(shape, rows[n], n, group_out);

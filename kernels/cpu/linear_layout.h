@@ -12,13 +12,20 @@
  *   Q4_0, Q4_1  4 lines; line j: of input 8j+2i the code is in bits 4i.., of 8j+2i+1 in bits 16+4i.. of dword n. So bits 4i..4i+3 of the 32
  *         16-bit words of a line are row 4j+i of AMX's B operand, and a shift and a table look-up of words expands them.
  *
- * Blocks of the Q types come in pairs, so that all is 64-byte aligned: codes of both, then d [2][16] f16, then (Q4_1) m [2][16] f16.
- * With an odd number of blocks the last pair's second half is zeros.
+ *   Q5_0, Q5_1, Q5_K  5 lines: the low four bits as above; then of row r of B the fifth bit in bit r of each word
+ *   Q4_K  4 lines as Q4_0
+ *   Q6_K  6 lines: the low four bits as above; then of row r the upper two bits in bits 2 (r % 8).. of each word of line 4 + r / 8
+ *
+ * Blocks of the other Q types come in pairs, so that all is 64-byte aligned: codes of both, then d [2][16] f16, then (Q4_1, Q5_1)
+ * m [2][16] f16. With an odd number of blocks the last pair's second half is zeros. Those of the K types come in eights, as stored:
+ *   Q4_K, Q5_K  codes of all, d [16] f16, m [16] f16, scale [8][16] u8, min [8][16] u8
+ *   Q6_K        codes of all, d [16] f16, 32 bytes of zeros, scale [16][16] i8, two a block
  */
 
 #include "kernels/kernels.h"
 
 enum { LINEAR_BLOCK = 32, LINEAR_BLOCK_BF16 = 1024, LINEAR_CODES_Q4 = 256, LINEAR_CODES_Q8 = 512, LINEAR_SCALES = 64 };
+enum { LINEAR_CODES_Q5 = 320, LINEAR_CODES_Q6 = 384, LINEAR_K_BLOCKS = 8, LINEAR_K_SCALES = 64 + 256 };
 
 static inline size_t linear_n_blocks(const struct linear_shape *s)
 {
@@ -27,44 +34,80 @@ static inline size_t linear_n_blocks(const struct linear_shape *s)
 
 static inline bool linear_is_q(enum weight_codec c)
 {
-    return c == WEIGHT_Q8_0 || c == WEIGHT_Q4_0 || c == WEIGHT_Q4_1;
+    return c != WEIGHT_F32 && c != WEIGHT_F16 && c != WEIGHT_BF16;
 }
 
-/* Bytes of a block's codes, and of a pair of blocks with its scales. */
+static inline bool linear_is_k(enum weight_codec c)
+{
+    return c == WEIGHT_Q4_K || c == WEIGHT_Q5_K || c == WEIGHT_Q6_K;
+}
+
+/* Bytes of a block's codes, and of a pair of blocks with its scales (of the K types: a quarter of eight with theirs). */
 static inline size_t linear_codes_bytes(enum weight_codec c)
 {
-    return c == WEIGHT_F32                       ? 2048
-           : c == WEIGHT_F16 || c == WEIGHT_BF16 ? 1024
-           : c == WEIGHT_Q8_0                    ? LINEAR_CODES_Q8
-                                                 : LINEAR_CODES_Q4;
+    return c == WEIGHT_F32                                            ? 2048
+           : c == WEIGHT_F16 || c == WEIGHT_BF16                      ? 1024
+           : c == WEIGHT_Q8_0                                         ? LINEAR_CODES_Q8
+           : c == WEIGHT_Q6_K                                         ? LINEAR_CODES_Q6
+           : c == WEIGHT_Q5_0 || c == WEIGHT_Q5_1 || c == WEIGHT_Q5_K ? LINEAR_CODES_Q5
+                                                                      : LINEAR_CODES_Q4;
 }
 
 static inline size_t linear_pair_bytes(enum weight_codec c)
 {
-    return 2 * linear_codes_bytes(c) + (c == WEIGHT_Q4_1 ? 2 * LINEAR_SCALES : linear_is_q(c) ? LINEAR_SCALES : 0);
+    const size_t scales = linear_is_k(c)                         ? LINEAR_K_SCALES * 2 / LINEAR_K_BLOCKS
+                          : c == WEIGHT_Q4_1 || c == WEIGHT_Q5_1 ? 2 * LINEAR_SCALES
+                          : linear_is_q(c)                       ? LINEAR_SCALES
+                                                                 : 0;
+    return 2 * linear_codes_bytes(c) + scales;
 }
 
+/* Rows of the K types are whole eights. */
 static inline size_t linear_group_stride(enum weight_codec c, size_t n_blocks)
 {
     return linear_is_q(c) ? (n_blocks + 1) / 2 * linear_pair_bytes(c) : n_blocks * linear_codes_bytes(c);
 }
 
-/* Where block b of a group has its codes, and of the Q types its d [16] and m [16]. */
+/* Of the Q types: how many blocks lie together, and the first line of those that block b is one of. */
+static inline size_t linear_run_blocks(enum weight_codec c)
+{
+    return linear_is_k(c) ? LINEAR_K_BLOCKS : 2;
+}
+
+static inline const uint8_t *linear_run_at(enum weight_codec c, const uint8_t *group, size_t b)
+{
+    return group + b / linear_run_blocks(c) * (linear_run_blocks(c) / 2 * linear_pair_bytes(c));
+}
+
+/* Where block b of a group has its codes, and of the Q types its d [16] and m [16]; d and m of the K types are for eight blocks. */
 static inline const uint8_t *linear_codes(enum weight_codec c, const uint8_t *group, size_t b)
 {
     if (!linear_is_q(c))
         return group + b * linear_codes_bytes(c);
-    return group + b / 2 * linear_pair_bytes(c) + b % 2 * linear_codes_bytes(c);
+    return linear_run_at(c, group, b) + b % linear_run_blocks(c) * linear_codes_bytes(c);
 }
 
 static inline const uint16_t *linear_d(enum weight_codec c, const uint8_t *group, size_t b)
 {
-    return (const uint16_t *)(group + b / 2 * linear_pair_bytes(c) + 2 * linear_codes_bytes(c)) + b % 2 * LINEAR_GROUP;
+    const uint8_t *d = linear_run_at(c, group, b) + linear_run_blocks(c) * linear_codes_bytes(c);
+    return (const uint16_t *)d + (linear_is_k(c) ? 0 : b % 2 * LINEAR_GROUP);
 }
 
 static inline const uint16_t *linear_m(enum weight_codec c, const uint8_t *group, size_t b)
 {
-    return linear_d(c, group, b) + 2 * LINEAR_GROUP;
+    return linear_d(c, group, b) + (linear_is_k(c) ? 1 : 2) * LINEAR_GROUP;
+}
+
+/* Of the K types: block b's scale [16], of Q6_K [2][16] for its halves; of Q4_K and Q5_K its min [16]. */
+static inline const int8_t *linear_scale(enum weight_codec c, const uint8_t *group, size_t b)
+{
+    const int8_t *scales = (const int8_t *)(linear_d(c, group, b) + 2 * LINEAR_GROUP);
+    return scales + b % LINEAR_K_BLOCKS * (c == WEIGHT_Q6_K ? 2 * LINEAR_GROUP : LINEAR_GROUP);
+}
+
+static inline const uint8_t *linear_min(enum weight_codec c, const uint8_t *group, size_t b)
+{
+    return (const uint8_t *)linear_scale(c, group, b) + LINEAR_K_BLOCKS * LINEAR_GROUP;
 }
 
 /* linear_impl.group_bytes and .pack of every CPU variant */

@@ -35,6 +35,16 @@ static uint16_t f16_of(struct check *ck)
     return (uint16_t)((3 + check_below(ck, 8)) << 10 | check_below(ck, 1024) | (draw & 1) << 15);
 }
 
+static bool is_k(enum weight_codec c)
+{
+    return weight_codec_block(c) == 256;
+}
+
+static bool has_min(enum weight_codec c)
+{
+    return c == WEIGHT_Q4_1 || c == WEIGHT_Q5_1 || c == WEIGHT_Q4_K || c == WEIGHT_Q5_K;
+}
+
 static void draw_weights(struct check *ck, struct problem *p)
 {
     const struct linear_shape *s = &p->shape;
@@ -56,9 +66,12 @@ static void draw_weights(struct check *ck, struct problem *p)
             for (size_t j = 0; j < block; j++)
                 row[i + j] = (uint8_t)check_below(ck, 256);
             h = f16_of(ck);
-            memcpy(row + i, &h, 2);
-            if (s->codec == WEIGHT_Q4_1) {
-                h = (uint16_t)((h ^ 0x8000) + (h & 0x7C00 && (h & 0x7C00) < 0x6000 ? 3 << 10 : 0)); /* about -8 d */
+            memcpy(row + i + (s->codec == WEIGHT_Q6_K ? 208 : 0), &h, 2);
+            if (has_min(s->codec)) {
+                if (!is_k(s->codec))
+                    h ^= 0x8000; /* is added there, taken away here */
+                const int times = s->codec == WEIGHT_Q5_1 || s->codec == WEIGHT_Q5_K ? 4 : 3;
+                h = (uint16_t)(h + (h & 0x7C00 && (h & 0x7C00) < 0x6000 ? times << 10 : 0)); /* 8 d or 16 d */
                 memcpy(row + i + 2, &h, 2);
             }
         }
@@ -117,8 +130,8 @@ static struct problem draw_problem(struct check *ck, enum weight_codec codec, en
     p.shape.n_out = many ? check_between(ck, 1, 40) : check_between(ck, 1, check_below(ck, 4) ? 150 : 700);
     const uint32_t n_in_max = many ? check_below(ck, 2) ? 200 : 1200 : p.shape.n_out > 150 ? 700 : 2500;
     p.shape.n_in = check_between(ck, 1, n_in_max);
-    if (weight_codec_block(codec) == 32 || check_below(ck, 3) == 0)
-        p.shape.n_in = round_up(p.shape.n_in, 32);
+    if (weight_codec_block(codec) >= 32 || check_below(ck, 3) == 0)
+        p.shape.n_in = round_up(p.shape.n_in, is_k(codec) ? 256 : 32);
     p.row_bytes = weight_row_bytes(codec, p.shape.n_in);
     p.x_stride = round_up(p.shape.n_in, 32) + 32 * check_below(ck, 3);
     if (check_below(ck, 4) == 0)
@@ -273,7 +286,7 @@ static void check_shape(struct check *ck, enum weight_codec codec, enum dtype x)
     const struct linear_impl *ref = &linear_impls[n_linear_impls - 1];
     for (uint32_t i = n_linear_impls; i-- > 0;) { /* the reference first */
         const struct linear_impl *it = &linear_impls[i];
-        const struct linear_shape probe = { .n_out = 16, .n_in = 32, .codec = codec, .x = x };
+        const struct linear_shape probe = { .n_out = 16, .n_in = 256, .codec = codec, .x = x };
         if (it != ref && (!it->accepts(&probe) || !check_begin(ck, "linear", it->name, it->needs)))
             continue;
         ck->variant = it->name;
@@ -298,7 +311,7 @@ static void check_find(struct check *ck)
     for (uint32_t caps = 0; caps < 8; caps++)
         for (int codec = 0; codec < WEIGHT_CODECS; codec++)
             for (int x = 0; x < 2; x++) {
-                const struct linear_shape s = { 16, 32, (enum weight_codec)codec, (enum dtype)x };
+                const struct linear_shape s = { 16, 256, (enum weight_codec)codec, (enum dtype)x };
                 uint32_t i = 0;
                 while ((linear_impls[i].needs & ~caps) || !linear_impls[i].accepts(&s))
                     i++;
@@ -470,6 +483,8 @@ static void bench(struct check *ck)
                 if (x == DTYPE_F32 && !slowest)
                     continue;
                 for (size_t k = 0; k < sizeof shapes / sizeof *shapes; k++) {
+                    if (shapes[k][0] % weight_codec_block(codec))
+                        continue;
                     const uint32_t narrow = shapes[k][1] / (slowest ? 16 : slow ? 4 : 1) / 16 * 16;
                     bench_one(ck, it, codec, probe.x, 256, shapes[k][0], narrow);
                     if (!slow)
@@ -492,6 +507,6 @@ static void check_linear(struct check *ck)
 int main(int argc, char **argv)
 {
     /* with --bench, CHECK_CODEC=Q4_1 (say) in the environment limits it to one codec */
-    static const struct check_op ops[] = { { "linear", check_linear, 72 } };
+    static const struct check_op ops[] = { { "linear", check_linear, 132 } };
     return check_main(argc, argv, ops, 1);
 }

@@ -101,6 +101,7 @@ struct plan {
     uint32_t version, matrix_type, alignment;
     int64_t offset_error; /* added to the third tensor's offset */
     uint32_t layers;
+    uint32_t width;   /* embedding and feed-forward length, for types of long blocks; 0: W_D and W_FF */
     float rope_freqs; /* > 0: the tensor rope_freqs.weight of 8 times this */
     uint64_t seed;
 };
@@ -124,8 +125,18 @@ static inline size_t type_row_bytes(uint32_t type, uint64_t n)
         return n / 32 * 20;
     case 6:
         return n / 32 * 22;
+    case 7:
+        return n / 32 * 24;
     case 8:
         return n / 32 * 34;
+    case 10:
+        return n / 256 * 84;
+    case 12:
+        return n / 256 * 144;
+    case 13:
+        return n / 256 * 176;
+    case 14:
+        return n / 256 * 210;
     case 24:
         return n;
     default:
@@ -187,15 +198,21 @@ static inline void write_vocab(struct keys *k, const struct plan *p)
     key_text(k, "tokenizer.chat_template", "{{ messages }}");
 }
 
+/* Heads of W_HD that fill the width. */
+static inline uint32_t heads_of(const struct plan *p)
+{
+    return p->width ? p->width / W_HD : W_HEADS;
+}
+
 static inline void write_keys(struct keys *k, const struct plan *p)
 {
     if (!p->skip_key || strcmp(p->skip_key, "general.architecture") != 0)
         key_text(k, "general.architecture", "llama");
     key_skippable(k, p, "llama.block_count", p->layers ? p->layers : 2);
     key_skippable(k, p, "llama.context_length", 128);
-    key_skippable(k, p, "llama.embedding_length", W_D);
-    key_skippable(k, p, "llama.feed_forward_length", W_FF);
-    key_skippable(k, p, "llama.attention.head_count", W_HEADS);
+    key_skippable(k, p, "llama.embedding_length", p->width ? p->width : W_D);
+    key_skippable(k, p, "llama.feed_forward_length", p->width ? p->width : W_FF);
+    key_skippable(k, p, "llama.attention.head_count", heads_of(p));
     key_skippable(k, p, "llama.attention.head_count_kv", 1);
     if (!p->skip_key || strcmp(p->skip_key, "llama.attention.layer_norm_rms_epsilon") != 0)
         key_f32(k, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
@@ -206,12 +223,13 @@ static inline void write_tensors(struct gguf_file *f)
 {
     const struct plan *p = f->plan;
     const uint32_t type = p->matrix_type, layers = p->layers ? p->layers : 2;
+    const uint32_t d = p->width ? p->width : W_D, ff = p->width ? p->width : W_FF, q = heads_of(p) * W_HD;
     char name[64];
     if (!p->split_second) {
-        tensor(f, "token_embd.weight", type, W_VOCAB, W_D);
-        tensor(f, "output_norm.weight", 0, 0, W_D);
+        tensor(f, "token_embd.weight", type, W_VOCAB, d);
+        tensor(f, "output_norm.weight", 0, 0, d);
         if (!p->tied)
-            tensor(f, "output.weight", type, W_VOCAB, W_D);
+            tensor(f, "output.weight", type, W_VOCAB, d);
         if (p->rope_freqs > 0)
             tensor(f, "rope_freqs.weight", 0, 0, W_HD / 2);
     }
@@ -219,15 +237,9 @@ static inline void write_tensors(struct gguf_file *f)
         const struct {
             const char *name;
             uint64_t rows, cols;
-        } list[] = { { "attn_norm", 0, W_D },
-                     { "attn_q", W_HEADS * W_HD, W_D },
-                     { "attn_k", W_HD, W_D },
-                     { "attn_v", W_HD, W_D },
-                     { "attn_output", W_D, W_HEADS * W_HD },
-                     { "ffn_norm", 0, W_D },
-                     { "ffn_gate", W_FF, W_D },
-                     { "ffn_up", W_FF, W_D },
-                     { "ffn_down", W_D, W_FF } };
+        } list[] = { { "attn_norm", 0, d }, { "attn_q", q, d },      { "attn_k", W_HD, d },
+                     { "attn_v", W_HD, d }, { "attn_output", d, q }, { "ffn_norm", 0, d },
+                     { "ffn_gate", ff, d }, { "ffn_up", ff, d },     { "ffn_down", d, ff } };
         for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
             snprintf(name, sizeof name, "blk.%u.%s.weight", l, list[i].name);
             tensor(f, name, list[i].rows ? type : 0, list[i].rows, list[i].cols);

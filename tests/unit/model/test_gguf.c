@@ -73,13 +73,18 @@ static void test_valid(void **state)
     static const struct {
         uint32_t type;
         enum weight_codec codec;
-    } types[] = { { 0, WEIGHT_F32 },  { 1, WEIGHT_F16 },  { 30, WEIGHT_BF16 },
-                  { 8, WEIGHT_Q8_0 }, { 2, WEIGHT_Q4_0 }, { 3, WEIGHT_Q4_1 } };
-    struct digest seen[12];
-    for (size_t i = 0; i < 12; i++) {
-        const struct plan p = {
-            .matrix_type = types[i / 2].type, .tied = i % 2, .version = i % 3 ? 3 : 2, .alignment = i % 4 ? 0 : 64
-        };
+    } types[] = { { 0, WEIGHT_F32 },   { 1, WEIGHT_F16 },   { 30, WEIGHT_BF16 }, { 8, WEIGHT_Q8_0 },
+                  { 2, WEIGHT_Q4_0 },  { 3, WEIGHT_Q4_1 },  { 6, WEIGHT_Q5_0 },  { 7, WEIGHT_Q5_1 },
+                  { 12, WEIGHT_Q4_K }, { 13, WEIGHT_Q5_K }, { 14, WEIGHT_Q6_K } };
+    enum { N_TYPES = sizeof types / sizeof *types };
+    assert_int_equal(N_TYPES, WEIGHT_CODECS);
+    struct digest seen[2 * N_TYPES];
+    for (size_t i = 0; i < 2 * N_TYPES; i++) {
+        const struct plan p = { .matrix_type = types[i / 2].type,
+                                .width = types[i / 2].type >= 12 && types[i / 2].type < 16 ? 256 : 0,
+                                .tied = i % 2,
+                                .version = i % 3 ? 3 : 2,
+                                .alignment = i % 4 ? 0 : 64 };
         struct model *m = NULL;
         struct error err = { 0 };
         struct model_tensor t;
@@ -104,8 +109,8 @@ static void test_valid(void **state)
         assert_int_equal(model_tensor(m, MODEL_OUTPUT, 0, &t), i % 2 ? ST_NOT_FOUND : ST_OK);
         assert_int_equal(model_tensor(m, MODEL_FFN_DOWN, 1, &t), ST_OK);
         assert_int_equal(t.codec, types[i / 2].codec);
-        assert_int_equal(t.n_rows, W_D);
-        assert_int_equal(t.n_cols, W_FF);
+        assert_int_equal(t.n_rows, p.width ? p.width : W_D);
+        assert_int_equal(t.n_cols, p.width ? p.width : W_FF);
         touch(m);
         seen[i] = model_digest(m);
         for (size_t j = 0; j < i; j++)
@@ -262,8 +267,12 @@ static void test_refusals(void **state)
 
     refused(&(struct plan){ .version = 1 }, ST_UNSUPPORTED, "version 1");
     refused(&(struct plan){ .version = 0x03000000 }, ST_UNSUPPORTED, "big-endian");
-    refused(&(struct plan){ .matrix_type = 12 }, ST_CORRUPT, "Q4_K");
-    refused(&(struct plan){ .matrix_type = 6 }, ST_UNSUPPORTED, "Q5_0");
+    refused(&(struct plan){ .matrix_type = 12 }, ST_CORRUPT,
+            "token_embd.weight: rows of 32 elements are not whole Q4_K");
+    refused(&(struct plan){ .matrix_type = 13, .width = 320 }, ST_CORRUPT, "rows of 320 elements are not whole Q5_K");
+    refused(&(struct plan){ .matrix_type = 14, .width = 240 }, ST_CORRUPT, "rows of 240 elements are not whole Q6_K");
+    refused(&(struct plan){ .matrix_type = 6, .width = 48 }, ST_CORRUPT, "rows of 48 elements are not whole Q5_0");
+    refused(&(struct plan){ .matrix_type = 10, .width = 256 }, ST_UNSUPPORTED, "token_embd.weight: type Q2_K");
     refused(&(struct plan){ .matrix_type = 20 }, ST_UNSUPPORTED, "IQ4_NL");
     refused(&(struct plan){ .matrix_type = 24 }, ST_UNSUPPORTED, "type I8");
     refused(&(struct plan){ .matrix_type = 77 }, ST_UNSUPPORTED, "type 77");
@@ -311,11 +320,9 @@ static void test_truncated(void **state)
 }
 
 /* Every bit before the tensors' bytes, one at a time, and pairs anywhere: a named error, or a model that can be read. */
-static void test_flipped(void **state)
+static void flip(const struct plan *p)
 {
-    (void)state;
-    const struct plan p = { .matrix_type = 2, .layers = 1 };
-    struct bytes b = write_gguf(&p);
+    struct bytes b = write_gguf(p);
     struct rng r = { 1, 0 };
     size_t opened = 0, tries = 0;
     const size_t head = b.n * 8 < 24000 ? b.n * 8 : 24000;
@@ -342,6 +349,43 @@ static void test_flipped(void **state)
     print_message("%zu of %zu damaged files were models still\n", opened, tries);
     assert_true(opened < tries);
     free(b.data);
+}
+
+static void test_flipped(void **state)
+{
+    (void)state;
+    flip(&(struct plan){ .matrix_type = 2, .layers = 1 });
+}
+
+/* Blocks of 256: any bytes are weights; a cut anywhere in or before them is refused. */
+static void test_long_blocks(void **state)
+{
+    (void)state;
+    for (uint32_t type = 12; type <= 14; type++) {
+        const struct plan p = { .matrix_type = type, .width = 256, .layers = 1, .seed = type };
+        struct bytes b = write_gguf(&p);
+        struct rng r = { type, 0 };
+        for (int i = 0; i < 40; i++) {
+            const size_t n = rng_below(&r, (uint32_t)b.n);
+            uint8_t *data = exact(b.data, n);
+            struct model *m = NULL;
+            struct error err = { 0 };
+            if (gguf_model_open_bytes(data, n, &m, &err) != ST_CORRUPT || !err.text[0])
+                fail_msg("type %u cut to %zu of %zu bytes: %s", type, n, b.n, err.text);
+            free(data);
+        }
+        for (size_t i = 0; i < 4000; i++) /* scales and codes, infinite ones too */
+            b.data[b.n - 1 - rng_below(&r, 60000)] = (uint8_t)rng_below(&r, 256);
+        uint8_t *data = exact(b.data, b.n);
+        struct model *m = NULL;
+        struct error err = { 0 };
+        if (gguf_model_open_bytes(data, b.n, &m, &err))
+            fail_msg("%s", err.text);
+        touch(m);
+        model_close(m);
+        free(data);
+        free(b.data);
+    }
 }
 
 static void write_file(const char *path, const struct plan *p)
@@ -417,9 +461,9 @@ static void test_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_valid),    cmocka_unit_test(test_permutation), cmocka_unit_test(test_rope_freqs),
-        cmocka_unit_test(test_refusals), cmocka_unit_test(test_truncated),   cmocka_unit_test(test_flipped),
-        cmocka_unit_test(test_files),
+        cmocka_unit_test(test_valid),       cmocka_unit_test(test_permutation), cmocka_unit_test(test_rope_freqs),
+        cmocka_unit_test(test_refusals),    cmocka_unit_test(test_truncated),   cmocka_unit_test(test_flipped),
+        cmocka_unit_test(test_long_blocks), cmocka_unit_test(test_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -67,10 +67,13 @@ static void test_shapes(void **state)
 static void test_rows(void **state)
 {
     (void)state;
-    static const char *const codecs[] = { "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1" };
-    for (int c = 0; c < 6; c++) {
+    static const char *const codecs[] = { "f32",  "f16",  "bf16", "q8_0", "q4_0", "q4_1",
+                                          "q5_0", "q5_1", "q4_k", "q5_k", "q6_k" };
+    for (int c = 0; c < WEIGHT_CODECS; c++) {
         char spec[64];
-        snprintf(spec, sizeof spec, "random:tiny,d=320,codec=%s:2:5", codecs[c]);
+        const char *const shape = c < WEIGHT_Q4_K ? "d=320" : "d=256,heads=8,ff=256"; /* whole blocks */
+        const int d = c < WEIGHT_Q4_K ? 320 : 256;
+        snprintf(spec, sizeof spec, "random:tiny,%s,codec=%s:2:5", shape, codecs[c]);
         struct model *m = open_spec(spec), *again = open_spec(spec);
         struct model_tensor t, u;
         struct digest a = model_digest(m), b = model_digest(again);
@@ -78,12 +81,7 @@ static void test_rows(void **state)
         assert_int_equal(model_tensor(m, MODEL_FFN_UP, 1, &t), ST_OK);
         assert_int_equal(model_tensor(again, MODEL_FFN_UP, 1, &u), ST_OK);
         assert_null(t.data);
-        assert_int_equal(t.codec, c == 0   ? WEIGHT_F32
-                                  : c == 1 ? WEIGHT_F16
-                                  : c == 2 ? WEIGHT_BF16
-                                  : c == 3 ? WEIGHT_Q8_0
-                                  : c == 4 ? WEIGHT_Q4_0
-                                           : WEIGHT_Q4_1);
+        assert_int_equal(t.codec, c); /* named in order of the enumeration */
         uint8_t *one = aligned_alloc(64, 2048), *two = aligned_alloc(64, 2048);
         float row[320];
         double sum = 0, squares = 0;
@@ -92,15 +90,15 @@ static void test_rows(void **state)
             assert_memory_equal(p, model_tensor_row(&u, r, two), t.row_bytes);
             if (r)
                 assert_memory_not_equal(p, model_tensor_row(&u, r - 1, two), t.row_bytes);
-            weight_row_f32(t.codec, p, 320, row);
-            for (int i = 0; i < 320; i++) {
+            weight_row_f32(t.codec, p, t.n_cols, row);
+            for (int i = 0; i < d; i++) {
                 assert_true(isfinite(row[i]));
                 sum += row[i];
                 squares += (double)row[i] * row[i];
             }
         }
-        const double n = 320.0 * t.n_rows, spread = sqrt(squares / n) * sqrt(320);
-        if (fabs(spread - 1) > 0.05 || fabs(sum / n) * sqrt(320) > 0.15)
+        const double n = (double)d * t.n_rows, spread = sqrt(squares / n) * sqrt(d);
+        if (fabs(spread - 1) > 0.05 || fabs(sum / n) * sqrt(d) > 0.15)
             fail_msg("%s: spread %g, mean %g", spec, spread, sum / n);
         /* another layer, kind or seed is another matrix */
         assert_int_equal(model_tensor(again, MODEL_FFN_UP, 0, &u), ST_OK);
@@ -108,15 +106,15 @@ static void test_rows(void **state)
         assert_int_equal(model_tensor(again, MODEL_FFN_GATE, 1, &u), ST_OK);
         assert_memory_not_equal(model_tensor_row(&t, 0, one), model_tensor_row(&u, 0, two), t.row_bytes);
         model_close(again);
-        snprintf(spec, sizeof spec, "random:tiny,d=320,codec=%s:2:6", codecs[c]);
+        snprintf(spec, sizeof spec, "random:tiny,%s,codec=%s:2:6", shape, codecs[c]);
         again = open_spec(spec);
         assert_int_equal(model_tensor(again, MODEL_FFN_UP, 1, &u), ST_OK);
         assert_memory_not_equal(model_tensor_row(&t, 0, one), model_tensor_row(&u, 0, two), t.row_bytes);
         b = model_digest(again);
         assert_memory_not_equal(&a, &b, sizeof a);
         assert_int_equal(model_tensor(m, MODEL_FFN_NORM, 1, &t), ST_OK);
-        weight_row_f32(t.codec, model_tensor_row(&t, 0, one), 320, row);
-        for (int i = 0; i < 320; i++)
+        weight_row_f32(t.codec, model_tensor_row(&t, 0, one), t.n_cols, row);
+        for (int i = 0; i < d; i++)
             assert_true(row[i] > 0.85f && row[i] < 1.15f);
         free(one);
         free(two);
@@ -164,10 +162,11 @@ static void test_refusals(void **state)
         { "random:tiny,heads=3", ST_CORRUPT, "KV heads" },
         { "random:tiny,head_dim=512", ST_CORRUPT, "head size" },
         { "random:tiny,vocab=100", ST_INVALID, "vocab=100" },
-        { "random:tiny,codec=q5_0", ST_INVALID, "q5_0" },
+        { "random:tiny,codec=q3_k", ST_INVALID, "q3_k" },
         { "random:tiny,theta=nan", ST_INVALID, "theta" },
         { "random:tiny,colour=red", ST_INVALID, "colour" },
         { "random:tiny,codec=q4_0,ff=100", ST_CORRUPT, "whole Q4_0 blocks" },
+        { "random:tiny,codec=q4_k,d=320", ST_CORRUPT, "whole Q4_K blocks" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct model *m = NULL;

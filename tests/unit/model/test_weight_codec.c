@@ -6,6 +6,7 @@
 #include <cmocka.h>
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "common/f16.h"
@@ -40,17 +41,20 @@ static void sizes(void **state)
     static const struct {
         enum weight_codec codec;
         const char *name;
-        size_t bytes_of_64;
+        size_t bytes_of_256;
+        uint32_t block;
     } rows[] = {
-        { WEIGHT_F32, "F32", 256 },  { WEIGHT_F16, "F16", 128 },  { WEIGHT_BF16, "BF16", 128 },
-        { WEIGHT_Q8_0, "Q8_0", 68 }, { WEIGHT_Q4_0, "Q4_0", 36 }, { WEIGHT_Q4_1, "Q4_1", 40 },
+        { WEIGHT_F32, "F32", 1024, 1 },    { WEIGHT_F16, "F16", 512, 1 },     { WEIGHT_BF16, "BF16", 512, 1 },
+        { WEIGHT_Q8_0, "Q8_0", 272, 32 },  { WEIGHT_Q4_0, "Q4_0", 144, 32 },  { WEIGHT_Q4_1, "Q4_1", 160, 32 },
+        { WEIGHT_Q5_0, "Q5_0", 176, 32 },  { WEIGHT_Q5_1, "Q5_1", 192, 32 },  { WEIGHT_Q4_K, "Q4_K", 144, 256 },
+        { WEIGHT_Q5_K, "Q5_K", 176, 256 }, { WEIGHT_Q6_K, "Q6_K", 210, 256 },
     };
+    assert_int_equal(sizeof rows / sizeof *rows, WEIGHT_CODECS);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         assert_string_equal(weight_codec_name(rows[i].codec), rows[i].name);
-        assert_int_equal(weight_row_bytes(rows[i].codec, 64), rows[i].bytes_of_64);
-        assert_int_equal(weight_codec_block(rows[i].codec), i < 3 ? 1 : 32);
-        assert_int_equal(weight_codec_block_bytes(rows[i].codec),
-                         i < 3 ? rows[i].bytes_of_64 / 64 : rows[i].bytes_of_64 / 2);
+        assert_int_equal(weight_row_bytes(rows[i].codec, 256), rows[i].bytes_of_256);
+        assert_int_equal(weight_codec_block(rows[i].codec), rows[i].block);
+        assert_int_equal(weight_codec_block_bytes(rows[i].codec), rows[i].bytes_of_256 * rows[i].block / 256);
         assert_int_equal(weight_row_bytes(rows[i].codec, 0), 0);
     }
 }
@@ -118,13 +122,85 @@ static void several_blocks_and_floats(void **state)
     expect_float(out[2], INFINITY, 2);
 }
 
+/*
+ * One bit of one code, high bit or scale at a time, by the layouts of ggml: where it goes, and nowhere else. Without it, zeros: Q4_K and
+ * Q5_K with all scales and mins 1 and d = m = 1 are q - 1; Q6_K with all scales 1 is q - 32.
+ */
+static void places(void **state)
+{
+    (void)state;
+    static const struct {
+        enum weight_codec codec;
+        uint32_t byte;
+        uint8_t mask;
+        int first, last; /* elements that change */
+        float to;
+    } bits[] = {
+        { WEIGHT_Q5_0, 2, 0x01, 0, 0, 0 },        { WEIGHT_Q5_0, 5, 0x80, 31, 31, 0 },
+        { WEIGHT_Q5_0, 6, 0x02, 0, 0, -14 },      { WEIGHT_Q5_0, 21, 0x10, 31, 31, -15 },
+        { WEIGHT_Q5_1, 5, 0x02, 9, 9, 17 },       { WEIGHT_Q5_1, 8, 0x40, 16, 16, 5 },
+        { WEIGHT_Q4_K, 16, 0x02, 0, 0, 1 },       { WEIGHT_Q4_K, 16, 0x80, 32, 32, 7 },
+        { WEIGHT_Q4_K, 143, 0x80, 255, 255, 7 },  { WEIGHT_Q4_K, 79, 0x04, 95, 95, 3 },
+        { WEIGHT_Q4_K, 8, 0x02, 0, 31, -3 },      { WEIGHT_Q4_K, 12, 0x20, 128, 159, -3 },
+        { WEIGHT_Q4_K, 11, 0xC0, 224, 255, -49 }, { WEIGHT_Q5_K, 16, 0x04, 64, 64, 15 },
+        { WEIGHT_Q5_K, 47, 0x80, 255, 255, 15 },  { WEIGHT_Q5_K, 48, 0x01, 0, 0, 0 },
+        { WEIGHT_Q6_K, 0, 0x10, 64, 64, -31 },    { WEIGHT_Q6_K, 63, 0x80, 127, 127, -24 },
+        { WEIGHT_Q6_K, 64, 0x01, 128, 128, -31 }, { WEIGHT_Q6_K, 128, 0x0C, 32, 32, 16 },
+        { WEIGHT_Q6_K, 191, 0xC0, 255, 255, 16 }, { WEIGHT_Q6_K, 192, 0x03, 0, 15, -64 },
+        { WEIGHT_Q6_K, 207, 0xFE, 240, 255, 32 },
+    };
+    for (size_t i = 0; i < sizeof bits / sizeof *bits; i++) {
+        const enum weight_codec c = bits[i].codec;
+        uint8_t row[210] = { 0 };
+        float before[256], out[256];
+        row[c == WEIGHT_Q6_K ? 209 : 1] = 0x3C; /* 1 */
+        row[3] = c == WEIGHT_Q5_1 ? 0x3C : row[3];
+        if (c == WEIGHT_Q4_K || c == WEIGHT_Q5_K) {
+            row[3] = 0x3C;
+            memset(row + 4, 1, 8);
+            memset(row + 12, 0x11, 4);
+        }
+        if (c == WEIGHT_Q6_K)
+            memset(row + 192, 1, 16);
+        const uint32_t n = weight_codec_block(c);
+        weight_row_f32(c, row, n, before);
+        row[bits[i].byte] ^= bits[i].mask;
+        weight_row_f32(c, row, n, out);
+        for (int k = 0; k < (int)n; k++)
+            expect_float(out[k], (double)(k >= bits[i].first && k <= bits[i].last ? bits[i].to : before[k]),
+                         (int)i * 1000 + k);
+    }
+}
+
+/* Against the `gguf` package, bit for bit. */
+static void golden(void **state)
+{
+    (void)state;
+    enum { N = 768 };
+    FILE *in = fopen(LONGSPAN_SOURCE_DIR "/tests/golden/weights/blocks.bin", "rb");
+    assert_non_null(in);
+    for (int c = WEIGHT_Q8_0; c < WEIGHT_CODECS; c++) {
+        uint8_t row[N * 2];
+        float want[N], got[N];
+        const size_t bytes = weight_row_bytes((enum weight_codec)c, N);
+        assert_int_equal(fread(row, 1, bytes, in), bytes);
+        assert_int_equal(fread(want, sizeof *want, N, in), N);
+        weight_row_f32((enum weight_codec)c, row, N, got);
+        for (int i = 0; i < N; i++)
+            if (memcmp(&got[i], &want[i], sizeof *got) != 0)
+                fail_msg("%s[%d] is %.9g, should be %.9g", weight_codec_name((enum weight_codec)c), i, (double)got[i],
+                         (double)want[i]);
+    }
+    assert_int_equal(fgetc(in), EOF);
+    fclose(in);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(f16_is_exact),
-        cmocka_unit_test(sizes),
-        cmocka_unit_test(blocks),
-        cmocka_unit_test(several_blocks_and_floats),
+        cmocka_unit_test(f16_is_exact), cmocka_unit_test(sizes),
+        cmocka_unit_test(blocks),       cmocka_unit_test(several_blocks_and_floats),
+        cmocka_unit_test(places),       cmocka_unit_test(golden),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
