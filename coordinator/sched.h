@@ -67,6 +67,8 @@ struct sched_want {
     bool logits;   /* whole logit rows of every computed row (tests, --dump-logits) */
     const int32_t *forced; /* tests and replay: generated tokens that are forced, not sampled */
     uint32_t n_forced;
+    bool edits;   /* events.edit says what is done to the logits of each row that samples */
+    bool history; /* edits follow from the tokens before: a row is planned when those are here, one step at a time */
     const char *label; /* for logs: the request's id */
     int32_t priority;  /* its class: lower ones come first, whatever came before (as in vLLM); 0 is usual */
 };
@@ -101,6 +103,11 @@ struct sched_events {
     /* Prompt positions computed so far, or found in the cache. May be NULL. */
     void (*progress)(void *user, uint32_t done, uint32_t total);
     void (*done)(void *user, const struct sched_done *done);
+    /*
+     * want.edits: a row is planned after which the token at `position` is sampled; its edits, which must stay until sched_run returns, or NULL for none.
+     * May come again for a position. Nothing of the scheduler may be called from here.
+     */
+    const struct plan_edits *(*edit)(void *user, uint32_t position);
 };
 
 enum status sched_new(const struct sched_config *config, const struct sched_ops *ops, void *ctx,

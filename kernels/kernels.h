@@ -200,19 +200,37 @@ const struct row_impl *row_find(uint32_t caps);
 
 /*
  * Chooses a token. A function of (logits, params, position) alone: Gumbel-max with counter-based numbers (rng_at(seed, position, token)).
- * temperature 0: the largest logit. Order of filters: top_k (0: off), then top_p (1: off), of probabilities after temperature.
- * logprob: natural logarithm of a token's probability before temperature and filters.
+ * temperature 0: the largest logit. Order of filters: min_p (0: off; tokens less probable than min_p times the most probable go), top_k (0: off),
+ * then top_p (1: off) of what is left, of probabilities after temperature.
+ * logprob: natural logarithm of a token's probability before edits, temperature and filters.
  */
 struct sample_params {
     float temperature, top_p;
     uint32_t top_k;
     uint64_t seed;
+    float min_p;
+};
+struct sample_edit {
+    uint32_t token;
+    float add;
+};
+/*
+ * Changes of one row's logits before the choice, in this order: logits of tokens in `repeated` are divided by repetition if positive, else multiplied
+ * with it; then adds; then what is not in `allowed` can not be chosen. Sets are bit t % 8 of byte t / 8; a NULL set of repeated is empty, of allowed is
+ * everything; bits that a set lacks are 0. adds: tokens ascending, below n. At least one token below n must be allowed. Finite numbers; a sum
+ * beyond float32 stays at its largest.
+ */
+struct sample_edits {
+    uint32_t n_adds, repeated_bytes, allowed_bytes;
+    const struct sample_edit *adds;
+    float repetition; /* above 0 */
+    const uint8_t *repeated, *allowed;
 };
 struct sample_top {
     uint32_t token;
     float logprob;
 };
-/* scratch: n floats and n uint32. top_out [n_top], best first, ties to the lower token. target: a token whose logprob is wanted too, or -1. */
+/* edits: NULL for none. scratch: sample_scratch_bytes(n). top_out [n_top], best first, ties to the lower token. target: a token whose logprob is wanted too, or -1. */
 struct sample_result {
     uint32_t token;
     float logprob;
@@ -220,8 +238,8 @@ struct sample_result {
     bool finite; /* false: a logit was NaN or infinite; the rest is not to be used */
 };
 void sample_row(const struct row_impl *rows, const float *logits, uint32_t n, const struct sample_params *params,
-                uint32_t position, int32_t target, uint32_t n_top, struct sample_top *top_out, void *scratch,
-                struct sample_result *result_out);
+                const struct sample_edits *edits, uint32_t position, int32_t target, uint32_t n_top,
+                struct sample_top *top_out, void *scratch, struct sample_result *result_out);
 size_t sample_scratch_bytes(uint32_t n);
 
 #ifdef __cplusplus

@@ -9,7 +9,7 @@
 #include "kernels/cpu/exp.h"
 
 /*
- * The tokens that may be drawn: ids ascending, NULL for all of them. Their weights e^((x - max) / T) are there between finding the total
+ * The tokens that may be drawn: ids ascending, NULL for all n of them. Their weights e^((x - max) / T) are there between finding the total
  * and the cut that needs them.
  */
 struct choice {
@@ -25,7 +25,7 @@ struct cut {
 
 size_t sample_scratch_bytes(uint32_t n)
 {
-    return n * (sizeof(float) + sizeof(uint32_t));
+    return n * (2 * sizeof(float) + sizeof(uint32_t));
 }
 
 /* Orders as the numbers do; -0 and +0 are one. */
@@ -116,12 +116,28 @@ static void drop_light(struct choice *c, uint32_t *ids, double total, double top
     c->n = n;
 }
 
-static struct choice filter(const float *logits, uint32_t n, float max, const struct sample_params *params,
-                            void *scratch)
+/* (x - max) / T >= log min_p: all that are as probable as the most probable, times min_p. */
+static void drop_unlikely(const float *logits, struct choice *c, uint32_t *ids, float max,
+                          const struct sample_params *params)
 {
-    struct choice c = { NULL, scratch, n };
-    uint32_t *ids = (uint32_t *)((float *)scratch + n);
-    if (params->top_k && params->top_k < n)
+    const double least = (double)max + (double)params->temperature * log((double)params->min_p);
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < c->n; i++) {
+        const uint32_t id = id_at(c, i);
+        if ((double)logits[id] >= least || logits[id] == max)
+            ids[n++] = id;
+    }
+    c->ids = ids;
+    c->n = n;
+}
+
+/* ids: where the choice's own list is kept; it may be there already. */
+static struct choice filter(const float *logits, struct choice c, uint32_t *ids, float max,
+                            const struct sample_params *params)
+{
+    if (params->min_p > 0)
+        drop_unlikely(logits, &c, ids, max, params);
+    if (params->top_k && params->top_k < c.n)
         cut_apply(logits, &c, ids, cut_at(logits, &c, NULL, params->top_k));
     if (!(params->top_p < 1))
         return c;
@@ -132,7 +148,7 @@ static struct choice filter(const float *logits, uint32_t n, float max, const st
         for (uint32_t i = 0; i < c.n; i++)
             c.weights[i] = exp_f32((logits[c.ids[i]] - max) * rate);
     else
-        for (uint32_t i = 0; i < n; i++)
+        for (uint32_t i = 0; i < c.n; i++)
             c.weights[i] = exp_f32((logits[i] - max) * rate);
     for (uint32_t i = 0; i < c.n; i++)
         total += (double)c.weights[i];
@@ -232,9 +248,73 @@ static bool all_finite(const float *x, uint32_t n)
     return !bad;
 }
 
+static inline bool in_set(const uint8_t *set, uint32_t bytes, uint32_t token)
+{
+    return token / 8 < bytes && (set[token / 8] >> (token % 8) & 1);
+}
+
+static inline float clamped(float x)
+{
+    return x > FLT_MAX ? FLT_MAX : x < -FLT_MAX ? -FLT_MAX : x;
+}
+
+/* The logits as the choice is to see them. */
+static void edit_logits(float *x, uint32_t n, const struct sample_edits *edits)
+{
+    for (uint32_t i = 0; i < edits->repeated_bytes * 8 && i < n; i++)
+        if (in_set(edits->repeated, edits->repeated_bytes, i))
+            x[i] = clamped(x[i] > 0 ? x[i] / edits->repetition : x[i] * edits->repetition);
+    for (uint32_t i = 0; i < edits->n_adds; i++)
+        if (edits->adds[i].token < n)
+            x[edits->adds[i].token] = clamped(x[edits->adds[i].token] + edits->adds[i].add);
+}
+
+static void keep_allowed(struct choice *c, uint32_t *ids, const struct sample_edits *edits)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < c->n; i++)
+        if (in_set(edits->allowed, edits->allowed_bytes, i))
+            ids[n++] = i;
+    c->ids = ids;
+    c->n = n;
+}
+
+/* The largest, the lowest of equals. */
+static uint32_t argmax_of(const float *logits, const struct choice *c)
+{
+    uint32_t best = id_at(c, 0);
+    for (uint32_t i = 1; i < c->n; i++)
+        if (logits[id_at(c, i)] > logits[best])
+            best = id_at(c, i);
+    return best;
+}
+
+/* argmax: of the logits as they are. scratch holds weights, edited logits, ids. -> n: nothing is allowed */
+static uint32_t choose(const float *logits, uint32_t n, uint32_t argmax, const struct sample_params *params,
+                       const struct sample_edits *edits, uint32_t position, void *scratch)
+{
+    struct choice c = { NULL, scratch, n };
+    float *edited = (float *)scratch + n;
+    uint32_t *ids = (uint32_t *)(edited + n);
+    if (edits) {
+        memcpy(edited, logits, n * sizeof *edited);
+        edit_logits(edited, n, edits);
+        logits = edited;
+        if (edits->allowed)
+            keep_allowed(&c, ids, edits);
+        if (!c.n)
+            return n;
+        argmax = argmax_of(logits, &c);
+    }
+    if (params->temperature < FLT_MIN || params->temperature != params->temperature)
+        return argmax;
+    c = filter(logits, c, ids, logits[argmax], params);
+    return draw(logits, &c, argmax, params, position);
+}
+
 void sample_row(const struct row_impl *rows, const float *logits, uint32_t n, const struct sample_params *params,
-                uint32_t position, int32_t target, uint32_t n_top, struct sample_top *top_out, void *scratch,
-                struct sample_result *result_out)
+                const struct sample_edits *edits, uint32_t position, int32_t target, uint32_t n_top,
+                struct sample_top *top_out, void *scratch, struct sample_result *result_out)
 {
     uint32_t token;
     float max, sum;
@@ -244,10 +324,9 @@ void sample_row(const struct row_impl *rows, const float *logits, uint32_t n, co
         return;
     rows->logit_max_sum(logits, n, &token, &max, &sum);
     const double log_total = (double)max + log((double)sum);
-    if (params->temperature >= FLT_MIN) {
-        const struct choice c = filter(logits, n, max, params, scratch);
-        token = draw(logits, &c, token, params, position);
-    }
+    token = choose(logits, n, token, params, edits, position, scratch);
+    if (token >= n)
+        return;
     result_out->finite = true;
     result_out->token = token;
     result_out->logprob = (float)((double)logits[token] - log_total);

@@ -18,7 +18,7 @@
 extern "C" {
 #endif
 
-enum { CONTROL_VERSION = 1 };
+enum { CONTROL_VERSION = 2 };
 
 enum control_kind {
     /* worker to coordinator */

@@ -42,6 +42,7 @@ static enum status seqs_to_wire(const struct plan *plan, struct wire_arena *aren
     COLUMN(seq_top_p, plan->n_seqs);
     COLUMN(seq_top_k, plan->n_seqs);
     COLUMN(seq_seed, plan->n_seqs);
+    COLUMN(seq_min_p, plan->n_seqs);
     COLUMN(tables, n_tables);
     COLUMN(readers, n_readers);
     uint64_t *table = w.tables;
@@ -58,6 +59,7 @@ static enum status seqs_to_wire(const struct plan *plan, struct wire_arena *aren
         w.seq_top_p[i] = s->sampling.top_p;
         w.seq_top_k[i] = s->sampling.top_k;
         w.seq_seed[i] = s->sampling.seed;
+        w.seq_min_p[i] = s->sampling.min_p;
         for (uint32_t j = 0; j < s->n_table; j++)
             *table++ = s->table[j];
         for (uint32_t j = 0; j < s->n_readers; j++)
@@ -105,6 +107,55 @@ static enum status runs_to_wire(const struct plan *plan, struct wire_arena *aren
     return ST_OK;
 }
 
+static enum status edits_to_wire(const struct plan *plan, struct wire_arena *arena, plan_wire *wire)
+{
+    plan_wire w = *wire;
+    size_t n = 0, n_adds = 0, bytes = 0;
+    for (uint32_t i = 0; i < plan->n_runs; i++) {
+        const struct plan_edits *e = plan->runs[i].edits;
+        n += e != NULL;
+        n_adds += e ? e->n_adds : 0;
+        bytes += e ? e->repeated_bytes + e->allowed_bytes : 0;
+    }
+    if (!n)
+        return ST_OK;
+    COLUMN(edit_run, n);
+    COLUMN(edit_n_adds, n);
+    COLUMN(edit_repetition, n);
+    COLUMN(edit_repeated_bytes, n);
+    COLUMN(edit_allowed_bytes, n);
+    COLUMN(add_token, n_adds);
+    COLUMN(add_value, n_adds);
+    w.sets.len = bytes;
+    w.sets.data = wire_take(arena, bytes);
+    if (!w.sets.data)
+        return ST_NO_MEMORY;
+    size_t at = 0, add = 0;
+    uint8_t *set = w.sets.data;
+    for (uint32_t i = 0; i < plan->n_runs; i++) {
+        const struct plan_edits *e = plan->runs[i].edits;
+        if (!e)
+            continue;
+        w.edit_run[at] = i;
+        w.edit_n_adds[at] = e->n_adds;
+        w.edit_repetition[at] = e->repetition;
+        w.edit_repeated_bytes[at] = e->repeated_bytes;
+        w.edit_allowed_bytes[at++] = e->allowed_bytes;
+        for (uint32_t j = 0; j < e->n_adds; j++, add++) {
+            w.add_token[add] = e->adds[j].token;
+            w.add_value[add] = e->adds[j].add;
+        }
+        if (e->repeated_bytes)
+            memcpy(set, e->repeated, e->repeated_bytes);
+        set += e->repeated_bytes;
+        if (e->allowed_bytes)
+            memcpy(set, e->allowed, e->allowed_bytes);
+        set += e->allowed_bytes;
+    }
+    *wire = w;
+    return ST_OK;
+}
+
 enum status plan_to_wire(const struct plan *plan, struct wire_arena *arena, plan_wire *wire_out)
 {
     plan_wire w = LONGSPAN__V1__CONTROL_PLAN__INIT;
@@ -124,6 +175,8 @@ enum status plan_to_wire(const struct plan *plan, struct wire_arena *arena, plan
     enum status st = seqs_to_wire(plan, arena, &w);
     if (st == ST_OK)
         st = runs_to_wire(plan, arena, &w);
+    if (st == ST_OK)
+        st = edits_to_wire(plan, arena, &w);
     if (st == ST_OK)
         *wire_out = w;
     return st;
@@ -206,6 +259,7 @@ static enum status seqs_check(const plan_wire *w, struct wire_arena *arena, stru
     SAME_COUNT(seq_id, seq_top_p);
     SAME_COUNT(seq_id, seq_top_k);
     SAME_COUNT(seq_id, seq_seed);
+    SAME_COUNT(seq_id, seq_min_p);
     enum status st = ids_check(w, arena, err);
     if (st == ST_OK)
         st = parts_check(w->seq_table_from, w->seq_n_table, w->n_seq_id, BLOCKS_MAX, w->n_tables, "tables", err);
@@ -221,6 +275,8 @@ static enum status seqs_check(const plan_wire *w, struct wire_arena *arena, stru
             return error_set(err, ST_CORRUPT, "plan.seq_temperature[%zu]: out of range", i);
         if (!(w->seq_top_p[i] >= 0 && w->seq_top_p[i] <= 1))
             return error_set(err, ST_CORRUPT, "plan.seq_top_p[%zu]: out of range", i);
+        if (!(w->seq_min_p[i] >= 0 && w->seq_min_p[i] <= 1))
+            return error_set(err, ST_CORRUPT, "plan.seq_min_p[%zu]: out of range", i);
     }
     for (size_t i = 0; i < w->n_tables; i++)
         if (!w->tables[i])
@@ -330,6 +386,68 @@ static enum status runs_check(const plan_wire *w, struct wire_arena *arena, stru
     return ST_OK;
 }
 
+static bool set_empty(const uint8_t *set, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++)
+        if (set[i])
+            return false;
+    return true;
+}
+
+static enum status edits_count_check(const plan_wire *w, struct error *err)
+{
+    size_t n_adds = 0, bytes = 0;
+    if (w->n_edit_run > w->n_run_seq)
+        return error_set(err, ST_TOO_LARGE, "plan.edit_run: %zu values, %zu runs", w->n_edit_run, w->n_run_seq);
+    SAME_COUNT(edit_run, edit_n_adds);
+    SAME_COUNT(edit_run, edit_repetition);
+    SAME_COUNT(edit_run, edit_repeated_bytes);
+    SAME_COUNT(edit_run, edit_allowed_bytes);
+    SAME_COUNT(add_token, add_value);
+    for (size_t i = 0; i < w->n_edit_run; i++) {
+        n_adds += w->edit_n_adds[i];
+        bytes += (size_t)w->edit_repeated_bytes[i] + w->edit_allowed_bytes[i];
+        if (w->edit_repeated_bytes[i] > PLAN_VOCAB_MAX / 8 || w->edit_allowed_bytes[i] > PLAN_VOCAB_MAX / 8)
+            return error_set(err, ST_CORRUPT, "plan.edit_allowed_bytes[%zu]: a set over %d bytes", i,
+                             PLAN_VOCAB_MAX / 8);
+    }
+    if (w->n_add_token != n_adds || w->sets.len != bytes)
+        return error_set(err, ST_CORRUPT, "plan.add_token: %zu and %zu bytes of sets, runs say %zu and %zu",
+                         w->n_add_token, w->sets.len, n_adds, bytes);
+    return ST_OK;
+}
+
+static enum status edits_check(const plan_wire *w, struct error *err)
+{
+    const enum status st = edits_count_check(w, err);
+    if (st)
+        return st;
+    size_t add = 0;
+    const uint8_t *set = w->sets.data;
+    for (size_t i = 0; i < w->n_edit_run; i++) {
+        const uint32_t run = w->edit_run[i], n = w->edit_n_adds[i];
+        if (run >= w->n_run_seq || (i && run <= w->edit_run[i - 1]) || !(w->run_want[run] & WANT_SAMPLE))
+            return error_set(err, ST_CORRUPT, "plan.edit_run[%zu]: run %u is out of range or order, or samples nothing",
+                             i, run);
+        if (!(w->edit_repetition[i] > 0 && w->edit_repetition[i] <= 1e6f))
+            return error_set(err, ST_CORRUPT, "plan.edit_repetition[%zu]: out of range", i);
+        if (!n && !w->edit_repeated_bytes[i] && !w->edit_allowed_bytes[i])
+            return error_set(err, ST_CORRUPT, "plan.edit_n_adds[%zu]: nothing is edited", i);
+        for (uint32_t j = 0; j < n; j++, add++) {
+            if (w->add_token[add] >= PLAN_VOCAB_MAX || (j && w->add_token[add] <= w->add_token[add - 1]))
+                return error_set(err, ST_CORRUPT, "plan.add_token[%zu]: %u is out of range or order", add,
+                                 w->add_token[add]);
+            if (!(w->add_value[add] >= -1e6f && w->add_value[add] <= 1e6f))
+                return error_set(err, ST_CORRUPT, "plan.add_value[%zu]: out of range", add);
+        }
+        set += w->edit_repeated_bytes[i];
+        if (w->edit_allowed_bytes[i] && set_empty(set, w->edit_allowed_bytes[i]))
+            return error_set(err, ST_CORRUPT, "plan.sets: edit %zu allows no token", i);
+        set += w->edit_allowed_bytes[i];
+    }
+    return ST_OK;
+}
+
 enum status plan_wire_check(const plan_wire *w, struct wire_arena *arena, struct error *err)
 {
     if (w->leaf_blocks == 0 || w->leaf_blocks > LEAF_BLOCKS_MAX)
@@ -344,6 +462,8 @@ enum status plan_wire_check(const plan_wire *w, struct wire_arena *arena, struct
         st = seqs_check(w, arena, err);
     if (st == ST_OK)
         st = runs_check(w, arena, err);
+    if (st == ST_OK)
+        st = edits_check(w, err);
     return st;
 }
 
@@ -361,6 +481,9 @@ void plan_wire_size(const plan_wire *w, struct wire_size *size)
     wire_size_add(size, w->n_readers, sizeof(uint16_t));
     wire_size_add(size, w->n_tokens, sizeof(int32_t));
     wire_size_add(size, w->n_targets, sizeof(int32_t));
+    wire_size_add(size, w->n_edit_run, sizeof(struct plan_edits));
+    wire_size_add(size, w->n_add_token, sizeof(struct plan_edit));
+    wire_size_add(size, w->sets.len, 1);
 }
 
 static void *copy_take(struct wire_room *room, const void *from, size_t n, size_t item)
@@ -377,6 +500,28 @@ static const uint16_t *u16_take(struct wire_room *room, const uint32_t *from, si
     for (size_t i = 0; i < n; i++)
         to[i] = (uint16_t)from[i];
     return to;
+}
+
+static void edits_fill(const plan_wire *w, struct wire_room *room, struct plan_run *runs)
+{
+    struct plan_edits *edits = wire_room_take(room, w->n_edit_run, sizeof *edits);
+    struct plan_edit *add = wire_room_take(room, w->n_add_token, sizeof *add);
+    const uint8_t *set = copy_take(room, w->sets.data, w->sets.len, 1);
+    for (size_t i = 0; i < w->n_add_token; i++)
+        add[i] = (struct plan_edit){ w->add_token[i], w->add_value[i] };
+    for (size_t i = 0; i < w->n_edit_run; i++) {
+        const uint32_t repeated = w->edit_repeated_bytes[i], allowed = w->edit_allowed_bytes[i];
+        edits[i] = (struct plan_edits){ .n_adds = w->edit_n_adds[i],
+                                        .repeated_bytes = repeated,
+                                        .allowed_bytes = allowed,
+                                        .adds = add,
+                                        .repetition = w->edit_repetition[i],
+                                        .repeated = repeated ? set : NULL,
+                                        .allowed = allowed ? set + repeated : NULL };
+        runs[w->edit_run[i]].edits = &edits[i];
+        add += edits[i].n_adds;
+        set += repeated + allowed;
+    }
 }
 
 struct plan *plan_wire_fill(const plan_wire *w, struct wire_room *room)
@@ -417,7 +562,8 @@ struct plan *plan_wire_fill(const plan_wire *w, struct wire_room *room)
             .sampling = { .temperature = w->seq_temperature[i],
                           .top_p = w->seq_top_p[i],
                           .top_k = w->seq_top_k[i],
-                          .seed = w->seq_seed[i] },
+                          .seed = w->seq_seed[i],
+                          .min_p = w->seq_min_p[i] },
         };
         table += w->seq_n_table[i];
         reader += w->seq_n_readers[i];
@@ -440,6 +586,7 @@ struct plan *plan_wire_fill(const plan_wire *w, struct wire_room *room)
         token += w->run_n_rows[i];
         target += score ? w->run_n_rows[i] : 0;
     }
+    edits_fill(w, room, runs);
     return plan;
 }
 

@@ -27,6 +27,7 @@ enum {
     PLAN_ROWS_MAX = 1 << 16,
     PLAN_POSITIONS_MAX = 1 << 24,
     PLAN_TOP_MAX = 20,
+    PLAN_VOCAB_MAX = 1 << 22, /* tokens that edits may name */
 };
 
 /* A block's name: unique in the cluster's life, given by the coordinator. 0 is none. Its content id is the coordinator's business. */
@@ -44,6 +45,22 @@ struct plan_sampling {
     float temperature, top_p;
     uint32_t top_k;
     uint64_t seed;
+    float min_p; /* 0: off */
+};
+
+struct plan_edit {
+    uint32_t token;
+    float add;
+};
+/*
+ * Logit edits of the row after which a run samples: what kernels.h says of struct sample_edits. The coordinator makes them from the tokens it
+ * knows, so a worker keeps no history. Not empty: adds, or a set. Sets are bitsets over the vocabulary of at most PLAN_VOCAB_MAX / 8 bytes.
+ */
+struct plan_edits {
+    uint32_t n_adds, repeated_bytes, allowed_bytes;
+    const struct plan_edit *adds;      /* tokens ascending; finite */
+    float repetition;                  /* finite, above 0; 1 if nothing is repeated */
+    const uint8_t *repeated, *allowed; /* NULL: none; all */
 };
 
 /*
@@ -68,9 +85,10 @@ struct plan_run {
     const int32_t *tokens;  /* [n_rows]; tokens[0] may be -1: the token that the home sampled at pos - 1 */
     const int32_t *targets; /* [n_rows] if WANT_SCORE (-1: not this row), else NULL */
     uint16_t home;
-    uint8_t cls;   /* enum row_class */
-    uint8_t want;  /* enum plan_want */
-    uint8_t n_top; /* alternatives wanted with each sampled or scored row, <= PLAN_TOP_MAX */
+    uint8_t cls;                    /* enum row_class */
+    uint8_t want;                   /* enum plan_want */
+    uint8_t n_top;                  /* alternatives wanted with each sampled or scored row, <= PLAN_TOP_MAX */
+    const struct plan_edits *edits; /* of a run with WANT_SAMPLE; NULL: none */
 };
 
 struct plan {

@@ -57,6 +57,8 @@ struct step_ask {
     uint32_t n_top;
     bool logits; /* the whole row */
     struct sample_params sampling;
+    bool edited; /* edits are there */
+    struct sample_edits edits;
 };
 
 /* What the host reads at the end, one an ask; in the backend's memory until the next begin. */

@@ -173,6 +173,42 @@ static enum status rows_take(struct worker *w, const struct plan *plan, const st
     return ST_OK;
 }
 
+static bool set_below(const uint8_t *set, uint32_t bytes, uint32_t n)
+{
+    for (uint32_t i = 0; i < bytes && i * 8 < n; i++)
+        if (set[i] & (n - i * 8 >= 8 ? 0xFFu : (1u << (n - i * 8)) - 1))
+            return true;
+    return false;
+}
+
+/* The codec has bounded them; that they fit this model's vocabulary is seen here. */
+static enum status edits_check(const struct worker *w, const struct plan *plan, const struct plan_run *run,
+                               struct error *err)
+{
+    const struct plan_edits *e = run->edits;
+    const uint32_t n_vocab = model_config(w->model)->n_vocab;
+    if (e && e->n_adds && e->adds[e->n_adds - 1].token >= n_vocab)
+        return error_set(err, ST_PROTOCOL, "plan %llu: an edit of token %u, the vocabulary has %u",
+                         (unsigned long long)plan->number, e->adds[e->n_adds - 1].token, n_vocab);
+    if (e && e->allowed && !set_below(e->allowed, e->allowed_bytes, n_vocab))
+        return error_set(err, ST_PROTOCOL, "plan %llu: an edit allows no token of the vocabulary",
+                         (unsigned long long)plan->number);
+    return ST_OK;
+}
+
+static void ask_edit(struct step_ask *ask, const struct plan_edits *e)
+{
+    _Static_assert(sizeof(struct plan_edit) == sizeof(struct sample_edit), "one layout");
+    ask->edited = true;
+    ask->edits = (struct sample_edits){ .n_adds = e->n_adds,
+                                        .repeated_bytes = e->repeated_bytes,
+                                        .allowed_bytes = e->allowed_bytes,
+                                        .adds = (const struct sample_edit *)(const void *)e->adds,
+                                        .repetition = e->repetition,
+                                        .repeated = e->repeated,
+                                        .allowed = e->allowed };
+}
+
 static void asks_take(struct worker *w, const struct plan_run *run, uint32_t first_row, uint32_t *n_asks)
 {
     const struct sequence *s = w->plan_sequences[run->seq];
@@ -188,8 +224,14 @@ static void asks_take(struct worker *w, const struct plan_run *run, uint32_t fir
             .target = score ? run->targets[i] : -1,
             .n_top = sample || score ? run->n_top : 0,
             .logits = run->want & WANT_LOGITS,
-            .sampling = { s->sampling.temperature, s->sampling.top_p, s->sampling.top_k, s->sampling.seed },
+            .sampling = { .temperature = s->sampling.temperature,
+                          .top_p = s->sampling.top_p,
+                          .top_k = s->sampling.top_k,
+                          .seed = s->sampling.seed,
+                          .min_p = s->sampling.min_p },
         };
+        if (sample && run->edits)
+            ask_edit(&w->asks[*n_asks - 1], run->edits);
     }
 }
 
@@ -216,7 +258,9 @@ static enum status input_take(struct worker *w, const struct plan *plan, struct 
         if (run->home != self)
             continue;
         const uint32_t first = input->n_rows;
-        const enum status st = rows_take(w, plan, run, &input->n_rows, err);
+        enum status st = edits_check(w, plan, run, err);
+        if (st == ST_OK)
+            st = rows_take(w, plan, run, &input->n_rows, err);
         if (st)
             return st;
         asks_take(w, run, first, &input->n_asks);

@@ -100,7 +100,7 @@ static enum status submit(struct generation *g, struct refusal *r)
         .max_tokens = g->max_tokens,
         .eos = config->eos,
         .n_eos = w->ignore_eos ? 0 : config->n_eos,
-        .sampling = { w->temperature, w->top_p, w->top_k, g->seed },
+        .sampling = { w->temperature, w->top_p, w->top_k, g->seed, w->min_p },
         .n_top = w->n_top,
         .score = w->score,
         .logits = w->logits,

@@ -53,7 +53,7 @@ struct want {
 
     bool has_max_tokens, has_seed;
     uint32_t max_tokens;
-    float temperature, top_p;
+    float temperature, top_p, min_p;
     uint32_t top_k;
     uint64_t seed;
     struct stop_string stops[STOP_MAX];

@@ -75,6 +75,8 @@ static void run_add(struct sched *s, struct flight *f, struct sched_request *r, 
     uint32_t n_scored;
     run.cls = pos < r->n_prompt ? ROW_PROMPT : ROW_GENERATED;
     run_wants(r, &run, &n_scored);
+    if ((run.want & WANT_SAMPLE) && r->edits && r->events.edit)
+        run.edits = r->events.edit(r->user, pos + n);
     const struct plan_seq *seq = seq_of(s, r);
     run.seq = (uint32_t)(seq - s->seqs);
     sched_grow((void **)&s->runs, &s->runs_cap, s->n_runs + 1, sizeof *s->runs);
@@ -141,7 +143,9 @@ static uint32_t decode_add(struct sched *s, struct flight *f, struct sched_reque
         }
         return rows_add(s, f, r, n);
     }
-    /* The token is known only where it was sampled, from a row that is in flight. */
+    /* The token is known only where it was sampled, from a row that is in flight: too little for edits that follow from it. */
+    if (r->history)
+        return 0;
     const uint32_t leaf_rows = request_leaf_rows(r);
     if (pos == r->done || r->at[pos / leaf_rows] != r->at[(pos - 1) / leaf_rows])
         return 0;

@@ -30,6 +30,8 @@ enum status request_new(struct sched *s, const struct sched_want *want, struct s
     r->n_rows = request_rows(want);
     r->score = want->score;
     r->logits = want->logits;
+    r->edits = want->edits;
+    r->history = want->history;
     r->n_top = want->n_top;
     r->sampling = want->sampling;
     r->priority = want->priority;

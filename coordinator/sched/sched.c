@@ -113,6 +113,8 @@ static enum status want_check(struct sched *s, const struct sched_want *want, st
         return error_set(err, ST_INVALID, "temperature %g", (double)sampling->temperature);
     if (!(sampling->top_p >= 0 && sampling->top_p <= 1) || (sampling->temperature > 0 && !(sampling->top_p > 0)))
         return error_set(err, ST_INVALID, "top_p %g", (double)sampling->top_p);
+    if (!(sampling->min_p >= 0 && sampling->min_p <= 1))
+        return error_set(err, ST_INVALID, "min_p %g", (double)sampling->min_p);
     if ((uint64_t)want->n_tokens + want->max_tokens > s->config.positions_max)
         return error_set(err, ST_TOO_LARGE,
                          "the prompt's %u tokens and max_tokens %u are more than the %u positions served",

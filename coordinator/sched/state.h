@@ -80,6 +80,7 @@ struct sched_request {
     struct plan_sampling sampling;
     uint8_t n_top;
     bool score, logits;
+    bool edits, history; /* of logits */
     struct digest *ids; /* [n_ids] of the prompt's blocks that a hit may cover, for ids_context; n_ids_known so far */
     struct digest ids_context;
     uint32_t n_ids, n_ids_known;

@@ -319,7 +319,7 @@ static void requests_make(struct request *all)
         r->n_new = 1 + rng_below(&rng, NEW_MAX);
         for (uint32_t p = 0; p < r->n_prompt; p++)
             r->prompt[p] = (int32_t)(rng_at(p < shared ? family : 77 + i, p, 1) % 256);
-        r->sampling = (struct plan_sampling){ i % 2 ? 0 : 1, i % 3 ? 1 : 0.9f, i % 3 ? 0 : 40, i };
+        r->sampling = (struct plan_sampling){ i % 2 ? 0 : 1, i % 3 ? 1 : 0.9f, i % 3 ? 0 : 40, i, i % 5 ? 0 : 0.01f };
         r->score = i % 4 == 3;
     }
 }

@@ -9,7 +9,7 @@
 #include "common/rng.h"
 #include "proto/plan.h"
 
-enum { SEQS_MAX = 24, RUNS_MAX = 96, TABLE_MAX = 600, ROWS_EACH_MAX = 256 };
+enum { SEQS_MAX = 24, RUNS_MAX = 96, TABLE_MAX = 600, ROWS_EACH_MAX = 256, EDITS_EACH_MAX = 20, SET_BYTES_MAX = 90 };
 
 struct plan_case {
     struct plan plan;
@@ -20,7 +20,42 @@ struct plan_case {
     uint16_t readers[SEQS_MAX][TABLE_MAX];
     uint64_t forgets[16];
     int32_t tokens[RUNS_MAX][ROWS_EACH_MAX], targets[RUNS_MAX][ROWS_EACH_MAX];
+    struct plan_edits edits[RUNS_MAX];
+    struct plan_edit adds[RUNS_MAX][EDITS_EACH_MAX];
+    uint8_t sets[RUNS_MAX][2][SET_BYTES_MAX];
 };
+
+/* Nothing is left out at times: no adds, no set. */
+static inline const struct plan_edits *plan_case_edits(struct plan_case *c, uint32_t run, struct rng *rng)
+{
+    struct plan_edits *e = &c->edits[run];
+    *e = (struct plan_edits){ .n_adds = rng_below(rng, EDITS_EACH_MAX + 1),
+                              .repeated_bytes = rng_below(rng, 2) ? rng_below(rng, SET_BYTES_MAX) : 0,
+                              .allowed_bytes = rng_below(rng, 2) ? 1 + rng_below(rng, SET_BYTES_MAX) : 0,
+                              .adds = c->adds[run],
+                              .repetition = 0.5f + (float)rng_below(rng, 4) };
+    for (uint32_t i = 0, token = 0; i < e->n_adds; i++, token += 1 + rng_below(rng, 1000))
+        c->adds[run][i] = (struct plan_edit){ token, (float)rng_below(rng, 200) - 100 };
+    for (uint32_t i = 0; i < SET_BYTES_MAX; i++) {
+        c->sets[run][0][i] = (uint8_t)rng_next(rng);
+        c->sets[run][1][i] = (uint8_t)rng_next(rng);
+    }
+    c->sets[run][1][0] |= 1;
+    e->repeated = e->repeated_bytes ? c->sets[run][0] : NULL;
+    e->allowed = e->allowed_bytes ? c->sets[run][1] : NULL;
+    return e->n_adds || e->repeated_bytes || e->allowed_bytes ? e : NULL;
+}
+
+static inline bool plan_edits_equal(const struct plan_edits *a, const struct plan_edits *b)
+{
+    if (!a || !b)
+        return a == b;
+    return a->n_adds == b->n_adds && a->repeated_bytes == b->repeated_bytes && a->allowed_bytes == b->allowed_bytes &&
+           a->repetition == b->repetition && !a->repeated == !b->repeated && !a->allowed == !b->allowed &&
+           !memcmp(a->adds, b->adds, a->n_adds * sizeof *a->adds) &&
+           (!a->repeated || !memcmp(a->repeated, b->repeated, a->repeated_bytes)) &&
+           (!a->allowed || !memcmp(a->allowed, b->allowed, a->allowed_bytes));
+}
 
 static inline void plan_case_runs(struct plan_case *c, uint32_t s, uint32_t pos, uint32_t n_rows, struct rng *rng)
 {
@@ -47,6 +82,8 @@ static inline void plan_case_runs(struct plan_case *c, uint32_t s, uint32_t pos,
         }
         if (r->cls == ROW_GENERATED && pos && rng_below(rng, 2))
             c->tokens[c->plan.n_runs][0] = -1;
+        if ((r->want & WANT_SAMPLE) && rng_below(rng, 3))
+            r->edits = plan_case_edits(c, c->plan.n_runs, rng);
         c->plan.n_runs++;
         pos += n;
         n_rows -= n;
@@ -96,7 +133,8 @@ static inline struct plan *plan_case_make(struct plan_case *c, struct rng *rng, 
                                 .sampling = { .temperature = (float)rng_below(rng, 3),
                                               .top_p = 0.25f,
                                               .top_k = rng_below(rng, 100),
-                                              .seed = rng_next(rng) } };
+                                              .seed = rng_next(rng),
+                                              .min_p = (float)rng_below(rng, 4) / 4 } };
         for (uint32_t i = 0; i < n_blocks; i++)
             c->tables[s][i] = 1 + (rng_next(rng) >> 1 >> rng_below(rng, 62));
         for (uint32_t i = 0; i < n_leaves; i++)
@@ -105,6 +143,8 @@ static inline struct plan *plan_case_make(struct plan_case *c, struct rng *rng, 
         const uint32_t skip = rng_below(rng, rows_max);
         plan_case_runs(c, s, first * PLAN_BLOCK + skip, decode ? 1 : 1 + rng_below(rng, rows_max - skip), rng);
     }
+    for (uint32_t i = 0; i < p->n_runs && decode; i++)
+        c->runs[i].edits = NULL;
     return p;
 }
 
@@ -123,7 +163,7 @@ static inline bool plan_equal(const struct plan *a, const struct plan *b)
             s->reader_from != t->reader_from || s->n_readers != t->n_readers ||
             s->sampling.temperature != t->sampling.temperature || s->sampling.top_p != t->sampling.top_p ||
             s->sampling.top_k != t->sampling.top_k || s->sampling.seed != t->sampling.seed ||
-            memcmp(s->table, t->table, s->n_table * sizeof *s->table) ||
+            s->sampling.min_p != t->sampling.min_p || memcmp(s->table, t->table, s->n_table * sizeof *s->table) ||
             memcmp(s->readers, t->readers, s->n_readers * sizeof *s->readers))
             return false;
     }
@@ -131,7 +171,7 @@ static inline bool plan_equal(const struct plan *a, const struct plan *b)
         const struct plan_run *r = &a->runs[i], *t = &b->runs[i];
         if (r->seq != t->seq || r->pos != t->pos || r->n_rows != t->n_rows || r->home != t->home || r->cls != t->cls ||
             r->want != t->want || r->n_top != t->n_top || memcmp(r->tokens, t->tokens, r->n_rows * sizeof *r->tokens) ||
-            !r->targets != !t->targets ||
+            !r->targets != !t->targets || !plan_edits_equal(r->edits, t->edits) ||
             (r->targets && memcmp(r->targets, t->targets, r->n_rows * sizeof *r->targets)))
             return false;
     }

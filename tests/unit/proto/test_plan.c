@@ -112,6 +112,18 @@ static const uint16_t good_members[] = { 1, 5 }, unsorted_members[] = { 5, 1 }, 
 static const int32_t good_tokens[] = { 1, 2, 3, 4 }, sampled[] = { -1 }, late_sampled[] = { 1, -1, 3, 4 };
 static const int32_t negative[] = { -7, 2, 3, 4 }, good_targets[] = { -1, 5, 6, 7 }, bad_targets[] = { -2, 5, 6, 7 };
 
+static const struct plan_edit some_adds[] = { { 3, 1 }, { 4, -2 } }, unordered_adds[] = { { 4, 1 }, { 4, -2 } };
+static const struct plan_edit infinite_adds[] = { { 3, INFINITY } }, strange_adds[] = { { PLAN_VOCAB_MAX, 1 } };
+static const uint8_t no_bits[2] = { 0 }, many_bits[PLAN_VOCAB_MAX / 8 + 1] = { 1 };
+static const struct plan_edits no_edits = { .repetition = 1 },
+                               good_edits = { .n_adds = 2, .adds = some_adds, .repetition = 1 },
+                               unordered_edits = { .n_adds = 2, .adds = unordered_adds, .repetition = 1 },
+                               infinite_edits = { .n_adds = 1, .adds = infinite_adds, .repetition = 1 },
+                               zero_repetition = { .n_adds = 2, .adds = some_adds },
+                               nothing_allowed = { .allowed_bytes = 2, .allowed = no_bits, .repetition = 1 },
+                               strange_token = { .n_adds = 1, .adds = strange_adds, .repetition = 1 },
+                               large_set = { .allowed_bytes = sizeof many_bits, .allowed = many_bits, .repetition = 1 };
+
 static void break_rule(int rule, struct plan *p, struct plan_seq *s, struct plan_run *r)
 {
     switch (rule) {
@@ -214,6 +226,36 @@ static void break_rule(int rule, struct plan *p, struct plan_seq *s, struct plan
     case 33:
         s[1].sampling.top_p = 0;
         break;
+    case 34:
+        s[1].sampling.min_p = -0.5f;
+        break;
+    case 35:
+        s[1].sampling.min_p = NAN;
+        break;
+    case 36:
+        r[1].edits = &no_edits;
+        break;
+    case 37:
+        r[0].edits = &good_edits; /* samples nothing */
+        break;
+    case 38:
+        r[1].edits = &unordered_edits;
+        break;
+    case 39:
+        r[1].edits = &infinite_edits;
+        break;
+    case 40:
+        r[1].edits = &zero_repetition;
+        break;
+    case 41:
+        r[1].edits = &nothing_allowed;
+        break;
+    case 42:
+        r[1].edits = &strange_token;
+        break;
+    case 43:
+        r[1].edits = &large_set;
+        break;
     }
 }
 
@@ -222,17 +264,49 @@ static void each_rule_is_kept(void **state)
     (void)state;
     static const struct broken broken[] = {
         { NULL, 0 }, /* nothing broken: good */
-        { "leaf_blocks", 1 }, { "leaf_blocks", 2 },      { "deadline_ms", 3 },
-        { "members", 4 },     { "members", 5 },          { "members", 6 },
-        { "drops", 7 },       { "seq_id", 8 },           { "seq_fresh", 9 },
-        { "readers", 10 },    { "tables", 11 },          { "tables[1]", 12 },
-        { "readers[1]", 13 }, { "seq_temperature", 14 }, { "seq_temperature", 15 },
-        { "seq_top_p", 16 },  { "run_seq", 17 },         { "run_pos", 18 },
-        { "run_pos", 19 },    { "run_n_rows", 20 },      { "run_home", 21 },
-        { "run_cls", 22 },    { "run_want", 23 },        { "run_n_top", 24 },
-        { "tokens", 25 },     { "tokens", 26 },          { "tokens", 27 },
-        { "targets", 28 },    { "run_pos[1]", 29 },      { "run_pos[0]", 30 },
-        { "run_pos[0]", 31 }, { "run_home[0]", 32 },     { "seq_top_p[1]", 33 },
+        { "leaf_blocks", 1 },
+        { "leaf_blocks", 2 },
+        { "deadline_ms", 3 },
+        { "members", 4 },
+        { "members", 5 },
+        { "members", 6 },
+        { "drops", 7 },
+        { "seq_id", 8 },
+        { "seq_fresh", 9 },
+        { "readers", 10 },
+        { "tables", 11 },
+        { "tables[1]", 12 },
+        { "readers[1]", 13 },
+        { "seq_temperature", 14 },
+        { "seq_temperature", 15 },
+        { "seq_top_p", 16 },
+        { "run_seq", 17 },
+        { "run_pos", 18 },
+        { "run_pos", 19 },
+        { "run_n_rows", 20 },
+        { "run_home", 21 },
+        { "run_cls", 22 },
+        { "run_want", 23 },
+        { "run_n_top", 24 },
+        { "tokens", 25 },
+        { "tokens", 26 },
+        { "tokens", 27 },
+        { "targets", 28 },
+        { "run_pos[1]", 29 },
+        { "run_pos[0]", 30 },
+        { "run_pos[0]", 31 },
+        { "run_home[0]", 32 },
+        { "seq_top_p[1]", 33 },
+        { "seq_min_p[1]", 34 },
+        { "seq_min_p[1]", 35 },
+        { "edit_n_adds", 36 },
+        { "edit_run[0]", 37 },
+        { "add_token[1]", 38 },
+        { "add_value[0]", 39 },
+        { "edit_repetition", 40 },
+        { "plan.sets", 41 },
+        { "add_token[0]", 42 },
+        { "edit_allowed_bytes", 43 },
     };
     for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
         struct plan_seq seqs[] = {
@@ -242,7 +316,7 @@ static void each_rule_is_kept(void **state)
               .table = good_table,
               .n_readers = 3,
               .readers = good_readers,
-              .sampling = { 1, 1, 0, 9 } },
+              .sampling = { 1, 1, 0, 9, 0 } },
             { .id = 71,
               .table_from = 9,
               .n_table = 1,
@@ -250,7 +324,7 @@ static void each_rule_is_kept(void **state)
               .reader_from = 4,
               .n_readers = 1,
               .readers = good_readers,
-              .sampling = { 1, 1, 0, 9 } },
+              .sampling = { 1, 1, 0, 9, 0 } },
         };
         struct plan_run runs[] = {
             { .seq = 0,
