@@ -11,21 +11,15 @@ static bool any_shape(const struct linear_shape *shape)
     return true;
 }
 
-/* The codecs that the float32 vector variants have inner kernels for. */
-static bool before_q5(const struct linear_shape *shape)
-{
-    return shape->codec < WEIGHT_Q5_0;
-}
-
 const struct linear_impl linear_impls[] = {
     /* name  needs  accepts  group_bytes  pack  scratch_bytes  run  rtol vs _c */
     { "amx", CPU_AMX, linear_accepts_bf16_amx, linear_group_bytes, linear_pack, linear_scratch_bf16_amx,
       linear_run_bf16_amx, 2e-6f },
     { "amx", CPU_AMX, linear_accepts_q_amx, linear_group_bytes, linear_pack, linear_scratch_q_amx, linear_run_q_amx,
       5e-6f },
-    { "avx512", CPU_AVX512, before_q5, linear_group_bytes, linear_pack, linear_scratch_avx512, linear_run_avx512,
+    { "avx512", CPU_AVX512, any_shape, linear_group_bytes, linear_pack, linear_scratch_avx512, linear_run_avx512,
       2e-6f },
-    { "avx2", CPU_AVX2, before_q5, linear_group_bytes, linear_pack, linear_scratch_avx2, linear_run_avx2, 2e-6f },
+    { "avx2", CPU_AVX2, any_shape, linear_group_bytes, linear_pack, linear_scratch_avx2, linear_run_avx2, 2e-6f },
     { "c", 0, any_shape, linear_group_bytes, linear_pack, linear_scratch_c, linear_run_c, 0 },
 };
 const uint32_t n_linear_impls = sizeof linear_impls / sizeof *linear_impls;

@@ -5,7 +5,8 @@
  * What the vector variants (AVX2, AVX-512) of linear share: x widened to float32 and summed per block, and the walk over row blocks, groups
  * and tiles of rows. A lane is an output, so nothing is summed across lanes. Order of an output's sum, whatever the tile:
  *   acc = 0; for each block: t = 0; for k ascending: t = fma(q[k], x[k], t);
- *   then acc + t (plain floats), or acc = fma(d, t, acc) (Q8_0, Q4_0), acc = fma(m, sum of x, fma(d, t, acc)) (Q4_1).
+ *   then acc + t (plain floats), or acc = fma(d, t, acc) (Q8_0, Q4_0), acc = fma(m, sum of x, fma(d, t, acc)) (Q4_1),
+ *   with d and m of struct weight_parts, scale and min multiplied in; of Q6_K each half of a block so, with its own t and d.
  * Included by files built for one ISA; everything here is plain C and computes the same bits in each.
  */
 

@@ -10,7 +10,7 @@ enum { PREFETCH = 2048, HALVES = 2 };
 
 /*
  * Weights, or codes as floats, of inputs 8j .. 8j+7 of a block, of outputs 8h .. 8h+7. Codes of Q4_0 come as q, not q - 8: it is computed as
- * Q4_1 with m = -8 d.
+ * Q4_1 with m = -8 d. So is Q5_0, with -16 d; codes of Q6_K, whose halves of blocks have scales of their own, come as q - 32.
  */
 INLINE void weights8(enum weight_codec codec, const uint8_t *codes, int j, int h, __m256 w[8])
 {
@@ -30,6 +30,18 @@ INLINE void weights8(enum weight_codec codec, const uint8_t *codes, int j, int h
         for (int i = 0; i < 8; i++) {
             const __m256i quad = _mm256_load_si256((const __m256i *)(codes + (2 * j + i / 4) * 64 + h * 32));
             w[i] = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(quad, 24 - i % 4 * 8), 24));
+        }
+    } else if (linear_codes_bytes(codec) > LINEAR_CODES_Q4) {
+        const int bits = codec == WEIGHT_Q6_K ? 2 : 1, at = bits == 2 ? j / 2 : 0;
+        const __m256i low = _mm256_load_si256((const __m256i *)(codes + j * 64 + h * 32));
+        const __m256i high = _mm256_srl_epi32(_mm256_load_si256((const __m256i *)(codes + 256 + at * 64 + h * 32)),
+                                              _mm_cvtsi32_si128(bits == 2 ? j % 2 * 8 : j * 4));
+        for (int i = 0; i < 8; i++) {
+            const __m256i l = _mm256_and_si256(_mm256_srli_epi32(low, i / 2 * 4 + i % 2 * 16), _mm256_set1_epi32(15));
+            const __m256i u =
+                _mm256_and_si256(_mm256_srli_epi32(high, i / 2 * bits + i % 2 * 16), _mm256_set1_epi32(2 * bits - 1));
+            const __m256i q = _mm256_or_si256(l, _mm256_slli_epi32(u, 4));
+            w[i] = _mm256_cvtepi32_ps(codec == WEIGHT_Q6_K ? _mm256_sub_epi32(q, _mm256_set1_epi32(32)) : q);
         }
     } else {
         const __m256i line = _mm256_load_si256((const __m256i *)(codes + j * 64 + h * 32));
@@ -53,18 +65,36 @@ INLINE void store(float *y, uint32_t n_here, bool accumulate, __m256 v)
     _mm256_maskstore_ps(y, here, v);
 }
 
-/* Adds a block's finished sums t to acc, outputs of half h. */
-INLINE void add_scaled(const struct linear_tile *tile, enum weight_codec codec, const int rows, size_t b, int h,
-                       __m256 t[4][HALVES], __m256 acc[4][HALVES])
+/* Eight scales of a K type's block, or its half, times d. */
+INLINE __m256 scaled(__m256 d, const int8_t *scale)
 {
-    const __m256 d = load_f16(linear_d(codec, tile->group, b) + 8 * h);
+    return _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)scale))));
+}
+
+INLINE __m256 load_m(enum weight_codec codec, const uint8_t *group, size_t b, int h, __m256 d)
+{
+    if (codec == WEIGHT_Q4_0 || codec == WEIGHT_Q5_0)
+        return _mm256_mul_ps(d, _mm256_set1_ps(codec == WEIGHT_Q4_0 ? -8 : -16));
+    const __m256 m = load_f16(linear_m(codec, group, b) + 8 * h);
+    if (!linear_is_k(codec))
+        return m;
+    const __m128i min = _mm_loadl_epi64((const __m128i *)(linear_min(codec, group, b) + 8 * h));
+    return _mm256_mul_ps(m, _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_setzero_si256(), _mm256_cvtepu8_epi32(min))));
+}
+
+/* Adds a block's finished sums t to acc, outputs of half h; of Q6_K those of a half of the block. */
+INLINE void add_scaled(const struct linear_tile *tile, enum weight_codec codec, const int rows, size_t b, int h,
+                       int block_half, __m256 t[4][HALVES], __m256 acc[4][HALVES])
+{
+    __m256 d = load_f16(linear_d(codec, tile->group, b) + 8 * h);
+    if (linear_is_k(codec))
+        d = scaled(d, linear_scale(codec, tile->group, b) + block_half * LINEAR_GROUP + 8 * h);
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
         acc[r][h] = _mm256_fmadd_ps(d, t[r][h], acc[r][h]);
-    if (codec == WEIGHT_Q8_0)
+    if (codec == WEIGHT_Q8_0 || codec == WEIGHT_Q6_K)
         return;
-    const __m256 m =
-        codec == WEIGHT_Q4_1 ? load_f16(linear_m(codec, tile->group, b) + 8 * h) : _mm256_mul_ps(d, _mm256_set1_ps(-8));
+    const __m256 m = load_m(codec, tile->group, b, h, d);
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
         acc[r][h] = _mm256_fmadd_ps(m, _mm256_set1_ps(tile->sums[(size_t)r * tile->n_blocks + b]), acc[r][h]);
@@ -97,12 +127,18 @@ INLINE void tile_avx2(const struct linear_tile *tile, enum weight_codec codec, c
                     for (int r = 0; r < rows; r++)
                         t[r][h] = _mm256_fmadd_ps(
                             w[i], _mm256_broadcast_ss(x + (size_t)r * tile->x_stride + (size_t)(8 * j + i)), t[r][h]);
+                if (codec == WEIGHT_Q6_K && j == 1) { /* the first half has a scale of its own */
+                    add_scaled(tile, codec, rows, b, h, 0, t, acc);
+#pragma GCC unroll 4
+                    for (int r = 0; r < rows; r++)
+                        t[r][h] = _mm256_setzero_ps();
+                }
             }
         }
 #pragma GCC unroll 2
         for (int h = 0; h < HALVES; h++) {
             if (linear_is_q(codec)) {
-                add_scaled(tile, codec, rows, b, h, t, acc);
+                add_scaled(tile, codec, rows, b, h, codec == WEIGHT_Q6_K, t, acc);
                 continue;
             }
 #pragma GCC unroll 4
@@ -132,9 +168,15 @@ FNS(BF16)
 FNS(Q8_0)
 FNS(Q4_0)
 FNS(Q4_1)
+FNS(Q5_0)
+FNS(Q5_1)
+FNS(Q4_K)
+FNS(Q5_K)
+FNS(Q6_K)
 
 static const struct linear_tile_fns fns[WEIGHT_CODECS] = {
-    ROW(F32, false), ROW(F16, false), ROW(BF16, false), ROW(Q8_0, false), ROW(Q4_0, true), ROW(Q4_1, true),
+    ROW(F32, false), ROW(F16, false), ROW(BF16, false), ROW(Q8_0, false), ROW(Q4_0, true),  ROW(Q4_1, true),
+    ROW(Q5_0, true), ROW(Q5_1, true), ROW(Q4_K, true),  ROW(Q5_K, true),  ROW(Q6_K, false),
 };
 
 size_t linear_scratch_avx2(const struct linear_shape *shape, uint32_t n_rows)

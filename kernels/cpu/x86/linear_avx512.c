@@ -9,6 +9,35 @@
 /* How far ahead of its use a group's memory is asked for: the hardware's prefetchers stop at pages. */
 enum { PREFETCH = 2048 };
 
+/*
+ * Codes of 5 and 6 bits of inputs 8j .. 8j+7: their low and high bits are brought together as the index of a look-up, whose own width drops
+ * the rest, or as the mantissa of 2^23 + code.
+ */
+INLINE void wide_codes8(enum weight_codec codec, const uint8_t *codes, int j, __m512 w[8])
+{
+    const int high_bits = codec == WEIGHT_Q6_K ? 2 : 1;
+    const __m512i low = _mm512_load_si512(codes + j * 64);
+    const __m512i high = _mm512_rorv_epi32(_mm512_load_si512(codes + 256 + (codec == WEIGHT_Q6_K ? j / 2 * 64 : 0)),
+                                           _mm512_set1_epi32(codec == WEIGHT_Q6_K ? j % 2 * 8 : j * 4));
+    const __m512 zero = _mm512_set1_ps(codec == WEIGHT_Q5_0 ? 16 : 0);
+    const __m512 to_15 = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512 first = _mm512_sub_ps(to_15, zero), second = _mm512_add_ps(first, _mm512_set1_ps(16));
+    const __m512i nibble = _mm512_set1_epi32(15), code6 = _mm512_set1_epi32(63);
+    enum { SELECT = 0xCA, AND_OR = 0xEA };
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        const __m512i to_4 = _mm512_set1_epi32((i / 2 * high_bits + i % 2 * 16 + 28) % 32);
+        const __m512i code = _mm512_ternarylogic_epi32(
+            nibble, _mm512_srli_epi32(low, (unsigned)(i / 2 * 4 + i % 2 * 16)), _mm512_rorv_epi32(high, to_4), SELECT);
+        if (codec != WEIGHT_Q6_K)
+            w[i] = _mm512_permutex2var_ps(first, code, second);
+        else
+            w[i] = _mm512_sub_ps(
+                _mm512_castsi512_ps(_mm512_ternarylogic_epi32(code, code6, _mm512_set1_epi32(0x4B000000), AND_OR)),
+                _mm512_set1_ps(0x1p23f + 32));
+    }
+}
+
 /* Weights, or codes as floats, of inputs 8j .. 8j+7 of a block. Q8_0 codes come as q * 2^24 (see scale_d): cheaper than sign extension. */
 INLINE void weights8(enum weight_codec codec, const uint8_t *codes, int j, __m512 w[8])
 {
@@ -32,6 +61,8 @@ INLINE void weights8(enum weight_codec codec, const uint8_t *codes, int j, __m51
                 _mm_set_epi32(0x0C808080, 0x08808080, 0x04808080, 0x00808080), _mm_set1_epi32((i % 4) << 24)));
             w[i] = _mm512_cvtepi32_ps(_mm512_shuffle_epi8(quad, to_top));
         }
+    } else if (linear_codes_bytes(codec) > LINEAR_CODES_Q4) {
+        wide_codes8(codec, codes, j, w);
     } else {
         const __m512i line = _mm512_load_si512(codes + j * 64);
         const float zero = codec == WEIGHT_Q4_0 ? 8 : 0;
@@ -42,10 +73,35 @@ INLINE void weights8(enum weight_codec codec, const uint8_t *codes, int j, __m51
     }
 }
 
-INLINE __m512 scale_d(enum weight_codec codec, const uint16_t *d)
+INLINE __m512 load_f16(const uint16_t *p)
 {
-    const __m512 f = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)d));
-    return codec == WEIGHT_Q8_0 ? _mm512_mul_ps(f, _mm512_set1_ps(0x1p-24f)) : f;
+    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)p));
+}
+
+/* d of block b; of Q6_K of its half. */
+INLINE __m512 load_d(enum weight_codec codec, const uint8_t *group, size_t b, int half)
+{
+    const __m512 d = load_f16(linear_d(codec, group, b));
+    if (codec == WEIGHT_Q8_0)
+        return _mm512_mul_ps(d, _mm512_set1_ps(0x1p-24f));
+    if (!linear_is_k(codec))
+        return d;
+    const __m128i scale = _mm_load_si128((const __m128i *)linear_scale(codec, group, b) + half);
+    return _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(scale)));
+}
+
+INLINE bool has_min(enum weight_codec codec)
+{
+    return codec == WEIGHT_Q4_1 || codec == WEIGHT_Q5_1 || codec == WEIGHT_Q4_K || codec == WEIGHT_Q5_K;
+}
+
+INLINE __m512 load_m(enum weight_codec codec, const uint8_t *group, size_t b)
+{
+    const __m512 m = load_f16(linear_m(codec, group, b));
+    if (!linear_is_k(codec))
+        return m;
+    const __m512i min = _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i *)linear_min(codec, group, b)));
+    return _mm512_mul_ps(m, _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_setzero_si512(), min)));
 }
 
 INLINE void tile_avx512(const struct linear_tile *tile, enum weight_codec codec, const int rows)
@@ -73,6 +129,14 @@ INLINE void tile_avx512(const struct linear_tile *tile, enum weight_codec codec,
                 for (int r = 0; r < rows; r++)
                     t[r] = _mm512_fmadd_ps(w[i], _mm512_set1_ps(x[(size_t)r * tile->x_stride + (size_t)(8 * j + i)]),
                                            t[r]);
+            if (codec == WEIGHT_Q6_K && j == 1) { /* the first half has a scale of its own */
+                const __m512 d = load_d(codec, tile->group, b, 0);
+#pragma GCC unroll 16
+                for (int r = 0; r < rows; r++) {
+                    acc[r] = _mm512_fmadd_ps(d, t[r], acc[r]);
+                    t[r] = _mm512_setzero_ps();
+                }
+            }
         }
         if (!linear_is_q(codec)) {
 #pragma GCC unroll 16
@@ -80,12 +144,12 @@ INLINE void tile_avx512(const struct linear_tile *tile, enum weight_codec codec,
                 acc[r] = _mm512_add_ps(acc[r], t[r]);
             continue;
         }
-        const __m512 d = scale_d(codec, linear_d(codec, tile->group, b));
+        const __m512 d = load_d(codec, tile->group, b, codec == WEIGHT_Q6_K);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++)
             acc[r] = _mm512_fmadd_ps(d, t[r], acc[r]);
-        if (codec == WEIGHT_Q4_1) {
-            const __m512 m = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)linear_m(codec, tile->group, b)));
+        if (has_min(codec)) {
+            const __m512 m = load_m(codec, tile->group, b);
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++)
                 acc[r] = _mm512_fmadd_ps(m, _mm512_set1_ps(tile->sums[(size_t)r * tile->n_blocks + b]), acc[r]);
@@ -117,9 +181,15 @@ FNS(BF16)
 FNS(Q8_0)
 FNS(Q4_0)
 FNS(Q4_1)
+FNS(Q5_0)
+FNS(Q5_1)
+FNS(Q4_K)
+FNS(Q5_K)
+FNS(Q6_K)
 
 static const struct linear_tile_fns fns[WEIGHT_CODECS] = {
-    ROW(F32, false), ROW(F16, false), ROW(BF16, false), ROW(Q8_0, false), ROW(Q4_0, false), ROW(Q4_1, true),
+    ROW(F32, false),  ROW(F16, false), ROW(BF16, false), ROW(Q8_0, false), ROW(Q4_0, false), ROW(Q4_1, true),
+    ROW(Q5_0, false), ROW(Q5_1, true), ROW(Q4_K, true),  ROW(Q5_K, true),  ROW(Q6_K, false),
 };
 
 size_t linear_scratch_avx512(const struct linear_shape *shape, uint32_t n_rows)
