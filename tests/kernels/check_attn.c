@@ -454,7 +454,7 @@ static void bench_attend(const struct bench *b, size_t first, size_t n, bool mer
     for (size_t i = first; i < first + n; i++) {
         const uint8_t *at = b->blocks + 2 * i * b->part;
         b->it->block(&b->shape, b->q_tile, b->n, b->visible, at, at + b->part,
-                     hint && i + 1 < first + n ? at + 2 * b->part : NULL, b->partial);
+                     hint && i + 1 < b->n_blocks ? at + 2 * b->part : NULL, b->partial);
         if (merge)
             b->it->merge(&b->shape, b->n, b->total, b->partial);
     }
@@ -530,6 +530,55 @@ static void bench_memory(struct check *ck, const struct attn_impl *it, uint32_t 
     check_buffers_free(ck);
 }
 
+/* n blocks as the fixed tree joins them: left folds inside leaves of 4 blocks, leaves by adjacent pairs on a stack. */
+static void bench_tree(const struct bench *b, float *const *stack, size_t first, size_t n)
+{
+    enum { LEAF_BLOCKS = 4 };
+    uint32_t depth = 0;
+    for (size_t at = 0; at < n; at += LEAF_BLOCKS) {
+        struct bench one = *b;
+        one.total = stack[depth];
+        b->it->block(&b->shape, b->q_tile, b->n, b->visible, b->blocks + 2 * (first + at) * b->part,
+                     b->blocks + (2 * (first + at) + 1) * b->part, b->blocks + 2 * (first + at + 1) * b->part,
+                     one.total);
+        bench_attend(&one, first + at + 1, LEAF_BLOCKS - 1, true, true);
+        depth++;
+        for (size_t i = at / LEAF_BLOCKS; i & 1; i >>= 1, depth--)
+            b->it->merge(&b->shape, b->n, stack[depth - 2], stack[depth - 1]);
+    }
+    while (depth-- > 1)
+        b->it->merge(&b->shape, b->n, stack[depth - 1], stack[depth]);
+}
+
+/* What the fixed order costs: the same blocks joined by the tree and as they come, in turn. */
+static void bench_order(struct check *ck, const struct attn_impl *it, uint32_t head_dim, uint32_t n)
+{
+    enum { SLICES = 64, PASSES = 4, DEPTH = 16 };
+    const struct bench b = bench_new(ck, it, head_dim, n, 256u << 20);
+    const struct scene s = { .shape = b.shape, .n = n };
+    const size_t per = b.n_blocks / SLICES / 4 * 4;
+    double seconds[2][SLICES * PASSES / 2];
+    float *stack[DEPTH];
+    for (int i = 0; i < DEPTH; i++)
+        stack[i] = partial_new(ck, &s);
+    for (int i = 0; i < SLICES * PASSES; i++) {
+        const int what = (i + i / SLICES) % 2;
+        const size_t first = (size_t)(i % SLICES) * per;
+        const int64_t t0 = clock_ns();
+        if (what)
+            bench_tree(&b, stack, first, per);
+        else
+            bench_attend(&b, first, per, true, true);
+        seconds[what][i / 2] = (double)(clock_ns() - t0) / 1e9;
+    }
+    const double tree = check_median(seconds[1], SLICES * PASSES / 2),
+                 come = check_median(seconds[0], SLICES * PASSES / 2);
+    printf("attn %-6s head_dim %3u n %2u over 256 MB: %6.0f ns a block joined by the fixed tree, %6.0f as they come: "
+           "%.3f\n",
+           it->name, head_dim, n, tree / (double)per * 1e9, come / (double)per * 1e9, tree / come);
+    check_buffers_free(ck);
+}
+
 static void check_bench(struct check *ck)
 {
     if (!ck->bench)
@@ -541,6 +590,7 @@ static void check_bench(struct check *ck)
                 bench_cached(ck, &attn_impls[v], d, d == 64 ? 3 : 4);
                 bench_memory(ck, &attn_impls[v], d, d == 64 ? 3 : 4);
                 bench_memory(ck, &attn_impls[v], d, 8);
+                bench_order(ck, &attn_impls[v], d, d == 64 ? 3 : 4);
             }
 }
 
