@@ -25,7 +25,7 @@ const struct config_field settings_fields[] = {
     { "http", "127.0.0.1:8080", CONFIG_ADDRESS, TEXT(http), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "OpenAI-compatible HTTP" },
     { "grpc", "127.0.0.1:9090", CONFIG_ADDRESS, TEXT(grpc), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE | SCOPE_STATUS, "gRPC for clients" },
     { "control", "127.0.0.1:9091", CONFIG_ADDRESS, TEXT(control), 0, 0, NULL, SCOPE_COORDINATOR | SCOPE_WORKER, "where workers attach" },
-    { "registry", "", CONFIG_TEXT, TEXT(registry), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "embedded:FILE; none: embedded, in the state directory" },
+    { "registry", "", CONFIG_TEXT, TEXT(registry), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "embedded:FILE, or etcd:HOST:PORT[,HOST:PORT...][/NAMESPACE]; none: embedded, in the state directory" },
     { "state", "", CONFIG_TEXT, TEXT(state), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR,
       "state directory; none: ${XDG_STATE_HOME:-~/.local/state}/longspan/HTTP-PORT" },
     { "workers", "2", CONFIG_U32, PLAIN(workers), 1, 64, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE, "worker processes (coordinator: how many are awaited)" },

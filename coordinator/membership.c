@@ -24,6 +24,7 @@ struct membership {
     uint32_t ttl_ms;
     uint64_t lease; /* 0: none */
     bool asked;     /* a grant or keep is under way */
+    bool dirty;     /* a write failed: what the registry holds under this lease is not known */
     bool led, failed, stopping;
     struct entry entries[WORKERS_MAX];
     uint32_t n_entries;
@@ -44,6 +45,7 @@ static void on_written(void *ctx, const struct registry_answer *answer)
 {
     struct membership *m = ctx;
     note(m, answer);
+    m->dirty = m->dirty || (answer->status && answer->status != ST_NOT_FOUND);
     if (answer->status == ST_NOT_FOUND)
         m->lease = 0; /* it ended meanwhile; the next tick takes another and writes all again */
 }
@@ -79,7 +81,16 @@ static void on_kept(void *ctx, const struct registry_answer *answer)
 {
     struct membership *m = ctx;
     m->asked = false;
-    on_written(m, answer);
+    note(m, answer);
+    if (answer->status == ST_NOT_FOUND)
+        m->lease = 0;
+    if (answer->status || !m->dirty)
+        return;
+    /* it answers again: all is written anew, under another lease, and what should not be there goes with the old one */
+    m->registry->ops->lease_revoke(m->registry, m->lease, NULL, NULL);
+    m->lease = 0;
+    m->dirty = false;
+    loop_timer_set(m->timer, 0);
 }
 
 static void on_tick(void *arg)

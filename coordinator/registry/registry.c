@@ -2,12 +2,19 @@
 
 #include <string.h>
 
+static const struct {
+    const char *name; /* before the colon */
+    enum status (*open)(const char *rest, struct loop *loop, struct registry **registry_out, struct error *err);
+} kinds[] = { { "embedded", registry_embedded_open }, { "etcd", registry_etcd_open } };
+
 enum status registry_open(const char *spec, struct loop *loop, struct registry **registry_out, struct error *err)
 {
-    static const char embedded[] = "embedded:";
-    if (!strncmp(spec, embedded, strlen(embedded)))
-        return registry_embedded_open(spec + strlen(embedded), loop, registry_out, err);
-    return error_set(err, ST_UNSUPPORTED, "registry: '%s' is of no kind that is known (embedded:FILE)", spec);
+    const char *colon = strchr(spec, ':');
+    for (size_t i = 0; colon && i < sizeof kinds / sizeof *kinds; i++)
+        if (strlen(kinds[i].name) == (size_t)(colon - spec) && !strncmp(spec, kinds[i].name, (size_t)(colon - spec)))
+            return kinds[i].open(colon + 1, loop, registry_out, err);
+    return error_set(err, ST_UNSUPPORTED,
+                     "registry: '%s' is of no kind that is known (embedded:FILE, etcd:HOST:PORT[,HOST:PORT...])", spec);
 }
 
 void registry_close(struct registry *r)
