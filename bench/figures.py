@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """
-The figures of the README, with the peer measured in the same run, interleaved: medians of --runs. Needs build/release/longspan, bandwidth (ninja -C
-build/release bandwidth) and, for the peer, bench/peers.sh. Prints a table; --json FILE keeps everything.
+The figures of the README, with the peer measured in the same run, interleaved: medians of --runs. bench/run.sh builds what it needs; the peer is
+bench/peers.sh's. Prints a table; --json FILE keeps everything.
 
-    bench/figures.py [--runs 3] [--only prefill,decode,spread,batch] [--json FILE]
+    bench/figures.py [--runs 3] [--only prefill,decode,spread,batch,exchange,tree] [--json FILE]
 """
 import argparse
 import http.client
@@ -162,16 +162,38 @@ def batch(rows, runs):
     steps = now["steps"] - before["steps"]
     each = (now["coordination_us"] - before["coordination_us"]) / steps
     memory = after["workers"][0]
-    extra = (memory["resident_bytes"] - memory["weight_bytes"] - memory["pool_bytes"]) / 2**20
-    rows.append({"what": "batch", "tokens_per_s": 16 * 129 / took, "coordination_us": each, "resident_extra_mib": extra})
-    print(f"| 16 decodes at once, Q4_1, tok/s | {16 * 129 / took:.0f} | - | - | coordination {each:.0f} us a step, resident set {extra:+.0f} MiB beside weights and pool |",
-          flush=True)
+    resident, weights, pool = (memory[name] / 2**20 for name in ("resident_bytes", "weight_bytes", "pool_bytes"))
+    rows.append({"what": "batch", "tokens_per_s": 16 * 129 / took, "coordination_us": each, "resident_mib": resident, "weights_mib": weights, "pool_mib": pool})
+    print(f"| 16 decodes at once, Q4_1, tok/s | {16 * 129 / took:.0f} | - | - | coordination {each:.0f} us a step; the worker's resident set {resident:.0f} MiB: "
+          f"weights {weights:.0f}, of a pool of {pool:.0f} what is in use |", flush=True)
+
+
+def program(*command):
+    return subprocess.run([os.path.join(BUILD, command[0]), *command[1:]], capture_output=True, text=True, check=True).stdout
+
+
+def exchange(rows, runs):
+    """Half a round trip between two processes: what a round of exchange costs beside its bytes."""
+    for lanes in ("shm", "tcp"):
+        found = [dict((int(n), float(us)) for n, us in re.findall(r"(\d+) bytes +half round trip +([\d.]+) us", program("bench/exchange_bench", "--lanes", lanes)))
+                 for _ in range(runs)]
+        sizes = {n: median([f[n] for f in found]) for n in (1024, 16384, 262144)}
+        rows.append({"what": f"exchange, {lanes}", "half_round_trip_us": sizes})
+        print(f"| a message between workers, {lanes}, us | " + ", ".join(f"{n >> 10} KB {us:.1f}" for n, us in sizes.items()) + " | - | - | |", flush=True)
+
+
+def tree(rows, _):
+    out = program("tests/kernels/check_attn", "--bench")
+    found = re.findall(r"attn (\S+) +head_dim +(\d+) n +\d+ over 256 MB: +(\d+) ns a block joined by the fixed tree, +(\d+) as they come", out)
+    for isa, head_dim, fixed, free in found:
+        rows.append({"what": f"tree, {isa}, {head_dim}", "fixed_ns": int(fixed), "free_ns": int(free)})
+    print("| partials joined by the fixed tree, over as they come | " + ", ".join(f"{isa} {d}: {int(a) / int(b):.2f}" for isa, d, a, b in found) + " | - | - | |", flush=True)
 
 
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--runs", type=int, default=3)
-    args.add_argument("--only", default="prefill,decode,spread,batch")
+    args.add_argument("--only", default="prefill,decode,spread,batch,exchange,tree")
     args.add_argument("--json")
     args = args.parse_args()
     if not os.path.exists(BF16) and os.path.exists(os.path.join(PEER, "llama-quantize")):
@@ -179,7 +201,7 @@ def main():
     rows = []
     print("| what | longspan | llama.cpp | ratio | |\n|---|---|---|---|---|")
     for name in args.only.split(","):
-        {"prefill": prefill, "decode": decode, "spread": spread, "batch": batch}[name](rows, args.runs)
+        {"prefill": prefill, "decode": decode, "spread": spread, "batch": batch, "exchange": exchange, "tree": tree}[name](rows, args.runs)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
             json.dump({"rows": rows, "cpus": os.cpu_count()}, f, indent=1)
