@@ -3,11 +3,13 @@
 #include "kernels/cpu/linear_amx.h"
 
 /*
- * Q8_0, Q4_0 and Q4_1 by AMX without rounding a weight: integer codes are exact in bf16. A block of codes is expanded into a B tile, multiplied
- * into a C tile that starts at zero, and scaled in float32. Four-bit codes are expanded to 16 + q, which takes a shift and a mask; what that
- * is too much goes into the minimum. Order of an output's sum, for blocks ascending:
+ * Q8_0, and Q4 and Q5 types, by AMX without rounding a weight: integer codes are exact in bf16. A block of codes is expanded into a B tile,
+ * multiplied into a C tile that starts at zero, and scaled in float32. Codes of four bits are expanded to 16 + q, of five to 32 + q, which
+ * takes shifts and masks; what that is too much goes into the minimum. Order of an output's sum, for blocks ascending:
  *   Q8_0  acc = fma(d, C, acc)                             C = sum of q x
  *   Q4    acc = fma(m', sum of x, fma(d, C, acc))          C = sum of (16 + q) x, m' = m - 16 d (Q4_1), -24 d (Q4_0)
+ *   Q5    likewise                                         C = sum of (32 + q) x, m' = m - 32 d (Q5_1), -48 d (Q5_0)
+ * with d and m of struct weight_parts (Q4_K, Q5_K: d times scale, -m times min).
  */
 
 #define INLINE static inline __attribute__((always_inline))
@@ -27,6 +29,32 @@ INLINE __m512i q8_float(__m512i quads, int byte)
     return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_shuffle_epi8(quads, _mm512_broadcast_i32x4(to_top))));
 }
 
+INLINE bool has_5_bits(enum weight_codec codec)
+{
+    return linear_codes_bytes(codec) == LINEAR_CODES_Q5;
+}
+
+/* bf16 of 32 .. 63 is 0x4200 + 4 q: of row 4j+i the low code goes from bits 4i of its word to bits 2, the fifth from bit 4j+i to bit 6 */
+INLINE void expand5(const uint8_t *codes, uint8_t *tile)
+{
+    const __m512i low = _mm512_set1_epi16(0x003C), fifth = _mm512_set1_epi16(0x0040), base = _mm512_set1_epi16(0x4200);
+    const __m512i high = _mm512_load_si512(codes + LINEAR_CODES_Q4);
+    enum { AND_OR = 0xEA };
+#pragma GCC unroll 4
+    for (unsigned j = 0; j < 4; j++) {
+        const __m512i line = _mm512_load_si512(codes + j * 64);
+        const __m512i to_2[4] = { _mm512_slli_epi16(line, 2), _mm512_srli_epi16(line, 2), _mm512_srli_epi16(line, 6),
+                                  _mm512_srli_epi16(line, 10) };
+#pragma GCC unroll 4
+        for (unsigned i = 0; i < 4; i++) {
+            const unsigned row = 4 * j + i;
+            const __m512i to_6 = row < 6 ? _mm512_slli_epi16(high, 6 - row) : _mm512_srli_epi16(high, row - 6);
+            const __m512i v = _mm512_ternarylogic_epi32(to_2[i], low, base, AND_OR);
+            _mm512_store_si512(tile + (size_t)row * 64, _mm512_ternarylogic_epi32(to_6, fifth, v, AND_OR));
+        }
+    }
+}
+
 /* One block of codes to a B tile of bf16. Q8_0: of q * 2^24, see load_d. */
 INLINE void expand(enum weight_codec codec, const uint8_t *codes, uint8_t *tile)
 {
@@ -39,6 +67,10 @@ INLINE void expand(enum weight_codec codec, const uint8_t *codes, uint8_t *tile)
             _mm512_store_si512(tile + j * 128, _mm512_or_si512(_mm512_srli_epi32(a, 16), b));
             _mm512_store_si512(tile + j * 128 + 64, _mm512_or_si512(_mm512_srli_epi32(c, 16), d));
         }
+        return;
+    }
+    if (has_5_bits(codec)) {
+        expand5(codes, tile);
         return;
     }
     /* bf16 of 16 .. 31 is 0x4180 + 8 q: the code of row 4j+i goes from bits 4i of its word to bits 3 */
@@ -59,6 +91,10 @@ INLINE void expand(enum weight_codec codec, const uint8_t *codes, uint8_t *tile)
 INLINE __m512 load_d(enum weight_codec codec, const uint8_t *group, size_t b)
 {
     const __m512 d = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)linear_d(codec, group, b)));
+    if (linear_is_k(codec)) {
+        const __m128i scale = _mm_load_si128((const __m128i *)linear_scale(codec, group, b));
+        return _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(scale)));
+    }
     return codec == WEIGHT_Q8_0 ? _mm512_mul_ps(d, _mm512_set1_ps(0x1p-24f)) : d;
 }
 
@@ -67,10 +103,14 @@ INLINE __m512 load_m(enum weight_codec codec, const uint8_t *group, size_t b, __
 {
     if (!has_min(codec))
         return _mm512_setzero_ps();
-    if (codec == WEIGHT_Q4_0)
-        return _mm512_mul_ps(d, _mm512_set1_ps(-24));
+    if (codec == WEIGHT_Q4_0 || codec == WEIGHT_Q5_0)
+        return _mm512_mul_ps(d, _mm512_set1_ps(codec == WEIGHT_Q4_0 ? -24 : -48));
     const __m512 m = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)linear_m(codec, group, b)));
-    return _mm512_fmadd_ps(d, _mm512_set1_ps(-16), m);
+    const __m512 less = _mm512_set1_ps(has_5_bits(codec) ? -32 : -16);
+    if (!linear_is_k(codec))
+        return _mm512_fmadd_ps(d, less, m);
+    const __m128i min = _mm_load_si128((const __m128i *)linear_min(codec, group, b));
+    return _mm512_fnmadd_ps(m, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(min)), _mm512_mul_ps(d, less));
 }
 
 /*
@@ -461,15 +501,20 @@ INLINE void run_chunk(const struct amx_chunk *c, enum weight_codec codec)
 CODEC(Q8_0)
 CODEC(Q4_0)
 CODEC(Q4_1)
+CODEC(Q5_0)
+CODEC(Q5_1)
+CODEC(Q4_K)
+CODEC(Q5_K)
 
 static const struct {
     amx_chunk_fn *chunk;
     void (*few)(const struct linear_args *a);
     bool wants_sums;
 } fns[WEIGHT_CODECS] = {
-    [WEIGHT_Q8_0] = { run_chunk_Q8_0, run_few_Q8_0, false },
-    [WEIGHT_Q4_0] = { run_chunk_Q4_0, run_few_Q4_0, true },
-    [WEIGHT_Q4_1] = { run_chunk_Q4_1, run_few_Q4_1, true },
+    [WEIGHT_Q8_0] = { run_chunk_Q8_0, run_few_Q8_0, false }, [WEIGHT_Q4_0] = { run_chunk_Q4_0, run_few_Q4_0, true },
+    [WEIGHT_Q4_1] = { run_chunk_Q4_1, run_few_Q4_1, true },  [WEIGHT_Q5_0] = { run_chunk_Q5_0, run_few_Q5_0, true },
+    [WEIGHT_Q5_1] = { run_chunk_Q5_1, run_few_Q5_1, true },  [WEIGHT_Q4_K] = { run_chunk_Q4_K, run_few_Q4_K, true },
+    [WEIGHT_Q5_K] = { run_chunk_Q5_K, run_few_Q5_K, true },
 };
 
 bool linear_accepts_q_amx(const struct linear_shape *shape)
