@@ -35,6 +35,7 @@ const struct config_field settings_fields[] = {
     { "lanes", "best", CONFIG_CHOICE, TEXT(lanes), 0, 0, "best|shm|tcp", WORK, "transport between workers" },
     { "threads", "0", CONFIG_U32, PLAIN(threads), 0, 1024, NULL, WORK, "compute threads of a worker; 0: an even share of the cores" },
     { "kv-bytes", "auto", CONFIG_BYTES, PLAIN(kv_bytes), 0, (uint64_t)1 << 50, NULL, WORK, "KV pool of a worker" },
+    { "share-reads", "true", CONFIG_BOOL, PLAIN(share_reads), 0, 0, NULL, WORK, "sequences read the blocks they share in one pass (same tokens either way)" },
 
     { "step-rows-max", "1024", CONFIG_U32, PLAIN(step_rows_max), 64, 65536, NULL, SERVE, "rows one step may hold; more favours throughput, fewer favours TPOT" },
     { "prefill-chunk-rows", "512", CONFIG_U32, PLAIN(prefill_chunk_rows), 1, 65536, NULL, SERVE, "prompt rows of one sequence in a step while others decode" },

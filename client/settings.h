@@ -36,6 +36,7 @@ struct settings {
     char bind[128], device[16], lanes[8];
     uint32_t threads;
     uint64_t kv_bytes;
+    bool share_reads;
     /* scheduling */
     uint32_t step_rows_max, prefill_chunk_rows, sequences_max, queue_max, spread_min_tokens, step_deadline_ms,
         step_row_ms, plans_ahead;

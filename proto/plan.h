@@ -131,7 +131,7 @@ struct result {
     uint64_t busy_us;                       /* from the start of the step's work to its end, waits for peers left out */
     uint64_t wait_us;                       /* waits for peers */
     uint64_t bytes_sent, bytes_received;    /* partials and queries of this step */
-    uint64_t kv_bytes_read, kv_bytes_dense; /* density = read / dense */
+    uint64_t kv_bytes_read, kv_bytes_dense; /* by attention; had each job read by itself. density = read / dense */
 };
 
 /*

@@ -57,16 +57,40 @@ static enum status push_blocks(struct builder *b, uint32_t seq, uint32_t c, uint
     return st ? st : push_code(b, TREE_MERGE);
 }
 
-/* Programs over slots for the fine nodes fine_begin .. fine_end - 1 of the tree plan. */
-static enum status push_fines(struct builder *b, uint32_t seq, uint32_t fine_begin, uint32_t fine_end)
+static uint32_t run_leaf(const struct builder *b, const struct plan_run *run)
+{
+    return run->pos / (b->plan->leaf_blocks * PLAN_BLOCK);
+}
+
+/* Of a run's leaf, the index in attend.leaves, or SHARE_NONE: it is not shared. */
+static uint32_t shared_leaf(const struct attend *a, uint32_t r, uint32_t leaf)
+{
+    const uint32_t id = a->from.n && a->from.v[r] != SHARE_NONE ? a->ids.v[a->from.v[r] + leaf] : SHARE_NONE;
+    return id == SHARE_NONE ? SHARE_NONE : a->share.leaves[id].leaf;
+}
+
+static void user_add(struct builder *b, uint32_t index, uint32_t job, uint32_t item)
+{
+    struct attend_leaf *leaf = &b->a->leaves[index];
+    b->a->users[leaf->user + leaf->n_users++] =
+        (struct attend_user){ .job = job, .item = item, .vector = leaf->n_vectors };
+    leaf->n_vectors += b->a->jobs[job].n_rows * (b->shape->n_heads / b->shape->n_kv_heads);
+}
+
+/* Programs over slots for the fine nodes of the tree plan, which is job's. */
+static enum status push_fines(struct builder *b, uint32_t job)
 {
     struct attend *a = b->a;
-    for (uint32_t f = fine_begin; f < fine_end; f++) {
+    const uint32_t r = a->jobs[job].run, seq = b->plan->runs[r].seq;
+    for (uint32_t f = 0; f < a->tree.n_fine; f++) {
         const struct tree_fine *fine = &a->tree.fine[f];
         GROW(a->fines, a->n_fines, a->fines_room);
         const uint32_t index = a->n_fines++;
         a->fines[index].begin = a->code.n;
-        for (uint32_t i = fine->begin; i < fine->end; i++) {
+        const uint32_t shared = fine->n_leaves == 1 ? shared_leaf(a, r, a->tree.leaves.v[fine->begin]) : SHARE_NONE;
+        if (shared != SHARE_NONE)
+            user_add(b, shared, job, f);
+        for (uint32_t i = fine->begin; i < fine->end && shared == SHARE_NONE; i++) {
             const uint32_t leaf = a->tree.leaves.v[i];
             const enum status st = leaf == TREE_MERGE
                                        ? push_code(b, TREE_MERGE)
@@ -98,22 +122,126 @@ static uint32_t run_tiles(const struct builder *b, const struct plan_run *run)
     return (run->n_rows * group + ATTN_ROWS - 1) / ATTN_ROWS;
 }
 
-static enum status build_tree(struct builder *b, const struct plan_run *run, uint32_t leaf)
+static enum status leaf_readers(struct builder *b, const struct plan_run *run, const uint16_t **readers_out)
 {
-    const uint16_t *readers = b->at->readers(b->at->ctx, run->seq, leaf);
-    if (leaf && !readers)
+    const uint32_t leaf = run_leaf(b, run);
+    *readers_out = b->at->readers(b->at->ctx, run->seq, leaf);
+    if (leaf && !*readers_out)
         return error_set(b->err, ST_PROTOCOL, "plan %llu: sequence %llu has no readers for %u leaves",
                          (unsigned long long)b->plan->number, (unsigned long long)b->plan->seqs[run->seq].id, leaf);
-    return tree_build(&b->a->tree, leaf, readers, PLAN_SLOTS, b->self, fine_leaves(b, run_tiles(b, run), leaf));
+    return ST_OK;
 }
+
+static enum status build_tree(struct builder *b, uint32_t r)
+{
+    struct attend *a = b->a;
+    const struct plan_run *run = &b->plan->runs[r];
+    const uint32_t leaf = run_leaf(b, run);
+    const uint16_t *readers;
+    enum status st = leaf_readers(b, run, &readers);
+    const bool may_share = a->from.n && a->from.v[r] != SHARE_NONE;
+    a->apart.n = 0;
+    for (uint32_t i = 0; may_share && i < leaf && !st; i++)
+        st = u32_list_push(&a->apart, shared_leaf(a, r, i) != SHARE_NONE);
+    return st ? st
+              : tree_build(&a->tree, leaf, readers, PLAN_SLOTS, b->self, fine_leaves(b, run_tiles(b, run), leaf),
+                           may_share ? a->apart.v : NULL);
+}
+
+/* ---- shared leaves ---- */
+
+/* Notes the leaves that run r reads here. */
+static enum status run_note(struct builder *b, uint32_t r)
+{
+    struct attend *a = b->a;
+    const struct plan_run *run = &b->plan->runs[r];
+    const uint32_t leaf = run_leaf(b, run), leaf_blocks = b->plan->leaf_blocks;
+    const bool may_share = leaf && run_tiles(b, run) <= ATTEND_SHARE_TILES;
+    enum status st = u32_list_push(&a->from, may_share ? a->ids.n : SHARE_NONE);
+    const uint16_t *readers = NULL;
+    if (!st && may_share)
+        st = leaf_readers(b, run, &readers);
+    for (uint32_t i = 0; may_share && i < leaf && !st; i++) {
+        uint32_t id = SHARE_NONE;
+        if (readers[i] == b->self) {
+            uint32_t *slots = share_next(&a->share);
+            bool here = slots != NULL;
+            for (uint32_t c = 0; c < leaf_blocks && here; c++) {
+                slots[c] = b->at->slot(b->at->ctx, run->seq, i * leaf_blocks + c);
+                here = slots[c] != UINT32_MAX; /* else push_blocks says what is missing */
+            }
+            id = here ? share_add(&a->share, run->home == b->self) : SHARE_NONE;
+        }
+        st = u32_list_push(&a->ids, id);
+    }
+    return st;
+}
+
+static enum status push_slots(struct builder *b, const uint32_t *slots, uint32_t n)
+{
+    if (n == 1)
+        return push_code(b, *slots);
+    uint32_t half = 1;
+    while (half * 2 < n)
+        half *= 2;
+    enum status st = push_slots(b, slots, half);
+    if (!st)
+        st = push_slots(b, slots + half, n - half);
+    return st ? st : push_code(b, TREE_MERGE);
+}
+
+/* Those with several readers, of local runs or others', as far as there is room for their items. */
+static enum status leaves_choose(struct builder *b, bool local, uint32_t *room)
+{
+    struct attend *a = b->a;
+    for (uint32_t i = 0; i < a->share.n; i++) {
+        struct share_leaf *found = &a->share.leaves[i];
+        const uint32_t store = found->readers * b->shape->n_kv_heads;
+        if (found->readers < 2 || found->local != local || store > *room)
+            continue;
+        *room -= store;
+        GROW(a->leaves, a->n_leaves, a->leaves_room);
+        found->leaf = a->n_leaves++;
+        struct attend_leaf *leaf = &a->leaves[found->leaf];
+        *leaf = (struct attend_leaf){ .begin = a->code.n, .user = a->n_users };
+        const enum status st = push_slots(b, a->share.slots + (size_t)i * b->plan->leaf_blocks, b->plan->leaf_blocks);
+        if (st)
+            return st;
+        leaf->end = a->code.n;
+        for (uint32_t u = 0; u < found->readers; u++) {
+            GROW(a->users, a->n_users, a->users_room);
+            a->n_users++;
+        }
+    }
+    return ST_OK;
+}
+
+static enum status leaves_share(struct builder *b)
+{
+    struct attend *a = b->a;
+    uint32_t room = ATTEND_SHARE_STORE;
+    a->n_leaves = a->n_local_leaves = a->n_users = a->ids.n = a->from.n = 0;
+    if (b->shape->reads_apart || b->plan->n_runs < 2)
+        return ST_OK;
+    share_reset(&a->share, b->plan->leaf_blocks);
+    enum status st = ST_OK;
+    for (uint32_t r = 0; r < b->plan->n_runs && !st; r++)
+        st = run_note(b, r);
+    if (!st)
+        st = leaves_choose(b, true, &room);
+    a->n_local_leaves = a->n_leaves;
+    return st ? st : leaves_choose(b, false, &room);
+}
+
+/* ---- jobs ---- */
 
 /* The own leaf, and the whole tree: received nodes become items behind the own leaf, in tree order. */
 static enum status local_job(struct builder *b, uint32_t r)
 {
     struct attend *a = b->a;
     const struct plan_run *run = &b->plan->runs[r];
-    const uint32_t leaf_positions = b->plan->leaf_blocks * PLAN_BLOCK, leaf = run->pos / leaf_positions;
-    enum status st = build_tree(b, run, leaf);
+    const uint32_t leaf = run_leaf(b, run);
+    enum status st = build_tree(b, r);
     if (st)
         return st;
     GROW(a->jobs, a->n_jobs, a->jobs_room);
@@ -126,7 +254,7 @@ static enum status local_job(struct builder *b, uint32_t r)
     job->n_fine = a->tree.n_fine;
     job->fine = a->n_fines;
     job->n_items = job->n_fine + 1;
-    st = push_fines(b, run->seq, 0, a->tree.n_fine);
+    st = push_fines(b, a->n_jobs - 1);
     if (st)
         return st;
     job->own_begin = a->code.n;
@@ -160,8 +288,7 @@ static enum status remote_job(struct builder *b, uint32_t r)
 {
     struct attend *a = b->a;
     const struct plan_run *run = &b->plan->runs[r];
-    const uint32_t leaf = run->pos / (b->plan->leaf_blocks * PLAN_BLOCK);
-    enum status st = build_tree(b, run, leaf);
+    enum status st = build_tree(b, r);
     if (st || !a->tree.n_fine)
         return st;
     GROW(a->jobs, a->n_jobs, a->jobs_room);
@@ -173,7 +300,7 @@ static enum status remote_job(struct builder *b, uint32_t r)
     job->n_tiles = run_tiles(b, run);
     job->n_fine = job->n_items = a->tree.n_fine;
     job->fine = a->n_fines;
-    st = push_fines(b, run->seq, 0, a->tree.n_fine);
+    st = push_fines(b, a->n_jobs - 1);
     job->node = a->n_nodes;
     for (uint32_t i = 0; i < a->tree.n_nodes && !st; i++) {
         const struct tree_node *node = &a->tree.nodes[i];
@@ -214,7 +341,7 @@ static enum status local_traffic(struct builder *b, uint32_t j, uint16_t peer, e
 {
     struct attend *a = b->a;
     const struct attend_job *job = &a->jobs[j];
-    const enum status st = build_tree(b, &b->plan->runs[job->run], job->pos / (b->plan->leaf_blocks * PLAN_BLOCK));
+    const enum status st = build_tree(b, job->run);
     if (st)
         return st;
     uint32_t item = job->n_fine + 1;
@@ -274,7 +401,7 @@ enum status attend_build(struct attend *a, const struct plan *plan, uint16_t sel
     a->n_jobs = a->n_local = a->n_fines = a->n_nodes = a->n_refs = a->n_store = a->n_remote_rows = a->code.n = 0;
     for (int i = 0; i < ATTEND_TRAFFICS; i++)
         a->n_messages[i] = 0;
-    enum status st = ST_OK;
+    enum status st = leaves_share(&b);
     for (uint32_t r = 0; r < plan->n_runs && !st; r++)
         if (plan->runs[r].home == self)
             st = local_job(&b, r);
@@ -295,10 +422,16 @@ void attend_free(struct attend *a)
     free(a->jobs);
     free(a->fines);
     free(a->nodes);
+    free(a->leaves);
+    free(a->users);
     free(a->refs);
     for (int i = 0; i < ATTEND_TRAFFICS; i++)
         free(a->messages[i]);
     u32_list_free(&a->code);
+    u32_list_free(&a->ids);
+    u32_list_free(&a->from);
+    u32_list_free(&a->apart);
+    share_free(&a->share);
     tree_plan_free(&a->tree);
     *a = (struct attend){ 0 };
 }

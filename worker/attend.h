@@ -8,6 +8,8 @@
  * Partials are kept in tiles of ATTN_ROWS vectors. A run's vectors are its rows times the query heads of one KV head: vector v of KV head j is
  * row v / group, query head j * group + v % group. An item is one partial a (KV head, tile): a fine node, the own leaf, or a node that came from
  * another reader. Item i of a job lies at store tile  job.store + (i * n_kv_heads + head) * n_tiles + tile.
+ *
+ * A leaf that several jobs of few rows read is a fine node of its own in each of them and is read once for all: attend.leaves.
  */
 
 #include <stdbool.h>
@@ -15,6 +17,7 @@
 #include <stdint.h>
 
 #include "proto/plan.h"
+#include "worker/share.h"
 #include "worker/tree.h"
 
 #ifdef __cplusplus
@@ -38,9 +41,23 @@ struct attend_job {
     uint32_t node, n_nodes;          /* remote: its maximal nodes in attend.nodes, that are sent home, in tree order */
 };
 
-/* A program over pool slots: whole leaves, every position visible. */
+/* Jobs of more tiles a KV head share no reads: their own tiles share passes, and finer nodes would cost them too much memory. */
+enum { ATTEND_SHARE_TILES = 4, ATTEND_SHARE_STORE = 8192 /* tiles of the store for items of shared leaves, about */ };
+
+/* A program over pool slots: whole leaves, every position visible. Empty: a leaf that is read with other jobs. */
 struct attend_fine {
     uint32_t begin, end;
+};
+
+/* A leaf that several jobs read, all of them local or none. Its vectors of a KV head are those of its users, one user after the other. */
+struct attend_leaf {
+    uint32_t begin, end;    /* program over pool slots */
+    uint32_t user, n_users; /* in attend.users */
+    uint32_t n_vectors;
+};
+struct attend_user {
+    uint32_t job, item;
+    uint32_t vector; /* its first among the leaf's */
 };
 
 /* A maximal node of a remote job: a program over its items. */
@@ -72,6 +89,10 @@ struct attend {
     uint32_t n_fines;
     struct attend_node *nodes;
     uint32_t n_nodes;
+    struct attend_leaf *leaves; /* shared ones; those of local jobs first */
+    uint32_t n_leaves, n_local_leaves;
+    struct attend_user *users;
+    uint32_t n_users;
     struct u32_list code;
     struct attend_message *messages[ATTEND_TRAFFICS]; /* ascending peers */
     uint32_t n_messages[ATTEND_TRAFFICS];
@@ -81,7 +102,11 @@ struct attend {
     uint32_t n_remote_rows; /* rows in the query window */
     /* buffers */
     struct tree_plan tree;
-    uint32_t jobs_room, fines_room, nodes_room, refs_room, messages_room[ATTEND_TRAFFICS];
+    struct share share;
+    struct u32_list ids;  /* for each run that may share: the leaves before its own, as indices of share.leaves */
+    struct u32_list from; /* for each run: where its ids begin, or SHARE_NONE */
+    struct u32_list apart;
+    uint32_t jobs_room, fines_room, nodes_room, refs_room, messages_room[ATTEND_TRAFFICS], leaves_room, users_room;
 };
 
 /* Heads and sizes that shape tiles and messages. */
@@ -89,6 +114,7 @@ struct attend_shape {
     uint32_t n_heads, n_kv_heads, head_dim;
     uint32_t n_threads;
     size_t query_bytes; /* of one element of a query on the wire: 2 or 4 */
+    bool reads_apart;   /* no leaf is shared */
 };
 
 /* Where the blocks of a sequence are: looks up what the plan's tables say. */

@@ -81,6 +81,8 @@ struct step_input {
 struct step_cost {
     int64_t busy_ns, wait_ns;
     uint64_t bytes_sent, bytes_received;
+    uint64_t kv_bytes_read;  /* by attention: keys and values, once a pass */
+    uint64_t kv_bytes_dense; /* what the same jobs would have read each by itself, with nothing left out */
 };
 
 struct backend_ops {

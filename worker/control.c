@@ -260,6 +260,7 @@ static enum status serve_model(struct session *s)
         .step_rows_max = s->step_rows_max,
         .positions_max = s->positions_max,
         .kv_bytes = s->config->kv_bytes,
+        .reads_apart = s->config->reads_apart,
         .exchange_ops = &exchange_ucx,
         .exchange = { .self = s->id,
                       .bind = s->config->bind,

@@ -22,6 +22,7 @@ struct worker_process_config {
     const char *device; /* "cpu" */
     uint32_t n_threads; /* 0: one a core */
     uint64_t kv_bytes;
+    bool reads_apart;  /* as in worker_config */
     const char *lanes; /* "shm", "tcp", NULL: the best */
     bool once;         /* end with the stream instead of attaching again (a supervisor starts it anew) */
 };

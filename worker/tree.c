@@ -59,6 +59,7 @@ struct builder {
     struct tree_plan *plan;
     uint32_t n, slots, fine_leaves;
     const uint16_t *readers;
+    const uint32_t *apart;
     uint16_t self;
 };
 
@@ -125,11 +126,21 @@ static enum status emit_leaves(const struct builder *b, const struct node *x)
     return st || !l || !r ? st : u32_list_push(&b->plan->leaves, TREE_MERGE);
 }
 
+static bool node_has_apart(const struct builder *b, const struct node *x)
+{
+    const uint32_t step = x->width, first = x->width == b->slots ? x->r + b->slots * x->lo : x->r;
+    const uint32_t n = b->apart ? node_leaves(b, x) : 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (b->apart[first + i * step])
+            return true;
+    return false;
+}
+
 static enum status emit_fine(const struct builder *b, const struct node *x)
 {
     struct tree_plan *p = b->plan;
     const uint32_t leaves = node_leaves(b, x);
-    if (leaves <= b->fine_leaves || node_is_leaf(b, x)) {
+    if (node_is_leaf(b, x) || (leaves <= b->fine_leaves && !node_has_apart(b, x))) {
         if (p->n_fine == p->fine_room) {
             const uint32_t room = p->fine_room ? p->fine_room * 2 : 16;
             struct tree_fine *fine = realloc(p->fine, room * sizeof *fine);
@@ -188,10 +199,10 @@ static enum status visit(const struct builder *b, const struct node *x)
 }
 
 enum status tree_build(struct tree_plan *plan, uint32_t n_leaves, const uint16_t *readers, uint32_t slots,
-                       uint16_t self, uint32_t fine_leaves)
+                       uint16_t self, uint32_t fine_leaves, const uint32_t *apart)
 {
     plan->leaves.n = plan->joins.n = plan->top.n = plan->n_nodes = plan->n_fine = 0;
-    const struct builder b = { plan, n_leaves, slots, fine_leaves, readers, self };
+    const struct builder b = { plan, n_leaves, slots, fine_leaves, readers, apart, self };
     const struct node root = node_at(&b, 1, 0);
     return n_leaves ? visit(&b, &root) : ST_OK;
 }

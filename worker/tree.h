@@ -52,10 +52,11 @@ void tree_plan_free(struct tree_plan *plan);
 
 /*
  * readers[n_leaves]: worker that reads leaf i. self: whose nodes get programs and are split into fine nodes of at most fine_leaves leaves, so
- * that several threads can share a node (bits stay: a fine node is a node of the same tree). slots: a power of two.
+ * that several threads can share a node (bits stay: a fine node is a node of the same tree). slots: a power of two. apart: NULL, or for each leaf
+ * whether it is to be a fine node of its own (not 0).
  */
 enum status tree_build(struct tree_plan *plan, uint32_t n_leaves, const uint16_t *readers, uint32_t slots,
-                       uint16_t self, uint32_t fine_leaves);
+                       uint16_t self, uint32_t fine_leaves, const uint32_t *apart);
 
 /* Appends the program that joins items first .. first + n - 1 by adjacent pairs. */
 enum status tree_pairs(struct u32_list *list, uint32_t first, uint32_t n);

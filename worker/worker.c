@@ -284,14 +284,6 @@ static struct sequence *ask_sequence(const struct worker *w, const struct plan *
     return NULL;
 }
 
-static void account_kv(const struct worker *w, const struct step_input *input, struct result *result)
-{
-    const uint64_t block = 2 * (uint64_t)w->layout.part_bytes * w->layout.n_layers * w->layout.n_kv_heads;
-    for (uint32_t i = 0; i < input->n_rows; i++)
-        result->kv_bytes_dense += (input->rows[i].pos / PLAN_BLOCK + 1) * block;
-    result->kv_bytes_read = result->kv_bytes_dense;
-}
-
 static void report(struct worker *w, const struct plan *plan, const struct step_input *input,
                    const struct step_answer *answers, const struct step_cost *cost)
 {
@@ -325,7 +317,8 @@ static void report(struct worker *w, const struct plan *plan, const struct step_
     result.wait_us = (uint64_t)(cost->wait_ns / 1000);
     result.bytes_sent = cost->bytes_sent;
     result.bytes_received = cost->bytes_received;
-    account_kv(w, input, &result);
+    result.kv_bytes_read = cost->kv_bytes_read;
+    result.kv_bytes_dense = cost->kv_bytes_dense;
     w->config.on_result(w->config.ctx, &result);
     free(rows);
 }
@@ -349,8 +342,9 @@ static void plan_run(struct worker *w, const struct plan *plan)
         .key = { .epoch = plan->epoch, .plan = plan->number, .group = plan->group },
     };
     const struct model_config *c = model_config(w->model);
-    const struct attend_shape shape = { c->n_heads, c->n_kv_heads, c->head_dim, w->config.n_threads,
-                                        w->config.float32 ? 4 : 2 };
+    const struct attend_shape shape = {
+        c->n_heads, c->n_kv_heads, c->head_dim, w->config.n_threads, w->config.float32 ? 4 : 2, w->config.reads_apart
+    };
     struct lookup lookup = { w, plan };
     const struct attend_lookup at = { lookup_slot, lookup_readers, &lookup };
     enum status st = ST_OK;

@@ -24,6 +24,7 @@ struct worker;
 struct worker_config {
     const char *device; /* "cpu" */
     bool float32;
+    bool reads_apart; /* every sequence reads its blocks by itself: shows what sharing saves */
     uint32_t n_threads;
     uint32_t step_rows_max, positions_max;
     uint64_t kv_bytes; /* pool; 0: n_blocks says it */

@@ -1,7 +1,7 @@
 /*
  * The identity contract, with the real scheduler and real workers in one process: tokens and log-probabilities do not depend on the number of workers, on
- * homes, owners, chunks, batches, prefix hits, or leaves that move meanwhile. Each life draws all of these from its seed and is compared with every request
- * alone on one worker.
+ * homes, owners, chunks, batches, prefix hits, leaves that are read once for several sequences, or leaves that move meanwhile. Each life draws all of these
+ * from its seed and is compared with every request alone on one worker.
  *
  * ctest-labels: tsan
  * Replay: sim_test_identity --seed N
@@ -127,7 +127,7 @@ static uint32_t choose(void *ctx, const char *what, uint32_t n)
 
 struct shape {
     uint32_t n_workers, n_threads, rows_max, chunk, spread_min, plans_ahead;
-    bool sharing;
+    bool sharing, reads_apart;
     uint64_t seed; /* 0: policy chooses */
 };
 
@@ -160,6 +160,7 @@ static struct cluster *cluster_new(const struct model *model, const struct shape
         const struct worker_config w = {
             .device = "cpu",
             .n_threads = s->n_threads,
+            .reads_apart = s->reads_apart,
             .step_rows_max = s->rows_max,
             .positions_max = POSITIONS,
             .n_blocks = 320,
@@ -259,6 +260,7 @@ struct outcome {
     float logprob[NEW_MAX], scored[PROMPT_MAX];
     uint32_t n, n_scored, cached, n_top_seen;
     struct result_top top[NEW_MAX];
+    uint64_t kv_read, kv_dense;
 };
 
 static void on_token(void *user, const struct result_row *row)
@@ -284,6 +286,8 @@ static void on_done(void *user, const struct sched_done *done)
     if (done->reason == FINISH_ERROR)
         fail_msg("request failed: %s", done->message);
     o->cached = done->cached_tokens;
+    o->kv_read = done->kv_bytes_read;
+    o->kv_dense = done->kv_bytes_dense;
     (*o->open)--;
 }
 
@@ -308,17 +312,19 @@ static void submit(struct cluster *c, const struct request *r, struct outcome *o
         fail_msg("%s", err.text);
 }
 
-/* Two families of prompts that share prefixes, and loners; greedy and sampled; some scored. */
-static void requests_make(struct request *all)
+/* Prompts that share the start of one of two stems, as much of it as each draws, and loners; greedy and sampled; some scored. */
+static void requests_make(struct request *all, uint64_t set)
 {
     for (uint32_t i = 0; i < REQUESTS; i++) {
-        struct rng rng = { 1000 + i, 0 };
+        struct rng rng = { 1000 * set + i, 0 };
         struct request *r = &all[i];
-        const uint32_t family = i % 4, shared = family < 2 ? 150 + 300 * family : 0;
-        r->n_prompt = shared + 1 + rng_below(&rng, i % 5 ? 300 : PROMPT_MAX - shared - 1);
+        const uint32_t family = i % 4, shared = family == 3 ? 0
+                                                : i % 3     ? 200 + rng_below(&rng, 600)
+                                                            : rng_below(&rng, 300);
+        r->n_prompt = shared + 1 + rng_below(&rng, i % 5 ? (PROMPT_MAX - shared) / 4 : PROMPT_MAX - shared - 1);
         r->n_new = 1 + rng_below(&rng, NEW_MAX);
         for (uint32_t p = 0; p < r->n_prompt; p++)
-            r->prompt[p] = (int32_t)(rng_at(p < shared ? family : 77 + i, p, 1) % 256);
+            r->prompt[p] = (int32_t)(rng_at(p < shared ? family / 2 : 77 + i, p, set) % 256);
         r->sampling = (struct plan_sampling){ i % 2 ? 0 : 1, i % 3 ? 1 : 0.9f, i % 3 ? 0 : 40, i, i % 5 ? 0 : 0.01f };
         r->score = i % 4 == 3;
     }
@@ -351,7 +357,7 @@ static void alone_on_one_worker(const struct model *model)
     cluster_free(c);
 }
 
-static uint64_t hits;
+static uint64_t hits, kv_read, kv_dense;
 
 static void life(const struct model *model, uint64_t seed)
 {
@@ -366,6 +372,7 @@ static void life(const struct model *model, uint64_t seed)
         .spread_min = rng_below(&rng, 3) ? 1 : 500,
         .plans_ahead = 1 + rng_below(&rng, 2),
         .sharing = rng_below(&rng, 4) != 0,
+        .reads_apart = rng_below(&rng, 4) == 0,
         .seed = rng_below(&rng, 3) ? seed : 0,
     };
     struct cluster *c = cluster_new(model, &shape);
@@ -387,6 +394,11 @@ static void life(const struct model *model, uint64_t seed)
     for (uint32_t i = 0; i < REQUESTS; i++) {
         compare(&outcome[i], &truth[i], i, seed);
         hits += outcome[i].cached;
+        kv_read += outcome[i].kv_read;
+        kv_dense += outcome[i].kv_dense;
+        if (shape.reads_apart || !shape.sharing)
+            assert_int_equal(outcome[i].kv_read, outcome[i].kv_dense);
+        assert_true(outcome[i].kv_read <= outcome[i].kv_dense);
     }
     cluster_free(c);
 }
@@ -399,13 +411,18 @@ static void bits_do_not_depend_on_the_cluster(void **state)
     log_set_level(LOG_LEVEL_ERROR);
     if (model_open(MODEL, &model, &err))
         fail_msg("%s", err.text);
-    requests_make(requests);
-    alone_on_one_worker(model);
-    for (uint64_t seed = first_seed; seed < first_seed + n_lives; seed++)
+    for (uint64_t seed = first_seed, set = 0; seed < first_seed + n_lives; seed++) {
+        if (set != 1 + seed / 4) {
+            set = 1 + seed / 4;
+            requests_make(requests, set);
+            alone_on_one_worker(model);
+        }
         life(model, seed);
-    print_message("%llu lives of %d requests, %llu tokens from prefix hits\n", (unsigned long long)n_lives, REQUESTS,
-                  (unsigned long long)hits);
-    assert_true(n_lives < 3 || hits > 0);
+    }
+    print_message("%llu lives of %d requests, %llu tokens from prefix hits, %.0f of %.0f MB of keys and values read\n",
+                  (unsigned long long)n_lives, REQUESTS, (unsigned long long)hits, (double)kv_read / 1e6,
+                  (double)kv_dense / 1e6);
+    assert_true(n_lives < 3 || (hits > 0 && kv_read < kv_dense));
     model_close(model);
 }
 

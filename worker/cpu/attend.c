@@ -4,74 +4,137 @@
 
 #include "worker/cpu/cpu.h"
 
-static bool push_units(struct backend *b, uint32_t j)
+static bool push_unit(struct backend *b, struct cpu_unit unit)
 {
-    const struct attend_job *job = &b->input->attend->jobs[j];
+    if (b->n_units == b->units_room) {
+        const uint32_t room = b->units_room ? b->units_room * 2 : 256;
+        struct cpu_unit *units = realloc(b->units, room * sizeof *units);
+        if (!units)
+            return false;
+        b->units = units;
+        b->units_room = room;
+    }
+    b->units[b->n_units++] = unit;
+    return true;
+}
+
+/* Blocks that a program names. */
+static uint32_t program_blocks(const struct attend *a, uint32_t begin, uint32_t end)
+{
+    uint32_t n = 0;
+    for (uint32_t i = begin; i < end; i++)
+        n += a->code.v[i] != TREE_MERGE;
+    return n;
+}
+
+static bool push_job(struct backend *b, uint32_t j)
+{
+    const struct attend *a = b->input->attend;
+    const struct attend_job *job = &a->jobs[j];
     const uint32_t n_kv_heads = b->config->n_kv_heads, passes = job->n_fine + (job->local ? 1 : 0);
     for (uint32_t pass = 0; pass < passes; pass++) {
-        for (uint32_t head = 0; head < n_kv_heads; head++) {
+        const struct attend_fine *fine = pass < job->n_fine ? &a->fines[job->fine + pass] : NULL;
+        const uint32_t blocks = fine ? program_blocks(a, fine->begin, fine->end) : job->own_end - job->own_begin;
+        for (uint32_t head = 0; head < n_kv_heads && blocks; head++) {
             for (uint32_t tile = 0; tile < job->n_tiles; tile += CPU_UNIT_TILES) {
-                if (b->n_units == b->units_room) {
-                    const uint32_t room = b->units_room ? b->units_room * 2 : 256;
-                    struct cpu_unit *units = realloc(b->units, room * sizeof *units);
-                    if (!units)
-                        return false;
-                    b->units = units;
-                    b->units_room = room;
-                }
                 const uint32_t left = job->n_tiles - tile;
-                b->units[b->n_units++] = (struct cpu_unit){
+                const struct cpu_unit unit = {
                     .job = j,
                     .head = head,
                     .tile = tile,
                     .n_tiles = left < CPU_UNIT_TILES ? left : CPU_UNIT_TILES,
-                    .fine = pass < job->n_fine ? job->fine + pass : UINT32_MAX,
+                    .fine = fine ? job->fine + pass : UINT32_MAX,
                     .item = pass,
+                    .leaf = UINT32_MAX,
                 };
+                if (!push_unit(b, unit))
+                    return false;
+                b->parts_read += blocks;
+                b->parts_dense += blocks;
             }
         }
     }
     return true;
 }
 
-bool cpu_units_build(struct backend *b)
+/* Tiles a pass: as many as there can be while every thread has some units. */
+static uint32_t leaf_pass(const struct backend *b, uint32_t n_tiles, uint32_t n_leaves)
 {
-    const struct attend *a = b->input->attend;
-    b->n_units = 0;
-    for (uint32_t j = 0; j < a->n_jobs; j++) {
-        if (j == a->n_local)
-            b->n_local_units = b->n_units;
-        if (!push_units(b, j))
-            return false;
-    }
-    if (a->n_local == a->n_jobs)
-        b->n_local_units = b->n_units;
-    return cpu_reserve(&b->store, &b->store_room, a->n_store * b->partial_floats * sizeof(float));
+    const uint32_t units = n_leaves * b->config->n_kv_heads, wanted = b->n_threads > 1 ? 2 * b->n_threads : 1;
+    const uint32_t parts = units >= wanted ? 1 : (wanted + units - 1) / units, pass = (n_tiles + parts - 1) / parts;
+    return pass < CPU_LEAF_TILES ? pass : CPU_LEAF_TILES;
 }
 
-/* The query vectors of one tile, packed. Local ones stand in Q, others in the received window, as they were rounded at their home. */
+static bool push_leaves(struct backend *b, uint32_t begin, uint32_t end)
+{
+    const struct attend *a = b->input->attend;
+    for (uint32_t i = begin; i < end; i++) {
+        const struct attend_leaf *leaf = &a->leaves[i];
+        const uint32_t n_tiles = (leaf->n_vectors + ATTN_ROWS - 1) / ATTN_ROWS,
+                       pass = leaf_pass(b, n_tiles, end - begin);
+        const uint32_t blocks = program_blocks(a, leaf->begin, leaf->end);
+        for (uint32_t head = 0; head < b->config->n_kv_heads; head++) {
+            b->parts_dense += (uint64_t)blocks * leaf->n_users; /* their tiles are few enough for one pass each */
+            for (uint32_t tile = 0; tile < n_tiles; tile += pass) {
+                const uint32_t left = n_tiles - tile;
+                const struct cpu_unit unit = {
+                    .head = head, .tile = tile, .n_tiles = left < pass ? left : pass, .leaf = i
+                };
+                if (!push_unit(b, unit))
+                    return false;
+                b->parts_read += blocks;
+            }
+        }
+    }
+    return true;
+}
+
+static bool push_units(struct backend *b, bool local)
+{
+    const struct attend *a = b->input->attend;
+    if (!push_leaves(b, local ? 0 : a->n_local_leaves, local ? a->n_local_leaves : a->n_leaves))
+        return false;
+    for (uint32_t j = local ? 0 : a->n_local; j < (local ? a->n_local : a->n_jobs); j++)
+        if (!push_job(b, j))
+            return false;
+    return true;
+}
+
+bool cpu_units_build(struct backend *b)
+{
+    b->n_units = 0;
+    b->parts_read = b->parts_dense = 0;
+    if (!push_units(b, true))
+        return false;
+    b->n_local_units = b->n_units;
+    return push_units(b, false) &&
+           cpu_reserve(&b->store, &b->store_room, b->input->attend->n_store * b->partial_floats * sizeof(float));
+}
+
+/* Query vector v of a job: local ones stand in Q, others in the received window, as they were rounded at their home; then they are unpacked to `to`. */
+static const float *query_vector(struct backend *b, const struct attend_job *job, uint32_t head, uint32_t v, float *to)
+{
+    const struct model_config *c = b->config;
+    const uint32_t group = c->n_heads / c->n_kv_heads, width = c->n_heads * c->head_dim, row = job->row + v / group,
+                   at = (head * group + v % group) * c->head_dim;
+    if (job->local)
+        return (const float *)(const void *)b->tensor[TENSOR_Q].data + row * b->tensor[TENSOR_Q].stride + at;
+    if (b->float32)
+        return (const float *)(const void *)b->window + (size_t)row * width + at;
+    const uint16_t *from = (const uint16_t *)(const void *)b->window + (size_t)row * width + at;
+    for (uint32_t d = 0; d < c->head_dim; d++)
+        to[d] = bf16_to_f32(from[d]);
+    return to;
+}
+
+/* The query vectors of one tile, packed. */
 static void pack_tile(struct backend *b, struct cpu_member *m, const struct attend_job *job, uint32_t head,
                       uint32_t tile, void *q_tile)
 {
-    const struct model_config *c = b->config;
-    const uint32_t group = c->n_heads / c->n_kv_heads, n = cpu_tile_vectors(b, job, tile),
-                   width = c->n_heads * c->head_dim;
+    const uint32_t n = cpu_tile_vectors(b, job, tile);
     const float *q[ATTN_ROWS];
-    for (uint32_t i = 0; i < n; i++) {
-        const uint32_t v = tile * ATTN_ROWS + i, row = job->row + v / group,
-                       at = (head * group + v % group) * c->head_dim;
-        if (job->local) {
-            q[i] = (const float *)(const void *)b->tensor[TENSOR_Q].data + row * b->tensor[TENSOR_Q].stride + at;
-        } else if (b->float32) {
-            q[i] = (const float *)(const void *)b->window + (size_t)row * width + at;
-        } else {
-            const uint16_t *from = (const uint16_t *)(const void *)b->window + (size_t)row * width + at;
-            float *to = m->queries + i * c->head_dim;
-            for (uint32_t d = 0; d < c->head_dim; d++)
-                to[d] = bf16_to_f32(from[d]);
-            q[i] = to;
-        }
-    }
+    for (uint32_t i = 0; i < n; i++)
+        q[i] = query_vector(b, job, head, tile * ATTN_ROWS + i, m->queries + i * b->config->head_dim);
     b->attn->pack_q(&b->attn_shape, q, n, q_tile);
 }
 
@@ -97,9 +160,11 @@ static void partial_clear(const struct backend *b, float *tile)
     memset(tile + ATTN_ROWS, 0, (b->partial_floats - ATTN_ROWS) * sizeof(float));
 }
 
-static float *stack_tile(const struct backend *b, const struct cpu_member *m, uint32_t depth, uint32_t t)
+static float *stack_tile(const struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t depth,
+                         uint32_t t)
 {
-    return m->stack + ((size_t)depth * CPU_UNIT_TILES + t) * b->partial_floats;
+    return m->stack +
+           ((size_t)depth * (u->leaf == UINT32_MAX ? CPU_UNIT_TILES : CPU_LEAF_TILES) + t) * b->partial_floats;
 }
 
 /* The block after code[i] in a program that ends before `end`, or UINT32_MAX. */
@@ -111,42 +176,49 @@ static uint32_t next_slot(const uint32_t *code, uint32_t i, uint32_t end)
     return i < end ? code[i] : UINT32_MAX;
 }
 
+/* Vectors in the unit's tile t. */
+static uint32_t unit_vectors(const struct backend *b, const struct cpu_unit *u, uint32_t t)
+{
+    const struct attend *a = b->input->attend;
+    if (u->leaf == UINT32_MAX)
+        return cpu_tile_vectors(b, &a->jobs[u->job], u->tile + t);
+    const uint32_t left = a->leaves[u->leaf].n_vectors - (u->tile + t) * ATTN_ROWS;
+    return left < ATTN_ROWS ? left : ATTN_ROWS;
+}
+
 /* next: the slot that will be read after this one (UINT32_MAX: none) */
 static void attend_block(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer,
                          uint32_t slot, uint32_t next, uint32_t depth, uint32_t t, const uint8_t *visible)
 {
-    const struct attend_job *job = &b->input->attend->jobs[u->job];
     const uint8_t *part = kv_pool_part(b->input->pool, slot, layer, u->head);
     const uint8_t *next_part = next == UINT32_MAX ? NULL : kv_pool_part(b->input->pool, next, layer, u->head);
-    b->attn->block(&b->attn_shape, m->q_tiles + t * b->q_tile_bytes, cpu_tile_vectors(b, job, u->tile + t), visible,
-                   part, part + b->part_bytes, next_part, stack_tile(b, m, depth, t));
+    b->attn->block(&b->attn_shape, m->q_tiles + t * b->q_tile_bytes, unit_vectors(b, u, t), visible, part,
+                   part + b->part_bytes, next_part, stack_tile(b, m, u, depth, t));
 }
 
 static void merge_top(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t depth)
 {
-    const struct attend_job *job = &b->input->attend->jobs[u->job];
     for (uint32_t t = 0; t < u->n_tiles; t++)
-        b->attn->merge(&b->attn_shape, cpu_tile_vectors(b, job, u->tile + t), stack_tile(b, m, depth, t),
-                       stack_tile(b, m, depth + 1, t));
+        b->attn->merge(&b->attn_shape, unit_vectors(b, u, t), stack_tile(b, m, u, depth, t),
+                       stack_tile(b, m, u, depth + 1, t));
 }
 
 /* Whole leaves: all positions visible. A block is read once for the unit's tiles, so that it comes from the nearest cache. */
-static void attend_fine(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer)
+static void attend_whole(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer,
+                         uint32_t begin, uint32_t end)
 {
     const struct attend *a = b->input->attend;
-    const struct attend_fine *fine = &a->fines[u->fine];
     uint8_t all[ATTN_ROWS];
     uint32_t depth = 0;
     memset(all, KV_BLOCK, sizeof all);
-    for (uint32_t i = fine->begin; i < fine->end; i++) {
+    for (uint32_t i = begin; i < end; i++) {
         if (a->code.v[i] == TREE_MERGE) {
             depth--;
             merge_top(b, m, u, depth - 1);
             continue;
         }
         for (uint32_t t = 0; t < u->n_tiles; t++)
-            attend_block(b, m, u, layer, a->code.v[i], t ? UINT32_MAX : next_slot(a->code.v, i, fine->end), depth, t,
-                         all);
+            attend_block(b, m, u, layer, a->code.v[i], t ? UINT32_MAX : next_slot(a->code.v, i, end), depth, t, all);
         depth++;
     }
 }
@@ -164,14 +236,102 @@ static void attend_own(struct backend *b, const struct cpu_member *m, const stru
                 attend_block(b, m, u, layer, a->code.v[job->own_begin + i],
                              t || i + 1 == n ? UINT32_MAX : a->code.v[job->own_begin + i + 1], i, t, visible);
             else
-                partial_clear(b, stack_tile(b, m, i, t));
+                partial_clear(b, stack_tile(b, m, u, i, t));
         }
     }
     for (uint32_t step = 1; step < n; step *= 2)
         for (uint32_t i = 0; i + step < n; i += 2 * step)
             for (uint32_t t = 0; t < u->n_tiles; t++)
-                b->attn->merge(&b->attn_shape, cpu_tile_vectors(b, job, u->tile + t), stack_tile(b, m, i, t),
-                               stack_tile(b, m, i + step, t));
+                b->attn->merge(&b->attn_shape, cpu_tile_vectors(b, job, u->tile + t), stack_tile(b, m, u, i, t),
+                               stack_tile(b, m, u, i + step, t));
+}
+
+/* Where a user's vector is among the unit's, and among its job's: the unit has some of the leaf's vectors. */
+struct part {
+    uint32_t tile, at; /* of the unit */
+    uint32_t v;        /* of the job */
+};
+
+/* The user's next vector from v on that is the unit's. false: there is none. */
+static bool part_next(const struct backend *b, const struct cpu_unit *u, const struct attend_user *user, uint32_t v,
+                      struct part *part_out)
+{
+    const struct attend *a = b->input->attend;
+    const uint32_t n = a->jobs[user->job].n_rows * (b->config->n_heads / b->config->n_kv_heads),
+                   first = u->tile * ATTN_ROWS, end = (u->tile + u->n_tiles) * ATTN_ROWS;
+    if (user->vector + v < first)
+        v = first - user->vector;
+    if (v >= n || user->vector + v >= end)
+        return false;
+    const uint32_t at = user->vector + v - first;
+    *part_out = (struct part){ .tile = at / ATTN_ROWS, .at = at % ATTN_ROWS, .v = v };
+    return true;
+}
+
+static void pack_leaf(struct backend *b, struct cpu_member *m, const struct cpu_unit *u)
+{
+    const struct attend *a = b->input->attend;
+    const struct attend_leaf *leaf = &a->leaves[u->leaf];
+    const float *q[ATTN_ROWS];
+    uint32_t tile = 0, n = 0;
+    struct part part;
+    for (uint32_t i = leaf->user; i < leaf->user + leaf->n_users; i++) {
+        const struct attend_user *user = &a->users[i];
+        for (uint32_t v = 0; part_next(b, u, user, v, &part); v = part.v + 1) {
+            if (part.tile != tile) {
+                b->attn->pack_q(&b->attn_shape, q, n, m->q_tiles + tile * b->q_tile_bytes);
+                tile = part.tile;
+                n = 0;
+            }
+            q[n++] = query_vector(b, &a->jobs[user->job], u->head, part.v, m->queries + part.at * b->config->head_dim);
+        }
+    }
+    b->attn->pack_q(&b->attn_shape, q, n, m->q_tiles + tile * b->q_tile_bytes);
+}
+
+/* The partials of a shared leaf go to each user's item. */
+static void hand_out(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u)
+{
+    const struct attend *a = b->input->attend;
+    const struct attend_leaf *leaf = &a->leaves[u->leaf];
+    const size_t head_dim = b->config->head_dim;
+    struct part part;
+    for (uint32_t i = leaf->user; i < leaf->user + leaf->n_users; i++) {
+        const struct attend_user *user = &a->users[i];
+        for (uint32_t v = 0; part_next(b, u, user, v, &part); v = part.v + 1) {
+            const float *from = stack_tile(b, m, u, 0, part.tile);
+            float *to = cpu_store_tile(b, &a->jobs[user->job], user->item, u->head, part.v / ATTN_ROWS);
+            const uint32_t at = part.v % ATTN_ROWS;
+            to[at] = from[part.at];
+            to[ATTN_ROWS + at] = from[ATTN_ROWS + part.at];
+            memcpy(to + 2 * ATTN_ROWS + at * head_dim, from + 2 * ATTN_ROWS + part.at * head_dim,
+                   head_dim * sizeof(float));
+        }
+    }
+}
+
+static void attend_job_unit(struct backend *b, struct cpu_member *m, const struct cpu_unit *u, uint32_t layer)
+{
+    const struct attend *a = b->input->attend;
+    const struct attend_job *job = &a->jobs[u->job];
+    for (uint32_t t = 0; t < u->n_tiles; t++)
+        pack_tile(b, m, job, u->head, u->tile + t, m->q_tiles + t * b->q_tile_bytes);
+    if (u->fine == UINT32_MAX)
+        attend_own(b, m, u, layer);
+    else
+        attend_whole(b, m, u, layer, a->fines[u->fine].begin, a->fines[u->fine].end);
+    for (uint32_t t = 0; t < u->n_tiles; t++)
+        memcpy(cpu_store_tile(b, job, u->item, u->head, u->tile + t), stack_tile(b, m, u, 0, t),
+               b->partial_floats * sizeof(float));
+}
+
+/* Rows of several sequences in one pass over what they share: each vector by itself, so that its bits are those it has alone. */
+static void attend_leaf_unit(struct backend *b, struct cpu_member *m, const struct cpu_unit *u, uint32_t layer)
+{
+    const struct attend_leaf *leaf = &b->input->attend->leaves[u->leaf];
+    pack_leaf(b, m, u);
+    attend_whole(b, m, u, layer, leaf->begin, leaf->end);
+    hand_out(b, m, u);
 }
 
 /* op->flag: local units, else those of other homes' rows */
@@ -185,16 +345,10 @@ void cpu_attend(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t 
         if (i >= end)
             return;
         const struct cpu_unit *u = &b->units[i];
-        const struct attend_job *job = &b->input->attend->jobs[u->job];
-        for (uint32_t t = 0; t < u->n_tiles; t++)
-            pack_tile(b, m, job, u->head, u->tile + t, m->q_tiles + t * b->q_tile_bytes);
-        if (u->fine == UINT32_MAX)
-            attend_own(b, m, u, op->layer);
+        if (u->leaf == UINT32_MAX)
+            attend_job_unit(b, m, u, op->layer);
         else
-            attend_fine(b, m, u, op->layer);
-        for (uint32_t t = 0; t < u->n_tiles; t++)
-            memcpy(cpu_store_tile(b, job, u->item, u->head, u->tile + t), stack_tile(b, m, 0, t),
-                   b->partial_floats * sizeof(float));
+            attend_leaf_unit(b, m, u, op->layer);
     }
 }
 

@@ -105,7 +105,7 @@ static bool members_alloc(struct backend *b)
         m->linear_scratch = cpu_alloc(linear);
         m->stack = cpu_alloc((size_t)CPU_STACK * CPU_UNIT_TILES * b->partial_floats * sizeof(float));
         m->queries = cpu_alloc((size_t)ATTN_ROWS * c->head_dim * sizeof(float));
-        m->q_tiles = cpu_alloc(CPU_UNIT_TILES * b->q_tile_bytes);
+        m->q_tiles = cpu_alloc(CPU_LEAF_TILES * b->q_tile_bytes);
         m->sample_scratch = cpu_alloc(sample_scratch_bytes(c->n_vocab));
         m->row_scratch = cpu_alloc(b->weights.embedding.row_bytes);
         if (!m->linear_scratch || !m->stack || !m->queries || !m->q_tiles || !m->sample_scratch || !m->row_scratch)
@@ -409,6 +409,9 @@ static enum status cpu_run(struct backend *b, const struct exchange_ops *exchang
     const int64_t start = clock_ns();
     team_run(b->team, run_list, b);
     b->cost.busy_ns = clock_ns() - start - b->cost.wait_ns;
+    const uint64_t part = 2 * (uint64_t)b->part_bytes * b->config->n_layers;
+    b->cost.kv_bytes_read = b->parts_read * part;
+    b->cost.kv_bytes_dense = b->parts_dense * part;
     *answers_out = b->answers;
     *cost_out = b->cost;
     *peer_out = b->failed_peer;

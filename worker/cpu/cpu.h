@@ -10,7 +10,8 @@
 
 enum {
     CPU_LEAF_BLOCKS = 4, /* 256 positions; part of the fingerprint */
-    CPU_UNIT_TILES = 4,  /* tiles that share a pass over keys and values */
+    CPU_UNIT_TILES = 4,  /* tiles that share a pass over keys and values, */
+    CPU_LEAF_TILES = 16, /* and if they are of several jobs that read a leaf together */
     CPU_STACK = 48,      /* partials a program may stack: 2 log2 of the leaves, and a leaf's blocks */
     CPU_LOGIT_ROWS = 32, /* logit rows computed together */
 };
@@ -57,16 +58,19 @@ struct cpu_op {
     _Atomic uint32_t next; /* units handed out */
 };
 
-/* A unit of attention: some tiles of one job and KV head against one fine node, or the own leaf (fine == UINT32_MAX). */
+/*
+ * A unit of attention: some tiles of one job and KV head against one fine node, or the own leaf (fine == UINT32_MAX); or some tiles of the vectors of
+ * all users of a shared leaf (leaf != UINT32_MAX).
+ */
 struct cpu_unit {
-    uint32_t job, head, tile, n_tiles, fine, item;
+    uint32_t job, head, tile, n_tiles, fine, item, leaf;
 };
 
 struct cpu_member {
     uint8_t *linear_scratch;
-    float *stack;     /* [CPU_STACK][CPU_UNIT_TILES] partial tiles */
+    float *stack;     /* [CPU_STACK][CPU_UNIT_TILES] partial tiles, or [..][CPU_LEAF_TILES] */
     float *queries;   /* [ATTN_ROWS][head_dim] */
-    uint8_t *q_tiles; /* [CPU_UNIT_TILES] */
+    uint8_t *q_tiles; /* [CPU_LEAF_TILES] */
     uint8_t *sample_scratch;
     uint8_t *row_scratch; /* one stored embedding row */
 };
@@ -94,7 +98,8 @@ struct backend {
     uint32_t n_ops, ops_room;
     struct cpu_unit *units;
     uint32_t n_units, n_local_units, units_room;
-    float *store; /* partial tiles of attend's items */
+    uint64_t parts_read, parts_dense; /* pairs of a block's keys and values of one KV head, in one layer */
+    float *store;                     /* partial tiles of attend's items */
     size_t store_room;
     uint8_t *window; /* queries of other homes' rows, wire type */
     size_t window_room;

@@ -11,6 +11,8 @@
 
 #include <cmocka.h>
 
+#include "common/rng.h"
+
 enum { LEAVES_MAX = 128, TEXT_MAX = 4096, WORKERS_MAX = 8 };
 
 /* Stands for item i of a program. */
@@ -63,8 +65,14 @@ static void check(const char *line, uint32_t slots, const uint16_t *readers, uin
     struct tree_plan plan = { 0 };
     char text[TEXT_MAX], all[TEXT_MAX] = "";
     size_t at = 0;
+    uint32_t apart[LEAVES_MAX];
+    for (uint32_t i = 0; i < n; i++)
+        apart[i] = mix64(n * 1000 + i) % 3 == 0;
     for (uint16_t self = 0; self < WORKERS_MAX; self++) {
-        assert_int_equal(tree_build(&plan, n, readers, slots, self, 1 + (n + self) % 9), ST_OK);
+        assert_int_equal(tree_build(&plan, n, readers, slots, self, 1 + (n + self) % 9, apart), ST_OK);
+        for (uint32_t i = 0; i < plan.n_fine; i++) /* a leaf apart is a fine node of its own */
+            for (uint32_t k = plan.fine[i].begin; k < plan.fine[i].end; k++)
+                assert_true(plan.leaves.v[k] == TREE_MERGE || !apart[plan.leaves.v[k]] || plan.fine[i].n_leaves == 1);
         nodes.n = plan.n_nodes;
         for (uint32_t i = 0; i < plan.n_nodes; i++) {
             const struct tree_node *node = &plan.nodes[i];
