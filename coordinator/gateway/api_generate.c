@@ -11,8 +11,14 @@
 struct completion {
     struct api *api;
     struct http_exchange *x;
-    struct generation *g;
-    struct reply reply;
+    struct choices *choices;
+    struct reply reply;    /* what all choices share */
+    struct reply *replies; /* [n], from the first news on */
+    struct text *whole;    /* [n]: choices that have ended, of an answer that goes as one */
+    uint32_t n;
+    char id[48];
+    int64_t created_s;
+    bool stream, include_usage; /* as asked */
     char fingerprint[32];
     struct loop_timer *ping;
     int64_t sent_ms;
@@ -22,6 +28,10 @@ struct completion {
 
 static void completion_free(struct completion *c)
 {
+    for (uint32_t i = 0; c->whole && i < c->n; i++)
+        text_free(&c->whole[i]);
+    free(c->whole);
+    free(c->replies);
     loop_timer_free(c->ping);
     free(c);
 }
@@ -41,7 +51,7 @@ static bool send_bytes(struct completion *c, const void *data, size_t bytes)
     c->sent_ms = clock_ms();
     if (http_stream_send(c->x, data, bytes))
         return true;
-    generation_cancel(c->g);
+    choices_cancel(c->choices);
     completion_free(c);
     return false;
 }
@@ -66,12 +76,38 @@ static bool echo_waits(const struct generation *g)
     return g->want.echo && g->scores && g->n_scored + 1 < g->n_prompt;
 }
 
-static bool send_role(struct completion *c)
+/* What was asked is known from the first news on. NULL: no memory, and the completion is gone. */
+static struct reply *reply_of(struct completion *c, const struct generation *g)
 {
-    if (!c->reply.chat || c->reply.begun)
+    if (!c->replies) {
+        c->stream = g->want.stream;
+        c->include_usage = g->want.include_usage;
+        c->created_s = g->created_s;
+        memcpy(c->id, g->id, sizeof c->id);
+        c->n = g->want.n;
+        c->replies = calloc(c->n, sizeof *c->replies);
+        c->whole = calloc(c->n, sizeof *c->whole);
+        if (!c->replies || !c->whole) {
+            const struct refusal r = { .status = ST_NO_MEMORY, .message = "out of memory" };
+            choices_cancel(c->choices);
+            http_reply_refusal(c->x, &r);
+            completion_free(c);
+            return NULL;
+        }
+        for (uint32_t i = 0; i < c->n; i++) {
+            c->replies[i] = c->reply;
+            c->replies[i].index = i;
+        }
+    }
+    return &c->replies[g->index];
+}
+
+static bool send_role(struct completion *c, struct reply *r, const struct generation *g)
+{
+    if (!r->chat || r->begun)
         return true;
     struct text json = { 0 };
-    reply_chunk_role(&c->reply, c->g, &json);
+    reply_chunk_role(r, g, &json);
     return send_event(c, &json);
 }
 
@@ -81,26 +117,44 @@ static void on_output(void *user, struct generation *g)
     if (!g->want.stream || echo_waits(g))
         return;
     struct text json = { 0 };
-    if (send_role(c) && reply_chunk(&c->reply, g, &json))
+    struct reply *r = reply_of(c, g);
+    if (r && send_role(c, r, g) && reply_chunk(r, g, &json))
         send_event(c, &json);
     else
         text_free(&json);
 }
 
-static void end_stream(struct completion *c, const struct generation *g, const struct generation_done *done)
+/* The rest of a choice's stream. */
+static void finish_choice(struct completion *c, struct reply *r, const struct generation *g,
+                          const struct generation_done *done)
 {
     struct text json = { 0 };
-    if (!send_role(c))
+    if (!send_role(c, r, g))
         return;
-    if (reply_chunk(&c->reply, g, &json) && !send_event(c, &json))
+    if (reply_chunk(r, g, &json) && !send_event(c, &json))
         return;
     json = (struct text){ 0 };
-    reply_chunk_last(&c->reply, g, done, &json);
-    if (!send_event(c, &json))
+    reply_chunk_last(r, g, done, &json);
+    send_event(c, &json);
+}
+
+static void on_done(void *user, struct generation *g, const struct generation_done *done)
+{
+    struct completion *c = user;
+    struct reply *r = reply_of(c, g);
+    if (!r)
         return;
-    if (g->want.include_usage) {
-        json = (struct text){ 0 };
-        reply_chunk_usage(&c->reply, g, done, &json);
+    if (c->stream)
+        finish_choice(c, r, g, done);
+    else
+        reply_choice(r, g, done, &c->whole[g->index]);
+}
+
+static void end_stream(struct completion *c, const struct choices_done *done)
+{
+    struct text json = { 0 };
+    if (c->include_usage) {
+        reply_chunk_usage(&c->reply, c->id, c->created_s, done, &json);
         if (!send_event(c, &json))
             return;
     }
@@ -109,6 +163,20 @@ static void end_stream(struct completion *c, const struct generation *g, const s
     if (!send_event(c, &json))
         return;
     http_stream_end(c->x, false);
+    completion_free(c);
+}
+
+static void end_whole(struct completion *c, const struct choices_done *done)
+{
+    struct text json = { 0 }, all = { 0 };
+    for (uint32_t i = 0; i < c->n; i++) {
+        text_str(&all, i ? "," : "");
+        text_add(&all, c->whole[i].data, c->whole[i].n);
+        all.bad = all.bad || c->whole[i].bad;
+    }
+    reply_whole(&c->reply, c->id, c->created_s, &all, done, &json);
+    text_free(&all);
+    http_reply_json(c->x, 200, &json);
     completion_free(c);
 }
 
@@ -127,29 +195,23 @@ static void end_refused(struct completion *c, const struct refusal *r)
     completion_free(c);
 }
 
-static void on_done(void *user, struct generation *g, const struct generation_done *done)
+static void on_end(void *user, const struct choices_done *done)
 {
     struct completion *c = user;
-    if (done->refusal.status) {
-        end_refused(c, &done->refusal);
-        return;
-    }
-    if (g->want.stream) {
-        end_stream(c, g, done);
-        return;
-    }
-    struct text json = { 0 };
-    reply_whole(&c->reply, g, done, &json);
-    http_reply_json(c->x, 200, &json);
-    completion_free(c);
+    if (done->refusal->status)
+        end_refused(c, done->refusal);
+    else if (c->stream)
+        end_stream(c, done);
+    else
+        end_whole(c, done);
 }
 
-static const struct generation_events events = { .output = on_output, .done = on_done };
+static const struct choices_events events = { .output = on_output, .done = on_done, .end = on_end };
 
 static void on_close(void *user)
 {
     struct completion *c = user;
-    generation_cancel(c->g);
+    choices_cancel(c->choices);
     completion_free(c);
 }
 
@@ -163,7 +225,7 @@ static void on_ping(void *arg)
         return;
     }
     loop_timer_set(c->ping, ping_ms(c));
-    if (c->g->running && c->g->want.stream)
+    if (choices_streams(c->choices))
         send_bytes(c, ": ping\n\n", 8);
 }
 
@@ -206,10 +268,8 @@ static void start(struct api *a, struct http_exchange *x, bool chat)
         .source_free = openai_body_free,
         .source_bytes = body->bytes,
         .parse = chat ? openai_parse_chat : openai_parse_completion,
-        .events = &events,
-        .user = c,
     };
-    if (generation_start(a->config.host, &want, &c->g, &r)) {
+    if (choices_start(a->config.host, &want, &events, c, &c->choices, &r)) {
         http_reply_refusal(x, &r);
         completion_free(c);
         return;

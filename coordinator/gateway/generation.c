@@ -14,6 +14,7 @@ void generation_free(struct generation *g)
     if (p) {
         token_stream_free(p->stream);
         stop_free(p->stop);
+        edits_free(p->edits);
         free(p->prepared.prompt);
         free(p);
     }
@@ -288,6 +289,8 @@ static bool token_append(struct generation *g, const struct result_row *row)
         return false;
     t->text_to = g->text_all;
     g->n_sampled++;
+    if (p->edits && edits_push(p->edits, row->token))
+        return false;
     settle(g, false);
     return true;
 }
@@ -401,6 +404,16 @@ static void on_done(void *user, const struct sched_done *done)
     generation_finish(g, done, done->reason == FINISH_STOP || p->stop_found);
 }
 
-const struct sched_events generation_sched_events = {
-    .scored = on_scored, .token = on_token, .logits = on_logits, .progress = on_progress, .done = on_done
-};
+static const struct plan_edits *on_edit(void *user, uint32_t position)
+{
+    struct generation *g = user;
+    const uint32_t n_prompt = (uint32_t)g->n_prompt;
+    return edits_at(g->p->edits, position > n_prompt ? position - n_prompt : 0);
+}
+
+const struct sched_events generation_sched_events = { .scored = on_scored,
+                                                      .token = on_token,
+                                                      .logits = on_logits,
+                                                      .progress = on_progress,
+                                                      .done = on_done,
+                                                      .edit = on_edit };

@@ -77,6 +77,7 @@ struct generation_score {
  */
 struct generation {
     char id[48];
+    uint32_t index;    /* of the choice */
     int64_t created_s; /* wall clock */
     bool running;      /* submitted: want and prompt may be looked at */
     struct want want;
@@ -139,6 +140,12 @@ struct generation_start {
  */
 enum status generation_start(struct generation_host *host, const struct generation_start *start,
                              struct generation **generation_out, struct refusal *r);
+/*
+ * Another choice for the same request: its prompt, wants, events and user, seed + index; submitted at once. first: one that runs, or is in its last callback.
+ * No event comes before this has returned. ST_BUSY and what the scheduler refuses with.
+ */
+enum status generation_again(const struct generation *first, uint32_t index, struct generation **generation_out,
+                             struct refusal *r);
 /* ST_BUSY if a request of so many bytes would have to wait behind too many others. */
 enum status generation_may_wait(const struct generation_host *host, size_t source_bytes, struct refusal *r);
 /* No more events, and all it held is freed. */

@@ -73,22 +73,13 @@ static enum status settle_length(struct generation *g, struct refusal *r)
     return ST_OK;
 }
 
+/* Prompt, wants, seed and edits are there. */
 static enum status submit(struct generation *g, struct refusal *r)
 {
     struct generation_private *p = g->p;
     struct generation_host *host = p->host;
-    struct want *w = &g->want;
-    enum status st = generation_model_check(host, w->model, r);
-    if (!st)
-        st = settle_length(g, r);
-    if (st)
-        return st;
+    const struct want *w = &g->want;
     const struct model_config *config = model_config(host->model);
-    for (size_t i = 0; i < w->n_forced; i++)
-        if (w->forced[i] < 0 || (uint32_t)w->forced[i] >= config->n_vocab)
-            return refuse(r, ST_INVALID, "forced_token_ids", "forced_token_ids: %d is not in the vocabulary",
-                          (int)w->forced[i]);
-    g->seed = w->has_seed ? w->seed : draw_u64();
     p->stream = token_stream_new(host->tokenizer);
     if (w->score)
         g->scores = calloc(g->n_prompt, sizeof *g->scores);
@@ -106,19 +97,58 @@ static enum status submit(struct generation *g, struct refusal *r)
         .logits = w->logits,
         .forced = w->forced,
         .n_forced = (uint32_t)w->n_forced,
+        .edits = p->edits,
+        .history = p->edits && edits_history(p->edits),
         .label = g->id,
     };
     struct error err = { 0 };
-    st = sched_submit(host->sched, &want, &generation_sched_events, g, &p->request, &err);
+    const enum status st = sched_submit(host->sched, &want, &generation_sched_events, g, &p->request, &err);
     if (st)
         return refuse_code(r, st, st == ST_TOO_LARGE || st == ST_INVALID ? prompt_field(w) : "",
                            st == ST_TOO_LARGE ? "context_length_exceeded" : "", "%s",
                            *err.text ? err.text : status_text(st));
     p->stage = STAGE_RUNNING;
     g->running = true;
-    want_drop_source(w);
+    want_drop_source(&g->want);
     host->kick(host->ctx);
     return ST_OK;
+}
+
+/* Room for the choices to come, while the host's limit can still say so at once. */
+static enum status choices_fit(const struct generation *g, struct refusal *r)
+{
+    const struct generation_host *host = g->p->host;
+    if (!host->requests_max || g->want.n - 1 <= host->requests_max - host->n_open)
+        return ST_OK;
+    return refuse_code(r, ST_BUSY, "n", "too_many_requests", "n: %u choices are over the limit of %u open; try again",
+                       g->want.n, host->requests_max);
+}
+
+static enum status begin(struct generation *g, struct refusal *r)
+{
+    struct generation_private *p = g->p;
+    const struct want *w = &g->want;
+    const struct model_config *config = model_config(p->host->model);
+    enum status st = generation_model_check(p->host, w->model, r);
+    if (!st)
+        st = settle_length(g, r);
+    if (!st)
+        st = choices_fit(g, r);
+    if (st)
+        return st;
+    for (size_t i = 0; i < w->n_forced; i++)
+        if (w->forced[i] < 0 || (uint32_t)w->forced[i] >= config->n_vocab)
+            return refuse(r, ST_INVALID, "forced_token_ids", "forced_token_ids: %d is not in the vocabulary",
+                          (int)w->forced[i]);
+    g->seed = w->has_seed ? w->seed : draw_u64();
+    const struct edits_start edits = { .want = w,
+                                       .prompt = g->prompt,
+                                       .n_prompt = g->n_prompt,
+                                       .eos = config->eos,
+                                       .n_eos = w->ignore_eos ? 0 : config->n_eos,
+                                       .n_vocab = config->n_vocab };
+    st = edits_new(&edits, &p->edits, r);
+    return st ? st : submit(g, r);
 }
 
 /* On the loop again, prepared or refused. */
@@ -132,7 +162,7 @@ static void prepared(struct generation *g)
         g->n_prompt = p->prepared.n_prompt;
         p->prepared.prompt = NULL;
         p->refusal = p->prepared.refusal;
-        if (p->refusal.status || submit(g, &p->refusal))
+        if (p->refusal.status || begin(g, &p->refusal))
             generation_finish(g, NULL, false);
     }
     generation_exit(g);
@@ -196,6 +226,17 @@ static enum status admit(const struct generation_host *host, size_t source_bytes
     return generation_may_wait(host, source_bytes, r);
 }
 
+static void host_add(struct generation_host *host, struct generation *g)
+{
+    struct generation_private *p = g->p;
+    p->link = &host->first;
+    p->next = host->first;
+    if (p->next)
+        p->next->p->link = &p->next;
+    host->first = g;
+    host->n_open++;
+}
+
 enum status generation_start(struct generation_host *host, const struct generation_start *start,
                              struct generation **generation_out, struct refusal *r)
 {
@@ -222,12 +263,54 @@ enum status generation_start(struct generation_host *host, const struct generati
         }
         host->pending_bytes += p->source_bytes;
     }
-    p->link = &host->first;
-    p->next = host->first;
-    if (p->next)
-        p->next->p->link = &p->next;
-    host->first = g;
-    host->n_open++;
+    host_add(host, g);
+    *generation_out = g;
+    return ST_OK;
+}
+
+/* What another choice takes over from the first. */
+static enum status again_fill(const struct generation *first, struct generation *g)
+{
+    struct generation_private *p = g->p;
+    const struct generation_private *from = first->p;
+    g->want = first->want; /* its source was dropped when it was submitted */
+    g->max_tokens = first->max_tokens;
+    g->prompt = malloc(first->n_prompt * sizeof *g->prompt);
+    p->stop = stop_again(from->stop);
+    p->edits = from->edits ? edits_again(from->edits) : NULL;
+    if (!g->prompt || !p->stop || (from->edits && !p->edits))
+        return ST_NO_MEMORY;
+    memcpy(g->prompt, first->prompt, first->n_prompt * sizeof *g->prompt);
+    g->n_prompt = first->n_prompt;
+    g->created_s = first->created_s;
+    memcpy(g->id, first->id, sizeof g->id);
+    return ST_OK;
+}
+
+enum status generation_again(const struct generation *first, uint32_t index, struct generation **generation_out,
+                             struct refusal *r)
+{
+    struct generation_host *host = first->p->host;
+    enum status st = admit(host, 0, r);
+    if (st)
+        return st;
+    const struct generation_start start = { .id_prefix = "", .events = first->p->events, .user = first->p->user };
+    struct generation *g = generation_new(&start);
+    if (!g)
+        return refuse(r, ST_NO_MEMORY, "", "out of memory");
+    g->p->host = host;
+    g->index = index;
+    g->seed = first->seed + index;
+    st = again_fill(first, g);
+    if (st)
+        refuse(r, st, "", "out of memory");
+    else
+        st = submit(g, r);
+    if (st) {
+        generation_free(g);
+        return st;
+    }
+    host_add(host, g);
     *generation_out = g;
     return ST_OK;
 }

@@ -5,6 +5,7 @@
  * Shared by generation_begin.c (parse, tokenize, submit) and generation.c (what the scheduler says, and the end).
  */
 
+#include "coordinator/gateway/edits.h"
 #include "coordinator/gateway/generation.h"
 
 enum stage { STAGE_PREPARING, STAGE_RUNNING, STAGE_ENDED };
@@ -31,6 +32,7 @@ struct generation_private {
     struct token_stream *stream;
     struct stop *stop;
     bool stop_found;
+    struct edits *edits; /* of logits; NULL: none */
     struct sched_request *request;
     int64_t start_us, first_us, last_us;
 };

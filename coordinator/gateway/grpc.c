@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "coordinator/gateway/choices.h"
 #include "coordinator/gateway/grpc_messages.h"
 #include "proto/health.pb-c.h"
 #include "proto/rpc.h"
@@ -44,8 +45,9 @@ struct call {
     /* loop thread */
     struct call *next, **link;
     bool begun;
-    struct generation *g;
-    struct grpc_told told;
+    struct choices *choices;
+    struct grpc_told *told; /* [n_told], by choice */
+    uint32_t n_told;
     bool unknown; /* Watch of a service that is not ours */
 };
 
@@ -86,17 +88,33 @@ static size_t queued_max(const struct generation *g)
 
 static void generate_send(struct call *c, struct generation *g, struct text *body)
 {
-    if (!call_send(c, body, queued_max(g))) {
-        c->g = NULL;
-        generation_cancel(g);
+    if (!call_send(c, body, queued_max(g)) && c->choices) {
+        choices_cancel(c->choices);
+        c->choices = NULL;
     }
+}
+
+/* NULL: no memory; the call has ended. */
+static struct grpc_told *told_of(struct call *c, const struct generation *g)
+{
+    if (!c->told) {
+        c->told = calloc(g->want.n, sizeof *c->told);
+        c->n_told = g->want.n;
+    }
+    if (c->told)
+        return &c->told[g->index];
+    choices_cancel(c->choices);
+    c->choices = NULL;
+    call_end(c, RPC_INTERNAL, "out of memory");
+    return NULL;
 }
 
 static void on_output(void *user, struct generation *g)
 {
     struct call *c = user;
     struct text body = { 0 };
-    if (grpc_write_output(&c->told, g, c->gateway->config.host->tokenizer, g->n_sampled > c->told.tokens, &body))
+    struct grpc_told *told = told_of(c, g);
+    if (told && grpc_write_output(told, g, c->gateway->config.host->tokenizer, g->n_sampled > told->tokens, &body))
         generate_send(c, g, &body);
 }
 
@@ -111,18 +129,24 @@ static void on_logits(void *user, struct generation *g, const struct result_row 
 static void on_generated(void *user, struct generation *g, const struct generation_done *done)
 {
     struct call *c = user;
-    c->g = NULL;
-    if (done->refusal.status) {
-        call_end(c, grpc_code(done->refusal.status), done->refusal.message);
-        return;
-    }
     struct text body = { 0 };
-    grpc_write_done(&c->told, g, done, c->gateway->config.config, &body);
-    if (call_send(c, &body, queued_max(g)))
-        call_end(c, RPC_OK, "");
+    struct grpc_told *told = told_of(c, g);
+    if (!told)
+        return;
+    grpc_write_done(told, g, done, c->gateway->config.config, &body);
+    generate_send(c, g, &body);
 }
 
-static const struct generation_events events = { .output = on_output, .logits = on_logits, .done = on_generated };
+static void on_end(void *user, const struct choices_done *done)
+{
+    struct call *c = user;
+    c->choices = NULL;
+    call_end(c, grpc_code(done->refusal->status), done->refusal->status ? done->refusal->message : "");
+}
+
+static const struct choices_events events = {
+    .output = on_output, .logits = on_logits, .done = on_generated, .end = on_end
+};
 
 static void generate_begin(struct call *c)
 {
@@ -131,11 +155,9 @@ static void generate_begin(struct call *c)
                                             .source = c->source,
                                             .source_free = free,
                                             .source_bytes = c->source->bytes,
-                                            .parse = grpc_parse,
-                                            .events = &events,
-                                            .user = c };
+                                            .parse = grpc_parse };
     c->source = NULL;
-    if (generation_start(c->gateway->config.host, &start, &c->g, &r))
+    if (choices_start(c->gateway->config.host, &start, &events, c, &c->choices, &r))
         call_end(c, grpc_code(r.status), r.message);
 }
 
@@ -223,14 +245,15 @@ static void call_gone(void *arg)
 {
     struct call *c = arg;
     if (c->begun) {
-        if (c->g)
-            generation_cancel(c->g);
+        if (c->choices)
+            choices_cancel(c->choices);
         *c->link = c->next;
         if (c->next)
             c->next->link = c->link;
         c->gateway->n_open -= c->kind != KIND_WATCH;
     }
     free(c->source);
+    free(c->told);
     rpc_call_unref(c->rpc);
     gateway_unref(c->gateway);
     free(c);
@@ -349,10 +372,9 @@ void grpc_gateway_free(struct grpc_gateway *g)
     g->closed = true;
     for (struct call *c = g->first, *next; c; c = next) {
         next = c->next;
-        struct generation *generation = c->g;
-        c->g = NULL;
-        if (generation)
-            generation_cancel(generation);
+        if (c->choices)
+            choices_cancel(c->choices);
+        c->choices = NULL;
         call_end(c, RPC_UNAVAILABLE, "the server is shutting down"); /* nothing, if it has ended */
     }
     rpc_server_stop(g->server, STOP_GRACE_MS);

@@ -213,6 +213,7 @@ static void write_news(struct grpc_told *told, const struct generation *g, const
 {
     struct pieces p = { 0 };
     put_id(told, g, m);
+    m->index = g->index;
     out->bad = out->bad || !put_tokens(told, g, t, &p, m) || !put_scores(told, g, t, &p, m);
     put_progress(told, g, &p, m);
     if (!out->bad) {

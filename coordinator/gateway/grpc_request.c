@@ -24,15 +24,30 @@ enum kind { KIND_SKIP, KIND_STRING, KIND_CHAT, KIND_MESSAGE };
 static const struct known {
     const char *name;
     enum kind kind;
-} request_fields[] = { [1] = { "model", KIND_STRING },     [2] = { "text", KIND_STRING },
-                       [3] = { "token_ids", KIND_SKIP },   [4] = { "chat", KIND_CHAT },
-                       [5] = { "max_tokens", KIND_SKIP },  [6] = { "temperature", KIND_SKIP },
-                       [7] = { "top_p", KIND_SKIP },       [8] = { "top_k", KIND_SKIP },
-                       [9] = { "seed", KIND_SKIP },        [10] = { "stop", KIND_STRING },
-                       [11] = { "ignore_eos", KIND_SKIP }, [12] = { "top_logprobs", KIND_SKIP },
-                       [13] = { "score", KIND_SKIP },      [14] = { "echo", KIND_SKIP },
-                       [15] = { "logits", KIND_SKIP },     [16] = { "forced_token_ids", KIND_SKIP },
-                       [17] = { "progress", KIND_SKIP } },
+} request_fields[] = { [1] = { "model", KIND_STRING },
+                       [2] = { "text", KIND_STRING },
+                       [3] = { "token_ids", KIND_SKIP },
+                       [4] = { "chat", KIND_CHAT },
+                       [5] = { "max_tokens", KIND_SKIP },
+                       [6] = { "temperature", KIND_SKIP },
+                       [7] = { "top_p", KIND_SKIP },
+                       [8] = { "top_k", KIND_SKIP },
+                       [9] = { "seed", KIND_SKIP },
+                       [10] = { "stop", KIND_STRING },
+                       [11] = { "ignore_eos", KIND_SKIP },
+                       [12] = { "top_logprobs", KIND_SKIP },
+                       [13] = { "score", KIND_SKIP },
+                       [14] = { "echo", KIND_SKIP },
+                       [15] = { "logits", KIND_SKIP },
+                       [16] = { "forced_token_ids", KIND_SKIP },
+                       [17] = { "progress", KIND_SKIP },
+                       [18] = { "min_p", KIND_SKIP },
+                       [19] = { "n", KIND_SKIP },
+                       [30] = { "presence_penalty", KIND_SKIP },
+                       [31] = { "frequency_penalty", KIND_SKIP },
+                       [32] = { "repetition_penalty", KIND_SKIP },
+                       [33] = { "logit_bias", KIND_SKIP },
+                       [34] = { "min_tokens", KIND_SKIP } },
   chat_fields[] = { [1] = { "chat.messages", KIND_MESSAGE } },
   message_fields[] = { [1] = { "chat.messages.role", KIND_STRING }, [2] = { "chat.messages.content", KIND_STRING } };
 
@@ -186,6 +201,27 @@ static enum status read_sampling(struct want *w, const Longspan__V1__GenerateReq
     return ST_OK;
 }
 
+static enum status read_bias(struct want *w, const Longspan__V1__GenerateRequest *m, struct refusal *r)
+{
+    struct plan_edit *bias = want_alloc(w, m->n_logit_bias + 1, sizeof *bias);
+    if (!bias)
+        return refuse(r, ST_NO_MEMORY, "", "out of memory");
+    for (size_t i = 0; i < m->n_logit_bias; i++)
+        bias[i] = (struct plan_edit){ m->logit_bias[i]->key, m->logit_bias[i]->value };
+    return want_set_bias(w, bias, m->n_logit_bias, r);
+}
+
+static enum status read_edits(struct want *w, const Longspan__V1__GenerateRequest *m, struct refusal *r)
+{
+    if (want_set_min_p(w, (double)m->min_p, r) || want_set_presence_penalty(w, (double)m->presence_penalty, r) ||
+        want_set_frequency_penalty(w, (double)m->frequency_penalty, r) || want_set_min_tokens(w, m->min_tokens, r) ||
+        want_set_n(w, m->n ? m->n : 1, r) || read_bias(w, m, r))
+        return r->status;
+    if (m->repetition_penalty_set_case == LONGSPAN__V1__GENERATE_REQUEST__REPETITION_PENALTY_SET_REPETITION_PENALTY)
+        return want_set_repetition_penalty(w, (double)m->repetition_penalty, r);
+    return ST_OK;
+}
+
 static enum status read_length(struct want *w, const Longspan__V1__GenerateRequest *m, struct refusal *r)
 {
     if (m->max_tokens_set_case == LONGSPAN__V1__GENERATE_REQUEST__MAX_TOKENS_SET_MAX_TOKENS &&
@@ -213,9 +249,9 @@ static enum status read_request(struct want *w, const Longspan__V1__GenerateRequ
     w->n_forced = m->n_forced_token_ids;
     if (w->n_forced && read_ids(w, "forced_token_ids", m->forced_token_ids, m->n_forced_token_ids, &w->forced, r))
         return r->status;
-    if (read_prompt(w, m, r) || read_sampling(w, m, r))
+    if (read_prompt(w, m, r) || read_sampling(w, m, r) || read_edits(w, m, r) || read_length(w, m, r))
         return r->status;
-    return read_length(w, m, r);
+    return want_check(w, r);
 }
 
 enum status grpc_parse(struct want *w, struct refusal *r)

@@ -273,6 +273,72 @@ static enum status read_top_k(struct parse *p, const char *field, const json_t *
     return st ? st : want_set_top_k(p->w, n, p->r);
 }
 
+static enum status read_min_p(struct parse *p, const char *field, const json_t *v)
+{
+    double x;
+    const enum status st = get_number(p, field, v, &x);
+    return st ? st : want_set_min_p(p->w, x, p->r);
+}
+
+static enum status read_presence_penalty(struct parse *p, const char *field, const json_t *v)
+{
+    double x;
+    const enum status st = get_number(p, field, v, &x);
+    return st ? st : want_set_presence_penalty(p->w, x, p->r);
+}
+
+static enum status read_frequency_penalty(struct parse *p, const char *field, const json_t *v)
+{
+    double x;
+    const enum status st = get_number(p, field, v, &x);
+    return st ? st : want_set_frequency_penalty(p->w, x, p->r);
+}
+
+static enum status read_repetition_penalty(struct parse *p, const char *field, const json_t *v)
+{
+    double x;
+    const enum status st = get_number(p, field, v, &x);
+    return st ? st : want_set_repetition_penalty(p->w, x, p->r);
+}
+
+static enum status read_min_tokens(struct parse *p, const char *field, const json_t *v)
+{
+    int64_t n;
+    const enum status st = get_int(p, field, v, &n);
+    return st ? st : want_set_min_tokens(p->w, n, p->r);
+}
+
+static enum status read_n(struct parse *p, const char *field, const json_t *v)
+{
+    int64_t n;
+    const enum status st = get_int(p, field, v, &n);
+    return st ? st : want_set_n(p->w, n, p->r);
+}
+
+/* {"token id": bias} */
+static enum status read_logit_bias(struct parse *p, const char *field, const json_t *v)
+{
+    static const char must[] = "an object of token ids and numbers";
+    if (!json_is_object(v))
+        return wrong(p, field, must);
+    struct plan_edit *bias = want_alloc(p->w, json_object_size(v) + 1, sizeof *bias);
+    if (!bias)
+        return refuse(p->r, ST_NO_MEMORY, "", "out of memory");
+    size_t n = 0;
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)v, key, value)
+    {
+        char *end;
+        const unsigned long id = strtoul(key, &end, 10);
+        if (*key < '0' || *key > '9' || *end || id > INT32_MAX || !json_is_number(value))
+            return wrong(p, field, must);
+        const double add = json_number_value(value);
+        bias[n++] = (struct plan_edit){ (uint32_t)id, add >= -101 && add <= 101 ? (float)add : NAN };
+    }
+    return want_set_bias(p->w, bias, n, p->r);
+}
+
 static enum status read_seed(struct parse *p, const char *field, const json_t *v)
 {
     int64_t n;
@@ -369,11 +435,6 @@ static enum status only_number(struct parse *p, const char *field, const json_t 
     return x == neutral ? ST_OK : unsupported(p, field, why);
 }
 
-static enum status only_0(struct parse *p, const char *field, const json_t *v)
-{
-    return only_number(p, field, v, 0);
-}
-
 static enum status only_1(struct parse *p, const char *field, const json_t *v)
 {
     return only_number(p, field, v, 1);
@@ -441,14 +502,16 @@ static const struct field {
     { "add_special_tokens", COMPLETION | TOKENIZE, read_add_special_tokens },
     { "add_generation_prompt", TOKENIZE, read_add_generation_prompt },
     { "user", BOTH, read_user },
-    { "n", BOTH, only_1 },
+    { "safety_identifier", BOTH, read_user },
+    { "prompt_cache_key", BOTH, read_user },
+    { "n", BOTH, read_n },
     { "best_of", COMPLETION, only_1 },
-    { "presence_penalty", BOTH, only_0 },
-    { "frequency_penalty", BOTH, only_0 },
-    { "repetition_penalty", BOTH, only_1 },
-    { "min_p", BOTH, only_0 },
-    { "min_tokens", BOTH, only_0 },
-    { "logit_bias", BOTH, only_empty },
+    { "presence_penalty", BOTH, read_presence_penalty },
+    { "frequency_penalty", BOTH, read_frequency_penalty },
+    { "repetition_penalty", BOTH, read_repetition_penalty },
+    { "min_p", BOTH, read_min_p },
+    { "min_tokens", BOTH, read_min_tokens },
+    { "logit_bias", BOTH, read_logit_bias },
     { "response_format", BOTH, only_text_format },
     { "modalities", CHAT, only_text_modality },
     { "tools", CHAT, only_empty },
@@ -518,7 +581,7 @@ static enum status check_together(struct parse *p)
         return refuse(p->r, ST_INVALID, "max_tokens", "max_tokens must be at least 1%s",
                       p->kind == OPENAI_COMPLETION ? ", or 0 with echo" : "");
     w->score = w->echo && (w->logprobs || !w->max_tokens);
-    return ST_OK;
+    return want_check(w, p->r);
 }
 
 /*

@@ -265,18 +265,18 @@ static void piece_text(const struct reply *r, const struct generation *g, bool e
 
 /* ---- answers ---- */
 
-static void head(const struct reply *r, const struct generation *g, bool chunk, struct text *out)
+static void head(const struct reply *r, const char *id, int64_t created_s, bool chunk, struct text *out)
 {
-    text_printf(out, "{\"id\":\"%s\",\"object\":\"%s%s\",\"created\":%lld,\"model\":", g->id,
+    text_printf(out, "{\"id\":\"%s\",\"object\":\"%s%s\",\"created\":%lld,\"model\":", id,
                 r->chat ? "chat.completion" : "text_completion", r->chat && chunk ? ".chunk" : "",
-                (long long)g->created_s);
+                (long long)created_s);
     text_json_str(out, r->model);
     text_str(out, ",\"system_fingerprint\":");
     text_json_str(out, r->fingerprint);
     text_str(out, ",\"choices\":[");
 }
 
-static void usage(const struct generation_done *done, struct text *out)
+static void usage(const struct choices_done *done, struct text *out)
 {
     text_printf(out,
                 "{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%u,"
@@ -290,16 +290,16 @@ static const char *finish_text(const struct generation_done *done)
     return done->stopped ? "\"stop\"" : "\"length\"";
 }
 
-/* "index":0, the text and the log-probabilities of what is new */
+/* "index", the text and the log-probabilities of what is new */
 static void choice(struct reply *r, const struct generation *g, bool chunk, bool echo, struct text *out)
 {
+    text_printf(out, "{\"index\":%u,", r->index);
     if (r->chat) {
-        text_str(out, chunk ? "{\"index\":0,\"delta\":{\"content\":"
-                            : "{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":");
+        text_str(out, chunk ? "\"delta\":{\"content\":" : "\"message\":{\"role\":\"assistant\",\"content\":");
         piece_text(r, g, false, out);
         text_str(out, chunk ? "},\"logprobs\":" : ",\"refusal\":null},\"logprobs\":");
     } else {
-        text_str(out, "{\"index\":0,\"text\":");
+        text_str(out, "\"text\":");
         piece_text(r, g, echo, out);
         text_str(out, ",\"logprobs\":");
     }
@@ -313,15 +313,23 @@ static void choice(struct reply *r, const struct generation *g, bool chunk, bool
     r->tokens = g->n_tokens;
 }
 
-void reply_whole(struct reply *r, const struct generation *g, const struct generation_done *done, struct text *out)
+void reply_choice(struct reply *r, const struct generation *g, const struct generation_done *done, struct text *out)
 {
-    head(r, g, false, out);
     choice(r, g, false, g->want.echo, out);
-    text_printf(out, ",\"finish_reason\":%s}],\"usage\":", finish_text(done));
+    text_printf(out, ",\"finish_reason\":%s}", finish_text(done));
+}
+
+void reply_whole(const struct reply *r, const char *id, int64_t created_s, const struct text *choices,
+                 const struct choices_done *done, struct text *out)
+{
+    head(r, id, created_s, false, out);
+    text_add(out, choices->data, choices->n);
+    out->bad = out->bad || choices->bad;
+    text_str(out, "],\"usage\":");
     usage(done, out);
     text_printf(out, ",\"timings\":{\"queued_ms\":%lld,\"prefill_ms\":%lld,\"decode_ms\":%lld,\"total_ms\":%lld}}",
-                (long long)done->sched->queued_ms, (long long)done->sched->prefill_ms,
-                (long long)done->sched->decode_ms, (long long)done->total_ms);
+                (long long)done->queued_ms, (long long)done->prefill_ms, (long long)done->decode_ms,
+                (long long)done->total_ms);
 }
 
 static void chunk_tail(const struct generation *g, struct text *out)
@@ -331,9 +339,11 @@ static void chunk_tail(const struct generation *g, struct text *out)
 
 void reply_chunk_role(struct reply *r, const struct generation *g, struct text *out)
 {
-    head(r, g, true, out);
-    text_str(out, "{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"
-                  "\"finish_reason\":null}");
+    head(r, g->id, g->created_s, true, out);
+    text_printf(out,
+                "{\"index\":%u,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"
+                "\"finish_reason\":null}",
+                r->index);
     chunk_tail(g, out);
     r->begun = true;
 }
@@ -343,7 +353,7 @@ bool reply_chunk(struct reply *r, const struct generation *g, struct text *out)
     const bool echo = g->want.echo && !r->echoed;
     if (!echo && g->n_text == r->text && (!g->want.logprobs || g->n_tokens == r->tokens))
         return false;
-    head(r, g, true, out);
+    head(r, g->id, g->created_s, true, out);
     choice(r, g, true, echo, out);
     text_str(out, ",\"finish_reason\":null}");
     chunk_tail(g, out);
@@ -353,16 +363,16 @@ bool reply_chunk(struct reply *r, const struct generation *g, struct text *out)
 
 void reply_chunk_last(struct reply *r, const struct generation *g, const struct generation_done *done, struct text *out)
 {
-    head(r, g, true, out);
-    text_printf(out, "{\"index\":0,%s,\"logprobs\":null,\"finish_reason\":%s}",
+    head(r, g->id, g->created_s, true, out);
+    text_printf(out, "{\"index\":%u,%s,\"logprobs\":null,\"finish_reason\":%s}", r->index,
                 r->chat ? "\"delta\":{}" : "\"text\":\"\"", finish_text(done));
     chunk_tail(g, out);
 }
 
-void reply_chunk_usage(struct reply *r, const struct generation *g, const struct generation_done *done,
+void reply_chunk_usage(const struct reply *r, const char *id, int64_t created_s, const struct choices_done *done,
                        struct text *out)
 {
-    head(r, g, true, out);
+    head(r, id, created_s, true, out);
     text_str(out, "],\"usage\":");
     usage(done, out);
     text_str(out, "}");

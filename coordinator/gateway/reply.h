@@ -5,7 +5,7 @@
  * Answers in OpenAI's shapes: errors, whole answers, chunks of streams.
  */
 
-#include "coordinator/gateway/generation.h"
+#include "coordinator/gateway/choices.h"
 #include "coordinator/gateway/text.h"
 
 #ifdef __cplusplus
@@ -17,8 +17,9 @@ int reply_http_status(enum status st);
 /* {"error": {"message", "type", "param", "code"}} */
 void reply_error(const struct refusal *r, struct text *out);
 
-/* One answer under way. chat, tokenizer, model and fingerprint are set by the caller (kept), the rest is zeroed: how far a stream has told. */
+/* One choice under way. index, chat, tokenizer, model and fingerprint are set by the caller (kept), the rest is zeroed: how far a stream has told. */
 struct reply {
+    uint32_t index;
     bool chat;
     const struct tokenizer *tokenizer;
     const char *model, *fingerprint;
@@ -27,7 +28,10 @@ struct reply {
     size_t chars;        /* of the text before tokens[tokens], the echo's too */
 };
 
-void reply_whole(struct reply *r, const struct generation *g, const struct generation_done *done, struct text *out);
+/* A whole choice, and the answer around n_choices of them, joined by commas. id: the generation's. */
+void reply_choice(struct reply *r, const struct generation *g, const struct generation_done *done, struct text *out);
+void reply_whole(const struct reply *r, const char *id, int64_t created_s, const struct text *choices,
+                 const struct choices_done *done, struct text *out);
 /* The first chunk of a chat stream, which says whose words follow. */
 void reply_chunk_role(struct reply *r, const struct generation *g, struct text *out);
 /* What is new, as one chunk's JSON; false, and nothing is written, if nothing is. */
@@ -35,7 +39,7 @@ bool reply_chunk(struct reply *r, const struct generation *g, struct text *out);
 void reply_chunk_last(struct reply *r, const struct generation *g, const struct generation_done *done,
                       struct text *out);
 /* stream_options.include_usage: the chunk after the last. */
-void reply_chunk_usage(struct reply *r, const struct generation *g, const struct generation_done *done,
+void reply_chunk_usage(const struct reply *r, const char *id, int64_t created_s, const struct choices_done *done,
                        struct text *out);
 
 /* A token as text: its bytes, or the name of a control token. JSON, in quotes. */

@@ -56,6 +56,15 @@ enum status stop_new(const struct stop_string *strings, size_t n, struct stop **
     return ST_OK;
 }
 
+struct stop *stop_again(const struct stop *s)
+{
+    struct stop_string strings[STOP_MAX];
+    struct stop *again = NULL;
+    for (size_t i = 0; i < s->n; i++)
+        strings[i] = (struct stop_string){ s->patterns[i].data, s->patterns[i].bytes };
+    return stop_new(strings, s->n, &again) ? NULL : again;
+}
+
 void stop_free(struct stop *s)
 {
     if (!s)

@@ -26,6 +26,8 @@ struct stop;
 
 /* strings: copied. n of 0 gives a matcher that finds nothing. */
 enum status stop_new(const struct stop_string *strings, size_t n, struct stop **stop_out);
+/* The same strings, with nothing fed. NULL: out of memory. */
+struct stop *stop_again(const struct stop *s);
 void stop_free(struct stop *s);
 /* Feeds a piece; true: a stop string is complete, and *end_out is where it begins, counted from the start of the whole text. Then feed no more. */
 bool stop_push(struct stop *s, const char *data, size_t bytes, size_t *end_out);

@@ -45,7 +45,7 @@ enum status refuse_code(struct refusal *r, enum status st, const char *field, co
 
 void want_init(struct want *w)
 {
-    *w = (struct want){ .temperature = 1, .top_p = 1 };
+    *w = (struct want){ .temperature = 1, .top_p = 1, .repetition_penalty = 1, .n = 1 };
 }
 
 void want_drop_source(struct want *w)
@@ -62,7 +62,8 @@ void want_drop_source(struct want *w)
     w->text = w->model = NULL;
     w->tokens = w->forced = NULL;
     w->messages = NULL;
-    w->n_stops = 0;
+    w->bias = NULL;
+    w->n_bias = w->n_stops = 0;
 }
 
 void want_free(struct want *w)
@@ -199,6 +200,92 @@ enum status want_set_top_k(struct want *w, int64_t value, struct refusal *r)
         return refuse(r, ST_INVALID, "top_k", "top_k must be between 1 and %d, or 0 or -1 for all", INT32_MAX);
     w->top_k = value > 0 ? (uint32_t)value : 0;
     return ST_OK;
+}
+
+enum status want_set_min_p(struct want *w, double value, struct refusal *r)
+{
+    if (!(value >= 0 && value <= 1))
+        return refuse(r, ST_INVALID, "min_p", "min_p must be between 0 and 1");
+    w->min_p = (float)value;
+    return ST_OK;
+}
+
+enum status want_set_presence_penalty(struct want *w, double value, struct refusal *r)
+{
+    if (!(value >= -2 && value <= 2))
+        return refuse(r, ST_INVALID, "presence_penalty", "presence_penalty must be between -2 and 2");
+    w->presence_penalty = (float)value;
+    return ST_OK;
+}
+
+enum status want_set_frequency_penalty(struct want *w, double value, struct refusal *r)
+{
+    if (!(value >= -2 && value <= 2))
+        return refuse(r, ST_INVALID, "frequency_penalty", "frequency_penalty must be between -2 and 2");
+    w->frequency_penalty = (float)value;
+    return ST_OK;
+}
+
+enum status want_set_repetition_penalty(struct want *w, double value, struct refusal *r)
+{
+    if (!(value >= 0.01 && value <= 100))
+        return refuse(r, ST_INVALID, "repetition_penalty", "repetition_penalty must be between 0.01 and 100");
+    w->repetition_penalty = (float)value;
+    return ST_OK;
+}
+
+enum status want_set_min_tokens(struct want *w, int64_t value, struct refusal *r)
+{
+    if (value < 0 || value > PLAN_POSITIONS_MAX)
+        return refuse(r, ST_INVALID, "min_tokens", "min_tokens must be between 0 and %d", PLAN_POSITIONS_MAX);
+    w->min_tokens = (uint32_t)value;
+    return ST_OK;
+}
+
+enum status want_set_n(struct want *w, int64_t value, struct refusal *r)
+{
+    if (value < 1 || value > WANT_CHOICES_MAX)
+        return refuse(r, ST_INVALID, "n", "n must be between 1 and %d", WANT_CHOICES_MAX);
+    w->n = (uint32_t)value;
+    return ST_OK;
+}
+
+static int by_token(const void *a, const void *b)
+{
+    const uint32_t i = ((const struct plan_edit *)a)->token, j = ((const struct plan_edit *)b)->token;
+    return i < j ? -1 : i > j;
+}
+
+enum status want_set_bias(struct want *w, struct plan_edit *bias, size_t n, struct refusal *r)
+{
+    if (n > WANT_BIAS_MAX)
+        return refuse(r, ST_INVALID, "logit_bias", "logit_bias: at most %d tokens", WANT_BIAS_MAX);
+    if (n)
+        qsort(bias, n, sizeof *bias, by_token);
+    for (size_t i = 0; i < n; i++) {
+        if (!(bias[i].add >= -100 && bias[i].add <= 100))
+            return refuse(r, ST_INVALID, "logit_bias", "logit_bias: the value of token %u must be between -100 and 100",
+                          bias[i].token);
+        if (i && bias[i].token == bias[i - 1].token)
+            return refuse(r, ST_INVALID, "logit_bias", "logit_bias: token %u is there twice", bias[i].token);
+    }
+    w->bias = bias;
+    w->n_bias = n;
+    return ST_OK;
+}
+
+enum status want_check(const struct want *w, struct refusal *r)
+{
+    if (w->has_max_tokens && w->min_tokens > w->max_tokens)
+        return refuse(r, ST_INVALID, "min_tokens", "min_tokens is more than max_tokens");
+    if (w->n == 1)
+        return ST_OK;
+    const char *what = w->has_max_tokens && !w->max_tokens ? "max_tokens 0"
+                       : w->score                          ? "log-probabilities of the prompt"
+                       : w->logits                         ? "logits"
+                       : w->n_forced                       ? "forced_token_ids"
+                                                           : NULL;
+    return what ? refuse(r, ST_UNSUPPORTED, "n", "n must be 1 with %s", what) : ST_OK;
 }
 
 enum status want_set_top(struct want *w, const char *field, int64_t value, struct refusal *r)

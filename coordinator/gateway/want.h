@@ -12,6 +12,7 @@
 #include "common/status.h"
 #include "coordinator/gateway/stop.h"
 #include "coordinator/tokenizer/tokenizer.h"
+#include "proto/plan.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -56,6 +57,11 @@ struct want {
     float temperature, top_p, min_p;
     uint32_t top_k;
     uint64_t seed;
+    float presence_penalty, frequency_penalty, repetition_penalty;
+    const struct plan_edit *bias; /* [n_bias], tokens ascending, each once */
+    size_t n_bias;
+    uint32_t min_tokens; /* before which no end token is sampled */
+    uint32_t n;          /* choices */
     struct stop_string stops[STOP_MAX];
     size_t n_stops;
     bool ignore_eos;
@@ -71,7 +77,9 @@ struct want {
     struct want_block *blocks;
 };
 
-/* Defaults: temperature and top_p 1. */
+enum { WANT_CHOICES_MAX = 128, WANT_BIAS_MAX = 1024 };
+
+/* Defaults: temperature, top_p, repetition_penalty and n 1. */
 void want_init(struct want *w);
 void want_free(struct want *w);
 /* Frees what the prompt was read from (a body of megabytes) once it is tokenized: prompt and stops are gone then. */
@@ -87,6 +95,16 @@ enum status want_tokenize(const struct want *w, const struct tokenizer *t, const
 enum status want_set_temperature(struct want *w, double value, struct refusal *r);
 enum status want_set_top_p(struct want *w, double value, struct refusal *r);
 enum status want_set_top_k(struct want *w, int64_t value, struct refusal *r);
+enum status want_set_min_p(struct want *w, double value, struct refusal *r);
+enum status want_set_presence_penalty(struct want *w, double value, struct refusal *r);
+enum status want_set_frequency_penalty(struct want *w, double value, struct refusal *r);
+enum status want_set_repetition_penalty(struct want *w, double value, struct refusal *r);
+enum status want_set_min_tokens(struct want *w, int64_t value, struct refusal *r);
+enum status want_set_n(struct want *w, int64_t value, struct refusal *r);
+/* bias [n] in any order, from want_alloc: sorted here. Refuses a token that is there twice, values beyond -100 .. 100, too many. */
+enum status want_set_bias(struct want *w, struct plan_edit *bias, size_t n, struct refusal *r);
+/* What depends on several fields: several choices with what only one can have. */
+enum status want_check(const struct want *w, struct refusal *r);
 enum status want_set_top(struct want *w, const char *field, int64_t value, struct refusal *r);
 enum status want_set_max_tokens(struct want *w, const char *field, int64_t value, struct refusal *r);
 /* data: borrowed from the source. */

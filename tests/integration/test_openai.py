@@ -222,9 +222,9 @@ class OpenAI(unittest.TestCase):
     # ---- what is not served ----
 
     def test_refused_by_client(self):
-        for more, field in [({"n": 2}, "n"), ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-                            ({"response_format": {"type": "json_object"}}, "response_format"), ({"presence_penalty": 1}, "presence_penalty"),
-                            ({"frequency_penalty": 0.5}, "frequency_penalty"), ({"logit_bias": {"5": 1}}, "logit_bias"),
+        for more, field in [({"n": 0}, "n"), ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+                            ({"response_format": {"type": "json_object"}}, "response_format"), ({"presence_penalty": 3}, "presence_penalty"),
+                            ({"frequency_penalty": -2.5}, "frequency_penalty"), ({"logit_bias": {"5": 101}}, "logit_bias"),
                             ({"extra_body": {"frobnicate": 1}}, "frobnicate"), ({"temperature": -1}, "temperature"),
                             ({"top_p": 0}, "top_p"), ({"max_tokens": 0}, "max_tokens"), ({"top_logprobs": 2}, "top_logprobs")]:
             with self.assertRaises(openai.BadRequestError) as e:
@@ -234,7 +234,7 @@ class OpenAI(unittest.TestCase):
         with self.assertRaises(openai.NotFoundError) as e:
             self.client.chat.completions.create(model="gpt-4", messages=QUESTION)
         self.assertIn("gpt-4", e.exception.message)
-        for more, field in [({"n": 2}, "n"), ({"best_of": 3}, "best_of"), ({"suffix": "x"}, "suffix"), ({"logprobs": 1000}, "logprobs"),
+        for more, field in [({"n": 200}, "n"), ({"best_of": 3}, "best_of"), ({"suffix": "x"}, "suffix"), ({"logprobs": 1000}, "logprobs"),
                             ({"prompt": ["a", "b"]}, "prompt"), ({"prompt": ""}, "prompt"), ({"max_tokens": -1}, "max_tokens"),
                             ({"stop": ["x"] * 50}, "stop"), ({"prompt": [1 << 30]}, "prompt")]:
             with self.assertRaises(openai.BadRequestError) as e:

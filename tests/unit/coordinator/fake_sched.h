@@ -34,7 +34,10 @@ struct sched {
     struct loop *loop;
     struct sched_request *first;
     uint32_t n_running, n_cancelled, n_submitted;
-    struct sched_want last; /* pointers are not valid */
+    struct sched_want last;  /* pointers are not valid */
+    struct plan_edits edits; /* of the last row that had any; the first adds beside it */
+    struct plan_edit adds[8];
+    bool repeated_a; /* 'a' was in the set of repeated */
 };
 
 static float fake_logprob(uint32_t i)
@@ -92,9 +95,22 @@ static void fake_score(struct sched_request *r)
     }
 }
 
+static void fake_edit(struct sched_request *r)
+{
+    struct sched *s = r->s;
+    const struct plan_edits *e = r->want.edits ? r->events->edit(r->user, r->want.n_tokens + r->n_out) : NULL;
+    if (!e)
+        return;
+    s->edits = *e;
+    for (uint32_t i = 0; i < e->n_adds && i < 8; i++)
+        s->adds[i] = e->adds[i];
+    s->repeated_a = 'a' / 8 < e->repeated_bytes && (e->repeated['a' / 8] >> ('a' % 8) & 1);
+}
+
 /* One token; false: the request is gone. */
 static bool fake_token(struct sched_request *r)
 {
+    fake_edit(r);
     struct result_top top[PLAN_TOP_MAX];
     const uint32_t i = r->n_out;
     int32_t token = r->n_say ? (uint8_t)r->say[i % r->n_say] : r->burst ? 'x' : 'a';

@@ -87,6 +87,62 @@ static void test_completion(void **state)
     assert_int_equal(fix.sched.last.sampling.top_k, 3);
 }
 
+/* Several choices: texts apart, seeds in a row, the prompt counted once, generated tokens summed. */
+static void test_choices(void **state)
+{
+    (void)state;
+    json_t *j = post_json("/v1/completions", "{\"prompt\":\"[say Hello]\",\"n\":3,\"seed\":7,\"logprobs\":1}", 200);
+    assert_int_equal(json_array_size(json_object_get(j, "choices")), 3);
+    for (size_t i = 0; i < 3; i++) {
+        const json_t *c = json_array_get(json_object_get(j, "choices"), i);
+        assert_int_equal(num(c, "index"), i);
+        assert_string_equal(str(c, "text"), "Hello");
+        assert_string_equal(str(c, "finish_reason"), "stop");
+        assert_int_equal(json_array_size(json_object_get(json_object_get(c, "logprobs"), "tokens")), 5);
+    }
+    const json_t *u = json_object_get(j, "usage");
+    assert_int_equal(num(u, "prompt_tokens"), 11);
+    assert_int_equal(num(u, "completion_tokens"), 15);
+    assert_int_equal(fix.sched.last.sampling.seed, 9);
+    json_decref(j);
+    /* stop strings are each choice's own; the first may end with its first token */
+    j = post_json("/v1/completions", "{\"prompt\":\"[say abc]\",\"n\":2,\"stop\":[\"c\"],\"max_tokens\":3}", 200);
+    for (size_t i = 0; i < 2; i++)
+        assert_string_equal(str(json_array_get(json_object_get(j, "choices"), i), "text"), "ab");
+    json_decref(j);
+    j = post_json("/v1/completions", "{\"prompt\":\"x\",\"n\":2,\"max_tokens\":1}", 200);
+    assert_string_equal(str(json_array_get(json_object_get(j, "choices"), 1), "text"), "a");
+    json_decref(j);
+    /* one fails, all do */
+    j = post_json("/v1/completions", "{\"prompt\":\"[die 3]\",\"n\":4}", 503);
+    json_decref(j);
+    fixture_quiet(&fix);
+}
+
+static void test_edits(void **state)
+{
+    (void)state;
+    const char *body = "{\"prompt\":\"x\",\"max_tokens\":4,\"presence_penalty\":0.5,\"frequency_penalty\":0.25,"
+                       "\"repetition_penalty\":1.5,\"logit_bias\":{\"99\":-100,\"5\":2},\"min_p\":0.25}";
+    json_decref(post_json("/v1/completions", body, 200));
+    const struct sched *s = &fix.sched;
+    assert_true(s->last.edits && s->last.history && s->last.sampling.min_p == 0.25f);
+    /* before the last token: 5, 'a' three times, 99 */
+    assert_int_equal(s->edits.n_adds, 3);
+    assert_true(s->adds[0].token == 5 && s->adds[0].add == 2);
+    assert_true(s->adds[1].token == 'a' && s->adds[1].add == -1.25f);
+    assert_true(s->adds[2].token == 99 && s->adds[2].add == -100);
+    assert_true(s->edits.repetition == 1.5f && s->repeated_a);
+    /* what does not look back need not wait */
+    json_decref(post_json("/v1/completions", "{\"prompt\":\"x\",\"logit_bias\":{\"7\":-1}}", 200));
+    assert_true(s->last.edits && !s->last.history && s->adds[0].token == 7);
+    json_decref(post_json("/v1/completions", "{\"prompt\":\"x\"}", 200));
+    assert_false(s->last.edits);
+    json_t *j = post_json("/v1/completions", "{\"prompt\":\"x\",\"logit_bias\":{\"99999999\":-1}}", 400);
+    assert_string_equal(str(json_object_get(j, "error"), "param"), "logit_bias");
+    json_decref(j);
+}
+
 static void test_chat(void **state)
 {
     (void)state;
@@ -436,6 +492,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_completion),
+        cmocka_unit_test(test_choices),
+        cmocka_unit_test(test_edits),
         cmocka_unit_test(test_chat),
         cmocka_unit_test(test_logprobs_and_echo),
         cmocka_unit_test(test_stop),
