@@ -194,8 +194,10 @@ static void sum_x(const struct linear_args *a, uint32_t row_begin, uint32_t n_ro
  */
 enum { PIPE_SLOTS = 4, PIPE_MULTIPLY = 1, PIPE_STORE = 2, PIPE_ADD = 4 };
 
+/* Half a page lies between a pair's weights and what is read while they are written: at the same place in a page, loads wait for stores. */
 struct few_pipe {
-    uint8_t b[PIPE_SLOTS][2][AMX_TILE];              /* expanded weights */
+    uint8_t b[PIPE_SLOTS][2][AMX_TILE]; /* expanded weights */
+    uint8_t apart[2 * AMX_TILE];
     float c[PIPE_SLOTS][2][AMX_ROWS * LINEAR_GROUP]; /* products */
     float acc[AMX_ROWS * LINEAR_GROUP];
 } __attribute__((aligned(64)));
@@ -263,36 +265,45 @@ INLINE void few_store(bool odd, float (*c)[AMX_ROWS * LINEAR_GROUP])
     }
 }
 
-/* One row is summed up in a register, more in memory. */
-INLINE __m512 few_add_block(enum weight_codec codec, const struct few_at *at, size_t block, const float *c,
-                            const float *sums, float *rows, const uint32_t n_rows, __m512 acc)
+/* Adds a pair's products, or the last block's, to the sums of `room` rows; those beyond n_rows are never looked at. */
+INLINE void few_add(enum weight_codec codec, const struct few_at *at, const float (*c)[AMX_ROWS * LINEAR_GROUP],
+                    const float *sums, __m512 *acc, const uint32_t room, const int n)
 {
-    const __m512 d = load_d(codec, at->group, block), m = load_m(codec, at->group, block, d);
-    for (uint32_t r = 0; r < n_rows; r++) {
-        if (n_rows > 1)
-            acc = _mm512_load_ps(rows + r * LINEAR_GROUP);
-        acc = _mm512_fmadd_ps(d, _mm512_load_ps(c + r * LINEAR_GROUP), acc);
-        if (has_min(codec))
-            acc = _mm512_fmadd_ps(m, _mm512_set1_ps(sums[block * AMX_ROWS + r]), acc);
-        if (n_rows > 1)
-            _mm512_store_ps(rows + r * LINEAR_GROUP, acc);
+    const size_t block = 2 * at->pair;
+    __m512 d[2], m[2];
+#pragma GCC unroll 2
+    for (int i = 0; i < n; i++) {
+        d[i] = load_d(codec, at->group, block + (size_t)i);
+        m[i] = load_m(codec, at->group, block + (size_t)i, d[i]);
     }
-    return acc;
+#pragma GCC unroll 16
+    for (uint32_t r = 0; r < room; r++) {
+#pragma GCC unroll 2
+        for (int i = 0; i < n; i++) {
+            acc[r] = _mm512_fmadd_ps(d[i], _mm512_load_ps(c[i] + r * LINEAR_GROUP), acc[r]);
+            if (has_min(codec))
+                acc[r] = _mm512_fmadd_ps(m[i], _mm512_set1_ps(sums[(block + (size_t)i) * AMX_ROWS + r]), acc[r]);
+        }
+    }
 }
 
-INLINE void few_rows(const struct linear_args *a, enum weight_codec codec, const uint32_t n_rows)
+/* room: 1, 4, 8 or 16, not less than the rows: how many sums are held in registers */
+INLINE void few_rows(const struct linear_args *a, enum weight_codec codec, const uint32_t room)
 {
     const size_t n_blocks = linear_n_blocks(a->shape), n_pairs = (n_blocks + 1) / 2,
                  stride = linear_group_bytes(a->shape);
-    const struct amx_chunk whole = { .args = a, .n_rows = n_rows };
+    const struct amx_chunk whole = { .args = a, .n_rows = a->n_rows };
     const uint32_t begin = a->out_begin / LINEAR_GROUP, end = (a->out_end + LINEAR_GROUP - 1) / LINEAR_GROUP;
     const size_t total = (end - begin) * n_pairs;
     const struct few_at first = { (const uint8_t *)a->packed + begin * stride, begin, 0 };
     struct few_at expanded = first, multiplied = first, added = first;
     struct few_pipe p;
-    __m512 acc = _mm512_setzero_ps();
-    memset(p.acc, 0, sizeof p.acc);
-    amx_configure(n_rows);
+    __m512 acc[AMX_ROWS];
+#pragma GCC unroll 16
+    for (uint32_t r = 0; r < room; r++)
+        acc[r] = _mm512_setzero_ps();
+    memset(p.c, 0, sizeof p.c);
+    amx_configure(a->n_rows);
     for (size_t i = 0; i < total + PIPE_ADD; i++) {
         if (i < total) {
             few_expand(codec, &expanded, p.b[i % PIPE_SLOTS]);
@@ -300,17 +311,17 @@ INLINE void few_rows(const struct linear_args *a, enum weight_codec codec, const
         }
         if (i >= PIPE_ADD) {
             const float(*c)[AMX_ROWS * LINEAR_GROUP] = (const void *)p.c[(i - PIPE_ADD) % PIPE_SLOTS];
-            const size_t block = 2 * added.pair;
-            acc = few_add_block(codec, &added, block, c[0], a->scratch, p.acc, n_rows, acc);
-            if (block + 1 < n_blocks)
-                acc = few_add_block(codec, &added, block + 1, c[1], a->scratch, p.acc, n_rows, acc);
+            if (2 * added.pair + 1 < n_blocks)
+                few_add(codec, &added, c, a->scratch, acc, room, 2);
+            else
+                few_add(codec, &added, c, a->scratch, acc, room, 1);
             if (added.pair + 1 == n_pairs) {
-                if (n_rows == 1)
-                    _mm512_store_ps(p.acc, acc);
+#pragma GCC unroll 16
+                for (uint32_t r = 0; r < room; r++) {
+                    _mm512_store_ps(p.acc + r * LINEAR_GROUP, acc[r]);
+                    acc[r] = _mm512_setzero_ps();
+                }
                 amx_finish(&whole, 0, added.g, p.acc);
-                acc = _mm512_setzero_ps();
-                for (uint32_t r = 0; r < n_rows; r++)
-                    _mm512_store_ps(p.acc + r * LINEAR_GROUP, acc);
             }
             few_next(&added, n_pairs, stride);
         }
@@ -494,8 +505,12 @@ INLINE void run_chunk(const struct amx_chunk *c, enum weight_codec codec)
     {                                                                                                                  \
         if (a->n_rows == 1)                                                                                            \
             few_rows(a, WEIGHT_##codec, 1);                                                                            \
+        else if (a->n_rows <= 4)                                                                                       \
+            few_rows(a, WEIGHT_##codec, 4);                                                                            \
+        else if (a->n_rows <= 8)                                                                                       \
+            few_rows(a, WEIGHT_##codec, 8);                                                                            \
         else                                                                                                           \
-            few_rows(a, WEIGHT_##codec, a->n_rows);                                                                    \
+            few_rows(a, WEIGHT_##codec, AMX_ROWS);                                                                     \
     }
 
 CODEC(Q8_0)
