@@ -17,6 +17,8 @@ const struct linear_impl linear_impls[] = {
       linear_run_bf16_amx, 2e-6f },
     { "amx", CPU_AMX, linear_accepts_q_amx, linear_group_bytes, linear_pack, linear_scratch_q_amx, linear_run_q_amx,
       5e-6f },
+    { "amx", CPU_AMX, linear_accepts_q6_amx, linear_group_bytes, linear_pack, linear_scratch_q6_amx, linear_run_q6_amx,
+      2e-6f },
     { "avx512", CPU_AVX512, any_shape, linear_group_bytes, linear_pack, linear_scratch_avx512, linear_run_avx512,
       2e-6f },
     { "avx2", CPU_AVX2, any_shape, linear_group_bytes, linear_pack, linear_scratch_avx2, linear_run_avx2, 2e-6f },

@@ -22,4 +22,8 @@ bool linear_accepts_q_amx(const struct linear_shape *shape);
 size_t linear_scratch_q_amx(const struct linear_shape *shape, uint32_t n_rows);
 void linear_run_q_amx(const struct linear_args *args);
 
+bool linear_accepts_q6_amx(const struct linear_shape *shape);
+size_t linear_scratch_q6_amx(const struct linear_shape *shape, uint32_t n_rows);
+void linear_run_q6_amx(const struct linear_args *args);
+
 #endif
