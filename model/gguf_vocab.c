@@ -99,6 +99,9 @@ static enum status read_ids(struct model *m, const struct gguf *g, bool add_bos_
             REFUSE("%s: key %s: %u is not in the vocabulary of %u", g->where, ends[i], id, c->n_vocab);
         if (found)
             model_eos_add(c, id);
+        if (found && i == 0 &&
+            !(m->vocab.eos_text = model_copy_text(m, m->vocab.tokens[id].text, m->vocab.tokens[id].bytes)))
+            return error_set(err, ST_NO_MEMORY, "%s: out of memory", g->where);
     }
     return ST_OK;
 }

@@ -228,9 +228,9 @@ static enum status read_template(struct model *m, const char *directory, struct 
         else if (!(m->vocab.chat_template = model_copy_text(m, text, bytes)))
             st = error_set(err, ST_NO_MEMORY, "%s: out of memory", path);
         free(text);
-        return st;
     }
-    if ((st = read_part(directory, "tokenizer_config.json", SMALL_FILE_MAX, false, path, &text, &bytes, err)) || !text)
+    if (st || (st = read_part(directory, "tokenizer_config.json", SMALL_FILE_MAX, false, path, &text, &bytes, err)) ||
+        !text)
         return st;
     st = hf_tokenizer_config_parse(m, text, bytes, path, err);
     free(text);

@@ -249,6 +249,18 @@ static const json_t *find_template(const json_t *v)
     return NULL;
 }
 
+/* A token is a string, or an object with it as content. */
+static enum status read_eos_text(struct model *m, const json_t *v, const char *where, struct error *err)
+{
+    const json_t *text = json_is_object(v) ? json_object_get(v, "content") : v;
+    if (!text || json_is_null(text))
+        return ST_OK;
+    if (!json_is_string(text) || strlen(json_string_value(text)) != json_string_length(text))
+        REFUSE("%s: key eos_token is neither a string nor an object with one", where);
+    m->vocab.eos_text = model_copy_text(m, json_string_value(text), json_string_length(text));
+    return m->vocab.eos_text ? ST_OK : error_set(err, ST_NO_MEMORY, "%s: out of memory", where);
+}
+
 enum status hf_tokenizer_config_parse(struct model *m, const char *text, size_t bytes, const char *where,
                                       struct error *err)
 {
@@ -257,6 +269,11 @@ enum status hf_tokenizer_config_parse(struct model *m, const char *text, size_t 
     if (st)
         return st;
     const json_t *v = json_object_get(root, "chat_template"), *t = find_template(v);
+    st = read_eos_text(m, json_object_get(root, "eos_token"), where, err);
+    if (st || m->vocab.chat_template) { /* a template in a file of its own comes first */
+        json_decref(root);
+        return st;
+    }
     if (t && !(m->vocab.chat_template = model_copy_text(m, json_string_value(t), json_string_length(t))))
         st = error_set(err, ST_NO_MEMORY, "%s: out of memory", where);
     else if (v && !t && !json_is_null(v) && !json_is_array(v))

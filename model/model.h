@@ -163,6 +163,7 @@ struct model_vocab {
     size_t tokenizer_json_bytes;
     bool ignore_merges;
     const char *chat_template; /* the model's Jinja text, or NULL */
+    const char *eos_text;      /* what templates know as eos_token, or NULL */
 };
 const struct model_vocab *model_vocab(const struct model *m);
 

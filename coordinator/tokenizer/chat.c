@@ -1,367 +1,338 @@
-#include "coordinator/tokenizer/tokenizer.h"
-
+#define _GNU_SOURCE /* strptime, timegm */
 #include <jansson.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/bytes.h"
 #include "coordinator/tokenizer/internal.h"
-#include "coordinator/tokenizer/template.h"
-#include "coordinator/tokenizer/unicode.h"
+#include "coordinator/tokenizer/tokenizer.h"
 
-#define SMOLLM2_SYSTEM "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-#define LLAMA31_DATE   "26 Jul 2024"
+enum { RENDER_BYTES_MAX = 256 << 20, VARIABLES_MAX = 64 };
 
-/* ---- known templates: compared in normal form, without the branches for tools ---- */
+/* ---- building ---- */
 
-struct known_template {
-    const char *text;
-    enum chat_kind kind;
-    bool always_prompts;
-};
-
-#define LLAMA3_MESSAGES                                                                                                \
-    "{% set loop_messages = messages %}{% for message in loop_messages %}"                                             \
-    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim " \
-    "+ '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% "     \
-    "endfor %}"
-#define LLAMA3_PROMPT   "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
-#define IF_PROMPT(text) "{% if add_generation_prompt %}" text "{% endif %}"
-#define LLAMA31_START                                                                                                  \
-    "{{ bos_token }}{% if not tools_in_user_message is defined %}{% set tools_in_user_message = true %}{% endif %}"    \
-    "{% if not date_string is defined %}"
-#define LLAMA31_REST                                                                                                   \
-    "{% endif %}{% if not tools is defined %}{% set tools = none %}{% endif %}"                                        \
-    "{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content']|trim %}"                   \
-    "{% set messages = messages[1:] %}{% else %}{% set system_message = '' %}{% endif %}"                              \
-    "{{ '<|start_header_id|>system<|end_header_id|>\\n\\n' }}"                                                         \
-    "{{ 'Cutting Knowledge Date: December 2023\\n' }}{{ 'Today Date: ' + date_string + '\\n\\n' }}"                    \
-    "{{ system_message }}{{ '<|eot_id|>' }}"                                                                           \
-    "{% for message in messages %}"                                                                                    \
-    "{% if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}"                    \
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + "             \
-    "'<|eot_id|>' }}"                                                                                                  \
-    "{% endif %}{% endfor %}" IF_PROMPT(LLAMA3_PROMPT)
-
-static const struct known_template known_templates[] = {
-    { "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ "
-      "'<|im_start|>system\\n" SMOLLM2_SYSTEM "<|im_end|>\\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\\n' "
-      "+ message['content'] + '<|im_end|>' + '\\n'}}"
-      "{% endfor %}" IF_PROMPT("{{ '<|im_start|>assistant\\n' }}"),
-      CHAT_SMOLLM2, false },
-    { LLAMA3_MESSAGES IF_PROMPT(LLAMA3_PROMPT), CHAT_LLAMA3, false },
-    { LLAMA3_MESSAGES LLAMA3_PROMPT, CHAT_LLAMA3, true },
-    { LLAMA31_START "{% set date_string = '" LLAMA31_DATE "' %}" LLAMA31_REST, CHAT_LLAMA31, false },
-    /* 3.2 asks for today's date where it can; a date that changes would change the first tokens every day, so it is pinned */
-    { LLAMA31_START "{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% else %}"
-                    "{% set date_string = '" LLAMA31_DATE "' %}{% endif %}" LLAMA31_REST,
-      CHAT_LLAMA31, false },
-};
-
-static const struct known_template *find_template(const char *form)
+static char *text_copy(const char *text, size_t bytes)
 {
-    const struct known_template *found = NULL;
-    for (size_t i = 0; !found && i < sizeof known_templates / sizeof known_templates[0]; i++) {
-        char *known;
-        if (template_normal_form(known_templates[i].text, &known))
-            continue;
-        if (strcmp(form, known) == 0)
-            found = &known_templates[i];
-        free(known);
+    char *copy = malloc(bytes + 1);
+    if (copy) {
+        memcpy(copy, text, bytes);
+        copy[bytes] = '\0';
     }
-    return found;
+    return copy;
 }
 
-/* The first characters of a template on one line, for messages. */
-static void quote(const char *text, char out[61])
+enum status chat_init(struct tokenizer *t)
 {
-    size_t n = 0;
-    for (; text[n] && n < 60; n++)
-        out[n] = text[n] == '\n' || text[n] == '\r' || text[n] == '\t' ? ' ' : text[n];
-    while (n > 0 && text[n] && ((unsigned char)text[n] & 0xC0) == 0x80) /* not in the middle of a character */
-        n--;
-    out[n] = '\0';
-}
-
-static enum status find_controls(struct tokenizer *t, enum chat_kind kind)
-{
-    const bool smollm2 = kind == CHAT_SMOLLM2;
-    const char *const names[] = { smollm2 ? "<|im_start|>" : "<|start_header_id|>",
-                                  smollm2 ? "<|im_end|>" : "<|end_header_id|>", smollm2 ? "<|im_end|>" : "<|eot_id|>" };
-    int32_t *const ids[] = { &t->chat_open, &t->chat_middle, &t->chat_close };
-    for (int i = 0; i < 3; i++) {
-        *ids[i] = tokenizer_find_control(t, names[i]);
-        if (*ids[i] < 0)
-            return error_set(&t->chat_error, ST_UNSUPPORTED, "chat template: the vocabulary has no token %s", names[i]);
-    }
-    if (!smollm2 && t->bos < 0)
-        return error_set(&t->chat_error, ST_UNSUPPORTED, "chat template: the model has no bos token");
-    return ST_OK;
-}
-
-void chat_init(struct tokenizer *t)
-{
-    if (t->vocab->kind == MODEL_VOCAB_BYTES) {
-        t->chat = CHAT_BYTES;
-        return;
-    }
-    const char *text = t->vocab->chat_template;
-    if (!text) {
+    const struct model_vocab *v = t->vocab;
+    if (v->kind == MODEL_VOCAB_BYTES)
+        return ST_OK;
+    if (t->bos >= 0 && !(t->bos_text = text_copy(v->tokens[t->bos].text, v->tokens[t->bos].bytes)))
+        return ST_NO_MEMORY;
+    if (v->eos_text && !(t->eos_text = text_copy(v->eos_text, strlen(v->eos_text))))
+        return ST_NO_MEMORY;
+    if (!v->chat_template) {
         error_set(&t->chat_error, ST_UNSUPPORTED, "the model has no chat template");
-        return;
+        return ST_OK;
     }
-    char *form;
-    const struct known_template *known = NULL;
-    if (!template_normal_form(text, &form)) {
-        known = find_template(form);
-        free(form);
-    }
-    if (!known) {
-        char start[61];
-        quote(text, start);
-        error_set(&t->chat_error, ST_UNSUPPORTED,
-                  "chat template of no known family (smollm2, llama3); it begins \"%s\"", start);
-        return;
-    }
-    if (find_controls(t, known->kind))
-        return;
-    t->chat = known->kind;
-    t->chat_always_prompts = known->always_prompts;
-}
-
-const char *chat_family(const struct tokenizer *t)
-{
-    switch (t->chat) {
-    case CHAT_BYTES:
-        return "bytes";
-    case CHAT_SMOLLM2:
-        return "smollm2";
-    case CHAT_LLAMA3:
-    case CHAT_LLAMA31:
-        return "llama3";
-    case CHAT_NONE:
-        break;
-    }
-    return NULL;
-}
-
-/* ---- rendering ---- */
-
-/*
- * Ids as they come and the text since the last control token. Template words and users' words join before they are encoded, as the whole
- * rendered text would be (a piece may hold both), but control tokens come from here alone.
- */
-struct chat_run {
-    const struct tokenizer *t;
-    struct bpe_run run;
-    char *text;
-    size_t n, cap;
-    enum status st; /* the first failure; later calls do nothing */
-};
-
-static void add_text(struct chat_run *c, const char *text, size_t bytes)
-{
-    size_t want;
-    if (c->st)
-        return;
-    if (!size_add(c->n, bytes, &want) || want > SIZE_MAX / 2) {
-        c->st = ST_TOO_LARGE;
-        return;
-    }
-    if (want > c->cap) {
-        char *grown = realloc(c->text, want * 2);
-        if (!grown) {
-            c->st = ST_NO_MEMORY;
-            return;
-        }
-        c->text = grown;
-        c->cap = want * 2;
-    }
-    if (bytes > 0)
-        memcpy(c->text + c->n, text, bytes);
-    c->n = want;
-}
-
-static void add_words(struct chat_run *c, const char *words)
-{
-    add_text(c, words, strlen(words));
-}
-
-static void flush_text(struct chat_run *c)
-{
-    if (!c->st)
-        c->st = tokenizer_append(c->t, (const uint8_t *)c->text, c->n, false, &c->run);
-    c->n = 0;
-}
-
-static void add_control(struct chat_run *c, int32_t id)
-{
-    flush_text(c);
-    if (!c->st)
-        c->st = bpe_run_add(&c->run, id);
-}
-
-/* What Python's str.strip() strips. */
-static bool is_stripped(uint32_t point)
-{
-    return text_class_of(point) == TEXT_SPACE || (point >= 0x1C && point <= 0x1F);
-}
-
-static void add_trimmed(struct chat_run *c, const char *content, size_t bytes)
-{
-    const uint8_t *p = (const uint8_t *)content, *end = p + bytes, *kept = NULL;
-    bool begun = false;
-    for (const uint8_t *at = p; at < end;) {
-        uint32_t point;
-        const uint32_t n = utf8_next(at, end, &point);
-        if (!is_stripped(point)) {
-            p = begun ? p : at;
-            begun = true;
-            kept = at + n;
-        }
-        at += n;
-    }
-    if (begun)
-        add_text(c, (const char *)p, (size_t)(kept - p));
-}
-
-static void render_smollm2(struct chat_run *c, const struct chat_message *m, size_t n, bool prompt)
-{
-    const struct tokenizer *t = c->t;
-    if (strcmp(m[0].role, "system") != 0) {
-        add_control(c, t->chat_open);
-        add_words(c, "system\n" SMOLLM2_SYSTEM);
-        add_control(c, t->chat_close);
-        add_words(c, "\n");
-    }
-    for (size_t i = 0; i < n; i++) {
-        add_control(c, t->chat_open);
-        add_words(c, m[i].role);
-        add_words(c, "\n");
-        add_text(c, m[i].content, m[i].content_bytes);
-        add_control(c, t->chat_close);
-        add_words(c, "\n");
-    }
-    if (prompt) {
-        add_control(c, t->chat_open);
-        add_words(c, "assistant\n");
-    }
-}
-
-static void llama3_header(struct chat_run *c, const char *role)
-{
-    add_control(c, c->t->chat_open);
-    add_words(c, role);
-    add_control(c, c->t->chat_middle);
-    add_words(c, "\n\n");
-}
-
-static void render_llama3(struct chat_run *c, const struct chat_message *m, size_t n, bool prompt)
-{
-    const struct tokenizer *t = c->t;
-    add_control(c, t->bos);
-    if (t->chat == CHAT_LLAMA31) {
-        const bool system = strcmp(m[0].role, "system") == 0;
-        llama3_header(c, "system");
-        add_words(c, "Cutting Knowledge Date: December 2023\nToday Date: " LLAMA31_DATE "\n\n");
-        if (system)
-            add_trimmed(c, m[0].content, m[0].content_bytes);
-        add_control(c, t->chat_close);
-        m += system;
-        n -= system;
-    }
-    for (size_t i = 0; i < n; i++) {
-        llama3_header(c, m[i].role);
-        add_trimmed(c, m[i].content, m[i].content_bytes);
-        add_control(c, t->chat_close);
-    }
-    if (prompt || t->chat_always_prompts)
-        llama3_header(c, "assistant");
-}
-
-/* Contents with a line end between two; nothing is said of roles, and there is no generation prompt. */
-static void render_bytes(struct chat_run *c, const struct chat_message *m, size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        add_words(c, i > 0 ? "\n" : "");
-        add_text(c, m[i].content, m[i].content_bytes);
-    }
-}
-
-static enum status check_messages(const struct chat_message *m, size_t n, struct error *err)
-{
-    static const char *const roles[] = { "system", "user", "assistant" };
-    if (n == 0)
-        return error_set(err, ST_INVALID, "messages: there is none");
-    for (size_t i = 0; i < n; i++) {
-        bool known = false;
-        for (size_t r = 0; r < sizeof roles / sizeof roles[0]; r++)
-            known = known || strcmp(m[i].role, roles[r]) == 0;
-        if (!known)
-            return error_set(err, ST_INVALID, "messages[%zu].role: \"%.40s\" is not one of system, user, assistant", i,
-                             m[i].role);
-    }
+    struct error why = { 0 };
+    const enum status st = jinja_template_new(v->chat_template, strlen(v->chat_template), &t->chat, &why);
+    if (st == ST_NO_MEMORY)
+        return st;
+    if (st)
+        error_set(&t->chat_error, ST_UNSUPPORTED, "the model's chat template cannot be evaluated: %s", why.text);
     return ST_OK;
 }
 
-enum status chat_encode(const struct tokenizer *t, const struct chat_message *messages, size_t n_messages,
-                        bool generation_prompt, size_t ids_max, int32_t **ids_out, size_t *n_out, struct error *err)
+void chat_deinit(struct tokenizer *t)
 {
-    if (t->chat == CHAT_NONE)
-        return error_set(err, t->chat_error.status, "%s", t->chat_error.text);
-    enum status st = check_messages(messages, n_messages, err);
-    if (st)
-        return st;
-    struct chat_run c = { .t = t, .run = { .ids_max = ids_max } };
-    c.st = bpe_run_reserve(&c.run, 256);
-    if (t->chat == CHAT_BYTES)
-        render_bytes(&c, messages, n_messages);
-    else if (t->chat == CHAT_SMOLLM2)
-        render_smollm2(&c, messages, n_messages, generation_prompt);
-    else
-        render_llama3(&c, messages, n_messages, generation_prompt);
-    flush_text(&c);
-    if (!c.st)
-        bpe_run_take(&c.run, ids_out, n_out);
-    else if (c.st == ST_TOO_LARGE)
-        error_set(err, c.st, "messages: more than %zu tokens", ids_max);
-    bpe_run_deinit(&c.run);
-    free(c.text);
-    return c.st;
+    jinja_template_free(t->chat);
+    free(t->bos_text);
+    free(t->eos_text);
 }
 
-/* ---- chats as JSON ---- */
+enum status tokenizer_set_date(struct tokenizer *t, const char *date, struct error *err)
+{
+    struct tm day = { 0 };
+    time_t moment = time(NULL);
+    if (strcmp(date, "none") == 0) {
+        t->has_now = false;
+        return ST_OK;
+    }
+    if (strcmp(date, "start") != 0) {
+        const char *end = strptime(date, "%Y-%m-%d", &day);
+        const int asked = day.tm_mday;
+        moment = end && !*end && strlen(date) == 10 ? timegm(&day) : -1;
+        moment = asked == day.tm_mday ? moment : -1; /* the 30th of February */
+    }
+    if (moment == -1 || !gmtime_r(&moment, &day))
+        return error_set(err, ST_INVALID, "template-date: \"%.40s\" is none of start, none, YYYY-MM-DD", date);
+    t->now = day;
+    t->has_now = true;
+    return ST_OK;
+}
+
+const char *chat_refusal(const struct tokenizer *t)
+{
+    return t->chat_error.status ? t->chat_error.text : NULL;
+}
 
 bool chat_reads(const struct tokenizer *t, const char *variable)
 {
-    return t->chat != CHAT_NONE && strcmp(variable, "messages") == 0;
+    return t->chat && jinja_template_names(t->chat, variable);
 }
 
-static enum status message_of_json(const json_t *v, size_t i, struct chat_message *m, struct error *err)
+/* ---- what may come in ---- */
+
+static enum status check_message(const json_t *m, size_t i, struct error *err)
 {
-    const json_t *role = json_object_get(v, "role"), *content = json_object_get(v, "content");
-    if (!json_is_string(role) || strlen(json_string_value(role)) != json_string_length(role))
+    static const char *const roles[] = { "system", "developer", "user", "assistant", "tool", "function", "ipython" };
+    if (!json_is_object(m))
+        return error_set(err, ST_INVALID, "messages[%zu]: must be an object", i);
+    const json_t *role = json_object_get(m, "role");
+    if (!json_is_string(role))
         return error_set(err, ST_INVALID, "messages[%zu].role: must be a string", i);
-    if (!json_is_string(content))
-        return error_set(err, ST_INVALID, "messages[%zu].content: must be a string", i);
-    *m = (struct chat_message){ json_string_value(role), json_string_value(content), json_string_length(content) };
+    const char *text = json_string_value(role);
+    for (size_t k = 0; k < sizeof roles / sizeof roles[0]; k++) {
+        if (strcmp(text, roles[k]) == 0 && strlen(text) == json_string_length(role))
+            return ST_OK;
+    }
+    return error_set(err, ST_INVALID,
+                     "messages[%zu].role: \"%.40s\" is not one of system, developer, user, assistant, tool", i, text);
+}
+
+static enum status check_input(const struct tokenizer *t, const struct chat_input *in, struct error *err)
+{
+    const size_t n = json_array_size(in->messages);
+    enum status st = ST_OK;
+    if (t->chat_error.status)
+        return error_set(err, t->chat_error.status, "%s", t->chat_error.text);
+    if (n == 0)
+        return error_set(err, ST_INVALID, "messages: there is none");
+    for (size_t i = 0; !st && i < n; i++)
+        st = check_message(json_array_get(in->messages, i), i, err);
+    if (st)
+        return st;
+    if (in->tools && !json_is_array(in->tools))
+        return error_set(err, ST_INVALID, "tools: must be an array");
+    if (json_array_size(in->tools) > 0 && !chat_reads(t, "tools"))
+        return error_set(err, ST_UNSUPPORTED, "tools: the chat template of this model takes none");
+    if (in->kwargs && !json_is_object(in->kwargs))
+        return error_set(err, ST_INVALID, "chat_template_kwargs: must be an object");
     return ST_OK;
+}
+
+struct variables {
+    struct jinja_variable list[VARIABLES_MAX];
+    size_t n;
+};
+
+static enum status add_kwargs(struct variables *v, const json_t *kwargs, struct error *err)
+{
+    const size_t n_own = v->n;
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)kwargs, key, value)
+    {
+        for (size_t i = 0; i < n_own; i++) {
+            if (strcmp(v->list[i].name, key) == 0)
+                return error_set(err, ST_INVALID, "chat_template_kwargs: %s may not be set", key);
+        }
+        if (v->n == VARIABLES_MAX)
+            return error_set(err, ST_INVALID, "chat_template_kwargs: more than %zu variables", VARIABLES_MAX - n_own);
+        v->list[v->n++] = (struct jinja_variable){ .name = key, .json = value };
+    }
+    return ST_OK;
+}
+
+/* As `transformers` passes them: tools and documents are none when there are none; a token that the model lacks is not defined. */
+static enum status render(const struct tokenizer *t, const struct chat_input *in, struct jinja_output *out,
+                          struct error *err)
+{
+    struct variables v = { .list = { { .name = "messages", .json = in->messages },
+                                     { .name = "tools", .json = in->tools },
+                                     { .name = "documents" },
+                                     { .name = "add_generation_prompt", .flag = &in->generation_prompt } },
+                           .n = 4 };
+    const struct {
+        const char *name, *text;
+    } tokens[] = { { "bos_token", t->bos_text }, { "eos_token", t->eos_text } };
+    for (int i = 0; i < 2; i++) {
+        if (tokens[i].text)
+            v.list[v.n++] = (struct jinja_variable){ .name = tokens[i].name, .text = tokens[i].text };
+    }
+    enum status st = add_kwargs(&v, in->kwargs, err);
+    if (st)
+        return st;
+    const struct jinja_input input = {
+        .variables = v.list, .n_variables = v.n, .now = t->has_now ? &t->now : NULL, .memory_max = RENDER_BYTES_MAX
+    };
+    struct error why = { 0 };
+    st = jinja_render(t->chat, &input, out, &why);
+    if (st == ST_TOO_LARGE) /* work, not tokens */
+        st = ST_INVALID;
+    return st ? error_set(err, st, "%s", *why.text ? why.text : status_text(st)) : ST_OK;
+}
+
+/* Contents with a line end between two; nothing is said of roles, and there is no generation prompt. */
+static enum status render_bytes(const struct chat_input *in, char **text_out, size_t *bytes_out, struct error *err)
+{
+    const size_t n = json_array_size(in->messages);
+    size_t bytes = n;
+    for (size_t i = 0; i < n; i++) {
+        const json_t *content = json_object_get(json_array_get(in->messages, i), "content");
+        if (content && !json_is_string(content) && !json_is_null(content))
+            return error_set(err, ST_INVALID, "messages[%zu].content: must be a string", i);
+        bytes += json_string_length(content);
+    }
+    char *text = malloc(bytes + 1);
+    if (!text)
+        return ST_NO_MEMORY;
+    size_t at = 0;
+    for (size_t i = 0; i < n; i++) {
+        const json_t *content = json_object_get(json_array_get(in->messages, i), "content");
+        if (i > 0)
+            text[at++] = '\n';
+        if (json_string_length(content) > 0)
+            memcpy(text + at, json_string_value(content), json_string_length(content));
+        at += json_string_length(content);
+    }
+    text[at] = '\0';
+    *text_out = text;
+    *bytes_out = at;
+    return ST_OK;
+}
+
+/* ---- to tokens ---- */
+
+/* A stretch of the text that the template wrote itself. */
+struct stretch {
+    size_t from, to;
+};
+
+struct rendered {
+    char *text;
+    size_t bytes;
+    struct stretch *own;
+    size_t n_own;
+};
+
+static void rendered_deinit(struct rendered *d)
+{
+    free(d->text);
+    free(d->own);
+}
+
+static enum status rendered_join(const struct jinja_output *out, struct rendered *d)
+{
+    d->text = malloc(out->bytes + 1);
+    d->own = malloc((out->n_parts + 1) * sizeof *d->own);
+    if (!d->text || !d->own)
+        return ST_NO_MEMORY;
+    for (size_t i = 0; i < out->n_parts; i++) {
+        const struct jinja_part *p = &out->parts[i];
+        memcpy(d->text + d->bytes, p->text, p->bytes);
+        if (!p->foreign && d->n_own > 0 && d->own[d->n_own - 1].to == d->bytes)
+            d->own[d->n_own - 1].to += p->bytes;
+        else if (!p->foreign)
+            d->own[d->n_own++] = (struct stretch){ d->bytes, d->bytes + p->bytes };
+        d->bytes += p->bytes;
+    }
+    d->text[d->bytes] = '\0';
+    return ST_OK;
+}
+
+static enum status chat_text(const struct tokenizer *t, const struct chat_input *in, struct rendered *d,
+                             struct error *err)
+{
+    enum status st = check_input(t, in, err);
+    if (st)
+        return st;
+    if (!t->chat)
+        return render_bytes(in, &d->text, &d->bytes, err);
+    struct jinja_output out = { 0 };
+    st = render(t, in, &out, err);
+    if (!st)
+        st = rendered_join(&out, d);
+    jinja_output_free(&out);
+    return st;
+}
+
+/*
+ * Control tokens are looked for in the template's own stretches alone. What is between two of them is encoded in one piece, whoever wrote it,
+ * as the whole rendered text would be (a token may hold the words of both).
+ */
+static enum status encode(const struct tokenizer *t, const struct rendered *d, struct bpe_run *run)
+{
+    const uint8_t *const text = (const uint8_t *)d->text, *done = text;
+    enum status st = ST_OK;
+    for (size_t i = 0; i < d->n_own && !st; i++) {
+        const uint8_t *p = text + d->own[i].from, *end = text + d->own[i].to, *from, *to;
+        while (!st && p < end) {
+            const int32_t id = added_find(t->added, p, end, true, &from, &to);
+            if (id < 0)
+                break;
+            p = to;
+            if (!tokenizer_is_control(t, id))
+                continue;
+            st = tokenizer_append(t, done, (size_t)(from - done), false, run);
+            if (!st)
+                st = bpe_run_add(run, id);
+            done = to;
+        }
+    }
+    return st ? st : tokenizer_append(t, done, (size_t)(text + d->bytes - done), false, run);
 }
 
 enum status chat_encode_json(const struct tokenizer *t, const struct chat_input *in, size_t ids_max, int32_t **ids_out,
                              size_t *n_out, struct error *err)
 {
-    const size_t n = json_array_size(in->messages);
-    if (json_array_size(in->tools) > 0)
-        return error_set(err, ST_UNSUPPORTED, "tools: the chat template of this model takes none");
-    if (n == 0)
-        return error_set(err, ST_INVALID, "messages: there is none");
-    struct chat_message *messages = calloc(n, sizeof *messages);
-    enum status st = messages ? ST_OK : ST_NO_MEMORY;
-    for (size_t i = 0; !st && i < n; i++)
-        st = message_of_json(json_array_get(in->messages, i), i, &messages[i], err);
+    struct rendered d = { 0 };
+    struct bpe_run run = { .ids_max = ids_max };
+    enum status st = chat_text(t, in, &d, err);
     if (!st)
-        st = chat_encode(t, messages, n, in->generation_prompt, ids_max, ids_out, n_out, err);
-    free(messages);
+        st = bpe_run_reserve(&run, d.bytes / 4 + 1);
+    if (!st)
+        st = encode(t, &d, &run);
+    if (!st)
+        bpe_run_take(&run, ids_out, n_out);
+    else if (st == ST_TOO_LARGE)
+        error_set(err, st, "messages: more than %zu tokens", ids_max);
+    bpe_run_deinit(&run);
+    rendered_deinit(&d);
+    return st;
+}
+
+enum status chat_render_json(const struct tokenizer *t, const struct chat_input *in, char **text_out, size_t *bytes_out,
+                             struct error *err)
+{
+    struct rendered d = { 0 };
+    const enum status st = chat_text(t, in, &d, err);
+    if (!st) {
+        *text_out = d.text;
+        *bytes_out = d.bytes;
+        d.text = NULL;
+    }
+    rendered_deinit(&d);
+    return st;
+}
+
+enum status chat_encode(const struct tokenizer *t, const struct chat_message *messages, size_t n_messages,
+                        bool generation_prompt, size_t ids_max, int32_t **ids_out, size_t *n_out, struct error *err)
+{
+    json_t *list = json_array();
+    enum status st = list ? ST_OK : ST_NO_MEMORY;
+    for (size_t i = 0; !st && i < n_messages; i++) {
+        json_t *m = json_object();
+        /* bytes that are no UTF-8 are the tokenizer's affair */
+        if (json_object_set_new(m, "role", json_stringn_nocheck(messages[i].role, strlen(messages[i].role))) ||
+            json_object_set_new(m, "content", json_stringn_nocheck(messages[i].content, messages[i].content_bytes)) ||
+            json_array_append(list, m))
+            st = ST_NO_MEMORY;
+        json_decref(m);
+    }
+    if (!st)
+        st = chat_encode_json(t, &(struct chat_input){ .messages = list, .generation_prompt = generation_prompt },
+                              ids_max, ids_out, n_out, err);
+    json_decref(list);
     return st;
 }

@@ -3,16 +3,17 @@
 
 /* What the files of this folder share, and how tests make a tokenizer without a model. */
 
+#include <time.h>
+
 #include "coordinator/tokenizer/added.h"
 #include "coordinator/tokenizer/bpe.h"
+#include "coordinator/tokenizer/jinja/jinja.h"
 #include "coordinator/tokenizer/split.h"
 #include "coordinator/tokenizer/tokenizer.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-enum chat_kind { CHAT_NONE, CHAT_BYTES, CHAT_SMOLLM2, CHAT_LLAMA3, CHAT_LLAMA31 };
 
 struct token_text {
     const uint8_t *bytes;
@@ -29,11 +30,11 @@ struct tokenizer {
     size_t token_bytes_max;
     int32_t bos;
     /* of chats: */
-    enum chat_kind chat;
-    bool chat_always_prompts; /* the template ends with the generation prompt even if not asked */
-    int32_t chat_open, chat_middle,
-        chat_close;          /* the family's control tokens: before the role, after it, after the content */
-    struct error chat_error; /* why chat is CHAT_NONE */
+    struct jinja_template *chat; /* NULL: bytes, or chat_error */
+    struct error chat_error;
+    char *bos_text, *eos_text; /* the template's bos_token and eos_token, or NULL */
+    struct tm now;
+    bool has_now;
 };
 
 /* tokenizer_new for a vocabulary (borrowed) that comes from elsewhere. bos: -1: none. seed: of hash tables. */
@@ -44,11 +45,9 @@ enum status tokenizer_build(const struct model_vocab *v, int32_t bos, uint64_t s
 enum status tokenizer_append(const struct tokenizer *t, const uint8_t *text, size_t bytes, bool specials,
                              struct bpe_run *run);
 
-/* Finds out the chat family of t->vocab and fills in the fields of chats; a template that is not known is no error here. */
-void chat_init(struct tokenizer *t);
-
-/* The id of the control or user-defined token of this name; -1: none. */
-int32_t tokenizer_find_control(const struct tokenizer *t, const char *name);
+/* Parses the template of t->vocab and fills in the fields of chats; a template that is not supported is no error here. ST_NO_MEMORY. */
+enum status chat_init(struct tokenizer *t);
+void chat_deinit(struct tokenizer *t);
 
 #ifdef __cplusplus
 }

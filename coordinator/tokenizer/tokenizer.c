@@ -106,11 +106,12 @@ enum status tokenizer_build(const struct model_vocab *v, int32_t bos, uint64_t s
         st = texts_init(t);
     if (!st)
         st = added_new(v, &t->added);
+    if (!st)
+        st = chat_init(t);
     if (st) {
         tokenizer_free(t);
         return st;
     }
-    chat_init(t);
     *tokenizer_out = t;
     return ST_OK;
 }
@@ -127,6 +128,7 @@ void tokenizer_free(struct tokenizer *t)
 {
     if (!t)
         return;
+    chat_deinit(t);
     bpe_free(t->bpe);
     splitter_free(t->splitter);
     added_free(t->added);
@@ -217,11 +219,4 @@ bool tokenizer_is_control(const struct tokenizer *t, int32_t id)
 uint32_t tokenizer_n_tokens(const struct tokenizer *t)
 {
     return t->vocab->n_tokens;
-}
-
-int32_t tokenizer_find_control(const struct tokenizer *t, const char *name)
-{
-    const uint8_t *p = (const uint8_t *)name, *end = p + strlen(name), *from = NULL, *to = NULL;
-    const int32_t id = added_find(t->added, p, end, true, &from, &to);
-    return id >= 0 && from == p && to == end ? id : -1;
 }

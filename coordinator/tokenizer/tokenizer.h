@@ -59,28 +59,21 @@ const char *token_stream_finish(struct token_stream *s, size_t *bytes_out);
 
 /* ---- chat templates (coordinator/tokenizer/chat.c) ---- */
 
-struct chat_message {
-    const char *role; /* system, user, assistant */
-    const char *content;
-    size_t content_bytes;
-};
-
 /*
- * Renders and encodes a chat: control tokens come from the template alone, so that nobody can inject a role; everything else is encoded as
- * the rendered text would be. ids_out as above, ends with the generation prompt if asked. The family is told by the model's template, which
- * is compared with known ones, whatever its layout:
- *   smollm2  ChatML; a system message of SmolLM's own if the first message is none
- *   llama3   bos, headers, trimmed contents; from 3.1 on a system block with the cutting knowledge date and, pinned, "26 Jul 2024"
- *   bytes    byte vocabularies: the contents with a line end between two; no roles, no generation prompt
- * ST_UNSUPPORTED (named): the model's template is of no known family; ST_INVALID: no message, or a role other than system, user and
- * assistant; ST_TOO_LARGE: over ids_max.
+ * What the model's template may call strftime_now for. "start": the moment of this call, in UTC, for as long as the tokenizer lives, so that
+ * a new day does not change the first tokens of every chat and empty the prefix cache; "YYYY-MM-DD": midnight of that day; "none": there
+ * is no strftime_now, and templates fall back to a date of their own. The default is "none". Before the tokenizer is shared. ST_INVALID.
  */
-enum status chat_encode(const struct tokenizer *t, const struct chat_message *messages, size_t n_messages,
-                        bool generation_prompt, size_t ids_max, int32_t **ids_out, size_t *n_out, struct error *err);
+enum status tokenizer_set_date(struct tokenizer *t, const char *date, struct error *err);
+
+/* NULL: chats can be rendered. Else why not, in words: the model has no template, or it holds what is not supported (named, with its line). */
+const char *chat_refusal(const struct tokenizer *t);
+/* The template reads the variable of this name ("tools", "enable_thinking"). */
+bool chat_reads(const struct tokenizer *t, const char *variable);
 
 /*
- * The same for a chat as JSON (jansson's json_t), as the OpenAI API spells it. What a template does with any of it is the template's affair:
- * members of a message beside role and content (tool_calls, tool_call_id, name, reasoning_content ...) are passed on as they are.
+ * A chat as JSON (jansson's json_t), as the OpenAI API spells it. What a template does with any of it is the template's affair: members of
+ * a message beside role and content (tool_calls, tool_call_id, name, reasoning_content ...) are passed on as they are.
  */
 struct chat_input {
     const struct json_t
@@ -91,18 +84,31 @@ struct chat_input {
 };
 
 /*
- * in: borrowed for the call; not changed, so one tree may serve several threads. A string of it never becomes a control token. Errors as
- * chat_encode; also ST_INVALID with the template's own words (raise_exception), with the field that is of a wrong type, with a variable of
- * kwargs that may not be set (messages, tools, add_generation_prompt, bos_token, eos_token); ST_UNSUPPORTED: tools for a template that
- * takes none.
+ * Renders a chat with the model's own template (coordinator/tokenizer/jinja) and encodes it. Control tokens come from the template's own
+ * words, bos_token and eos_token alone: no string of the input, however it is cut or joined, becomes one, so nobody can inject a role.
+ * Everything else is encoded as the rendered text would be. For vocabularies of bytes: the contents with a line end between two.
+ *
+ * in: borrowed for the call; not changed, so one tree may serve several threads. ids_out as tokenizer_encode.
+ * ST_UNSUPPORTED: chat_refusal, or tools for a template that reads none; ST_INVALID: the template's own words (raise_exception), what the
+ * template cannot do with this input, no message, a field of a wrong type, a role that is not known, a variable in kwargs that may not be
+ * set (messages, tools, documents, add_generation_prompt, bos_token, eos_token); ST_TOO_LARGE: over ids_max.
  */
 enum status chat_encode_json(const struct tokenizer *t, const struct chat_input *in, size_t ids_max, int32_t **ids_out,
                              size_t *n_out, struct error *err);
-/* The template reads the variable of this name ("tools", "enable_thinking"). */
-bool chat_reads(const struct tokenizer *t, const char *variable);
 
-/* "smollm2", "llama3", "bytes": the family, or NULL if none is known (then chat_encode is refused). */
-const char *chat_family(const struct tokenizer *t);
+/* The rendered text alone: malloc'd, with a NUL after it. */
+enum status chat_render_json(const struct tokenizer *t, const struct chat_input *in, char **text_out, size_t *bytes_out,
+                             struct error *err);
+
+struct chat_message {
+    const char *role;
+    const char *content;
+    size_t content_bytes;
+};
+
+/* chat_encode_json for messages of role and content alone. */
+enum status chat_encode(const struct tokenizer *t, const struct chat_message *messages, size_t n_messages,
+                        bool generation_prompt, size_t ids_max, int32_t **ids_out, size_t *n_out, struct error *err);
 
 #ifdef __cplusplus
 }

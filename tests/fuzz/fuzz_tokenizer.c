@@ -1,6 +1,6 @@
 /*
  * Any bytes through every rule, there and back. The first byte chooses the tokenizer and whether control tokens are looked for; some inputs
- * are tokenizer.json, patterns or chat templates instead.
+ * are tokenizer.json or patterns instead.
  */
 /* fuzz-libs: longspan_tokenizer */
 #include <stdlib.h>
@@ -8,7 +8,6 @@
 
 #include "coordinator/tokenizer/internal.h"
 #include "coordinator/tokenizer/rules.h"
-#include "coordinator/tokenizer/template.h"
 #include "coordinator/tokenizer/unicode.h"
 #include "tests/unit/tokenizer/tiny_vocab.h"
 
@@ -123,16 +122,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         bool unk;
         if (!rules_from_json(text, size - 1, &s, &unk, NULL))
             splitter_free(s);
-    } else if (what < 250) {
+    } else {
         struct splitter *s = splitter_new();
         CHECK(s);
         splitter_add_pattern(s, text, size - 1 < 256 ? size - 1 : 256, what & 1, true,
                              NULL); /* compiled, not run: any time is a pattern's right */
         splitter_free(s);
-    } else {
-        char *form;
-        if (!template_normal_form(text, &form))
-            free(form);
     }
     free(text);
     return 0;
