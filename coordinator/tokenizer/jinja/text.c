@@ -150,10 +150,10 @@ static bool is_space(uint32_t point)
 
 static bool is_stripped(uint32_t point, const char *set, size_t set_bytes)
 {
-    const uint8_t *p = (const uint8_t *)set, *end = p + set_bytes;
     uint32_t one;
     if (!set)
         return is_space(point);
+    const uint8_t *p = (const uint8_t *)set, *end = p + set_bytes;
     for (; p < end; p += utf8_next(p, end, &one)) {
         utf8_next(p, end, &one);
         if (one == point)
