@@ -47,6 +47,7 @@ int command_coordinator(int argc, char **argv)
         .precision = s.precision,
         .kv_codec = s.kv_codec,
         .selector = s.selector,
+        .template_date = s.template_date,
         .sched = { .positions_max = s.positions_max,
                    .step_rows_max = s.step_rows_max,
                    .prefill_chunk_rows = s.prefill_chunk_rows,

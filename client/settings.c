@@ -20,6 +20,8 @@ const struct config_field settings_fields[] = {
     { "precision", "bf16", CONFIG_CHOICE, TEXT(precision), 0, 0, "bf16|float32", SERVE, "of activations and open blocks; float32 runs the reference kernels" },
     { "kv-codec", "bf16", CONFIG_CHOICE, TEXT(kv_codec), 0, 0, "bf16", SERVE, "how sealed KV blocks are coded" },
     { "selector", "dense", CONFIG_CHOICE, TEXT(selector), 0, 0, "dense", SERVE, "who picks the KV that takes part" },
+    { "template-date", "start", CONFIG_TEXT, TEXT(template_date), 0, 0, NULL, SERVE,
+      "day that chat templates may ask for: start (of the coordinator, UTC), YYYY-MM-DD, none; a new one changes the first tokens of every chat" },
     { "positions-max", "0", CONFIG_U32, PLAIN(positions_max), 0, 1 << 24, NULL, SERVE, "longest context served; 0: the model's" },
 
     { "http", "127.0.0.1:8080", CONFIG_ADDRESS, TEXT(http), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "OpenAI-compatible HTTP" },

@@ -94,8 +94,12 @@ static enum status model_load(struct coordinator *c, struct error *err)
     enum status st = model_open(c->config->model, &c->model, err);
     if (st == ST_OK)
         st = tokenizer_new(c->model, &c->tokenizer, err);
+    if (st == ST_OK)
+        st = tokenizer_set_date(c->tokenizer, c->config->template_date ? c->config->template_date : "start", err);
     if (st)
         return st;
+    if (chat_refusal(c->tokenizer))
+        log_warn("chats are refused: %s", chat_refusal(c->tokenizer));
     const uint32_t most = model_config(c->model)->positions_max;
     if (wanted > most)
         return error_set(err, ST_INVALID, "positions-max: %u, but model %s was made for %u", wanted,
