@@ -22,6 +22,9 @@ bool linear_accepts_q_amx(const struct linear_shape *shape);
 size_t linear_scratch_q_amx(const struct linear_shape *shape, uint32_t n_rows);
 void linear_run_q_amx(const struct linear_args *args);
 
+/* One row, with the bits of the two variants around: sums of x [n_blocks][16], or NULL without m'; scratch: n_in floats, rounded up to 32. */
+void linear_one_row_amx(const struct linear_args *args, const float *sums, float *scratch);
+
 bool linear_accepts_q6_amx(const struct linear_shape *shape);
 size_t linear_scratch_q6_amx(const struct linear_shape *shape, uint32_t n_rows);
 void linear_run_q6_amx(const struct linear_args *args);

@@ -1,6 +1,7 @@
 #include "kernels/cpu/linear_variants.h"
 
 #include "kernels/cpu/linear_amx.h"
+#include "kernels/cpu/linear_codes_amx.h"
 
 /*
  * Q6_K by AMX without rounding a weight: codes less 32 are exact in bf16. Every 16 inputs have a scale of their own, so the tiles are half as
@@ -29,46 +30,7 @@ static void configure(uint32_t rows, int n_c)
     _tile_loadconfig(&config);
 }
 
-#define BF16_INT(i) ((uint16_t)((i) == 0 ? 0 : (i) < 0 ? 0x8000 | BF16_SIZE(-(i)) : BF16_SIZE(i)))
-#define BF16_SIZE(i)                                                                                                   \
-    ((i) >= 32   ? 0x4200 + ((i)-32) * 4                                                                               \
-     : (i) >= 16 ? 0x4180 + ((i)-16) * 8                                                                               \
-     : (i) >= 8  ? 0x4100 + ((i)-8) * 16                                                                               \
-     : (i) >= 4  ? 0x4080 + ((i)-4) * 32                                                                               \
-     : (i) >= 2  ? 0x4000 + ((i)-2) * 64                                                                               \
-                 : 0x3F80)
-#define BF16_4(i)  BF16_INT(i), BF16_INT((i) + 1), BF16_INT((i) + 2), BF16_INT((i) + 3)
-#define BF16_16(i) BF16_4(i), BF16_4((i) + 4), BF16_4((i) + 8), BF16_4((i) + 12)
-
-/* bf16 of -32 .. 31 */
-static const uint16_t values[64] __attribute__((aligned(64))) = { BF16_16(-32), BF16_16(-16), BF16_16(0), BF16_16(16) };
-
-/* One block of codes to the B tiles of its two halves. The look-up takes the low six bits of a word. */
-INLINE void expand(const uint8_t *codes, uint8_t *tiles)
-{
-    const __m512i below = _mm512_load_si512(values), above = _mm512_load_si512(values + 32);
-    const __m512i nibble = _mm512_set1_epi16(15);
-    enum { SELECT = 0xCA };
-#pragma GCC unroll 16
-    for (unsigned row = 0; row < 16; row++) {
-        const __m512i low = _mm512_load_si512(codes + (size_t)(row / 4) * 64);
-        const __m512i high = _mm512_load_si512(codes + LINEAR_CODES_Q4 + (size_t)(row / 8) * 64);
-        const unsigned at = row % 8 * 2;
-        const __m512i to_4 = at < 4 ? _mm512_slli_epi16(high, 4 - at) : _mm512_srli_epi16(high, at - 4);
-        const __m512i code = _mm512_ternarylogic_epi32(nibble, _mm512_srli_epi16(low, row % 4 * 4), to_4, SELECT);
-        _mm512_store_si512(tiles + (size_t)row * 64, _mm512_permutex2var_epi16(below, code, above));
-    }
-}
-
-/* d * scale of half i of block b */
-INLINE __m512 load_d(const uint8_t *group, size_t b, int i)
-{
-    const __m512 d = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)linear_d(WEIGHT_Q6_K, group, b)));
-    const __m128i scale = _mm_load_si128((const __m128i *)linear_scale(WEIGHT_Q6_K, group, b) + i);
-    return _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(scale)));
-}
-
-/* ---- up to 16 rows: as in linear_q_amx.c, the blocks of all groups are one stream, and each step comes some blocks after the one before ---- */
+/* ---- 2 to 16 rows: as in linear_q_amx.c, the blocks of all groups are one stream, and each step comes some blocks after the one before ---- */
 
 enum { PIPE_SLOTS = 4, PIPE_MULTIPLY = 1, PIPE_STORE = 2, PIPE_ADD = 4 };
 
@@ -130,7 +92,8 @@ INLINE void few_store(bool odd, float (*c)[AMX_ROWS * LINEAR_GROUP])
 INLINE void few_add(const struct few_at *at, const float (*c)[AMX_ROWS * LINEAR_GROUP], float *acc,
                     const uint32_t n_rows)
 {
-    const __m512 d0 = load_d(at->group, at->block, 0), d1 = load_d(at->group, at->block, 1);
+    const __m512 d0 = linear_load_d(WEIGHT_Q6_K, at->group, at->block, 0),
+                 d1 = linear_load_d(WEIGHT_Q6_K, at->group, at->block, 1);
     for (uint32_t r = 0; r < n_rows; r++) {
         __m512 v = at->block ? _mm512_load_ps(acc + r * LINEAR_GROUP) : _mm512_setzero_ps();
         v = _mm512_fmadd_ps(d0, _mm512_load_ps(c[0] + r * LINEAR_GROUP), v);
@@ -139,7 +102,7 @@ INLINE void few_add(const struct few_at *at, const float (*c)[AMX_ROWS * LINEAR_
     }
 }
 
-INLINE void few_rows(const struct linear_args *a, const uint32_t n_rows)
+static void few_rows(const struct linear_args *a, const uint32_t n_rows)
 {
     const size_t n_blocks = linear_n_blocks(a->shape), stride = linear_group_bytes(a->shape);
     const struct amx_chunk whole = { .args = a, .n_rows = n_rows };
@@ -154,7 +117,7 @@ INLINE void few_rows(const struct linear_args *a, const uint32_t n_rows)
             const uint8_t *codes = linear_codes(WEIGHT_Q6_K, expanded.group, expanded.block);
             for (size_t at = 0; at < linear_pair_bytes(WEIGHT_Q6_K) / 2; at += 64)
                 _mm_prefetch((const char *)codes + PREFETCH + at, _MM_HINT_T0);
-            expand(codes, p.b[i % PIPE_SLOTS]);
+            linear_expand(WEIGHT_Q6_K, codes, p.b[i % PIPE_SLOTS]);
             few_next(&expanded, n_blocks, stride);
         }
         if (i >= PIPE_ADD) {
@@ -210,7 +173,8 @@ static void chunk_blocks(const struct amx_chunk *c, const uint8_t *w, uint32_t g
     const size_t b0 = c->block_begin + first, n_blocks = linear_n_blocks(c->args->shape);
     const bool fresh = b0 == 0, final = b0 + HELD_BLOCKS == n_blocks;
     const uint8_t *b = c->expand + first * AMX_TILE;
-    const __m512 d[HELD] = { load_d(w, b0, 0), load_d(w, b0, 1), load_d(w, b0 + 1, 0), load_d(w, b0 + 1, 1) };
+    const __m512 d[HELD] = { linear_load_d(WEIGHT_Q6_K, w, b0, 0), linear_load_d(WEIGHT_Q6_K, w, b0, 1),
+                             linear_load_d(WEIGHT_Q6_K, w, b0 + 1, 0), linear_load_d(WEIGHT_Q6_K, w, b0 + 1, 1) };
     _tile_loadd(4, b, 64);
     _tile_loadd(5, b + HALF_TILE, 64);
     _tile_loadd(6, b + 2 * HALF_TILE, 64);
@@ -258,7 +222,7 @@ static void run_chunk(const struct amx_chunk *c)
     for (uint32_t g = c->group_begin; g < c->group_end; g++) {
         const uint8_t *w = (const uint8_t *)c->args->packed + (size_t)g * stride;
         for (size_t i = 0; i < n_blocks; i++)
-            expand(linear_codes(WEIGHT_Q6_K, w, c->block_begin + i), c->expand + i * AMX_TILE);
+            linear_expand(WEIGHT_Q6_K, linear_codes(WEIGHT_Q6_K, w, c->block_begin + i), c->expand + i * AMX_TILE);
         amx_sees(c->expand);
         for (size_t i = 0; i < n_blocks; i += HELD_BLOCKS) {
             /* what this group's neighbour will expand, asked for bit by bit */
@@ -277,7 +241,7 @@ bool linear_accepts_q6_amx(const struct linear_shape *shape)
 
 size_t linear_scratch_q6_amx(const struct linear_shape *shape, uint32_t n_rows)
 {
-    return n_rows <= AMX_ROWS ? 0 : amx_many_rows_scratch(shape, n_rows, false, true);
+    return n_rows <= AMX_ROWS ? shape->n_in * sizeof(float) : amx_many_rows_scratch(shape, n_rows, false, true);
 }
 
 void linear_run_q6_amx(const struct linear_args *a)
@@ -285,7 +249,7 @@ void linear_run_q6_amx(const struct linear_args *a)
     if (a->n_rows > AMX_ROWS)
         amx_many_rows(a, run_chunk, NULL, true);
     else if (a->n_rows == 1)
-        few_rows(a, 1);
+        linear_one_row_amx(a, NULL, a->scratch);
     else if (a->n_rows)
         few_rows(a, a->n_rows);
 }

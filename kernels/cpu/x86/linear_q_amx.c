@@ -1,6 +1,7 @@
 #include "kernels/cpu/linear_variants.h"
 
 #include "kernels/cpu/linear_amx.h"
+#include "kernels/cpu/linear_codes_amx.h"
 
 /*
  * Q8_0, and Q4 and Q5 types, by AMX without rounding a weight: integer codes are exact in bf16. A block of codes is expanded into a B tile,
@@ -15,103 +16,6 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum { PREFETCH = 2560 };
-
-INLINE bool has_min(enum weight_codec codec)
-{
-    return codec != WEIGHT_Q8_0;
-}
-
-/* A dword with byte `byte` of each dword of q as its top byte, as float: q * 2^24, whose low 16 bits are zero. */
-INLINE __m512i q8_float(__m512i quads, int byte)
-{
-    const __m128i to_top =
-        _mm_add_epi8(_mm_set_epi32(0x0C808080, 0x08808080, 0x04808080, 0x00808080), _mm_set1_epi32(byte << 24));
-    return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_shuffle_epi8(quads, _mm512_broadcast_i32x4(to_top))));
-}
-
-INLINE bool has_5_bits(enum weight_codec codec)
-{
-    return linear_codes_bytes(codec) == LINEAR_CODES_Q5;
-}
-
-/* bf16 of 32 .. 63 is 0x4200 + 4 q: of row 4j+i the low code goes from bits 4i of its word to bits 2, the fifth from bit 4j+i to bit 6 */
-INLINE void expand5(const uint8_t *codes, uint8_t *tile)
-{
-    const __m512i low = _mm512_set1_epi16(0x003C), fifth = _mm512_set1_epi16(0x0040), base = _mm512_set1_epi16(0x4200);
-    const __m512i high = _mm512_load_si512(codes + LINEAR_CODES_Q4);
-    enum { AND_OR = 0xEA };
-#pragma GCC unroll 4
-    for (unsigned j = 0; j < 4; j++) {
-        const __m512i line = _mm512_load_si512(codes + j * 64);
-        const __m512i to_2[4] = { _mm512_slli_epi16(line, 2), _mm512_srli_epi16(line, 2), _mm512_srli_epi16(line, 6),
-                                  _mm512_srli_epi16(line, 10) };
-#pragma GCC unroll 4
-        for (unsigned i = 0; i < 4; i++) {
-            const unsigned row = 4 * j + i;
-            const __m512i to_6 = row < 6 ? _mm512_slli_epi16(high, 6 - row) : _mm512_srli_epi16(high, row - 6);
-            const __m512i v = _mm512_ternarylogic_epi32(to_2[i], low, base, AND_OR);
-            _mm512_store_si512(tile + (size_t)row * 64, _mm512_ternarylogic_epi32(to_6, fifth, v, AND_OR));
-        }
-    }
-}
-
-/* One block of codes to a B tile of bf16. Q8_0: of q * 2^24, see load_d. */
-INLINE void expand(enum weight_codec codec, const uint8_t *codes, uint8_t *tile)
-{
-    if (codec == WEIGHT_Q8_0) {
-#pragma GCC unroll 8
-        for (int j = 0; j < 8; j++) {
-            const __m512i quads = _mm512_load_si512(codes + j * 64);
-            const __m512i a = q8_float(quads, 0), b = q8_float(quads, 1), c = q8_float(quads, 2),
-                          d = q8_float(quads, 3);
-            _mm512_store_si512(tile + j * 128, _mm512_or_si512(_mm512_srli_epi32(a, 16), b));
-            _mm512_store_si512(tile + j * 128 + 64, _mm512_or_si512(_mm512_srli_epi32(c, 16), d));
-        }
-        return;
-    }
-    if (has_5_bits(codec)) {
-        expand5(codes, tile);
-        return;
-    }
-    /* bf16 of 16 .. 31 is 0x4180 + 8 q: the code of row 4j+i goes from bits 4i of its word to bits 3 */
-    const __m512i bits = _mm512_set1_epi16(0x0078), base = _mm512_set1_epi16(0x4180);
-    enum { AND_OR = 0xEA };
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-        const __m512i line = _mm512_load_si512(codes + j * 64);
-        const __m512i a = _mm512_slli_epi16(line, 3), b = _mm512_srli_epi16(line, 1);
-        const __m512i c = _mm512_srli_epi16(line, 5), d = _mm512_srli_epi16(line, 9);
-        _mm512_store_si512(tile + j * 256, _mm512_ternarylogic_epi32(a, bits, base, AND_OR));
-        _mm512_store_si512(tile + j * 256 + 64, _mm512_ternarylogic_epi32(b, bits, base, AND_OR));
-        _mm512_store_si512(tile + j * 256 + 128, _mm512_ternarylogic_epi32(c, bits, base, AND_OR));
-        _mm512_store_si512(tile + j * 256 + 192, _mm512_ternarylogic_epi32(d, bits, base, AND_OR));
-    }
-}
-
-INLINE __m512 load_d(enum weight_codec codec, const uint8_t *group, size_t b)
-{
-    const __m512 d = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)linear_d(codec, group, b)));
-    if (linear_is_k(codec)) {
-        const __m128i scale = _mm_load_si128((const __m128i *)linear_scale(codec, group, b));
-        return _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(scale)));
-    }
-    return codec == WEIGHT_Q8_0 ? _mm512_mul_ps(d, _mm512_set1_ps(0x1p-24f)) : d;
-}
-
-/* m' of a codec that has one */
-INLINE __m512 load_m(enum weight_codec codec, const uint8_t *group, size_t b, __m512 d)
-{
-    if (!has_min(codec))
-        return _mm512_setzero_ps();
-    if (codec == WEIGHT_Q4_0 || codec == WEIGHT_Q5_0)
-        return _mm512_mul_ps(d, _mm512_set1_ps(codec == WEIGHT_Q4_0 ? -24 : -48));
-    const __m512 m = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)linear_m(codec, group, b)));
-    const __m512 less = _mm512_set1_ps(has_5_bits(codec) ? -32 : -16);
-    if (!linear_is_k(codec))
-        return _mm512_fmadd_ps(d, less, m);
-    const __m128i min = _mm_load_si128((const __m128i *)linear_min(codec, group, b));
-    return _mm512_fnmadd_ps(m, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(min)), _mm512_mul_ps(d, less));
-}
 
 /*
  * Sums of x over a block, in a fixed order: input 2i to 2i+1, then lanes to lanes half a vector away. Of one row, and of 16 rows at once by
@@ -186,7 +90,7 @@ static void sum_x(const struct linear_args *a, uint32_t row_begin, uint32_t n_ro
     }
 }
 
-/* ---- up to 16 rows ---- */
+/* ---- 2 to 16 rows; one row: linear_one_amx.c ---- */
 
 /*
  * The pairs of blocks of all groups are one stream. What lies between expanding a pair and adding its products, and how many pairs later each
@@ -224,8 +128,8 @@ INLINE void few_expand(enum weight_codec codec, const struct few_at *at, uint8_t
     const uint8_t *codes = linear_codes(codec, at->group, 2 * at->pair);
     for (size_t i = 0; i < linear_pair_bytes(codec); i += 64)
         _mm_prefetch((const char *)codes + PREFETCH + i, _MM_HINT_T0);
-    expand(codec, codes, b[0]);
-    expand(codec, codes + linear_codes_bytes(codec), b[1]);
+    linear_expand(codec, codes, b[0]);
+    linear_expand(codec, codes + linear_codes_bytes(codec), b[1]);
 }
 
 /* C of even places is in tiles 0 and 1, of odd ones in 2 and 3: one pair is stored while the next is multiplied. */
@@ -273,21 +177,21 @@ INLINE void few_add(enum weight_codec codec, const struct few_at *at, const floa
     __m512 d[2], m[2];
 #pragma GCC unroll 2
     for (int i = 0; i < n; i++) {
-        d[i] = load_d(codec, at->group, block + (size_t)i);
-        m[i] = load_m(codec, at->group, block + (size_t)i, d[i]);
+        d[i] = linear_load_d(codec, at->group, block + (size_t)i, 0);
+        m[i] = linear_load_m(codec, at->group, block + (size_t)i, d[i]);
     }
 #pragma GCC unroll 16
     for (uint32_t r = 0; r < room; r++) {
 #pragma GCC unroll 2
         for (int i = 0; i < n; i++) {
             acc[r] = _mm512_fmadd_ps(d[i], _mm512_load_ps(c[i] + r * LINEAR_GROUP), acc[r]);
-            if (has_min(codec))
+            if (linear_has_min(codec))
                 acc[r] = _mm512_fmadd_ps(m[i], _mm512_set1_ps(sums[(block + (size_t)i) * AMX_ROWS + r]), acc[r]);
         }
     }
 }
 
-/* room: 1, 4, 8 or 16, not less than the rows: how many sums are held in registers */
+/* room: 4, 8 or 16, not less than the rows: how many sums are held in registers */
 INLINE void few_rows(const struct linear_args *a, enum weight_codec codec, const uint32_t room)
 {
     const size_t n_blocks = linear_n_blocks(a->shape), n_pairs = (n_blocks + 1) / 2,
@@ -367,7 +271,7 @@ INLINE void add_products(enum weight_codec codec, const struct held *h, float (*
 #pragma GCC unroll 4
         for (int i = 0; i < n; i++) {
             v = _mm512_fmadd_ps(h->d[i], _mm512_load_ps(c[i] + r * LINEAR_GROUP), v);
-            if (has_min(codec))
+            if (linear_has_min(codec))
                 v = _mm512_fmadd_ps(h->m[i], _mm512_set1_ps(sums[i * AMX_ROWS + r]), v);
         }
         _mm512_storeu_ps(place->to + (size_t)r * place->to_stride, v);
@@ -400,13 +304,13 @@ INLINE void chunk_blocks(const struct amx_chunk *c, enum weight_codec codec, con
     const bool fresh = b0 == 0, final = b0 + (size_t)n == n_blocks;
     const uint8_t *b = c->expand + first * AMX_TILE;
     float *acc = amx_partial(c, 0, group);
-    const float *sums = has_min(codec) ? c->sums + b0 * AMX_ROWS : NULL;
+    const float *sums = linear_has_min(codec) ? c->sums + b0 * AMX_ROWS : NULL;
     struct sums_place place = { 0 };
     struct held h;
 #pragma GCC unroll 4
     for (int i = 0; i < n; i++) {
-        h.d[i] = load_d(codec, w, b0 + (size_t)i);
-        h.m[i] = load_m(codec, w, b0 + (size_t)i, h.d[i]);
+        h.d[i] = linear_load_d(codec, w, b0 + (size_t)i, 0);
+        h.m[i] = linear_load_m(codec, w, b0 + (size_t)i, h.d[i]);
     }
     _tile_loadd(4, b, 64);
     if (n > 1)
@@ -456,7 +360,7 @@ INLINE void chunk_blocks(const struct amx_chunk *c, enum weight_codec codec, con
             add_products(codec, &h, from, sums, &place, 12, n);
             if (final && place.to_stride == LINEAR_GROUP && place.to == acc + (size_t)(t - 1) * (AMX_TILE / 4))
                 amx_finish(c, t - 1, group, place.to);
-            sums = has_min(codec) ? sums + n_blocks * AMX_ROWS : NULL;
+            sums = linear_has_min(codec) ? sums + n_blocks * AMX_ROWS : NULL;
         }
         if (more && n > 2)
             _tile_stored(0, to[2], 64);
@@ -477,7 +381,7 @@ INLINE void run_chunk(const struct amx_chunk *c, enum weight_codec codec)
     for (uint32_t g = c->group_begin; g < c->group_end; g++) {
         const uint8_t *w = (const uint8_t *)c->args->packed + (size_t)g * stride;
         for (size_t i = 0; i < n_blocks; i++)
-            expand(codec, linear_codes(codec, w, c->block_begin + i), c->expand + i * AMX_TILE);
+            linear_expand(codec, linear_codes(codec, w, c->block_begin + i), c->expand + i * AMX_TILE);
         amx_sees(c->expand);
         size_t i = 0;
         for (; i + HELD <= n_blocks; i += HELD) {
@@ -503,9 +407,7 @@ INLINE void run_chunk(const struct amx_chunk *c, enum weight_codec codec)
     }                                                                                                                  \
     static void run_few_##codec(const struct linear_args *a)                                                           \
     {                                                                                                                  \
-        if (a->n_rows == 1)                                                                                            \
-            few_rows(a, WEIGHT_##codec, 1);                                                                            \
-        else if (a->n_rows <= 4)                                                                                       \
+        if (a->n_rows <= 4)                                                                                            \
             few_rows(a, WEIGHT_##codec, 4);                                                                            \
         else if (a->n_rows <= 8)                                                                                       \
             few_rows(a, WEIGHT_##codec, 8);                                                                            \
@@ -541,7 +443,7 @@ size_t linear_scratch_q_amx(const struct linear_shape *shape, uint32_t n_rows)
 {
     const bool sums = fns[shape->codec].wants_sums;
     if (n_rows <= AMX_ROWS)
-        return sums ? linear_n_blocks(shape) * AMX_ROWS * sizeof(float) : 0;
+        return linear_n_blocks(shape) * (LINEAR_BLOCK + (sums ? AMX_ROWS : 0)) * sizeof(float);
     return amx_many_rows_scratch(shape, n_rows, sums, true);
 }
 
@@ -557,5 +459,8 @@ void linear_run_q_amx(const struct linear_args *a)
     }
     if (sums)
         sums(a, 0, a->n_rows, linear_n_blocks(a->shape), a->scratch);
-    fns[codec].few(a);
+    if (a->n_rows == 1)
+        linear_one_row_amx(a, a->scratch, (float *)a->scratch + (sums ? linear_n_blocks(a->shape) * AMX_ROWS : 0));
+    else
+        fns[codec].few(a);
 }
