@@ -12,6 +12,7 @@ int command_coordinator(int argc, char **argv);
 int command_worker(int argc, char **argv);
 int command_generate(int argc, char **argv);
 int command_status(int argc, char **argv);
+int command_bench(int argc, char **argv);
 int command_model(int argc, char **argv);
 int command_config(int argc, char **argv);
 

@@ -13,6 +13,7 @@ static const struct command {
     { "worker", "a worker of a cluster", command_worker },
     { "generate", "an answer to a prompt, from a cluster or from one made for it", command_generate },
     { "status", "what a cluster is doing", command_status },
+    { "bench", "a load on an OpenAI-compatible server, this one or another, and what it measures", command_bench },
     { "model", "what a model is: shape, sizes, memory", command_model },
     { "config", "all settings with their values, as a file", command_config },
 };
