@@ -30,9 +30,11 @@ static uint64_t kind_bytes(const struct model *m, enum model_tensor_kind kind, u
     return bytes;
 }
 
-static const char *const kind_names[MODEL_TENSOR_KINDS] = { "embedding", "output_norm", "output", "attn_norm",
-                                                            "attn_q",    "attn_k",      "attn_v", "attn_out",
-                                                            "ffn_norm",  "ffn_gate",    "ffn_up", "ffn_down" };
+static const char *const kind_names[MODEL_TENSOR_KINDS] = { "embedding",   "output_norm", "output",      "attn_norm",
+                                                            "attn_q",      "attn_k",      "attn_v",      "attn_out",
+                                                            "ffn_norm",    "ffn_gate",    "ffn_up",      "ffn_down",
+                                                            "attn_q_bias", "attn_k_bias", "attn_v_bias", "attn_q_norm",
+                                                            "attn_k_norm" };
 
 static json_t *describe(const struct model *m)
 {

@@ -182,9 +182,11 @@ const struct attn_impl *attn_find(const struct attn_shape *shape,
 struct row_impl {
     const char *name;
     uint32_t needs;
-    /* out[i] = x[i] * w[i] / sqrt(mean(x^2) + eps), to out_type; out[n..pad) = 0. x [n] f32. */
+    /* out[i] = x[i] * w[i] / sqrt(mean(x^2) + eps), to out_type; out[n..pad) = 0. x [n] f32. out may be x (F32). Any alignment. */
     void (*rmsnorm)(const float *x, const float *w, uint32_t n, float eps, enum dtype out_type, void *out,
                     uint32_t pad);
+    /* x[i] += b[i]. The same bits in every variant. Any alignment. */
+    void (*add)(float *x, const float *b, uint32_t n);
     /* Rotates n_heads vectors of head_dim in place: pairs (i, i + D/2) by cos[i], sin[i]. */
     void (*rope)(float *x, uint32_t n_heads, uint32_t head_dim, const float *cos, const float *sin);
     /* out[i] = silu(gate[i]) * up[i]; out[n..pad) = 0 */

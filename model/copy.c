@@ -244,6 +244,7 @@ static void set_config(struct model_config *c, uint32_t positions)
         .n_vocab = BYTES,
         .positions_max = positions,
         .rms_eps = 1e-6f,
+        .rope_scale = 1,
         .rope_name = "constructed",
         .bos = -1,
     };

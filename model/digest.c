@@ -53,13 +53,14 @@ static void add_optional(struct gather *g, const char *text)
 /* The name is left out: it comes from the path. */
 static void add_config(struct gather *g, const struct model_config *c)
 {
-    const uint64_t numbers[] = { c->n_layers,    c->d_model, c->n_heads,       c->n_kv_heads,
-                                 c->head_dim,    c->d_ff,    c->n_vocab,       c->positions_max,
-                                 c->tied_output, c->add_bos, (uint64_t)c->bos, c->n_eos };
+    const uint64_t numbers[] = { c->n_layers,      c->d_model, c->n_heads,       c->n_kv_heads,  c->head_dim,
+                                 c->d_ff,          c->n_vocab, c->positions_max, c->tied_output, c->add_bos,
+                                 (uint64_t)c->bos, c->n_eos,   c->qkv_bias,      c->qk_norm };
     add_text(g, c->architecture, strlen(c->architecture));
     gather_add(g, numbers, sizeof numbers);
     gather_add(g, &c->rms_eps, sizeof c->rms_eps);
     gather_add(g, c->inv_freq, c->head_dim / 2 * sizeof c->inv_freq[0]);
+    gather_add(g, &c->rope_scale, sizeof c->rope_scale);
     gather_add(g, c->eos, c->n_eos * sizeof c->eos[0]);
 }
 
@@ -102,7 +103,7 @@ struct digest model_digest_make(const struct model *m)
     struct gather g;
     g.h = hasher_new();
     g.n = 0;
-    add_text(&g, "longspan model 1", 16);
+    add_text(&g, "longspan model 2", 16);
     add_config(&g, &m->config);
     add_vocab(&g, &m->vocab);
     add_optional(&g, m->recipe);

@@ -1,7 +1,7 @@
 #ifndef LONGSPAN_MODEL_GGUF_MODEL_H
 #define LONGSPAN_MODEL_GGUF_MODEL_H
 
-/* A model from GGUF files: what the keys of architecture llama mean, and which of them are refused. */
+/* A model from GGUF files: their tensors; keys in gguf_config.h. */
 
 #include "model/gguf.h"
 #include "model/source.h"

@@ -30,6 +30,11 @@ static const struct {
     { "mlp.gate_proj.weight", MODEL_FFN_GATE },
     { "mlp.up_proj.weight", MODEL_FFN_UP },
     { "mlp.down_proj.weight", MODEL_FFN_DOWN },
+    { "self_attn.q_proj.bias", MODEL_ATTN_Q_BIAS },
+    { "self_attn.k_proj.bias", MODEL_ATTN_K_BIAS },
+    { "self_attn.v_proj.bias", MODEL_ATTN_V_BIAS },
+    { "self_attn.q_norm.weight", MODEL_ATTN_Q_NORM },
+    { "self_attn.k_norm.weight", MODEL_ATTN_K_NORM },
 };
 
 /* "model.layers.12.<rest>" -> rest, 12; other names as they are. */
@@ -64,6 +69,8 @@ static enum status enter_tensor(struct model *m, const struct safetensor *t, con
             continue;
         if (kind == MODEL_OUTPUT && m->config.tied_output) /* a copy of the embedding */
             return ST_OK;
+        if (!model_kind_present(&m->config, kind))
+            break;
         if (layered && layer >= m->config.n_layers)
             REFUSE("%s: tensor %s: config.json has num_hidden_layers %u", where, shown, m->config.n_layers);
         for (size_t c = 0; c < sizeof plain / sizeof *plain; c++)
@@ -72,7 +79,8 @@ static enum status enter_tensor(struct model *m, const struct safetensor *t, con
                                         err);
         UNSUPPORTED("%s: tensor %s: dtype %s is not supported (BF16, F16, F32 are)", where, shown, t->dtype);
     }
-    UNSUPPORTED("%s: tensor %s: LlamaForCausalLM as implemented has no such tensor", where, shown);
+    UNSUPPORTED("%s: tensor %s: architecture %s as implemented has no such tensor", where, shown,
+                m->config.architecture);
 }
 
 static enum status path_join(char path[PATH_BYTES], const char *directory, const char *name, struct error *err)

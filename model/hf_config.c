@@ -31,6 +31,10 @@ static const char *const known_keys[] = {
     "rope_scaling",
     "rope_parameters",
     "layer_types",
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "original_max_position_embeddings",
     /* of training, storage and the Python library */
     "torch_dtype",
     "dtype",
@@ -62,7 +66,6 @@ static const char *const known_keys[] = {
     "gradient_checkpointing",
     "transformers.js_config",
     "is_llama_config",
-    "max_window_layers",
     "chunk_size_feed_forward",
     "use_bfloat16",
     "tf_legacy_loss",
@@ -77,7 +80,6 @@ static const char *const known_keys[] = {
     "auto_map",
     "keys_to_ignore_at_inference",
     "cross_attention_hidden_size",
-    "original_max_position_embeddings",
     /* of sampling, in old files */
     "do_sample",
     "temperature",
@@ -145,24 +147,52 @@ static enum status refuse_unknown_keys(const struct json_in *in, const char *con
     return ST_OK;
 }
 
-static enum status check_architecture(const struct json_in *in, struct error *err)
+static const struct architecture {
+    const char *class_name, *model_type;
+    bool qkv_bias, qk_norm;
+    bool
+        sizes_implied; /* absent head counts follow from others, as in LlamaConfig; elsewhere the library's defaults are of one model's size */
+    bool window_implied; /* an absent sliding_window is one of 4096 */
+    bool window_switch;  /* sliding_window counts only with use_sliding_window */
+} architectures[] = {
+    { .class_name = "LlamaForCausalLM", .model_type = "llama", .sizes_implied = true },
+    { .class_name = "MistralForCausalLM", .model_type = "mistral", .window_implied = true },
+    { .class_name = "Qwen2ForCausalLM", .model_type = "qwen2", .qkv_bias = true, .window_switch = true },
+    { .class_name = "Qwen3ForCausalLM", .model_type = "qwen3", .qk_norm = true, .window_switch = true },
+};
+
+static enum status find_architecture(const struct json_in *in, const struct architecture **found_out, struct error *err)
 {
     const json_t *list = json_find(in, "architectures");
+    const char *type;
+    char shown[64];
+    bool found;
+    if (!json_is_array(list) || json_array_size(list) != 1 || !json_is_string(json_array_get(list, 0)))
+        REFUSE("%s: key architectures is missing, or not a list of one name", in->where);
+    const struct architecture *a = NULL;
+    for (size_t i = 0; i < sizeof architectures / sizeof *architectures; i++)
+        if (strcmp(json_string_value(json_array_get(list, 0)), architectures[i].class_name) == 0)
+            a = &architectures[i];
+    if (!a)
+        UNSUPPORTED("%s: key architectures: %s is not supported (Llama, Mistral, Qwen2 and Qwen3 ForCausalLM are)",
+                    in->where, json_show(shown, sizeof shown, json_array_get(list, 0)));
+    const enum status st = json_read_text(in, "model_type", &type, &found, err);
+    if (st)
+        return st;
+    if (found && strcmp(type, a->model_type) != 0)
+        UNSUPPORTED("%s: key model_type: %s is not supported (%s is, with %s)", in->where,
+                    json_show(shown, sizeof shown, json_find(in, "model_type")), a->model_type, a->class_name);
+    *found_out = a;
+    return ST_OK;
+}
+
+static enum status check_layers(const struct json_in *in, struct error *err)
+{
     const char *text;
     char shown[64];
     bool found;
-    enum status st;
-    if (!json_is_array(list) || json_array_size(list) != 1 || !json_is_string(json_array_get(list, 0)))
-        REFUSE("%s: key architectures is missing, or not a list of one name", in->where);
-    if (strcmp(json_string_value(json_array_get(list, 0)), "LlamaForCausalLM") != 0)
-        UNSUPPORTED("%s: key architectures: %s is not supported (LlamaForCausalLM is)", in->where,
-                    json_show(shown, sizeof shown, json_array_get(list, 0)));
-    if ((st = json_read_text(in, "model_type", &text, &found, err)))
-        return st;
-    if (found && strcmp(text, "llama") != 0)
-        UNSUPPORTED("%s: key model_type: %s is not supported (llama is)", in->where,
-                    json_show(shown, sizeof shown, json_find(in, "model_type")));
-    if ((st = json_read_text(in, "hidden_act", &text, &found, err)))
+    const enum status st = json_read_text(in, "hidden_act", &text, &found, err);
+    if (st)
         return st;
     if (found && strcmp(text, "silu") != 0 && strcmp(text, "swish") != 0)
         UNSUPPORTED("%s: key hidden_act: %s is not supported (silu is)", in->where,
@@ -179,7 +209,30 @@ static enum status check_architecture(const struct json_in *in, struct error *er
     return ST_OK;
 }
 
-static enum status read_sizes(const struct json_in *in, struct model_config *c, struct error *err)
+/* A window that no position can outgrow is none. After the context length is known. */
+static enum status check_window(const struct json_in *in, const struct architecture *a, const struct model_config *c,
+                                struct error *err)
+{
+    const bool is_null = json_is_null(json_object_get(in->object, "sliding_window"));
+    uint32_t window = 4096, first = 28;
+    bool given, on = false, found;
+    enum status st;
+    if ((st = json_read_u32(in, "sliding_window", &window, &given, err)) ||
+        (st = json_read_bool(in, "use_sliding_window", &on, &found, err)) ||
+        (st = json_read_u32(in, "max_window_layers", &first, &found, err)))
+        return st;
+    if (on && !a->window_switch)
+        UNSUPPORTED("%s: key use_sliding_window: true is not supported", in->where);
+    const bool windowed = a->window_switch ? on && !is_null && first < c->n_layers && !json_find(in, "layer_types")
+                                           : given || (a->window_implied && !is_null);
+    if (windowed && window < c->positions_max)
+        UNSUPPORTED("%s: key sliding_window%s: a window of %u, below the %u positions of the context, is not supported",
+                    in->where, given ? "" : " is absent, which means 4096", window, c->positions_max);
+    return ST_OK;
+}
+
+static enum status read_sizes(const struct json_in *in, const struct architecture *a, struct model_config *c,
+                              struct error *err)
 {
     bool has_kv, has_dim, found;
     double eps = 0;
@@ -196,6 +249,10 @@ static enum status read_sizes(const struct json_in *in, struct model_config *c, 
         (st = json_read_bool(in, "tie_word_embeddings", &c->tied_output, &found, err)))
         return st;
     c->rms_eps = (float)eps;
+    if (!has_kv && !a->sizes_implied)
+        REFUSE("%s: key num_key_value_heads is missing", in->where);
+    if (!has_dim && a->qk_norm) /* 128 in the library, whatever the other sizes are */
+        REFUSE("%s: key head_dim is missing", in->where);
     if (!has_kv)
         c->n_kv_heads = c->n_heads;
     if (!has_dim) {
@@ -209,21 +266,105 @@ static enum status read_sizes(const struct json_in *in, struct model_config *c, 
     return ST_OK;
 }
 
-static enum status scale_llama3(const struct json_in *in, struct model_config *c, struct error *err)
+/*
+ * The context before scaling. Some files have it at the top, where the library lets it win over the scaling's own; two that differ are refused.
+ */
+static enum status read_original(const struct json_in *in, const struct json_in *sub, double fallback,
+                                 double *positions_out, struct error *err)
+{
+    static const char key[] = "original_max_position_embeddings";
+    double inner = fallback, top = fallback;
+    bool has_inner, has_top;
+    enum status st;
+    if ((st = json_read_f64(sub, key, &inner, &has_inner, err)) || (st = json_read_f64(in, key, &top, &has_top, err)))
+        return st;
+    if (has_inner && has_top && inner != top)
+        UNSUPPORTED("%s: keys %s (%g) and %s%s (%g) differ", in->where, key, top, sub->prefix, key, inner);
+    if (!has_inner && !has_top && fallback == 0)
+        REFUSE("%s: key %s%s is missing", in->where, sub->prefix, key);
+    *positions_out = has_inner ? inner : top;
+    if (!(*positions_out >= 1) || *positions_out > INT32_MAX)
+        REFUSE("%s: key %s%s is %g (1 to %d)", in->where, sub->prefix, key, *positions_out, INT32_MAX);
+    return ST_OK;
+}
+
+static enum status read_factor(const struct json_in *sub, double *factor_out, struct error *err)
+{
+    const enum status st = json_read_f64(sub, "factor", factor_out, NULL, err);
+    if (!st && !(*factor_out >= 1 && *factor_out <= 1e9))
+        REFUSE("%s: key %sfactor is %g (at least 1)", sub->where, sub->prefix, *factor_out);
+    return st;
+}
+
+static enum status scale_llama3(const struct json_in *in, const struct json_in *sub, struct model_config *c,
+                                struct error *err)
 {
     struct rope_llama3 s;
     enum status st;
-    if ((st = json_read_f64(in, "factor", &s.factor, NULL, err)) ||
-        (st = json_read_f64(in, "low_freq_factor", &s.low_freq_factor, NULL, err)) ||
-        (st = json_read_f64(in, "high_freq_factor", &s.high_freq_factor, NULL, err)) ||
-        (st = json_read_f64(in, "original_max_position_embeddings", &s.positions_original, NULL, err)))
+    if ((st = read_factor(sub, &s.factor, err)) ||
+        (st = json_read_f64(sub, "low_freq_factor", &s.low_freq_factor, NULL, err)) ||
+        (st = json_read_f64(sub, "high_freq_factor", &s.high_freq_factor, NULL, err)) ||
+        (st = read_original(in, sub, 0, &s.positions_original, err)))
         return st;
-    if (!(s.factor >= 1) || !(s.low_freq_factor > 0) || !(s.high_freq_factor > s.low_freq_factor) ||
-        !(s.positions_original >= 1))
-        REFUSE("%s: %sfactor %g, low_freq_factor %g, high_freq_factor %g, original_max_position_embeddings %g do not "
-               "make sense",
-               in->where, in->prefix, s.factor, s.low_freq_factor, s.high_freq_factor, s.positions_original);
+    if (!(s.low_freq_factor > 0) || !(s.high_freq_factor > s.low_freq_factor))
+        REFUSE("%s: %slow_freq_factor %g and high_freq_factor %g do not make sense", in->where, sub->prefix,
+               s.low_freq_factor, s.high_freq_factor);
     rope_scale_llama3(&s, c->head_dim, c->inv_freq);
+    return ST_OK;
+}
+
+static enum status scale_linear(const struct json_in *sub, struct model_config *c, struct error *err)
+{
+    double factor;
+    const enum status st = read_factor(sub, &factor, err);
+    if (!st)
+        rope_scale_linear(factor, c->head_dim, c->inv_freq);
+    return st;
+}
+
+/* The attention factor: given, or of mscale and mscale_all_dim, or of the factor alone. */
+static enum status read_attention_factor(const struct json_in *sub, double factor, double *scale_out, struct error *err)
+{
+    double weight = 0, weight_all = 0;
+    bool given, found;
+    enum status st;
+    if ((st = json_read_f64(sub, "attention_factor", scale_out, &given, err)) ||
+        (st = json_read_f64(sub, "mscale", &weight, &found, err)) ||
+        (st = json_read_f64(sub, "mscale_all_dim", &weight_all, &found, err)))
+        return st;
+    if (!given && weight != 0 && weight_all != 0)
+        *scale_out = rope_yarn_attention(factor, weight) / rope_yarn_attention(factor, weight_all);
+    else if (!given)
+        *scale_out = rope_yarn_attention(factor, 1);
+    if (!(*scale_out > 0) || *scale_out > 100)
+        REFUSE("%s: %sattention_factor, given or of mscale and mscale_all_dim, is %g (above 0 to 100)", sub->where,
+               sub->prefix, *scale_out);
+    return ST_OK;
+}
+
+/* max_position_embeddings may still be the original's: then the scaled context is the longer one. */
+static enum status scale_yarn(const struct json_in *in, const struct json_in *sub, double theta, struct model_config *c,
+                              struct error *err)
+{
+    struct rope_yarn s = { .beta_fast = 32, .beta_slow = 1, .truncate = true };
+    bool found;
+    enum status st;
+    if ((st = read_factor(sub, &s.factor, err)) ||
+        (st = read_original(in, sub, c->positions_max, &s.positions_original, err)) ||
+        (st = json_read_f64(sub, "beta_fast", &s.beta_fast, &found, err)) ||
+        (st = json_read_f64(sub, "beta_slow", &s.beta_slow, &found, err)) ||
+        (st = json_read_bool(sub, "truncate", &s.truncate, &found, err)) ||
+        (st = read_attention_factor(sub, s.factor, &c->rope_scale, err)))
+        return st;
+    if (!(s.beta_slow > 0) || !(s.beta_fast >= s.beta_slow))
+        REFUSE("%s: %sbeta_fast %g and beta_slow %g do not make sense", in->where, sub->prefix, s.beta_fast,
+               s.beta_slow);
+    if (!(theta > 1))
+        REFUSE("%s: key rope_theta is %g (above 1 with %srope_type yarn)", in->where, theta, sub->prefix);
+    rope_scale_yarn(&s, theta, c->head_dim, c->inv_freq);
+    const double positions = fmin(floor(s.factor * s.positions_original), INT32_MAX);
+    if (positions > c->positions_max)
+        c->positions_max = (uint32_t)positions;
     return ST_OK;
 }
 
@@ -236,7 +377,14 @@ static enum status read_rope(const struct json_in *in, struct model_config *c, s
                                          "factor",
                                          "low_freq_factor",
                                          "high_freq_factor",
-                                         "original_max_position_embeddings" };
+                                         "original_max_position_embeddings",
+                                         "attention_factor",
+                                         "beta_fast",
+                                         "beta_slow",
+                                         "mscale",
+                                         "mscale_all_dim",
+                                         "truncate",
+                                         "finetuned" };
     const json_t *scaling = json_find(in, "rope_scaling"), *parameters = json_find(in, "rope_parameters");
     const json_t *object = scaling ? scaling : parameters;
     const struct json_in sub = { object, in->where, scaling ? "rope_scaling." : "rope_parameters." };
@@ -266,14 +414,20 @@ static enum status read_rope(const struct json_in *in, struct model_config *c, s
     if (!isfinite(theta) || theta < 1)
         REFUSE("%s: key rope_theta is %g (at least 1)", in->where, theta);
     rope_default(theta, c->head_dim, c->inv_freq);
+    c->rope_scale = 1;
     char shown[32];
     model_printable(shown, sizeof shown, type, strlen(type));
     snprintf(c->rope_name, sizeof c->rope_name, "%s", shown);
     if (strcmp(type, "default") == 0)
         return ST_OK;
-    if (strcmp(type, "llama3") != 0)
-        UNSUPPORTED("%s: key %srope_type: %s is not supported (default and llama3 are)", in->where, sub.prefix, shown);
-    return scale_llama3(&sub, c, err);
+    if (strcmp(type, "linear") == 0)
+        return scale_linear(&sub, c, err);
+    if (strcmp(type, "yarn") == 0)
+        return scale_yarn(in, &sub, theta, c, err);
+    if (strcmp(type, "llama3") == 0)
+        return scale_llama3(in, &sub, c, err);
+    UNSUPPORTED("%s: key %srope_type: %s is not supported (default, linear, yarn and llama3 are)", in->where,
+                sub.prefix, shown);
 }
 
 /* An integer or a list of integers; n_eos stays 0 if the key is absent. */
@@ -297,18 +451,21 @@ static enum status read_eos(const struct json_in *in, struct model_config *c, st
 
 static enum status parse(const struct json_in *in, struct model_config *c, struct error *err)
 {
+    const struct architecture *a;
     uint32_t bos;
     bool found;
     enum status st;
-    if ((st = check_architecture(in, err)) ||
+    if ((st = find_architecture(in, &a, err)) || (st = check_layers(in, err)) ||
         (st = refuse_unknown_keys(in, known_keys, sizeof known_keys / sizeof *known_keys, err)) ||
-        (st = read_sizes(in, c, err)) || (st = read_rope(in, c, err)) ||
+        (st = read_sizes(in, a, c, err)) || (st = read_rope(in, c, err)) || (st = check_window(in, a, c, err)) ||
         (st = json_read_u32(in, "bos_token_id", &bos, &found, err)))
         return st;
     if (found && bos >= c->n_vocab)
         REFUSE("%s: key bos_token_id: %u is not in the vocabulary of %u", in->where, bos, c->n_vocab);
     c->bos = found ? (int32_t)bos : -1;
-    snprintf(c->architecture, sizeof c->architecture, "llama");
+    snprintf(c->architecture, sizeof c->architecture, "%s", a->model_type);
+    c->qkv_bias = a->qkv_bias;
+    c->qk_norm = a->qk_norm;
     st = model_config_check(c, in->where, err);
     return st ? st : read_eos(in, c, err);
 }

@@ -57,7 +57,10 @@ struct weight_parts {
  */
 void weight_block_parts(enum weight_codec codec, const void *block, struct weight_parts *parts_out);
 
-/* Llama family: RMSNorm, RoPE (half-split pairs i, i + D/2), grouped-query attention, SwiGLU. */
+/*
+ * Llama family: RMSNorm, RoPE (half-split pairs i, i + D/2), grouped-query attention, SwiGLU. Llama, Mistral, Qwen2 (biases of q, k, v) and
+ * Qwen3 (each head of q and k normed) are this with other flags.
+ */
 struct model_config {
     char architecture[32];
     char name[128]; /* what /v1/models shows */
@@ -65,9 +68,12 @@ struct model_config {
     uint32_t positions_max; /* the longest context the model was made for */
     float rms_eps;
     bool tied_output; /* the output matrix is the embedding */
+    bool qkv_bias;    /* vectors are added to q, k and v after their products */
+    bool qk_norm;     /* each head of q and k goes through an RMS norm of head_dim before RoPE */
     /* [head_dim / 2] radians a position, all RoPE scaling applied; 0: not rotated */
     double inv_freq[MODEL_HEAD_DIM_MAX / 2];
-    char rope_name[32]; /* "default", "llama3", "constructed" ... for the log */
+    double rope_scale;  /* cos and sin are multiplied with it: YaRN's attention factor, else 1 */
+    char rope_name[32]; /* "default", "linear", "yarn", "llama3", "constructed" ... for the log */
     int32_t bos;        /* -1: none */
     bool add_bos;       /* raw prompts start with bos */
     int32_t eos[MODEL_EOS_MAX];
@@ -87,6 +93,11 @@ enum model_tensor_kind {
     MODEL_FFN_GATE,    /* [d_ff][d_model] */
     MODEL_FFN_UP,      /* [d_ff][d_model] */
     MODEL_FFN_DOWN,    /* [d_model][d_ff] */
+    MODEL_ATTN_Q_BIAS, /* [1][n_heads * head_dim], in the rows' order; these three with qkv_bias only */
+    MODEL_ATTN_K_BIAS, /* [1][n_kv_heads * head_dim] */
+    MODEL_ATTN_V_BIAS, /* [1][n_kv_heads * head_dim] */
+    MODEL_ATTN_Q_NORM, /* [1][head_dim]; these two with qk_norm only */
+    MODEL_ATTN_K_NORM, /* [1][head_dim] */
     MODEL_TENSOR_KINDS
 };
 
@@ -107,8 +118,9 @@ struct model_tensor {
 
 /*
  * spec: a GGUF file (of a split set: the first), a directory with one of these or with Hugging Face files, "constructed:copy[:POSITIONS]",
- * or "random:SHAPE[:LAYERS[:SEED]]" (SHAPE: llama-3.1-8b, llama-3.2-1b, smollm2-135m or tiny, and key=value pairs, all joined by commas:
- * layers, d, heads, kv, head_dim, ff, vocab, positions, theta, tied, codec). Refuses by name what it cannot compute exactly. Errors:
+ * or "random:SHAPE[:LAYERS[:SEED]]" (SHAPE: llama-3.1-8b, llama-3.2-1b, smollm2-135m, mistral-7b, qwen2.5-7b, qwen3-8b or tiny, and key=value
+ * pairs, all joined by commas: layers, d, heads, kv, head_dim, ff, vocab, positions, theta, tied, qkv_bias, qk_norm, codec). Refuses by name
+ * what it cannot compute exactly. Errors:
  * ST_NOT_FOUND, ST_INVALID (a wrong or ambiguous spec), ST_CORRUPT (malformed), ST_UNSUPPORTED, ST_TOO_LARGE, ST_NO_MEMORY, ST_IO.
  */
 enum status model_open(const char *spec, struct model **model_out, struct error *err);

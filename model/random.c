@@ -25,13 +25,17 @@ struct shape {
     double theta, llama3_factor; /* factor 0: no scaling */
     bool tied;
     enum weight_codec codec;
+    bool qkv_bias, qk_norm;
 };
 
 static const struct shape shapes[] = {
-    { "llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 128256, 131072, 500000, 8, false, WEIGHT_BF16 },
-    { "llama-3.2-1b", 16, 2048, 32, 8, 64, 8192, 128256, 131072, 500000, 32, true, WEIGHT_BF16 },
-    { "smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, 8192, 100000, 0, true, WEIGHT_BF16 },
-    { "tiny", 4, 64, 4, 2, 32, 128, 256, 131072, 10000, 0, false, WEIGHT_BF16 },
+    { "llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 128256, 131072, 500000, 8, false, WEIGHT_BF16, false, false },
+    { "llama-3.2-1b", 16, 2048, 32, 8, 64, 8192, 128256, 131072, 500000, 32, true, WEIGHT_BF16, false, false },
+    { "smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, 8192, 100000, 0, true, WEIGHT_BF16, false, false },
+    { "mistral-7b", 32, 4096, 32, 8, 128, 14336, 32768, 32768, 1000000, 0, false, WEIGHT_BF16, false, false },
+    { "qwen2.5-7b", 28, 3584, 28, 4, 128, 18944, 152064, 32768, 1000000, 0, false, WEIGHT_BF16, true, false },
+    { "qwen3-8b", 36, 4096, 32, 8, 128, 12288, 151936, 40960, 1000000, 0, false, WEIGHT_BF16, false, true },
+    { "tiny", 4, 64, 4, 2, 32, 128, 256, 131072, 10000, 0, false, WEIGHT_BF16, false, false },
 };
 
 static bool parse_u64(const char *text, uint64_t max, uint64_t *out)
@@ -72,6 +76,10 @@ static enum status parse_pair(const char *spec, const char *key, const char *val
                     { "heads", &s->heads },       { "kv", &s->kv },
                     { "head_dim", &s->head_dim }, { "ff", &s->ff },
                     { "vocab", &s->vocab },       { "positions", &s->positions } };
+    const struct {
+        const char *key;
+        bool *out;
+    } flags[] = { { "tied", &s->tied }, { "qkv_bias", &s->qkv_bias }, { "qk_norm", &s->qk_norm } };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         if (strcmp(key, numbers[i].key) != 0)
             continue;
@@ -87,10 +95,12 @@ static enum status parse_pair(const char *spec, const char *key, const char *val
             INVALID("%s: theta=%s is not a number of at least 1", spec, value);
         return ST_OK;
     }
-    if (strcmp(key, "tied") == 0) {
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
+        if (strcmp(key, flags[i].key) != 0)
+            continue;
         if (!parse_u64(value, 1, &v))
-            INVALID("%s: tied=%s is neither 0 nor 1", spec, value);
-        s->tied = v;
+            INVALID("%s: %s=%s is neither 0 nor 1", spec, key, value);
+        *flags[i].out = v;
         return ST_OK;
     }
     if (strcmp(key, "codec") == 0) {
@@ -99,7 +109,9 @@ static enum status parse_pair(const char *spec, const char *key, const char *val
                     value);
         return ST_OK;
     }
-    INVALID("%s: unknown key %s (layers, d, heads, kv, head_dim, ff, vocab, positions, theta, tied, codec)", spec, key);
+    INVALID("%s: unknown key %s (layers, d, heads, kv, head_dim, ff, vocab, positions, theta, tied, qkv_bias, qk_norm, "
+            "codec)",
+            spec, key);
 }
 
 /* A name, pairs, or a name with pairs that change it. text is cut up. */
@@ -124,8 +136,9 @@ static enum status parse_shape(const char *spec, char *text, struct shape *s, st
                 *s = shapes[i];
         }
         if (!known)
-            INVALID("%s: %s is neither a shape (llama-3.1-8b, llama-3.2-1b, smollm2-135m, tiny) nor key=value", spec,
-                    part);
+            INVALID("%s: %s is neither a shape (llama-3.1-8b, llama-3.2-1b, smollm2-135m, mistral-7b, qwen2.5-7b, "
+                    "qwen3-8b, tiny) nor key=value",
+                    spec, part);
     }
     return ST_OK;
 }
@@ -158,7 +171,13 @@ static enum status parse_spec(const char *spec, struct shape *s, uint64_t *seed_
 
 static bool is_norm(enum model_tensor_kind kind)
 {
-    return kind == MODEL_OUTPUT_NORM || kind == MODEL_ATTN_NORM || kind == MODEL_FFN_NORM;
+    return kind == MODEL_OUTPUT_NORM || kind == MODEL_ATTN_NORM || kind == MODEL_FFN_NORM ||
+           kind == MODEL_ATTN_Q_NORM || kind == MODEL_ATTN_K_NORM;
+}
+
+static bool is_bias(enum model_tensor_kind kind)
+{
+    return kind == MODEL_ATTN_Q_BIAS || kind == MODEL_ATTN_K_BIAS || kind == MODEL_ATTN_V_BIAS;
 }
 
 static bool random_takes(const char *spec)
@@ -183,6 +202,8 @@ static enum status random_open(struct model *m, const char *spec, struct error *
     c->positions_max = s.positions;
     c->rms_eps = 1e-5f;
     c->tied_output = s.tied;
+    c->qkv_bias = s.qkv_bias;
+    c->qk_norm = s.qk_norm;
     snprintf(c->architecture, sizeof c->architecture, "llama");
     model_printable(c->name, sizeof c->name, spec, strlen(spec));
     snprintf(c->rope_name, sizeof c->rope_name, s.llama3_factor > 0 ? "llama3" : "default");
@@ -203,10 +224,10 @@ static enum status random_open(struct model *m, const char *spec, struct error *
         model_shape(c, kind, &rows, &cols);
         const uint64_t dims[2] = { rows, cols };
         for (uint32_t layer = 0; layer < (model_kind_layered(kind) ? c->n_layers : 1); layer++) {
-            if (kind == MODEL_OUTPUT && c->tied_output)
+            if (!model_kind_present(c, kind))
                 continue;
-            st = model_tensor_set(m, kind, layer, is_norm(kind) ? WEIGHT_F32 : s.codec, dims, 2, NULL, false, spec,
-                                  model_kind_name(kind), err);
+            st = model_tensor_set(m, kind, layer, is_norm(kind) || is_bias(kind) ? WEIGHT_F32 : s.codec, dims, 2, NULL,
+                                  false, spec, model_kind_name(kind), err);
             if (st)
                 return st;
         }
@@ -312,6 +333,8 @@ static const void *random_row(const struct model_tensor *t, uint32_t row, void *
     const float sd = (ends ? 2.0f : 1.0f) / sqrtf((float)t->n_cols), root3 = 1.7320508f;
     if (is_norm(t->kind))
         plain_row(t->codec, base, t->n_cols, 1, 0.1f, scratch);
+    else if (is_bias(t->kind))
+        plain_row(t->codec, base, t->n_cols, 0, 0.5f, scratch);
     else if (weight_codec_block(t->codec) == 1)
         plain_row(t->codec, base, t->n_cols, 0, root3 * sd, scratch);
     else if (t->codec >= WEIGHT_Q5_0)

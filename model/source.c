@@ -21,6 +21,7 @@ struct model *model_new(const struct model_source *source)
         return NULL;
     m->source = source;
     m->config.bos = -1;
+    m->config.rope_scale = 1;
     return m;
 }
 
@@ -116,6 +117,8 @@ enum status model_config_check(const struct model_config *c, const char *where, 
     for (uint32_t i = 0; i < c->head_dim / 2; i++)
         if (!isfinite(c->inv_freq[i]) || fabs(c->inv_freq[i]) > 1e3)
             REFUSE("%s: RoPE frequency %u is %g", where, i, c->inv_freq[i]);
+    if (!(c->rope_scale > 0) || c->rope_scale > 1e2)
+        REFUSE("%s: RoPE attention factor %g (above 0 to 100)", where, c->rope_scale);
     if (c->bos < -1 || c->bos >= (int32_t)c->n_vocab)
         REFUSE("%s: bos token %d is not in the vocabulary of %u", where, c->bos, c->n_vocab);
     return ST_OK;
@@ -125,12 +128,15 @@ static const struct {
     const char *name;
     bool layered;
 } kinds[MODEL_TENSOR_KINDS] = {
-    [MODEL_EMBEDDING] = { "embedding", false }, [MODEL_OUTPUT_NORM] = { "output_norm", false },
-    [MODEL_OUTPUT] = { "output", false },       [MODEL_ATTN_NORM] = { "attn_norm", true },
-    [MODEL_ATTN_Q] = { "attn_q", true },        [MODEL_ATTN_K] = { "attn_k", true },
-    [MODEL_ATTN_V] = { "attn_v", true },        [MODEL_ATTN_OUT] = { "attn_output", true },
-    [MODEL_FFN_NORM] = { "ffn_norm", true },    [MODEL_FFN_GATE] = { "ffn_gate", true },
-    [MODEL_FFN_UP] = { "ffn_up", true },        [MODEL_FFN_DOWN] = { "ffn_down", true },
+    [MODEL_EMBEDDING] = { "embedding", false },    [MODEL_OUTPUT_NORM] = { "output_norm", false },
+    [MODEL_OUTPUT] = { "output", false },          [MODEL_ATTN_NORM] = { "attn_norm", true },
+    [MODEL_ATTN_Q] = { "attn_q", true },           [MODEL_ATTN_K] = { "attn_k", true },
+    [MODEL_ATTN_V] = { "attn_v", true },           [MODEL_ATTN_OUT] = { "attn_output", true },
+    [MODEL_FFN_NORM] = { "ffn_norm", true },       [MODEL_FFN_GATE] = { "ffn_gate", true },
+    [MODEL_FFN_UP] = { "ffn_up", true },           [MODEL_FFN_DOWN] = { "ffn_down", true },
+    [MODEL_ATTN_Q_BIAS] = { "attn_q bias", true }, [MODEL_ATTN_K_BIAS] = { "attn_k bias", true },
+    [MODEL_ATTN_V_BIAS] = { "attn_v bias", true }, [MODEL_ATTN_Q_NORM] = { "attn_q_norm", true },
+    [MODEL_ATTN_K_NORM] = { "attn_k_norm", true },
 };
 enum { KINDS_GLOBAL = MODEL_ATTN_NORM, KINDS_LAYER = MODEL_TENSOR_KINDS - MODEL_ATTN_NORM };
 
@@ -142,6 +148,23 @@ const char *model_kind_name(enum model_tensor_kind kind)
 bool model_kind_layered(enum model_tensor_kind kind)
 {
     return kinds[kind].layered;
+}
+
+bool model_kind_present(const struct model_config *c, enum model_tensor_kind kind)
+{
+    switch (kind) {
+    case MODEL_OUTPUT:
+        return !c->tied_output;
+    case MODEL_ATTN_Q_BIAS:
+    case MODEL_ATTN_K_BIAS:
+    case MODEL_ATTN_V_BIAS:
+        return c->qkv_bias;
+    case MODEL_ATTN_Q_NORM:
+    case MODEL_ATTN_K_NORM:
+        return c->qk_norm;
+    default:
+        return true;
+    }
 }
 
 uint32_t model_slot(enum model_tensor_kind kind, uint32_t layer)
@@ -167,6 +190,11 @@ void model_shape(const struct model_config *c, enum model_tensor_kind kind, uint
         [MODEL_FFN_GATE] = { c->d_ff, d },
         [MODEL_FFN_UP] = { c->d_ff, d },
         [MODEL_FFN_DOWN] = { d, c->d_ff },
+        [MODEL_ATTN_Q_BIAS] = { 1, q },
+        [MODEL_ATTN_K_BIAS] = { 1, kv },
+        [MODEL_ATTN_V_BIAS] = { 1, kv },
+        [MODEL_ATTN_Q_NORM] = { 1, c->head_dim },
+        [MODEL_ATTN_K_NORM] = { 1, c->head_dim },
     };
     *n_rows_out = shapes[kind].rows;
     *n_cols_out = shapes[kind].cols;
@@ -220,7 +248,7 @@ enum status model_finish(struct model *m, const char *where, struct error *err)
             const struct model_tensor *t = &m->tensors[model_slot(kind, layer)];
             if (t->n_rows)
                 m->weight_bytes += (uint64_t)t->n_rows * t->row_bytes;
-            else if (kind == MODEL_OUTPUT && m->config.tied_output)
+            else if (!model_kind_present(&m->config, kind))
                 continue;
             else if (kinds[k].layered)
                 REFUSE("%s: tensor %s of layer %u is missing", where, kinds[k].name, layer);

@@ -72,6 +72,8 @@ void model_shape(const struct model_config *c, enum model_tensor_kind kind, uint
 /* Its place in the table; kind and layer are in range. */
 uint32_t model_slot(enum model_tensor_kind kind, uint32_t layer);
 bool model_kind_layered(enum model_tensor_kind kind);
+/* Does a model of this configuration have such tensors? Those that it has not are refused, those that it has must be there. */
+bool model_kind_present(const struct model_config *c, enum model_tensor_kind kind);
 /* For errors: "attn_q". */
 const char *model_kind_name(enum model_tensor_kind kind);
 /*

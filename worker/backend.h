@@ -35,10 +35,11 @@ struct backend_config {
     bool float32;           /* --precision float32: activations and KV in float32, reference kernels */
 };
 
-/* A product's outputs: weight matrix of a kind and layer, into a tensor. */
+/* A product's outputs: weight matrix of a kind and layer, into a tensor. bias: a vector that is added to them (MODEL_EMBEDDING, which is 0: none). */
 struct backend_part {
     enum model_tensor_kind weight;
     enum tensor out;
+    enum model_tensor_kind bias;
 };
 
 /* A row at home. */
@@ -104,6 +105,8 @@ struct backend_ops {
     /* Each part's product with the same input. accumulate: added to what out holds. */
     void (*linear)(struct backend *b, enum tensor in, uint32_t layer, const struct backend_part *parts,
                    uint32_t n_parts, bool accumulate);
+    /* Each head of a tensor (Q or K) through an RMS norm, in place. */
+    void (*norm_heads)(struct backend *b, enum tensor tensor, enum model_tensor_kind weight, uint32_t layer);
     /* Rotates Q and K; K and V enter the rows' own blocks. */
     void (*rope_store)(struct backend *b, uint32_t layer);
     void (*send)(struct backend *b, uint32_t layer, enum attend_traffic what);

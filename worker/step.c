@@ -1,16 +1,21 @@
 #include "worker/step.h"
 
 static const struct backend_part qkv[] = {
-    { MODEL_ATTN_Q, TENSOR_Q },
-    { MODEL_ATTN_K, TENSOR_K },
-    { MODEL_ATTN_V, TENSOR_V },
+    { .weight = MODEL_ATTN_Q, .out = TENSOR_Q },
+    { .weight = MODEL_ATTN_K, .out = TENSOR_K },
+    { .weight = MODEL_ATTN_V, .out = TENSOR_V },
 };
-static const struct backend_part attn_out[] = { { MODEL_ATTN_OUT, TENSOR_X } };
+static const struct backend_part qkv_bias[] = {
+    { .weight = MODEL_ATTN_Q, .out = TENSOR_Q, .bias = MODEL_ATTN_Q_BIAS },
+    { .weight = MODEL_ATTN_K, .out = TENSOR_K, .bias = MODEL_ATTN_K_BIAS },
+    { .weight = MODEL_ATTN_V, .out = TENSOR_V, .bias = MODEL_ATTN_V_BIAS },
+};
+static const struct backend_part attn_out[] = { { .weight = MODEL_ATTN_OUT, .out = TENSOR_X } };
 static const struct backend_part gate_up[] = {
-    { MODEL_FFN_GATE, TENSOR_GATE },
-    { MODEL_FFN_UP, TENSOR_UP },
+    { .weight = MODEL_FFN_GATE, .out = TENSOR_GATE },
+    { .weight = MODEL_FFN_UP, .out = TENSOR_UP },
 };
-static const struct backend_part down[] = { { MODEL_FFN_DOWN, TENSOR_X } };
+static const struct backend_part down[] = { { .weight = MODEL_FFN_DOWN, .out = TENSOR_X } };
 
 /*
  * Local work comes first: queries travel meanwhile, in both directions. Nothing waits in a circle: storing keys needs nothing from outside, a query
@@ -42,7 +47,11 @@ void step_record(const struct backend_ops *ops, struct backend *b, const struct 
     for (uint32_t layer = 0; layer < model->n_layers; layer++) {
         if (rows) {
             ops->norm(b, TENSOR_X, MODEL_ATTN_NORM, layer, TENSOR_H);
-            ops->linear(b, TENSOR_H, layer, qkv, 3, false);
+            ops->linear(b, TENSOR_H, layer, model->qkv_bias ? qkv_bias : qkv, 3, false);
+            if (model->qk_norm) {
+                ops->norm_heads(b, TENSOR_Q, MODEL_ATTN_Q_NORM, layer);
+                ops->norm_heads(b, TENSOR_K, MODEL_ATTN_K_NORM, layer);
+            }
             ops->rope_store(b, layer);
         }
         attention(ops, b, layer, input->attend);

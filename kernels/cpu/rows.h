@@ -12,6 +12,7 @@ extern "C" {
 #define ROW_VARIANT(isa)                                                                                               \
     void rmsnorm_##isa(const float *x, const float *w, uint32_t n, float eps, enum dtype out_type, void *out,          \
                        uint32_t pad);                                                                                  \
+    void add_##isa(float *x, const float *b, uint32_t n);                                                              \
     void rope_##isa(float *x, uint32_t n_heads, uint32_t head_dim, const float *cos, const float *sin);                \
     void silu_mul_##isa(const float *gate, const float *up, uint32_t n, enum dtype out_type, void *out, uint32_t pad); \
     void attn_finish_##isa(const float *o, float l, uint32_t head_dim, enum dtype out_type, void *out, bool *finite);  \

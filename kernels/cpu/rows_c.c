@@ -52,6 +52,12 @@ void rmsnorm_c(const float *x, const float *w, uint32_t n, float eps, enum dtype
     row_pad(out_type, out, n, pad);
 }
 
+void add_c(float *x, const float *b, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        x[i] += b[i];
+}
+
 void rope_c(float *x, uint32_t n_heads, uint32_t head_dim, const float *cos, const float *sin)
 {
     const uint32_t half = head_dim / 2;

@@ -82,6 +82,42 @@ static void check_rmsnorm(struct check *ck)
     }
 }
 
+/* Any alignment, and the output in place of the input: rows are cut into heads, and products into runs of outputs. */
+static void check_rmsnorm_heads(struct check *ck)
+{
+    const uint32_t n = 2 * check_between(ck, 1, 128), at = check_below(ck, 16);
+    const float *x = draw_row(ck, at + n, 1), *w = draw_row(ck, n, 1);
+    for (uint32_t v = 0; v < n_row_impls; v++) {
+        if (!check_begin(ck, "rmsnorm in place", row_impls[v].name, row_impls[v].needs))
+            continue;
+        check_context(ck, "n %u, at %u", n, at);
+        float *out = check_buffer(ck, n * sizeof *out), *same = check_buffer(ck, (at + n) * sizeof *same);
+        memcpy(same, x, (at + n) * sizeof *same);
+        row_impls[v].rmsnorm(x + at, w, n, 1e-6f, DTYPE_F32, out, n);
+        row_impls[v].rmsnorm(same + at, w, n, 1e-6f, DTYPE_F32, same + at, n);
+        check_same(ck, "in place", same + at, out, n * sizeof *out);
+        check_same(ck, "before it", same, x, at * sizeof *x);
+    }
+}
+
+static void check_add(struct check *ck)
+{
+    const uint32_t n = draw_n(ck), at = check_below(ck, 16);
+    const float *x = draw_row(ck, at + n, 3), *b = draw_row(ck, at + n, 3);
+    float *want = check_buffer(ck, (at + n) * sizeof *want);
+    for (uint32_t i = 0; i < at + n; i++)
+        want[i] = i < at ? x[i] : (float)((double)x[i] + (double)b[i]);
+    for (uint32_t v = 0; v < n_row_impls; v++) {
+        if (!check_begin(ck, "add", row_impls[v].name, row_impls[v].needs))
+            continue;
+        check_context(ck, "n %u, at %u", n, at);
+        float *got = check_buffer(ck, (at + n) * sizeof *got);
+        memcpy(got, x, (at + n) * sizeof *got);
+        row_impls[v].add(got + at, b + at, n);
+        check_same(ck, "x", got, want, (at + n) * sizeof *got);
+    }
+}
+
 static void check_rope(struct check *ck)
 {
     const uint32_t head_dim = 2 * check_between(ck, 1, check_below(ck, 2) ? 128 : 20),
@@ -273,6 +309,8 @@ static void bench(struct check *ck)
     }
 UNLESS_BENCH(exp)
 UNLESS_BENCH(rmsnorm)
+UNLESS_BENCH(rmsnorm_heads)
+UNLESS_BENCH(add)
 UNLESS_BENCH(rope)
 UNLESS_BENCH(silu_mul)
 UNLESS_BENCH(attn_finish)
@@ -289,6 +327,8 @@ int main(int argc, char **argv)
     static const struct check_op ops[] = {
         { "exp", run_exp, 5 },
         { "rmsnorm", run_rmsnorm, 200 },
+        { "rmsnorm_heads", run_rmsnorm_heads, 200 },
+        { "add", run_add, 200 },
         { "rope", run_rope, 200 },
         { "silu_mul", run_silu_mul, 200 },
         { "attn_finish", run_attn_finish, 400 },

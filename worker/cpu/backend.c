@@ -182,7 +182,7 @@ static void cpu_fingerprint(const struct backend *b, char *text_out, size_t byte
     hasher_add_text(h, b->rows->name);
     for (uint32_t i = 0; i < 64; i++) {
         const double angle = (double)(i * 9973 % 131072) * c->inv_freq[i % (c->head_dim / 2)];
-        const float pair[2] = { (float)cos(angle), (float)sin(angle) };
+        const float pair[2] = { (float)(cos(angle) * c->rope_scale), (float)(sin(angle) * c->rope_scale) };
         hasher_add(h, pair, sizeof pair);
     }
     char digest[33];
@@ -231,11 +231,12 @@ static struct cpu_op *record(struct backend *b, cpu_op_fn *fn)
 static void angles(struct backend *b)
 {
     const uint32_t half = b->config->head_dim / 2;
+    const double scale = b->config->rope_scale;
     for (uint32_t r = 0; r < b->input->n_rows; r++) {
         for (uint32_t i = 0; i < half; i++) {
             const double angle = (double)b->input->rows[r].pos * b->config->inv_freq[i];
-            b->cos[(size_t)r * half + i] = (float)cos(angle);
-            b->sin[(size_t)r * half + i] = (float)sin(angle);
+            b->cos[(size_t)r * half + i] = (float)(cos(angle) * scale);
+            b->sin[(size_t)r * half + i] = (float)(sin(angle) * scale);
         }
     }
 }
@@ -318,6 +319,14 @@ static void record_linear(struct backend *b, enum tensor in, uint32_t layer, con
     op->n_parts = n_parts;
     memcpy(op->parts, parts, n_parts * sizeof *parts);
     op->flag = accumulate;
+}
+
+static void record_norm_heads(struct backend *b, enum tensor tensor, enum model_tensor_kind weight, uint32_t layer)
+{
+    struct cpu_op *op = record(b, cpu_norm_heads);
+    op->out = tensor;
+    op->kind = weight;
+    op->layer = layer;
 }
 
 static void record_rope_store(struct backend *b, uint32_t layer)
@@ -430,6 +439,7 @@ const struct backend_ops backend_cpu = {
     .embed = record_embed,
     .norm = record_norm,
     .linear = record_linear,
+    .norm_heads = record_norm_heads,
     .rope_store = record_rope_store,
     .send = record_send,
     .receive = record_receive,

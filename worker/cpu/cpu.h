@@ -25,7 +25,7 @@ struct cpu_weight {
 
 struct cpu_layer {
     struct cpu_weight weight[MODEL_TENSOR_KINDS];
-    float *norm[MODEL_TENSOR_KINDS];
+    float *vector[MODEL_TENSOR_KINDS]; /* norms, biases */
 };
 
 struct cpu_weights {
@@ -135,8 +135,8 @@ enum status cpu_weights_load(struct backend *b, void (*progress)(void *ctx, floa
 void cpu_weights_free(struct backend *b);
 
 /* rows.c: ops on rows */
-cpu_op_fn cpu_embed, cpu_norm, cpu_linear, cpu_rope_store, cpu_silu_mul, cpu_answer_norm, cpu_answer_logits,
-    cpu_answer_sample;
+cpu_op_fn cpu_embed, cpu_norm, cpu_norm_heads, cpu_linear, cpu_rope_store, cpu_silu_mul, cpu_answer_norm,
+    cpu_answer_logits, cpu_answer_sample;
 
 /* attend.c: partials */
 bool cpu_units_build(struct backend *b);

@@ -28,12 +28,26 @@ void cpu_embed(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n
 void cpu_norm(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_members)
 {
     const struct cpu_tensor *in = &b->tensor[op->in], *out = &b->tensor[op->out];
-    const float *w = b->weights.layers[op->layer].norm[op->kind];
+    const float *w = b->weights.layers[op->layer].vector[op->kind];
     uint32_t begin, end;
     team_share(b->input->n_rows, member, n_members, &begin, &end);
     for (uint32_t r = begin; r < end; r++)
         b->rows->rmsnorm(float_row(in, r), w, b->config->d_model, b->config->rms_eps, out->type, tensor_row(out, r),
                          (uint32_t)out->stride);
+}
+
+void cpu_norm_heads(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_members)
+{
+    const struct cpu_tensor *t = &b->tensor[op->out];
+    const float *w = b->weights.layers[op->layer].vector[op->kind];
+    const uint32_t dim = b->config->head_dim;
+    uint32_t begin, end;
+    team_share(b->input->n_rows, member, n_members, &begin, &end);
+    for (uint32_t r = begin; r < end; r++) {
+        float *row = float_row(t, r);
+        for (size_t at = 0; at < t->width; at += dim)
+            b->rows->rmsnorm(row + at, w, dim, b->config->rms_eps, DTYPE_F32, row + at, dim);
+    }
 }
 
 /* Outputs begin .. end of a weight's row groups, for all rows. */
@@ -64,6 +78,16 @@ static uint32_t n_groups(const struct cpu_weight *w)
     return (w->shape.n_out + LINEAR_GROUP - 1) / LINEAR_GROUP;
 }
 
+/* Adds a bias to the outputs that run_groups has just written. */
+static void add_bias(struct backend *b, const float *bias, const struct cpu_weight *w, const struct cpu_tensor *out,
+                     uint32_t group_begin, uint32_t group_end)
+{
+    const uint32_t begin = group_begin * LINEAR_GROUP, last = group_end * LINEAR_GROUP,
+                   end = last < w->shape.n_out ? last : w->shape.n_out;
+    for (uint32_t r = 0; r < b->input->n_rows; r++)
+        b->rows->add(float_row(out, r) + begin, bias + begin, end - begin);
+}
+
 /* All parts' row groups are one list, of which each member takes an even share. */
 void cpu_linear(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_members)
 {
@@ -77,10 +101,13 @@ void cpu_linear(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t 
         const struct cpu_weight *w = &layer->weight[op->parts[i].weight];
         const struct cpu_tensor *out = &b->tensor[op->parts[i].out];
         const uint32_t n = n_groups(w), from = begin > first ? begin - first : 0, to = end > first ? end - first : 0;
-        if (from < n && to > from)
-            run_groups(b, w, in->data, in->stride, b->input->n_rows, from, to < n ? to : n, (float *)(void *)out->data,
-                       out->stride, op->flag, member);
         first += n;
+        if (from >= n || to <= from)
+            continue;
+        run_groups(b, w, in->data, in->stride, b->input->n_rows, from, to < n ? to : n, (float *)(void *)out->data,
+                   out->stride, op->flag, member);
+        if (op->parts[i].bias)
+            add_bias(b, layer->vector[op->parts[i].bias], w, out, from, to < n ? to : n);
     }
 }
 

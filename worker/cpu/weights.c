@@ -100,10 +100,18 @@ static enum status load_layer(struct backend *b, uint32_t layer, struct error *e
 {
     static const enum model_tensor_kind matrices[] = { MODEL_ATTN_Q,   MODEL_ATTN_K, MODEL_ATTN_V,  MODEL_ATTN_OUT,
                                                        MODEL_FFN_GATE, MODEL_FFN_UP, MODEL_FFN_DOWN };
+    static const struct {
+        enum model_tensor_kind kind;
+        bool optional; /* where the architecture has none; model_open saw to it that none is missing */
+    } vectors[] = { { MODEL_ATTN_NORM, false },  { MODEL_FFN_NORM, false },   { MODEL_ATTN_Q_BIAS, true },
+                    { MODEL_ATTN_K_BIAS, true }, { MODEL_ATTN_V_BIAS, true }, { MODEL_ATTN_Q_NORM, true },
+                    { MODEL_ATTN_K_NORM, true } };
     struct cpu_layer *l = &b->weights.layers[layer];
-    enum status st = load_vector(b, MODEL_ATTN_NORM, layer, &l->norm[MODEL_ATTN_NORM], err);
-    if (!st)
-        st = load_vector(b, MODEL_FFN_NORM, layer, &l->norm[MODEL_FFN_NORM], err);
+    struct model_tensor t;
+    enum status st = ST_OK;
+    for (size_t i = 0; i < sizeof vectors / sizeof *vectors && !st; i++)
+        if (!vectors[i].optional || !model_tensor(b->model, vectors[i].kind, layer, &t))
+            st = load_vector(b, vectors[i].kind, layer, &l->vector[vectors[i].kind], err);
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices && !st; i++)
         st = load_matrix(b, matrices[i], layer, &l->weight[matrices[i]], err);
     return st;
@@ -139,7 +147,7 @@ void cpu_weights_free(struct backend *b)
     for (uint32_t layer = 0; b->weights.layers && layer < b->config->n_layers; layer++) {
         for (int kind = 0; kind < MODEL_TENSOR_KINDS; kind++) {
             free(b->weights.layers[layer].weight[kind].packed);
-            free(b->weights.layers[layer].norm[kind]);
+            free(b->weights.layers[layer].vector[kind]);
         }
     }
     free(b->weights.layers);

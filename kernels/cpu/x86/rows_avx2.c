@@ -58,6 +58,12 @@ void rmsnorm_avx2(const float *x, const float *w, uint32_t n, float eps, enum dt
     row_pad(out_type, out, n, pad);
 }
 
+void add_avx2(float *x, const float *b, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += 8)
+        put_f32(x, n, i, _mm256_add_ps(get(x, n, i), get(b, n, i)));
+}
+
 void rope_avx2(float *x, uint32_t n_heads, uint32_t head_dim, const float *cos, const float *sin)
 {
     const uint32_t half = head_dim / 2;

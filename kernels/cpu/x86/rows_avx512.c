@@ -47,6 +47,15 @@ void rmsnorm_avx512(const float *x, const float *w, uint32_t n, float eps, enum 
     row_pad(out_type, out, n, pad);
 }
 
+void add_avx512(float *x, const float *b, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += 16) {
+        const __mmask16 live = rest(n, i);
+        const __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(live, x + i), _mm512_maskz_loadu_ps(live, b + i));
+        _mm512_mask_storeu_ps(x + i, live, sum);
+    }
+}
+
 void rope_avx512(float *x, uint32_t n_heads, uint32_t head_dim, const float *cos, const float *sin)
 {
     const uint32_t half = head_dim / 2;

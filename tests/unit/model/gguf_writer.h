@@ -92,6 +92,8 @@ static inline void key_array(struct keys *k, const char *name, uint32_t element,
 
 /* What to write and what to get wrong. Zero is a small valid model: 2 layers, 2 heads of 16 on one KV head, 8 tokens. */
 struct plan {
+    const char *arch;        /* NULL: llama */
+    bool bias, norms;        /* of q, k, v; of the heads of q and k */
     const char *skip_key;    /* leave this key out */
     const char *skip_tensor; /* leave this tensor out */
     void (*extra)(struct keys *k);
@@ -206,16 +208,25 @@ static inline uint32_t heads_of(const struct plan *p)
 
 static inline void write_keys(struct keys *k, const struct plan *p)
 {
+    const char *arch = p->arch ? p->arch : "llama";
+    const struct {
+        const char *name;
+        uint32_t value;
+    } sizes[] = {
+        { "block_count", p->layers ? p->layers : 2 },      { "context_length", 128 },
+        { "embedding_length", p->width ? p->width : W_D }, { "feed_forward_length", p->width ? p->width : W_FF },
+        { "attention.head_count", heads_of(p) },           { "attention.head_count_kv", 1 }
+    };
+    char name[80];
     if (!p->skip_key || strcmp(p->skip_key, "general.architecture") != 0)
-        key_text(k, "general.architecture", "llama");
-    key_skippable(k, p, "llama.block_count", p->layers ? p->layers : 2);
-    key_skippable(k, p, "llama.context_length", 128);
-    key_skippable(k, p, "llama.embedding_length", p->width ? p->width : W_D);
-    key_skippable(k, p, "llama.feed_forward_length", p->width ? p->width : W_FF);
-    key_skippable(k, p, "llama.attention.head_count", heads_of(p));
-    key_skippable(k, p, "llama.attention.head_count_kv", 1);
-    if (!p->skip_key || strcmp(p->skip_key, "llama.attention.layer_norm_rms_epsilon") != 0)
-        key_f32(k, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
+        key_text(k, "general.architecture", arch);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        snprintf(name, sizeof name, "%s.%s", arch, sizes[i].name);
+        key_skippable(k, p, name, sizes[i].value);
+    }
+    snprintf(name, sizeof name, "%s.attention.layer_norm_rms_epsilon", arch);
+    if (!p->skip_key || strcmp(p->skip_key, name) != 0)
+        key_f32(k, name, 1e-5f);
     write_vocab(k, p);
 }
 
@@ -237,12 +248,18 @@ static inline void write_tensors(struct gguf_file *f)
         const struct {
             const char *name;
             uint64_t rows, cols;
-        } list[] = { { "attn_norm", 0, d }, { "attn_q", q, d },      { "attn_k", W_HD, d },
-                     { "attn_v", W_HD, d }, { "attn_output", d, q }, { "ffn_norm", 0, d },
-                     { "ffn_gate", ff, d }, { "ffn_up", ff, d },     { "ffn_down", d, ff } };
+            bool there;
+        } list[] = { { "attn_norm.weight", 0, d, true },          { "attn_q.weight", q, d, true },
+                     { "attn_k.weight", W_HD, d, true },          { "attn_v.weight", W_HD, d, true },
+                     { "attn_output.weight", d, q, true },        { "ffn_norm.weight", 0, d, true },
+                     { "ffn_gate.weight", ff, d, true },          { "ffn_up.weight", ff, d, true },
+                     { "ffn_down.weight", d, ff, true },          { "attn_q.bias", 0, q, p->bias },
+                     { "attn_k.bias", 0, W_HD, p->bias },         { "attn_v.bias", 0, W_HD, p->bias },
+                     { "attn_q_norm.weight", 0, W_HD, p->norms }, { "attn_k_norm.weight", 0, W_HD, p->norms } };
         for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
-            snprintf(name, sizeof name, "blk.%u.%s.weight", l, list[i].name);
-            tensor(f, name, list[i].rows ? type : 0, list[i].rows, list[i].cols);
+            snprintf(name, sizeof name, "blk.%u.%s", l, list[i].name);
+            if (list[i].there)
+                tensor(f, name, list[i].rows ? type : 0, list[i].rows, list[i].cols);
         }
     }
     for (int i = 0; p->extra_tensor && i < 1 + p->twice; i++)

@@ -166,13 +166,12 @@ static void test_rope_freqs(void **state)
     {                                                                                                                  \
         __VA_ARGS__;                                                                                                   \
     }
-EXTRA(rope_yarn, key_text(k, "llama.rope.scaling.type", "yarn"))
-EXTRA(rope_linear, key_text(k, "llama.rope.scaling.type", "linear"); key_f32(k, "llama.rope.scaling.factor", 2))
-EXTRA(rope_factor, key_f32(k, "llama.rope.scaling.factor", 4))
-EXTRA(rope_attn, key_f32(k, "llama.rope.scaling.attn_factor", 1.2f))
+EXTRA(rope_longrope, key_text(k, "llama.rope.scaling.type", "longrope"))
+EXTRA(rope_factor, key_f32(k, "llama.rope.scaling.factor", 0.5f))
+EXTRA(rope_attn, key_f32(k, "llama.rope.scaling.attn_factor", -1))
 EXTRA(rope_partial, key_u32(k, "llama.rope.dimension_count", 8))
 EXTRA(rope_theta, key_f32(k, "llama.rope.freq_base", NAN))
-EXTRA(window, key_u32(k, "llama.attention.sliding_window", 4096))
+EXTRA(window, key_u32(k, "llama.attention.sliding_window", 127))
 EXTRA(experts, key_u32(k, "llama.expert_count", 8))
 EXTRA(softcap, key_f32(k, "llama.attn_logit_softcapping", 30))
 EXTRA(logit_scale, key_f32(k, "llama.logit_scale", 0.5f))
@@ -215,10 +214,9 @@ static void test_refusals(void **state)
         enum status st;
         const char *named;
     } keys[] = {
-        { rope_yarn, ST_UNSUPPORTED, "rope.scaling.type: yarn" },
-        { rope_linear, ST_UNSUPPORTED, "llama.rope.scaling.factor" },
-        { rope_factor, ST_UNSUPPORTED, "llama.rope.scaling.factor" },
-        { rope_attn, ST_UNSUPPORTED, "llama.rope.scaling.attn_factor" },
+        { rope_longrope, ST_UNSUPPORTED, "llama.rope.scaling.type: longrope" },
+        { rope_factor, ST_CORRUPT, "llama.rope.scaling.factor" },
+        { rope_attn, ST_CORRUPT, "attention factor" },
         { rope_partial, ST_UNSUPPORTED, "llama.rope.dimension_count" },
         { rope_theta, ST_CORRUPT, "llama.rope.freq_base" },
         { window, ST_UNSUPPORTED, "llama.attention.sliding_window" },

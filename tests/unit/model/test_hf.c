@@ -92,7 +92,9 @@ static void test_config_refusals(void **state)
         { ",\"layer_types\":[\"full_attention\",\"full_attention\"],\"quantization_config\":null", ST_OK, NULL },
         { ",\"attention_bias\":true", ST_UNSUPPORTED, "attention_bias" },
         { ",\"mlp_bias\":true", ST_UNSUPPORTED, "mlp_bias" },
-        { ",\"sliding_window\":4096", ST_UNSUPPORTED, "sliding_window" },
+        { ",\"sliding_window\":255", ST_UNSUPPORTED, "sliding_window" },
+        { ",\"sliding_window\":256", ST_OK, NULL },
+        { ",\"sliding_window\":256,\"use_sliding_window\":true", ST_UNSUPPORTED, "use_sliding_window" },
         { ",\"layer_types\":[\"sliding_attention\"]", ST_UNSUPPORTED, "layer_types" },
         { ",\"quantization_config\":{\"quant_method\":\"awq\"}", ST_UNSUPPORTED, "quantization_config" },
         { ",\"pretraining_tp\":2", ST_UNSUPPORTED, "pretraining_tp" },
@@ -102,8 +104,9 @@ static void test_config_refusals(void **state)
         { ",\"embedding_multiplier\":12", ST_UNSUPPORTED, "embedding_multiplier" },
         { ",\"never_heard_of\":\"yes\"", ST_UNSUPPORTED, "never_heard_of" },
         { ",\"rope_interleaved\":true", ST_UNSUPPORTED, "rope_interleaved" },
-        { ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.0}", ST_UNSUPPORTED, "rope_scaling.rope_type: linear" },
-        { ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2.0}", ST_UNSUPPORTED, "yarn" },
+        { ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}", ST_UNSUPPORTED,
+          "rope_scaling.rope_type: dynamic" },
+        { ",\"rope_scaling\":{\"rope_type\":\"longrope\",\"factor\":2.0}", ST_UNSUPPORTED, "longrope" },
         { ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":2.0}", ST_CORRUPT, "rope_scaling.low_freq_factor" },
         { ",\"rope_scaling\":{\"rope_type\":\"default\",\"mystery\":2.0}", ST_UNSUPPORTED, "rope_scaling.mystery" },
         { ",\"rope_scaling\":7", ST_CORRUPT, "rope_scaling" },
@@ -132,7 +135,7 @@ static void test_config_refusals(void **state)
         const char *from, *to, *named;
         enum status st;
     } changes[] = {
-        { "\"LlamaForCausalLM\"", "\"Qwen2ForCausalLM\"", "Qwen2ForCausalLM", ST_UNSUPPORTED },
+        { "\"LlamaForCausalLM\"", "\"Qwen2MoeForCausalLM\"", "Qwen2MoeForCausalLM", ST_UNSUPPORTED },
         { "\"model_type\":\"llama\"", "\"model_type\":\"granite\"", "granite", ST_UNSUPPORTED },
         { "\"silu\"", "\"gelu\"", "hidden_act", ST_UNSUPPORTED },
         { "\"hidden_size\":32,", "", "hidden_size", ST_CORRUPT },

@@ -37,6 +37,9 @@ static void test_shapes(void **state)
         { "random:tiny", 4, 64, 4, 2, 32, 128, 256, 0 },
         { "random:layers=3,d=96,heads=6,kv=3,head_dim=16,ff=64,vocab=300,tied=1", 3, 96, 6, 3, 16, 64, 300, 1 },
         { "random:smollm2-135m,vocab=1000:1", 1, 576, 9, 3, 64, 1536, 1000, 1 },
+        { "random:mistral-7b:2", 2, 4096, 32, 8, 128, 14336, 32768, 0 },
+        { "random:qwen2.5-7b", 28, 3584, 28, 4, 128, 18944, 152064, 0 },
+        { "random:qwen3-8b", 36, 4096, 32, 8, 128, 12288, 151936, 0 },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct model *m = open_spec(cases[i].spec);
@@ -164,6 +167,8 @@ static void test_refusals(void **state)
         { "random:tiny,vocab=100", ST_INVALID, "vocab=100" },
         { "random:tiny,codec=q3_k", ST_INVALID, "q3_k" },
         { "random:tiny,theta=nan", ST_INVALID, "theta" },
+        { "random:tiny,qkv_bias=2", ST_INVALID, "qkv_bias=2" },
+        { "random:tiny,qk_norm=yes", ST_INVALID, "qk_norm=yes" },
         { "random:tiny,colour=red", ST_INVALID, "colour" },
         { "random:tiny,codec=q4_0,ff=100", ST_CORRUPT, "whole Q4_0 blocks" },
         { "random:tiny,codec=q4_k,d=320", ST_CORRUPT, "whole Q4_K blocks" },
@@ -182,6 +187,31 @@ static void test_refusals(void **state)
     struct model *m = NULL;
     assert_int_equal(model_open(long_spec, &m, NULL), ST_INVALID);
     free(long_spec);
+}
+
+/* Biases and head norms are there when asked for, and then only. */
+static void test_attention_vectors(void **state)
+{
+    (void)state;
+    for (int flags = 0; flags < 4; flags++) {
+        char spec[64];
+        snprintf(spec, sizeof spec, "random:tiny,qkv_bias=%d,qk_norm=%d", flags & 1, flags >> 1);
+        struct model *m = open_spec(spec);
+        struct model_tensor t;
+        float scratch[128], row[128];
+        for (int kind = MODEL_ATTN_Q_BIAS; kind <= MODEL_ATTN_K_NORM; kind++) {
+            const bool norm = kind >= MODEL_ATTN_Q_NORM, there = norm ? flags >> 1 : flags & 1;
+            assert_int_equal(model_tensor(m, (enum model_tensor_kind)kind, 1, &t), there ? ST_OK : ST_NOT_FOUND);
+            if (!there)
+                continue;
+            assert_int_equal(t.n_rows, 1);
+            assert_int_equal(t.n_cols, norm ? 32 : kind == MODEL_ATTN_Q_BIAS ? 128 : 64);
+            weight_row_f32(t.codec, model_tensor_row(&t, 0, scratch), t.n_cols, row);
+            for (uint32_t i = 0; i < t.n_cols; i++)
+                assert_true(norm ? row[i] > 0.85f && row[i] < 1.15f : row[i] > -0.55f && row[i] < 0.55f);
+        }
+        model_close(m);
+    }
 }
 
 /* Every half-precision number is its own rounding; between two, the nearer, and the even one of a tie. */
@@ -206,8 +236,9 @@ static void test_half(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_shapes), cmocka_unit_test(test_rows),
-                                        cmocka_unit_test(test_odd_columns), cmocka_unit_test(test_refusals),
-                                        cmocka_unit_test(test_half) };
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_shapes),      cmocka_unit_test(test_rows),     cmocka_unit_test(test_attention_vectors),
+        cmocka_unit_test(test_odd_columns), cmocka_unit_test(test_refusals), cmocka_unit_test(test_half)
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
