@@ -58,7 +58,10 @@ int command_coordinator(int argc, char **argv)
                    .step_row_ms =
                        strcmp(s.precision, "float32") ? s.step_row_ms : 10 * s.step_row_ms, /* reference kernels */
                    .plans_ahead = s.plans_ahead,
-                   .prefix_sharing = s.prefix_sharing },
+                   .prefix_sharing = s.prefix_sharing,
+                   .preemption = s.preemption,
+                   .starve_ms = s.starve_ms,
+                   .tenant_weights = s.tenant_weights },
         .n_workers = s.workers,
         .heartbeat_ms = s.heartbeat_ms,
         .silence_ms = s.silence_ms,

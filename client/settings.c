@@ -40,7 +40,7 @@ const struct config_field settings_fields[] = {
     { "share-reads", "true", CONFIG_BOOL, PLAIN(share_reads), 0, 0, NULL, WORK, "sequences read the blocks they share in one pass (same tokens either way)" },
 
     { "step-rows-max", "1024", CONFIG_U32, PLAIN(step_rows_max), 64, 65536, NULL, SERVE, "rows one step may hold; more favours throughput, fewer favours TPOT" },
-    { "prefill-chunk-rows", "512", CONFIG_U32, PLAIN(prefill_chunk_rows), 1, 65536, NULL, SERVE, "prompt rows of one sequence in a step while others decode" },
+    { "prefill-chunk-rows", "128", CONFIG_U32, PLAIN(prefill_chunk_rows), 1, 65536, NULL, SERVE, "rows of a long prompt in a step while others are there" },
     { "sequences-max", "64", CONFIG_U32, PLAIN(sequences_max), 1, 4096, NULL, SERVE, "sequences that run at once" },
     { "queue-max", "1024", CONFIG_U32, PLAIN(queue_max), 0, 1 << 20, NULL, SERVE, "requests that wait at once; more get 429" },
     { "spread-min-tokens", "2048", CONFIG_U32, PLAIN(spread_min_tokens), 1, 1 << 24, NULL, SERVE, "sequences of fewer positions stay on one worker" },
@@ -48,6 +48,9 @@ const struct config_field settings_fields[] = {
     { "step-row-ms", "20", CONFIG_U32, PLAIN(step_row_ms), 0, 60000, NULL, SERVE, "and so much longer for each row in it" },
     { "plans-ahead", "2", CONFIG_U32, PLAIN(plans_ahead), 1, 4, NULL, SERVE, "plans in flight: 2 overlaps planning and computing" },
     { "prefix-sharing", "true", CONFIG_BOOL, PLAIN(prefix_sharing), 0, 0, NULL, SERVE, "prompts that begin alike share blocks" },
+    { "preemption", "true", CONFIG_BOOL, PLAIN(preemption), 0, 0, NULL, SERVE, "a request of a lower class gives way to one that finds no room, and is computed again" },
+    { "starve-ms", "60000", CONFIG_U32, PLAIN(starve_ms), 0, 1 << 30, NULL, SERVE, "who has waited so long comes first, whatever its class; 0: never" },
+    { "tenant-weights", "", CONFIG_TEXT, TEXT(tenant_weights), 0, 0, NULL, SERVE, "shares of tenants: NAME=WEIGHT,... (others: 1)" },
     { "heartbeat-ms", "250", CONFIG_U32, PLAIN(heartbeat_ms), 50, 60000, NULL, SERVE, "between heartbeats of a worker" },
     { "silence-ms", "1500", CONFIG_U32, PLAIN(silence_ms), 200, 600000, NULL, SERVE, "after which a silent worker is given up" },
     { "restarts-max", "1000", CONFIG_U32, PLAIN(restarts_max), 0, 1 << 30, NULL, SCOPE_UP, "worker processes started again before up gives up" },

@@ -26,7 +26,7 @@ struct sched_request;
 struct sched_config {
     uint32_t positions_max;      /* longest context served: prompt + generated */
     uint32_t step_rows_max;      /* token budget of a step */
-    uint32_t prefill_chunk_rows; /* most prompt rows of one sequence in a step while others decode */
+    uint32_t prefill_chunk_rows; /* rows of a long prompt in a step while others are there, or were lately */
     uint32_t sequences_max;      /* running at once */
     uint32_t queue_max;          /* waiting at once; more are refused (ST_BUSY) */
     uint32_t
@@ -35,6 +35,9 @@ struct sched_config {
     uint32_t step_row_ms; /* and so much more for each of its rows: a long chunk takes long on a slow or busy machine */
     uint32_t plans_ahead; /* plans in flight a group: 2 pipelines */
     bool prefix_sharing;
+    bool preemption;            /* who comes before one that runs and finds no room takes that one's place */
+    uint32_t starve_ms;         /* who has waited so long comes before all that wait, whatever their class; 0: never */
+    const char *tenant_weights; /* shares: "name=weight,..." (others: 1), or NULL; copied */
     struct digest
         context; /* all that decides bits beside tokens: hashed into block ids (model, precision, codec, selector; fingerprint is added) */
     uint64_t seed; /* of free choices (ties); layouts may be drawn at random by tests through `choose` */
@@ -54,6 +57,8 @@ struct sched_ops {
     int64_t (*now_us)(void *ctx);
 };
 
+enum { SCHED_TENANT_MAX = 63 };
+
 /* What a request asks for; copied. */
 struct sched_want {
     const int32_t *tokens;
@@ -71,6 +76,10 @@ struct sched_want {
     bool history; /* edits follow from the tokens before: a row is planned when those are here, one step at a time */
     const char *label; /* for logs: the request's id */
     int32_t priority;  /* its class: lower ones come first, whatever came before (as in vLLM); 0 is usual */
+    const char *
+        tenant; /* whose it is, at most SCHED_TENANT_MAX bytes: within a class those who were served least come first; NULL: "" */
+    int64_t
+        deadline_ms; /* on the clock of sched_ops.now_ms: what has not ended by then ends with ST_TIMEOUT; 0: none */
 };
 
 enum finish_reason { FINISH_STOP, FINISH_LENGTH, FINISH_CANCELLED, FINISH_ERROR };
@@ -148,7 +157,7 @@ struct sched_worker_stats {
 struct sched_stats {
     uint32_t waiting, running, groups;
     uint64_t steps, prompt_rows, decode_rows, prefix_hit_tokens, prompt_tokens, completion_tokens, requests_done,
-        requests_failed, requests_cancelled;
+        requests_failed, requests_cancelled, preemptions;
     uint64_t coordination_us; /* sum over steps of (interval of the step - slowest worker's busy and wait time) */
 };
 void sched_stats(const struct sched *s, struct sched_stats *stats_out);

@@ -1,4 +1,4 @@
-/* The queue: who may run next. By priority, then first come, first served; who is at the head waits until there is room. */
+/* From the queue to the running: who comes next (queue.c) is placed and takes references and promises, or all wait until there is room. */
 #include "coordinator/sched/state.h"
 
 #include <assert.h>
@@ -57,7 +57,7 @@ static void room_read(struct sched *s)
 {
     SCHED_EACH(slot, s->ready)
     {
-        s->place.room[slot] = directory_room(&s->dir, slot);
+        s->place.room[slot] = directory_room(&s->dir, slot) + s->extra_room[slot];
     }
 }
 
@@ -177,7 +177,9 @@ static bool arrays_new(struct sched_request *r, const struct place *p)
 static void admit(struct sched *s, struct sched_request *r)
 {
     const struct place *p = &s->place;
+    queue_overtake(r);
     queue_remove(s, r);
+    r->overtaken = 0;
     sched_grow((void **)&s->running, &s->running_cap, s->n_running + 1, sizeof(struct sched_request *));
     s->running[s->n_running++] = r;
     s->n_live++;
@@ -198,13 +200,18 @@ static void admit(struct sched *s, struct sched_request *r)
     r->ship_leaf = r->n_prompt / request_leaf_rows(r);
     r->ship_tries = 0;
     r->ship_after_ms = 0;
-    r->admitted_ms = sched_now_ms(s);
+    if (!r->n_preempted)
+        r->admitted_ms = sched_now_ms(s);
     memset(r->shares, 0, sizeof r->shares);
     memcpy(r->at, p->at, p->n_leaves);
     memcpy(r->owner, p->owner, p->n_leaves);
     for (uint32_t i = 0; i < p->n_leaves; i++)
         r->readers[i] = s->workers[r->at[i]].id;
     hits_take(s, r);
+    if (!r->n_preempted)
+        r->first_hit = r->hit;
+    const uint32_t shipped = r->hit / r->leaf_blocks; /* where they are to be */
+    r->ship_leaf = shipped > r->ship_leaf ? shipped : r->ship_leaf;
     SCHED_EACH(slot, r->ties)
     {
         const bool there = directory_promise(&s->dir, slot, p->need[slot]);
@@ -216,7 +223,7 @@ static void admit(struct sched *s, struct sched_request *r)
     s->groups_changed = true;
     log_debug("request %s sequence %llu: home worker %u, %u of %u blocks by prefix hit", r->label,
               (unsigned long long)r->id, s->workers[r->home].id, r->hit, r->n_blocks);
-    if (r->events.progress)
+    if (r->events.progress && !r->n_preempted)
         r->events.progress(r->user, r->done < r->n_prompt ? r->done : r->n_prompt, r->n_prompt);
 }
 
@@ -231,16 +238,57 @@ static bool windows_full(struct sched *s)
     return full;
 }
 
+/* Another computes blocks now that r would compute again: r waits until they are there. */
+static bool awaits_blocks(const struct sched *s, const struct sched_request *r)
+{
+    if (!s->config.prefix_sharing || r->alone || r->urgent)
+        return false;
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        const struct sched_request *q = s->running[i];
+        if (q->state != REQUEST_RUNNING || q->preempting || q->priority > r->priority || q->done >= q->n_prompt)
+            continue;
+        const uint32_t n = queue_common(r, q);
+        if (n > s->place.n_hits && n > q->n_committed)
+            return true;
+    }
+    return false;
+}
+
+static void awaiting_reset(struct sched *s)
+{
+    if (!s->n_awaiting)
+        return;
+    s->n_awaiting = 0;
+    for (struct sched_request *r = queue_each(s, NULL); r; r = queue_each(s, r))
+        r->awaits = false;
+}
+
+static bool fits(struct sched *s, struct sched_request *r)
+{
+    return find_place(s, r, s->config.prefix_sharing) == FOUND;
+}
+
 void admit_all(struct sched *s)
 {
+    queue_promote(s);
     if (s->admit_changed && !windows_full(s))
         s->admit_changed = false;
-    while (s->queue && s->admit_changed && s->n_live < s->config.sequences_max) {
-        struct sched_request *r = s->queue;
+    if (s->admit_changed)
+        awaiting_reset(s);
+    for (struct sched_request *r; s->admit_changed && (r = queue_next(s));) {
         enum found found = find_place(s, r, s->config.prefix_sharing);
         /* All alone and still no room: what its prefix occupies is in the way. */
         if (found == NO_ROOM && !s->n_running && !s->n_transfers && !s->n_lingering)
             found = find_place(s, r, false);
+        if (found == FOUND && awaits_blocks(s, r)) {
+            r->awaits = true;
+            s->n_awaiting++;
+            continue;
+        }
+        if (found == FOUND && s->n_live >= s->config.sequences_max)
+            found = NO_ROOM;
+        if (found == NO_ROOM && s->config.preemption && !s->n_preempting && preempt_for(s, r, fits))
+            continue;
         if (found != FOUND) {
             s->admit_changed = found == LATER;
             break;
@@ -261,20 +309,21 @@ void admit_undo(struct sched *s, struct sched_request *r)
     request_release(s, r);
     r->state = REQUEST_WAITING;
     r->done = r->ahead = r->hit = r->n_committed = 0;
-    r->admitted_ms = 0;
-    queue_add(s, r, true);
+    if (!r->n_preempted)
+        r->admitted_ms = 0;
+    queue_add(s, r);
 }
 
 void admit_recheck(struct sched *s, const char *why)
 {
     char text[256];
     snprintf(text, sizeof text, "the workers that are left cannot hold the request: %s", why);
-    for (struct sched_request *r = s->queue; r; r = r->next)
+    for (struct sched_request *r = queue_each(s, NULL); r; r = queue_each(s, r))
         r->refused = !place_ever(s, r->n_prompt, r->n_rows);
     for (;;) {
-        struct sched_request *r = s->queue;
+        struct sched_request *r = queue_each(s, NULL);
         while (r && !r->refused)
-            r = r->next;
+            r = queue_each(s, r);
         if (!r)
             return;
         request_end(s, r, FINISH_ERROR, ST_PEER, text);

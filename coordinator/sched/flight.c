@@ -28,7 +28,7 @@ void flight_recycle(struct sched *s, struct flight *f)
         free(f->blobs[i]);
         f->blobs[i] = NULL;
     }
-    f->n_runs = f->n_requests = f->n_rows = 0;
+    f->n_runs = f->n_requests = f->n_rows = f->n_prefill_rows = 0;
     f->slowest_us = f->kv_read = f->kv_dense = 0;
     if (s->n_spares < sizeof s->spares / sizeof s->spares[0])
         s->spares[s->n_spares++] = f;
@@ -129,6 +129,8 @@ static void blocks_commit(struct sched *s, struct sched_request *r)
 {
     const struct digest *context = &s->workers[r->home].context;
     const bool known = !memcmp(&r->ids_context, context, sizeof *context);
+    if (s->n_awaiting && r->n_committed < r->done / PLAN_BLOCK)
+        s->admit_changed = true;
     for (; r->n_committed < r->done / PLAN_BLOCK; r->n_committed++) {
         const uint32_t c = r->n_committed;
         r->last_id = known && c < r->n_ids_known
@@ -149,6 +151,7 @@ static void token_out(struct sched *s, struct sched_request *r, uint32_t pos, co
     if (!r->n_generated++)
         r->first_token_ms = sched_now_ms(s);
     s->stats.completion_tokens++;
+    tenant_charge(r->tenant, SCHED_COST_GENERATED);
     if (r->events.token)
         r->events.token(r->user, &out);
     for (uint32_t i = 0; i < r->n_eos; i++) {
@@ -177,7 +180,7 @@ static void run_commit(struct sched *s, const struct flight *f, const struct fli
             return;
         }
     }
-    if (run->pos < r->n_prompt && r->events.progress)
+    if (run->pos < r->n_prompt && end > r->told && r->events.progress)
         r->events.progress(r->user, end < r->n_prompt ? end : r->n_prompt, r->n_prompt);
     for (uint32_t i = 0; i < run->n_rows && r->state == REQUEST_RUNNING; i++) {
         const uint32_t pos = run->pos + i;

@@ -224,7 +224,7 @@ static void epoch_raise(struct sched *s, struct group *g)
     }
     for (uint32_t i = 0; i < g->n_requests;) {
         struct sched_request *r = g->requests[i];
-        if (r->state == REQUEST_ENDED)
+        if (r->state == REQUEST_ENDED || r->preempting)
             request_settle(s, r);
         else
             i++;

@@ -1,7 +1,8 @@
-/* The next plan of a group: decode rows first, then chunks of prompts in order of admission, within the budget of rows. */
+/* The next plan of a group: decode rows first, then chunks of prompts, the shortest rest first, within the budget of rows. */
 #include "coordinator/sched/state.h"
 
 #include <assert.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const int32_t sampled_before = -1;
@@ -53,6 +54,9 @@ static void run_wants(const struct sched_request *r, struct plan_run *run, uint3
     const uint32_t forced_end = r->n_prompt + r->n_forced; /* targets of positions before this are known */
     const bool speaks = end >= r->n_prompt && r->max_tokens;
     uint32_t scored = 0;
+    *n_scored_out = 0;
+    if (end <= r->told)
+        return;
     run->want = r->logits ? WANT_LOGITS : 0;
     if (speaks && end >= forced_end)
         run->want |= WANT_SAMPLE;
@@ -105,6 +109,11 @@ static uint32_t rows_add(struct sched *s, struct flight *f, struct sched_request
         uint32_t m = request_leaf_rows(r) - pos % request_leaf_rows(r);
         if (m > n - added)
             m = n - added;
+        /* A run has one class, and says something or is computed again in silence. */
+        if (pos < r->n_prompt && m > r->n_prompt - pos)
+            m = r->n_prompt - pos;
+        if (pos < r->told && m > r->told - pos)
+            m = r->told - pos;
         /* One row asks for its target where those before it do not. */
         if (!r->score && r->n_forced && pos + m == r->n_prompt && m > 1)
             m--;
@@ -122,7 +131,7 @@ static uint32_t rows_add(struct sched *s, struct flight *f, struct sched_request
 
 static bool may_run(const struct sched *s, const struct sched_request *r)
 {
-    if (r->state != REQUEST_RUNNING || r->pending || r->ahead >= r->n_rows)
+    if (r->state != REQUEST_RUNNING || r->preempting || r->pending || r->ahead >= r->n_rows)
         return false;
     return sched_choose(s, "sit out", 8) != 1;
 }
@@ -155,9 +164,16 @@ static uint32_t decode_add(struct sched *s, struct flight *f, struct sched_reque
     return 1;
 }
 
+/* Positions whose tokens are known from the start: the prompt, or what was computed before it gave way. */
+static uint32_t prefill_end(const struct sched_request *r)
+{
+    const uint32_t end = r->told > r->n_prompt ? r->told : r->n_prompt;
+    return end < r->n_rows ? end : r->n_rows;
+}
+
 static uint32_t prefill_add(struct sched *s, struct flight *f, struct sched_request *r, uint32_t budget)
 {
-    const uint32_t end = r->n_prompt < r->n_rows ? r->n_prompt : r->n_rows, left = end - r->ahead;
+    const uint32_t left = prefill_end(r) - r->ahead;
     uint32_t n = left < budget ? left : budget;
     const int64_t drawn = sched_choose(s, "chunk", n);
     if (drawn >= 0)
@@ -167,15 +183,56 @@ static uint32_t prefill_add(struct sched *s, struct flight *f, struct sched_requ
     return rows_add(s, f, r, n);
 }
 
+/* Lower classes first, of one class what is done soonest. */
+static int prefill_order(const void *a, const void *b)
+{
+    const struct sched_request *x = *(struct sched_request *const *)a, *y = *(struct sched_request *const *)b;
+    const uint32_t left_x = prefill_end(x) - x->ahead, left_y = prefill_end(y) - y->ahead;
+    if (x->priority != y->priority)
+        return x->priority < y->priority ? -1 : 1;
+    if (left_x != left_y)
+        return left_x < left_y ? -1 : 1;
+    return x->arrival < y->arrival ? -1 : x->arrival > y->arrival;
+}
+
+/*
+ * Chunks of prompts. Short prompts go before long ones and whole; a long one gets what they leave of prefill_chunk_rows (an eighth of it at least, so that
+ * it goes on), or the whole step if nobody else is here or was lately: a step that was planned keeps who comes next waiting.
+ */
+static void prefills_choose(struct sched *s, struct group *g, struct flight *f, uint32_t budget, bool company)
+{
+    const uint32_t chunk = s->config.prefill_chunk_rows, least = chunk / 8 ? chunk / 8 : 1;
+    uint32_t n = 0, used = 0;
+    sched_grow((void **)&s->order, &s->order_cap, g->n_requests, sizeof(struct sched_request *));
+    for (uint32_t i = 0; i < g->n_requests; i++) {
+        if (g->requests[i]->ahead < prefill_end(g->requests[i]) && may_run(s, g->requests[i]))
+            s->order[n++] = g->requests[i];
+    }
+    if (n > 1)
+        qsort(s->order, n, sizeof(struct sched_request *), prefill_order);
+    for (uint32_t i = 0; i < n && budget; i++) {
+        uint32_t most = budget;
+        if ((company || n > 1) && prefill_end(s->order[i]) - s->order[i]->ahead > chunk)
+            most = used + least < chunk ? chunk - used : least;
+        const uint32_t added = prefill_add(s, f, s->order[i], most < budget ? most : budget);
+        budget -= added;
+        used += added;
+    }
+    f->n_prefill_rows = used;
+}
+
 static void rows_choose(struct sched *s, struct group *g, struct flight *f)
 {
     uint32_t budget = s->config.step_rows_max, decodes = 0;
+    const int64_t now = sched_now_ms(s);
+    if (g->n_requests > 1)
+        g->company_ms = now;
     if (g->turn >= g->n_requests)
         g->turn = 0;
     const uint32_t start = g->turn; /* who comes first, where the budget is less than a row each */
     for (uint32_t i = 0; i < g->n_requests && budget; i++) {
         struct sched_request *r = g->requests[(start + i) % g->n_requests];
-        if (r->ahead >= r->n_prompt && may_run(s, r)) {
+        if (r->ahead >= prefill_end(r) && may_run(s, r)) {
             const uint32_t n = decode_add(s, f, r, budget);
             budget -= n;
             decodes += n;
@@ -183,13 +240,7 @@ static void rows_choose(struct sched *s, struct group *g, struct flight *f)
                 g->turn = (start + i + 1) % g->n_requests;
         }
     }
-    for (uint32_t i = 0; i < g->n_requests && budget; i++) {
-        struct sched_request *r = g->requests[i];
-        if (r->ahead < r->n_prompt && may_run(s, r)) {
-            const bool cut = decodes && s->config.prefill_chunk_rows < budget;
-            budget -= prefill_add(s, f, r, cut ? s->config.prefill_chunk_rows : budget);
-        }
-    }
+    prefills_choose(s, g, f, budget, decodes || (g->company_ms && now - g->company_ms < SCHED_COMPANY_MS));
 }
 
 /* What the workers lack of its table and readers, up to its last row of this plan. */
@@ -207,7 +258,8 @@ static void seq_describe(struct sched *s, struct group *g, struct flight *f, str
     r->sent_readers = leaves;
     r->readers_changed = UINT32_MAX;
     r->fresh = false;
-    if (!r->started) {
+    if (!r->started && !r->n_preempted) {
+        tenant_charge(r->tenant, r->n_prompt - r->hit * PLAN_BLOCK);
         s->stats.prompt_tokens += r->n_prompt;
         s->stats.prefix_hit_tokens += (uint64_t)r->hit * PLAN_BLOCK;
     }
@@ -290,6 +342,9 @@ static void send(struct sched *s, struct group *g, struct flight *f)
 bool planner_send(struct sched *s, struct group *g)
 {
     if (g->hold || g->probing || g->abort.active || g->n_flights >= s->config.plans_ahead)
+        return false;
+    /* Behind a step of many rows the next one is not made yet: who comes meanwhile would wait for both. */
+    if (g->n_flights && g->flights[g->n_flights - 1]->n_prefill_rows > SCHED_HEAVY_ROWS)
         return false;
     struct flight *f = flight_new(s);
     s->stamp++;

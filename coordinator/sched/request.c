@@ -46,6 +46,10 @@ enum status request_new(struct sched *s, const struct sched_want *want, struct s
         request_free(r);
         return ST_NO_MEMORY;
     }
+    r->deadline_ms = want->deadline_ms;
+    r->tenant = tenant_open(s, want->tenant ? want->tenant : "");
+    r->arrival = ++s->arrivals;
+    r->submitted_ms = sched_now_ms(s);
     memcpy(r->tokens, want->tokens, r->n_prompt * sizeof *r->tokens);
     if (r->n_forced)
         memcpy(r->tokens + r->n_prompt, want->forced, r->n_forced * sizeof *r->tokens);
@@ -53,7 +57,6 @@ enum status request_new(struct sched *s, const struct sched_want *want, struct s
     r->n_eos = want->n_eos;
     if (r->n_eos)
         memcpy(r->eos, want->eos, r->n_eos * sizeof *r->eos);
-    r->submitted_ms = sched_now_ms(s);
     *r_out = r;
     return ST_OK;
 }
@@ -81,6 +84,8 @@ void request_free(struct sched_request *r)
     if (!r)
         return;
     request_unplace(r);
+    if (r->tenant)
+        r->tenant->n_open--;
     free(r->tokens);
     free(r->eos);
     free(r->ids);
@@ -105,29 +110,19 @@ enum status request_token(struct sched_request *r, uint32_t position, int32_t to
     return ST_OK;
 }
 
-void queue_add(struct sched *s, struct sched_request *r, bool again)
+void request_ids_extend(struct sched *s, struct sched_request *r)
 {
-    struct sched_request **at = &s->queue;
-    while (*at && ((*at)->priority < r->priority || (!again && (*at)->priority == r->priority)))
-        at = &(*at)->next;
-    r->next = *at;
-    *at = r;
-    if (!r->next)
-        s->queue_end = &r->next;
-    s->n_queued++;
-    s->admit_changed = true;
-}
-
-void queue_remove(struct sched *s, struct sched_request *r)
-{
-    struct sched_request **at = &s->queue;
-    while (*at != r)
-        at = &(*at)->next;
-    *at = r->next;
-    if (s->queue_end == &r->next)
-        s->queue_end = at;
-    r->next = NULL;
-    s->n_queued--;
+    if (!s->config.prefix_sharing || r->score || r->logits)
+        return;
+    /* One position at least is computed: the one after those whose rows were told. */
+    const uint32_t n = r->told / PLAN_BLOCK;
+    if (n <= r->n_ids)
+        return;
+    struct digest *ids = sched_alloc(n, sizeof *ids);
+    memcpy(ids, r->ids, r->n_ids * sizeof *ids);
+    free(r->ids);
+    r->ids = ids;
+    r->n_ids = n;
 }
 
 static void promise_return(struct sched *s, struct sched_request *r)
@@ -199,7 +194,11 @@ void request_release(struct sched *s, struct sched_request *r)
 
 void request_settle(struct sched *s, struct sched_request *r)
 {
-    if (r->state != REQUEST_ENDED || r->in_flight)
+    if (r->in_flight)
+        return;
+    if (r->state == REQUEST_RUNNING && r->preempting)
+        preempt_settle(s, r);
+    if (r->state != REQUEST_ENDED)
         return;
     request_release(s, r);
     r->state = REQUEST_FREED;
@@ -265,12 +264,14 @@ static void done_call(struct sched *s, struct sched_request *r, struct sched_don
     done->prompt_tokens = r->n_prompt;
     done->completion_tokens = r->n_generated;
     done->queued_ms = (r->admitted_ms ? r->admitted_ms : now) - r->submitted_ms;
-    if (r->table) {
-        done->cached_tokens = r->hit * PLAN_BLOCK;
+    if (r->admitted_ms) {
+        done->cached_tokens = r->first_hit * PLAN_BLOCK;
         done->prefill_ms = (r->first_token_ms ? r->first_token_ms : now) - r->admitted_ms;
         done->decode_ms = r->first_token_ms ? now - r->first_token_ms : 0;
         done->kv_bytes_read = r->kv_read;
         done->kv_bytes_dense = r->kv_dense;
+    }
+    if (r->table) {
         blocks_by_worker(r, blocks);
         SCHED_EACH(slot, r->ties | r->known)
         {
@@ -297,6 +298,8 @@ void request_end(struct sched *s, struct sched_request *r, enum finish_reason re
     else
         s->n_live--;
     r->state = REQUEST_ENDED;
+    s->n_preempting -= r->preempting;
+    r->preempting = false;
     if (reason == FINISH_ERROR) {
         log_warn("request %s sequence %llu: %s", r->label, (unsigned long long)r->id, message);
         s->stats.requests_failed++;

@@ -23,8 +23,14 @@ enum status sched_new(const struct sched_config *config, const struct sched_ops 
     s->config = *config;
     s->ops = *ops;
     s->ctx = ctx;
-    s->queue_end = &s->queue;
+    s->deadline_ms = INT64_MAX;
     s->transfers_end = &s->transfers;
+    if (tenant_weights_read(s, config->tenant_weights)) {
+        tenants_free(s);
+        free(s);
+        return ST_INVALID;
+    }
+    s->config.tenant_weights = NULL;
     directory_init(&s->dir);
     *sched_out = s;
     return ST_OK;
@@ -48,8 +54,8 @@ void sched_leave(struct sched *s)
 
 static struct sched_request *find_live(const struct sched *s)
 {
-    if (s->queue)
-        return s->queue;
+    if (s->n_queued)
+        return queue_each(s, NULL);
     for (uint32_t i = 0; i < s->n_running; i++) {
         if (s->running[i]->state == REQUEST_RUNNING)
             return s->running[i];
@@ -80,12 +86,14 @@ void sched_free(struct sched *s)
     for (uint32_t i = 0; i < SCHED_SLOTS; i++)
         outbox_deinit(&s->workers[i].forgets);
     directory_deinit(&s->dir);
+    tenants_free(s);
     free(s->running);
     free(s->lingering);
     free(s->place.hits);
     free(s->place.at);
     free(s->place.owner);
     free(s->seqs);
+    free(s->order);
     free(s->runs);
     free(s);
 }
@@ -108,6 +116,10 @@ static enum status want_check(struct sched *s, const struct sched_want *want, st
         if (want->forced[i] < 0)
             return error_set(err, ST_INVALID, "forced token %u is negative", i);
     }
+    if (want->tenant && strlen(want->tenant) > SCHED_TENANT_MAX)
+        return error_set(err, ST_INVALID, "the tenant's name has more than %d bytes", SCHED_TENANT_MAX);
+    if (want->deadline_ms && want->deadline_ms <= sched_now_ms(s))
+        return error_set(err, ST_TIMEOUT, "the request's deadline has passed already");
     const struct plan_sampling *sampling = &want->sampling;
     if (!(sampling->temperature >= 0 && sampling->temperature <= TEMPERATURE_MAX))
         return error_set(err, ST_INVALID, "temperature %g", (double)sampling->temperature);
@@ -120,6 +132,14 @@ static enum status want_check(struct sched *s, const struct sched_want *want, st
                          "the prompt's %u tokens and max_tokens %u are more than the %u positions served",
                          want->n_tokens, want->max_tokens, s->config.positions_max);
     return ST_OK;
+}
+
+/* Who waits for blocks that another computes has a place among the running, if there is one. */
+static bool queue_full(const struct sched *s)
+{
+    const uint32_t places = s->n_live < s->config.sequences_max ? s->config.sequences_max - s->n_live : 0;
+    const uint32_t waiting = s->n_queued - (s->n_awaiting < places ? s->n_awaiting : places);
+    return waiting >= s->config.queue_max && (s->n_queued || !places);
 }
 
 enum status sched_submit(struct sched *s, const struct sched_want *want, const struct sched_events *events, void *user,
@@ -139,7 +159,7 @@ enum status sched_submit(struct sched *s, const struct sched_want *want, const s
         return error_set(err, ST_TOO_LARGE,
                          "the prompt's %u tokens and max_tokens %u are more than the workers' memory holds",
                          want->n_tokens, want->max_tokens);
-    if (s->n_queued >= s->config.queue_max && (s->queue || s->n_live >= s->config.sequences_max))
+    if (queue_full(s))
         return error_set(err, ST_BUSY, "%u requests wait already", s->n_queued);
     struct sched_request *r;
     st = request_new(s, want, &r);
@@ -147,7 +167,9 @@ enum status sched_submit(struct sched *s, const struct sched_want *want, const s
         return error_set(err, st, "no memory for a request of %u tokens", want->n_tokens);
     r->events = *events;
     r->user = user;
-    queue_add(s, r, false);
+    if (r->deadline_ms && r->deadline_ms < s->deadline_ms)
+        s->deadline_ms = r->deadline_ms;
+    queue_add(s, r);
     *request_out = r;
     return ST_OK;
 }
@@ -292,10 +314,49 @@ enum status sched_copied(struct sched *s, uint16_t worker, const struct control_
     return st;
 }
 
+/* The next one whose deadline has passed; *first_out: of the others the first deadline. */
+static struct sched_request *find_late(const struct sched *s, int64_t now, int64_t *first_out)
+{
+    *first_out = INT64_MAX;
+    for (struct sched_request *r = queue_each(s, NULL); r; r = queue_each(s, r)) {
+        if (r->deadline_ms && r->deadline_ms <= now)
+            return r;
+        if (r->deadline_ms && r->deadline_ms < *first_out)
+            *first_out = r->deadline_ms;
+    }
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        struct sched_request *r = s->running[i];
+        if (r->state != REQUEST_RUNNING || !r->deadline_ms)
+            continue;
+        if (r->deadline_ms <= now)
+            return r;
+        if (r->deadline_ms < *first_out)
+            *first_out = r->deadline_ms;
+    }
+    return NULL;
+}
+
+/* Ends what is late. -> ms until the next deadline */
+static int64_t deadlines_check(struct sched *s)
+{
+    const int64_t now = sched_now_ms(s);
+    char text[128];
+    if (s->deadline_ms <= now) {
+        for (struct sched_request *r; (r = find_late(s, now, &s->deadline_ms));) {
+            snprintf(text, sizeof text, "the request's deadline passed %s, after %u tokens",
+                     r->state == REQUEST_WAITING ? "while it waited for room" : "before it was done", r->n_generated);
+            request_end(s, r, FINISH_ERROR, ST_TIMEOUT, text);
+        }
+    }
+    return s->deadline_ms == INT64_MAX ? SCHED_RUN_MS : s->deadline_ms - now;
+}
+
 int64_t sched_run(struct sched *s)
 {
     sched_enter(s);
     int64_t wait = groups_check(s);
+    const int64_t late = deadlines_check(s);
+    wait = late < wait ? late : wait;
     transfers_check(s);
     admit_all(s);
     groups_form(s);
@@ -307,7 +368,7 @@ int64_t sched_run(struct sched *s)
             wait = s->config.step_deadline_ms;
     }
     transfers_send(s);
-    if (s->admit_changed && s->queue)
+    if (s->admit_changed && s->n_queued)
         wait = 1;
     if (s->n_transfers) {
         const int64_t due = transfers_deadline(s);

@@ -8,7 +8,9 @@
  *   sched.c     the face: submit, cancel, workers, run, figures
  *   request.c   a request's memory, its end, what it gives back
  *   place.c     where a request's blocks would live, and whether there is room
- *   admit.c     the queue; takes references and promises
+ *   queue.c     who waits, tenants, who comes next
+ *   admit.c     from the queue to the running; takes references and promises
+ *   preempt.c   room for who comes before one that runs
  *   transfer.c  copies of sealed blocks between workers
  *   ship.c      a complete growing leaf goes to its owner
  *   group.c     step groups: forming, epochs, what happens when a step fails
@@ -33,6 +35,9 @@ enum {
     SCHED_IDS_A_RUN = 1024,     /* content ids computed for an admission before others have their turn: 1.5 ms */
     SCHED_PROBE_MS = 500,       /* for an answer to a plan without rows */
     SCHED_RUN_MS = 1000,        /* sched_run is wanted again at the latest */
+    SCHED_COMPANY_MS = 2000,    /* after others were there a long prompt leaves room for others to come */
+    SCHED_HEAVY_ROWS = 128,     /* prompt rows of a step behind which none is planned ahead */
+    SCHED_COST_GENERATED = 2,   /* of a generated token, where one of a prompt costs 1 */
 };
 #define SCHED_NO_SLOT   UINT8_MAX
 #define SCHED_BIT(slot) ((uint64_t)1 << (slot))
@@ -70,6 +75,13 @@ struct sched_request {
     void *user;
     char label[64];
     int32_t priority;
+    struct tenant *tenant;
+    uint64_t arrival;             /* ascends; stays when it waits again */
+    int64_t deadline_ms;          /* 0: none */
+    int64_t queued_ms, waited_ms; /* since when it waits; and before that */
+    bool urgent;                  /* has waited too long */
+    bool awaits;                  /* another computes blocks that it will find: not admitted in this round */
+    uint32_t overtaken;           /* by those that share a prefix with what runs */
 
     /* what was asked for */
     int32_t *tokens; /* [tokens_cap]: prompt, forced or sampled ones so far, then -1 */
@@ -81,7 +93,7 @@ struct sched_request {
     uint8_t n_top;
     bool score, logits;
     bool edits, history; /* of logits */
-    struct digest *ids; /* [n_ids] of the prompt's blocks that a hit may cover, for ids_context; n_ids_known so far */
+    struct digest *ids;  /* [n_ids] of the prompt's blocks that a hit may cover, for ids_context; n_ids_known so far */
     struct digest ids_context;
     uint32_t n_ids, n_ids_known;
     bool alone;   /* a copy for it has failed: take no more */
@@ -102,6 +114,12 @@ struct sched_request {
     uint32_t pending;      /* copies awaited before the first plan */
     struct digest last_id; /* of block n_committed - 1 */
     uint32_t n_committed;
+
+    /* preemption */
+    bool preempting, chosen; /* gives way as soon as no plan in flight names it; while victims are looked for */
+    uint32_t n_preempted;
+    uint32_t told; /* positions before this were computed before it gave way: their rows are computed in silence */
+    uint32_t first_hit;
 
     /* progress: positions */
     uint32_t done, ahead; /* done: results are held, or a hit brought them; ahead: and in flight */
@@ -130,6 +148,19 @@ struct sched_request {
     int64_t submitted_ms, admitted_ms, first_token_ms;
     uint64_t kv_read, kv_dense;
     struct share shares[SCHED_SLOTS];
+};
+
+/* Those who ask, by name. */
+struct tenant {
+    struct tenant *next;
+    char name[SCHED_TENANT_MAX + 1];
+    uint32_t n_open, n_queued;
+    struct sched_request *queue, *last; /* by urgency, class, arrival */
+    double served, weight;              /* tokens computed or generated for it, by its weight */
+};
+struct tenant_weight {
+    char name[SCHED_TENANT_MAX + 1];
+    double weight;
 };
 
 struct worker {
@@ -161,7 +192,7 @@ struct flight {
     struct flight_run *runs;
     struct sched_request **requests;
     struct result_row *rows; /* seq 0: not here yet */
-    uint32_t n_runs, runs_cap, n_requests, requests_cap, n_rows, rows_cap;
+    uint32_t n_runs, runs_cap, n_requests, requests_cap, n_rows, rows_cap, n_prefill_rows;
     void *blobs[SCHED_SLOTS]; /* what rows point into */
     uint32_t n_drops[SCHED_SLOTS], n_forgets[SCHED_SLOTS];
     struct share shares[SCHED_SLOTS];
@@ -176,6 +207,7 @@ struct group {
     uint16_t ids[SCHED_SLOTS];
     struct flight *flights[SCHED_PLANS_MAX]; /* oldest first */
     uint32_t n_flights;
+    int64_t company_ms;              /* when it last had more than one request */
     int64_t done_ms, done_us;        /* when the last plan retired */
     bool hold;                       /* no more plans: it is to change */
     struct sched_request **requests; /* by admission */
@@ -240,9 +272,17 @@ struct sched {
     uint64_t ready; /* slots */
     struct group *groups[SCHED_SLOTS];
     uint32_t n_groups;
-    struct sched_request *queue, **queue_end;
+    struct tenant *tenants;
+    struct tenant_weight *weights;
+    uint32_t n_weights, weights_cap;
+    double served_last; /* of the tenant whose queue was the last to become empty */
     uint32_t n_queued;
-    struct sched_request **running; /* admitted, by admission; also ended ones that plans in flight name */
+    uint64_t arrivals;
+    int64_t promote_ms,
+        deadline_ms; /* when to look who has waited long; no deadline is before (INT64_MAX: there is none) */
+    uint32_t n_preempting, n_awaiting;
+    int64_t extra_room[SCHED_SLOTS]; /* if the chosen gave way */
+    struct sched_request **running;  /* admitted, by admission; also ended ones that plans in flight name */
     uint32_t n_running, running_cap, n_live;
     struct sched_request *freed;
     struct transfer *transfers; /* in order of need */
@@ -264,6 +304,8 @@ struct sched {
     struct plan_seq *seqs;
     struct plan_run *runs;
     uint32_t n_seqs, n_runs, seqs_cap, runs_cap;
+    struct sched_request **order;
+    uint32_t order_cap;
 };
 
 static inline int64_t sched_now_ms(const struct sched *s)
@@ -318,9 +360,33 @@ void request_settle(struct sched *s, struct sched_request *r);
 void request_retire(struct sched *s, struct sched_request *r, uint64_t number);
 /* Promises more of the home's window, if a leaf to come needs it and there is room. false: there is not enough. */
 bool request_window(struct sched *s, struct sched_request *r);
-/* Behind all of its class that wait, or (again) before them. */
-void queue_add(struct sched *s, struct sched_request *r, bool again);
+/* More of its blocks may be found when it is computed again. */
+void request_ids_extend(struct sched *s, struct sched_request *r);
+
+/* queue.c */
+/* The tenant of that name, with one more request open (the caller counts n_open down). */
+struct tenant *tenant_open(struct sched *s, const char *name);
+void tenant_charge(struct tenant *t, uint64_t cost);
+enum status tenant_weights_read(struct sched *s, const char *text);
+void tenants_free(struct sched *s);
+void queue_add(struct sched *s, struct sched_request *r);
 void queue_remove(struct sched *s, struct sched_request *r);
+/* Who comes next of those that do not await blocks, or NULL. */
+struct sched_request *queue_next(struct sched *s);
+/* All that wait, in no order: the one after r, or (NULL) the first. */
+struct sched_request *queue_each(const struct sched *s, const struct sched_request *r);
+/* Who has waited too long. */
+void queue_promote(struct sched *s);
+/* r is taken, though perhaps others of its tenant came before. */
+void queue_overtake(struct sched_request *r);
+/* Whole blocks at the start of b's prompt that a could take from it. */
+uint32_t queue_common(const struct sched_request *a, const struct sched_request *b);
+
+/* preempt.c */
+/* Chooses whose room r needs to fit, and has them give way. false: it would not fit even so. */
+bool preempt_for(struct sched *s, struct sched_request *r, bool (*fits)(struct sched *s, struct sched_request *r));
+/* No plan in flight names it any more: it waits again. */
+void preempt_settle(struct sched *s, struct sched_request *r);
 
 /* place.c */
 /* The workers it may use must be of one context. room is set by the caller. */

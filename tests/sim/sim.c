@@ -310,12 +310,15 @@ static void on_scored(void *user, uint32_t position, const struct result_row *ro
 static void on_token(void *user, const struct result_row *row)
 {
     struct sim_request *r = user;
+    expect(r, "it goes on after its deadline", !r->timeout_ms || r->sim->now <= r->submitted_ms + r->timeout_ms + 1000,
+           row->pos);
     const uint32_t pos = r->n_prompt + r->n_tokens;
     expect(r, "a token too many", r->n_tokens < r->n_expected, pos);
     expect(r, "a row out of order", row->pos + 1 == pos, pos);
     expect(r, "wrong token", row->token == r->tokens[pos], pos);
     expect(r, "wrong log-probability", row->logprob == sim_logprob(hash_of(r->tokens, pos), row->token), pos);
-    r->n_tokens++;
+    if (!r->n_tokens++)
+        r->first_ms = r->sim->now;
     if (r->cancel_at && r->n_tokens == r->cancel_at) {
         r->cancelled = true;
         sched_cancel(r->sim->s, r->handle, FINISH_CANCELLED);
@@ -380,6 +383,7 @@ int sim_submit(struct sim *sim, const struct sim_want *want, enum status *st_out
                                .logits = want->logits,
                                .cancel_at = want->cancel_at,
                                .submitted_ms = sim->now,
+                               .timeout_ms = want->timeout_ms,
                                .sim = sim };
     r->tokens = malloc((want->n_tokens + want->max_tokens) * sizeof(int32_t));
     memcpy(r->tokens, want->tokens, want->n_tokens * sizeof(int32_t));
@@ -402,7 +406,9 @@ int sim_submit(struct sim *sim, const struct sim_want *want, enum status *st_out
                                   .forced = r->tokens + r->n_prompt,
                                   .n_forced = r->n_forced,
                                   .label = "sim",
-                                  .priority = want->priority };
+                                  .priority = want->priority,
+                                  .tenant = want->tenant,
+                                  .deadline_ms = want->timeout_ms ? sim->now + want->timeout_ms : 0 };
     const enum status st = sched_submit(sim->s, &w, &events, r, &r->handle, NULL);
     if (st_out)
         *st_out = st;

@@ -37,6 +37,8 @@ struct sim_want {
     bool eos, score, logits;
     uint32_t n_forced; /* forced ones are those that would be sampled */
     int32_t priority;
+    const char *tenant;
+    int64_t timeout_ms; /* 0: none */
     uint32_t cancel_at; /* cancels itself in the callback of its token number cancel_at - 1 */
 };
 
@@ -50,7 +52,7 @@ struct sim_request {
     enum finish_reason reason;
     enum status status;
     char message[256];
-    int64_t submitted_ms, ended_ms;
+    int64_t submitted_ms, ended_ms, timeout_ms, first_ms; /* first_ms: of its first token */
     struct sched_worker_share shares[SIM_WORKERS_MAX];
     uint32_t n_shares;
     struct sched_request *handle;

@@ -22,7 +22,7 @@ struct life {
 
 struct totals {
     uint64_t lives, requests, refused, failed, cancelled, cached, steps, spread, copies, plans, far, aborts, vain,
-        blamed, blamed_wrongly;
+        blamed, blamed_wrongly, late, preempted;
 };
 
 enum { STEM = 2000 };
@@ -57,6 +57,9 @@ static struct sim_options options(struct life *l, uint64_t seed)
         .step_deadline_ms = 400,
         .plans_ahead = 1 + draw(l, 3),
         .prefix_sharing = draw(l, 5) > 0,
+        .preemption = draw(l, 4) > 0,
+        .starve_ms = draw(l, 2) ? 0 : 200 + draw(l, 2000),
+        .tenant_weights = draw(l, 2) ? NULL : "a=2,b=0.5",
         .seed = seed,
     };
     return o;
@@ -95,6 +98,10 @@ static void submit(struct life *l, struct totals *t)
     if ((w.score || w.logits) && draw(l, 2))
         w.max_tokens = 0;
     w.n_forced = draw(l, 6) == 0 ? draw(l, w.max_tokens + 1) : 0;
+    static const char *const tenants[] = { NULL, "a", "b", "c" };
+    w.priority = draw(l, 2) ? 0 : (int32_t)draw(l, 4) - 1;
+    w.tenant = tenants[draw(l, 4)];
+    w.timeout_ms = draw(l, 12) ? 0 : 1 + draw(l, 3000);
     w.cancel_at = draw(l, 6) == 0 ? 1 + draw(l, 40) : 0;
     enum status st;
     const int i = sim_submit(l->sim, &w, &st);
@@ -145,6 +152,12 @@ static void check_failures(struct life *l, struct totals *t)
         t->cached += r->cached;
         if (r->reason != FINISH_ERROR)
             continue;
+        if (r->status == ST_TIMEOUT) {
+            if (!r->timeout_ms || r->ended_ms < r->submitted_ms + r->timeout_ms)
+                sim_wrong(l->sim, "request %u ended before its time", i);
+            t->late++;
+            continue;
+        }
         bool named = false;
         for (uint32_t j = 0; j < l->n_guilty; j++) {
             char name[16];
@@ -183,6 +196,9 @@ static void live(uint64_t seed, struct totals *t)
     sim_finish(l.sim, 3000000);
     check_failures(&l, t);
     sim_check_empty(l.sim);
+    struct sched_stats stats;
+    sched_stats(l.sim->s, &stats);
+    t->preempted += stats.preemptions;
     t->lives++;
     t->steps += l.sim->n_steps;
     t->spread += l.sim->n_spread_steps;
@@ -218,11 +234,13 @@ int main(int argc, char **argv)
     printf("%llu lives: %llu requests, %llu refused, %llu failed, %llu cancelled, %llu tokens by prefix hit, %llu "
            "steps, %llu of "
            "several workers, %llu blocks copied, %llu read far from home, %llu aborts, %llu steps in vain, %llu "
-           "failed on hearsay, %llu of them wrongly\n",
+           "failed on hearsay, %llu of them wrongly, %llu "
+           "preemptions, %llu too late\n",
            (unsigned long long)t.lives, (unsigned long long)t.requests, (unsigned long long)t.refused,
            (unsigned long long)t.failed, (unsigned long long)t.cancelled, (unsigned long long)t.cached,
            (unsigned long long)t.steps, (unsigned long long)t.spread, (unsigned long long)t.copies,
            (unsigned long long)t.far, (unsigned long long)t.aborts, (unsigned long long)t.vain,
-           (unsigned long long)t.blamed, (unsigned long long)t.blamed_wrongly);
+           (unsigned long long)t.blamed, (unsigned long long)t.blamed_wrongly, (unsigned long long)t.preempted,
+           (unsigned long long)t.late);
     return 0;
 }
