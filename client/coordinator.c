@@ -67,6 +67,9 @@ int command_coordinator(int argc, char **argv)
         .silence_ms = s.silence_ms,
         .requests_max = s.requests_max,
         .body_bytes_max = s.body_bytes_max,
+        .jobs_max = s.jobs_max,
+        .jobs_keep_hours = s.jobs_keep_hours,
+        .jobs_running = s.jobs_running,
         .announce = on_announce,
         .ctx = &s,
     };

@@ -57,6 +57,9 @@ const struct config_field settings_fields[] = {
 
     { "requests-max", "1024", CONFIG_U32, PLAIN(requests_max), 1, 1 << 16, NULL, SCOPE_UP | SCOPE_COORDINATOR, "requests open at once; more get 429" },
     { "body-bytes-max", "64M", CONFIG_BYTES, PLAIN(body_bytes_max), 1024, (uint64_t)1 << 32, NULL, SCOPE_UP | SCOPE_COORDINATOR, "largest request body" },
+    { "jobs-max", "10000", CONFIG_U32, PLAIN(jobs_max), 1, 1000000, NULL, SCOPE_UP | SCOPE_COORDINATOR, "jobs kept at once; then the oldest that ended goes" },
+    { "jobs-keep-hours", "168", CONFIG_U32, PLAIN(jobs_keep_hours), 0, 1000000, NULL, SCOPE_UP | SCOPE_COORDINATOR, "after which a job that ended is removed; 0: never" },
+    { "jobs-running", "4", CONFIG_U32, PLAIN(jobs_running), 1, 4096, NULL, SCOPE_UP | SCOPE_COORDINATOR, "jobs that run at once" },
 
     { "local", "false", CONFIG_BOOL, PLAIN(local), 0, 0, NULL, SCOPE_GENERATE, "start a cluster for this one request" },
     { "prompt-file", "", CONFIG_TEXT, TEXT(prompt_file), 0, 0, NULL, SCOPE_GENERATE, "read the prompt from a file (-: standard input)" },

@@ -17,6 +17,7 @@
 #include "common/loop.h"
 #include "coordinator/control.h"
 #include "coordinator/gateway.h"
+#include "coordinator/jobs/jobs.h"
 #include "coordinator/membership.h"
 #include "coordinator/tokenizer/tokenizer.h"
 #include "model/model.h"
@@ -32,6 +33,7 @@ struct coordinator {
     struct control *control;
     struct gateway *gateway;
     struct membership *membership; /* NULL: no registry */
+    struct jobs *jobs;             /* NULL: no state directory */
     struct loop_timer *drain_timer;
     int64_t drain_until_ms;
     int lock_fd;
@@ -173,10 +175,32 @@ static void gateway_kick(void *ctx)
     control_kick(((struct coordinator *)ctx)->control);
 }
 
+static enum status jobs_begin(struct coordinator *c, struct error *err)
+{
+    const struct coordinator_config *config = c->config;
+    const struct jobs_config jobs = { .loop = c->loop,
+                                      .state = config->state,
+                                      .jobs_max = config->jobs_max,
+                                      .keep_hours = config->jobs_keep_hours,
+                                      .running_max = config->jobs_running,
+                                      .body_bytes_max = config->body_bytes_max };
+    return config->state && *config->state ? jobs_new(&jobs, &c->jobs, err) : ST_OK;
+}
+
+/* Once gateway and registry are there. */
+static void jobs_go(struct coordinator *c)
+{
+    const struct jobs_serve serve = {
+        .registry = membership_registry(c->membership), .gateway = c->gateway, .ready = gateway_ready, .ctx = c
+    };
+    if (c->jobs)
+        jobs_serve(c->jobs, &serve);
+}
+
 static enum status gateway_begin(struct coordinator *c, struct error *err)
 {
     const struct coordinator_config *config = c->config;
-    const struct gateway_config gateway = {
+    struct gateway_config gateway = {
         .http = config->http,
         .grpc = config->grpc,
         .body_bytes_max = config->body_bytes_max,
@@ -196,6 +220,8 @@ static enum status gateway_begin(struct coordinator *c, struct error *err)
         .kick = gateway_kick,
         .ctx = c,
     };
+    if (c->jobs)
+        gateway.methods = jobs_methods(c->jobs, &gateway.n_methods);
     return gateway_start(&gateway, &c->gateway, err);
 }
 
@@ -256,9 +282,13 @@ static enum status coordinator_start(struct coordinator *c, struct error *err)
         st = control_begin(c, err);
     }
     if (st == ST_OK)
+        st = jobs_begin(c, err);
+    if (st == ST_OK)
         st = gateway_begin(c, err);
     if (st == ST_OK)
         st = addresses_tell(c, err);
+    if (st == ST_OK)
+        jobs_go(c);
     return st;
 }
 
@@ -280,6 +310,7 @@ static void coordinator_drain(struct coordinator *c)
     if (!c->drain_timer)
         return;
     c->drain_until_ms = clock_ms() + DRAIN_MS;
+    jobs_stop(c->jobs); /* they run again after the next start */
     gateway_drain(c->gateway);
     loop_timer_set(c->drain_timer, 0);
     loop_run(c->loop);
@@ -288,9 +319,11 @@ static void coordinator_drain(struct coordinator *c)
 
 static void coordinator_free(struct coordinator *c)
 {
+    jobs_stop(c->jobs);
     membership_stop(c->membership);
     c->membership = NULL;
     gateway_free(c->gateway);
+    jobs_free(c->jobs);
     control_stop(c->control);
     signals_give_back(c);
     loop_free(c->loop);

@@ -22,12 +22,14 @@ struct coordinator_config {
         state; /* directory, made if it is not there, locked; NULL or "": none (then a registry must be named, or there is none) */
     const char *model; /* spec for model_open; workers open the same */
     const char *precision, *kv_codec, *selector;
-    const char *template_date; /* see tokenizer_set_date; NULL: "start" */
+    const char *template_date;         /* see tokenizer_set_date; NULL: "start" */
     struct sched_config sched;         /* positions_max 0: the model's; context and seed are filled in */
     uint32_t n_workers;                /* awaited before it is ready */
     uint32_t heartbeat_ms, silence_ms; /* of workers; see struct control_welcome */
     uint32_t requests_max;             /* open at once */
     size_t body_bytes_max;
+    uint32_t jobs_max, jobs_keep_hours,
+        jobs_running; /* see struct jobs_config; without a state directory there are no jobs */
     /* Called once each with "http", "grpc", "control" and the bound address, all before anything is served. May be NULL. */
     void (*announce)(void *ctx, const char *what, const char *address);
     void *ctx;

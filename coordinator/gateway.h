@@ -53,6 +53,9 @@ struct gateway_config {
     bool (*ready)(void *ctx); /* enough workers are ready to serve */
     void (*kick)(void *ctx);  /* something was submitted or cancelled: run the scheduler soon */
     void *ctx;
+    /* Served on the gRPC port as well; kept. */
+    const struct rpc_method *methods;
+    size_t n_methods;
 };
 
 #define GATEWAY_VERSION "0.1.0" /* said by Cluster/Status */
@@ -64,6 +67,11 @@ uint16_t gateway_grpc_port(const struct gateway *g);
 /* No new requests (503), running ones get grace_ms on the loop, then end. Loop thread. gateway_free when gateway_idle. */
 void gateway_drain(struct gateway *g);
 bool gateway_idle(const struct gateway *g);
+/* For those who make requests of their own (jobs): what generations run on, what answers are labelled with. Valid as long as the gateway. */
+struct generation_host;
+struct generation_host *gateway_host(struct gateway *g);
+const char *gateway_fingerprint(const struct gateway *g);
+const struct gateway_config *gateway_config_of(const struct gateway *g);
 void gateway_free(struct gateway *g);
 
 #ifdef __cplusplus

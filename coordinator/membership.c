@@ -165,6 +165,11 @@ bool membership_led(const struct membership *m)
     return m->led;
 }
 
+struct registry *membership_registry(struct membership *m)
+{
+    return m->registry;
+}
+
 static struct entry *entry_find(struct membership *m, uint16_t id)
 {
     for (uint32_t i = 0; i < m->n_entries; i++)

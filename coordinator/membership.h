@@ -31,6 +31,9 @@ enum status membership_start(const struct membership_config *config, struct memb
                              struct error *err);
 /* Whether this coordinator has led since it started: another that holds the registry keeps it waiting. */
 bool membership_led(const struct membership *m);
+/* For others who keep facts in it; until membership_stop. */
+struct registry;
+struct registry *membership_registry(struct membership *m);
 /* A worker is ready, or (state "lost") is gone. */
 void membership_worker(struct membership *m, const struct gateway_worker *worker);
 /* Takes the entries away and closes the registry, whose last posts may still be on the loop (loop_drain). Accepts NULL. */

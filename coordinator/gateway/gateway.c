@@ -169,6 +169,21 @@ uint16_t gateway_grpc_port(const struct gateway *g)
     return grpc_gateway_port(g->grpc);
 }
 
+struct generation_host *gateway_host(struct gateway *g)
+{
+    return &g->host;
+}
+
+const char *gateway_fingerprint(const struct gateway *g)
+{
+    return g->fingerprint;
+}
+
+const struct gateway_config *gateway_config_of(const struct gateway *g)
+{
+    return &g->config;
+}
+
 void gateway_drain(struct gateway *g)
 {
     if (g->draining)

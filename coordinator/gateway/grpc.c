@@ -28,7 +28,7 @@ struct service {
 struct grpc_gateway {
     struct grpc_config config;
     struct rpc_server *server;
-    struct rpc_method methods[KINDS];
+    struct rpc_method *methods; /* ours, then those of others */
     struct service services[KINDS];
     atomic_uint refs;
     bool closed, ready; /* loop thread, as what follows */
@@ -53,8 +53,10 @@ struct call {
 
 static void gateway_unref(struct grpc_gateway *g)
 {
-    if (atomic_fetch_sub(&g->refs, 1) == 1)
-        free(g);
+    if (atomic_fetch_sub(&g->refs, 1) != 1)
+        return;
+    free(g->methods);
+    free(g);
 }
 
 /* ---- loop thread ---- */
@@ -322,21 +324,28 @@ enum status grpc_gateway_start(const struct grpc_config *config, struct grpc_gat
                                               [KIND_STATUS] = "/longspan.v1.Cluster/Status",
                                               [KIND_CHECK] = "/grpc.health.v1.Health/Check",
                                               [KIND_WATCH] = "/grpc.health.v1.Health/Watch" };
+    const size_t n_more = config->config->n_methods;
     struct grpc_gateway *g = calloc(1, sizeof *g);
-    if (!g)
+    if (g)
+        g->methods = calloc(KINDS + n_more, sizeof *g->methods);
+    if (!g || !g->methods) {
+        free(g);
         return error_set(err, ST_NO_MEMORY, "grpc: out of memory");
+    }
     g->config = *config;
     atomic_init(&g->refs, 1);
     for (int i = 0; i < KINDS; i++) {
         g->services[i] = (struct service){ g, (enum kind)i };
         g->methods[i] = (struct rpc_method){ paths[i], &g->services[i], on_open };
     }
+    if (n_more)
+        memcpy(g->methods + KINDS, config->config->methods, n_more * sizeof *g->methods);
     const size_t body = config->config->body_bytes_max;
     const struct rpc_server_config server = { .address = config->config->grpc,
                                               .message_bytes_max = body ? body : 64 << 20 };
-    const enum status st = rpc_server_start(&server, g->methods, KINDS, &g->server, err);
+    const enum status st = rpc_server_start(&server, g->methods, KINDS + n_more, &g->server, err);
     if (st) {
-        free(g);
+        gateway_unref(g);
         return st;
     }
     *gateway_out = g;
