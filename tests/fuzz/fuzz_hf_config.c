@@ -16,6 +16,8 @@ static enum status config(const char *text, size_t bytes, struct error *err)
     if (!st &&
         (c.head_dim > MODEL_HEAD_DIM_MAX || c.n_eos > MODEL_EOS_MAX || !c.n_kv_heads || c.n_heads % c.n_kv_heads))
         abort();
+    if (!st && !(c.rope_scale > 0 && c.rope_scale <= 100))
+        abort();
     for (uint32_t i = 0; !st && i < c.head_dim / 2; i++)
         if (!isfinite(c.inv_freq[i]))
             abort();

@@ -33,11 +33,12 @@ def value(v):
     return 9, struct.pack("<IQ", kind, len(v)) + b"".join(text(x) if kind == 8 else struct.pack("<i", x) for x in v)
 
 
-def gguf(matrix_type, tied, version=3, alignment=None, extra=()):
+def gguf(matrix_type, tied, version=3, alignment=None, extra=(), arch="llama", vectors=()):
+    """vectors: more tensors of the layer, name -> length"""
     keys = {
-        "general.architecture": "llama", "llama.block_count": 1, "llama.context_length": 64, "llama.embedding_length": 32,
-        "llama.feed_forward_length": 32, "llama.attention.head_count": 2, "llama.attention.head_count_kv": 1,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.rope.freq_base": 1e5, "tokenizer.ggml.model": "gpt2",
+        "general.architecture": arch, f"{arch}.block_count": 1, f"{arch}.context_length": 64, f"{arch}.embedding_length": 32,
+        f"{arch}.feed_forward_length": 32, f"{arch}.attention.head_count": 2, f"{arch}.attention.head_count_kv": 1,
+        f"{arch}.attention.layer_norm_rms_epsilon": 1e-5, f"{arch}.rope.freq_base": 1e5, "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.tokens": ["<|eot_id|>", "a", "b", "ab"],
         "tokenizer.ggml.token_type": [3, 1, 1, 1], "tokenizer.ggml.merges": ["a b"], "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 0, "tokenizer.chat_template": "{{ x }}",
@@ -54,6 +55,7 @@ def gguf(matrix_type, tied, version=3, alignment=None, extra=()):
                        ("ffn_down", 32)):
         tensors.append((f"blk.0.{name}.weight", [32, rows], matrix_type))
     tensors += [("blk.0.attn_norm.weight", [32], 0), ("blk.0.ffn_norm.weight", [32], 0)]
+    tensors += [(f"blk.0.{name}", [n], 0) for name, n in dict(vectors).items()]
     head, data = b"", b""
     for name, dims, kind in tensors:
         data += bytes(-len(data) % step)
@@ -72,6 +74,11 @@ save("gguf", "q4_0", gguf(2, False))
 save("gguf", "q4_1_tied", gguf(3, True, version=2))
 save("gguf", "q8_0_aligned", gguf(8, True, alignment=64))
 save("gguf", "bf16", gguf(30, True, extra={"llama.rope.scaling.type": "none", "llama.vocab_size": 4}))
+save("gguf", "qwen2_yarn", gguf(2, True, arch="qwen2", vectors={"attn_q.bias": 32, "attn_k.bias": 16, "attn_v.bias": 16}, extra={
+    "qwen2.rope.scaling.type": "yarn", "qwen2.rope.scaling.factor": 4.0, "qwen2.rope.scaling.original_context_length": 16,
+    "qwen2.rope.scaling.yarn_beta_fast": 8.0, "qwen2.rope.scaling.attn_factor": 1.5, "qwen2.attention.sliding_window": 64}))
+save("gguf", "qwen3_linear", gguf(8, True, arch="qwen3", vectors={"attn_q_norm.weight": 16, "attn_k_norm.weight": 16}, extra={
+    "qwen3.rope.scaling.type": "linear", "qwen3.rope.scaling.factor": 2.0}))
 save("gguf", "refused", gguf(2, True, extra={"llama.expert_count": 8}))
 
 # ---- safetensors ----
@@ -98,6 +105,10 @@ config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_
           "rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
                               "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
           "attention_bias": False, "sliding_window": None}
+yarn = {**config, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1,
+        "sliding_window": 1024, "original_max_position_embeddings": 64,
+        "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16,
+                            "beta_slow": 2, "truncate": False, "mscale": 1.0, "mscale_all_dim": 0.5, "attention_factor": None}}
 tokenizer = {"added_tokens": [{"id": 0, "content": "<|bos|>", "special": True}],
              "post_processor": {"type": "Sequence", "processors": [
                  {"type": "ByteLevel"},
@@ -105,6 +116,6 @@ tokenizer = {"added_tokens": [{"id": 0, "content": "<|bos|>", "special": True}],
                   "special_tokens": {"<|bos|>": {"ids": [0]}}}]},
              "model": {"type": "BPE", "ignore_merges": True, "vocab": {"a": 1, "b": 2, "ab": 3, "c": 4, "abc": 5},
                        "merges": ["a b", ["ab", "c"]]}}
-for letter, name, content in (("c", "config", config), ("t", "tokenizer", tokenizer), ("g", "generation", {"eos_token_id": [1, 2]}),
+for letter, name, content in (("c", "config", config), ("c", "config_yarn", yarn), ("t", "tokenizer", tokenizer), ("g", "generation", {"eos_token_id": [1, 2]}),
                               ("s", "template", {"chat_template": [{"name": "default", "template": "{{ x }}"}]})):
     save("hf_config", name, letter.encode() + json.dumps(content).encode())
