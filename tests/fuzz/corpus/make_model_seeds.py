@@ -61,7 +61,7 @@ def gguf(matrix_type, tied, version=3, alignment=None, extra=(), arch="llama", v
         data += bytes(-len(data) % step)
         head += text(name) + struct.pack("<I", len(dims)) + b"".join(struct.pack("<Q", d) for d in dims)
         head += struct.pack("<IQ", kind, len(data))
-        data += bytes(i % 61 for i in range(row[kind] * (dims[1] if len(dims) > 1 else 1)))
+        data += bytes(i % 61 for i in range(row[kind] * dims[0] // 32 * (dims[1] if len(dims) > 1 else 1)))
     out = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(keys))
     for k, v in keys.items():
         kind, payload = value(v)
