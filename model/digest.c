@@ -77,6 +77,10 @@ static void add_vocab(struct gather *g, const struct model_vocab *v)
         add_text(g, v->merges[i].left, v->merges[i].left_bytes);
         add_text(g, v->merges[i].right, v->merges[i].right_bytes);
     }
+    if (v->scores) {
+        gather_add(g, v->scores, v->n_tokens * sizeof v->scores[0]);
+        add_u64(g, v->space_prefix);
+    }
     add_optional(g, v->pre);
     add_text(g, v->tokenizer_json, v->tokenizer_json_bytes);
     add_u64(g, v->ignore_merges);

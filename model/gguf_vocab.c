@@ -41,6 +41,26 @@ static enum status read_tokens(struct model *m, const struct gguf *g, struct err
     return ST_OK;
 }
 
+static enum status read_scores(struct model *m, const struct gguf *g, struct error *err)
+{
+    const struct gguf_key *k;
+    bool found, flag = true;
+    enum status st = gguf_array(g, "tokenizer.ggml.scores", GGUF_F32, &k, NULL, err);
+    if (st)
+        return st;
+    if (k->n != m->config.n_vocab)
+        REFUSE("%s: key tokenizer.ggml.scores has %llu elements, tokenizer.ggml.tokens %u", g->where,
+               (unsigned long long)k->n, m->config.n_vocab);
+    float *scores = model_alloc(m, k->n, sizeof *scores);
+    if (!scores)
+        return error_set(err, ST_NO_MEMORY, "%s: out of memory", g->where);
+    memcpy(scores, k->data, k->n * sizeof *scores);
+    m->vocab.scores = scores;
+    st = gguf_bool(g, "tokenizer.ggml.add_space_prefix", &flag, &found, err);
+    m->vocab.space_prefix = flag;
+    return st;
+}
+
 static enum status read_merges(struct model *m, const struct gguf *g, struct error *err)
 {
     const struct gguf_key *k;
@@ -123,15 +143,21 @@ enum status gguf_vocab_fill(struct model *m, const struct gguf *g, struct error 
     enum status st;
     if ((st = gguf_string(g, "tokenizer.ggml.model", &model, NULL, err)))
         return st;
-    if (!gguf_text_is(model, "gpt2"))
-        UNSUPPORTED("%s: key tokenizer.ggml.model: %s is not supported (gpt2, that is byte-level BPE, is)", g->where,
+    const bool scored = gguf_text_is(model, "llama");
+    if (!scored && !gguf_text_is(model, "gpt2"))
+        UNSUPPORTED("%s: key tokenizer.ggml.model: %s is not supported (gpt2 and llama are)", g->where,
                     model_printable(shown, sizeof shown, model.text, model.bytes));
-    if ((st = gguf_string(g, "tokenizer.ggml.pre", &pre, NULL, err)) ||
+    bool has_pre = true;
+    if ((st = gguf_string(g, "tokenizer.ggml.pre", &pre, scored ? &has_pre : NULL, err)) ||
         (st = refuse_true(g, "tokenizer.ggml.add_eos_token", err)) ||
-        (st = refuse_true(g, "tokenizer.ggml.add_sep_token", err)))
+        (st = refuse_true(g, "tokenizer.ggml.add_sep_token", err)) ||
+        (st = refuse_true(g, "tokenizer.ggml.remove_extra_whitespaces", err)))
         return st;
-    m->vocab.kind = MODEL_VOCAB_BPE;
-    if ((st = read_tokens(m, g, err)) || (st = read_merges(m, g, err)) || (st = read_ids(m, g, is_llama3(pre), err)) ||
+    if (!has_pre || scored) /* one table of pieces, whatever it is called */
+        pre = (struct gguf_text){ "default", 7 };
+    m->vocab.kind = scored ? MODEL_VOCAB_SENTENCEPIECE : MODEL_VOCAB_BPE;
+    if ((st = read_tokens(m, g, err)) || (st = scored ? read_scores(m, g, err) : read_merges(m, g, err)) ||
+        (st = read_ids(m, g, scored || is_llama3(pre), err)) ||
         (st = gguf_string(g, "tokenizer.chat_template", &text, &found, err)))
         return st;
     if (memchr(pre.text, 0, pre.bytes) || (found && memchr(text.text, 0, text.bytes)))

@@ -36,10 +36,18 @@ static enum status enter_token(struct model *m, int64_t id, const char *text, si
         REFUSE("%s: token %lld has %zu bytes (at most %d)", where, (long long)id, bytes, MODEL_TOKEN_BYTES_MAX);
     struct model_token *t = &tokens[id];
     const bool is_new = t->type == 0;
-    if (!is_new && (type == MODEL_TOKEN_NORMAL || t->bytes != bytes || memcmp(t->text, text, bytes) != 0))
+    if (!is_new && (type == MODEL_TOKEN_NORMAL || type == MODEL_TOKEN_BYTE || t->bytes != bytes ||
+                    memcmp(t->text, text, bytes) != 0))
         REFUSE("%s: id %lld is given to two tokens, one of them %s", where, (long long)id, shown);
     *t = (struct model_token){ is_new ? pool_add(pool, text, bytes) : t->text, (uint32_t)bytes, (uint8_t)type };
     return ST_OK;
+}
+
+/* "<0x0A>" */
+static bool is_byte_name(const char *text)
+{
+    return strlen(text) == 6 && memcmp(text, "<0x", 3) == 0 && strspn(text + 3, "0123456789ABCDEF") == 2 &&
+           text[5] == '>';
 }
 
 static enum status read_tokens(struct model *m, const json_t *vocab, const json_t *added, const char *where,
@@ -63,8 +71,9 @@ static enum status read_tokens(struct model *m, const json_t *vocab, const json_
         if (!json_is_integer(v))
             REFUSE("%s: key model.vocab: the id of %s is not an integer", where,
                    model_printable(shown, sizeof shown, key, strlen(key)));
-        if ((st = enter_token(m, json_integer_value(v), key, strlen(key), MODEL_TOKEN_NORMAL, tokens, &pool, where,
-                              err)))
+        const enum model_token_type type =
+            m->vocab.kind == MODEL_VOCAB_SENTENCEPIECE && is_byte_name(key) ? MODEL_TOKEN_BYTE : MODEL_TOKEN_NORMAL;
+        if ((st = enter_token(m, json_integer_value(v), key, strlen(key), type, tokens, &pool, where, err)))
             return st;
     }
     for (size_t i = 0; i < json_array_size(added); i++) {
@@ -127,7 +136,7 @@ static enum status read_merges(struct model *m, const json_t *list, const char *
     return ST_OK;
 }
 
-static enum status check_model(const struct json_in *in, struct error *err)
+static enum status check_model(struct model *m, const struct json_in *in, struct error *err)
 {
     static const char *const must_be_empty[] = { "continuing_subword_prefix", "end_of_word_suffix" };
     const char *type, *text;
@@ -141,8 +150,7 @@ static enum status check_model(const struct json_in *in, struct error *err)
                     model_printable(shown, sizeof shown, type, strlen(type)));
     if ((st = json_read_bool(in, "byte_fallback", &fallback, &found, err)))
         return st;
-    if (fallback)
-        UNSUPPORTED("%s: key model.byte_fallback: true is not supported (byte-level BPE is)", in->where);
+    m->vocab.kind = fallback ? MODEL_VOCAB_SENTENCEPIECE : MODEL_VOCAB_BPE;
     const json_t *dropout = json_find(in, "dropout");
     if (dropout && !(json_is_number(dropout) && json_number_value(dropout) == 0))
         UNSUPPORTED("%s: key model.dropout: %s is not supported", in->where, json_show(shown, sizeof shown, dropout));
@@ -215,8 +223,7 @@ static enum status parse(struct model *m, const json_t *root, const char *where,
         REFUSE("%s: key model.vocab is missing, or not an object", where);
     if (added && !json_is_null(added) && !json_is_array(added))
         REFUSE("%s: key added_tokens is not a list", where);
-    m->vocab.kind = MODEL_VOCAB_BPE;
-    if ((st = check_model(&in, err)) ||
+    if ((st = check_model(m, &in, err)) ||
         (st = json_read_bool(&in, "ignore_merges", &m->vocab.ignore_merges, &found, err)) ||
         (st = read_tokens(m, json_object_get(model, "vocab"), added, where, err)) ||
         (st = read_merges(m, json_object_get(model, "merges"), where, err)))

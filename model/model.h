@@ -141,7 +141,7 @@ uint64_t model_weight_bytes(const struct model *m);
  */
 void model_drop_pages(const struct model *m);
 
-enum model_vocab_kind { MODEL_VOCAB_BYTES, MODEL_VOCAB_BPE };
+enum model_vocab_kind { MODEL_VOCAB_BYTES, MODEL_VOCAB_BPE, MODEL_VOCAB_SENTENCEPIECE };
 enum model_token_type {
     MODEL_TOKEN_NORMAL = 1,
     MODEL_TOKEN_UNKNOWN = 2,
@@ -152,7 +152,10 @@ enum model_token_type {
 };
 
 struct model_token {
-    /* in the byte-level alphabet for NORMAL tokens, as it stands for CONTROL and USER; not NUL-terminated */
+    /*
+     * BPE: in the byte-level alphabet for NORMAL tokens; SENTENCEPIECE: as it stands, with U+2581 for spaces, and BYTE tokens "<0x0A>";
+     * as it stands for CONTROL and USER; not NUL-terminated
+     */
     const char *text;
     uint32_t bytes;
     uint8_t type; /* enum model_token_type */
@@ -163,13 +166,18 @@ struct model_merge {
     uint32_t left_bytes, right_bytes;
 };
 
-/* Borrowed from the model. BYTES: token i < 256 is byte i, no merges, no template. */
+/*
+ * Borrowed from the model. BYTES: token i < 256 is byte i, no merges, no template. SENTENCEPIECE: BPE over characters; one that has no token is
+ * its bytes' BYTE tokens. What joins is told by scores, or else by merges.
+ */
 struct model_vocab {
     enum model_vocab_kind kind;
     const struct model_token *tokens;
     uint32_t n_tokens;
     const struct model_merge *merges; /* by rank */
     uint32_t n_merges;
+    const float *scores;        /* [n_tokens] of SENTENCEPIECE, the highest joins first; or NULL */
+    bool space_prefix;          /* with scores: texts are encoded as if a space stood before them */
     const char *pre;            /* pre-tokenizer: a GGUF name (smollm, llama-bpe, gpt-2), or NULL: see tokenizer_json */
     const char *tokenizer_json; /* the whole tokenizer.json of a Hugging Face directory, or NULL */
     size_t tokenizer_json_bytes;

@@ -20,10 +20,11 @@ struct bpe {
     struct merge_slot *merges; /* by pair, open addressing; rank NO_RANK: free */
     size_t merges_mask;
     uint64_t seed;
-    uint32_t *made;        /* [rank] */
+    bool characters;       /* SENTENCEPIECE: symbols are characters at first */
     int32_t byte_id[256];  /* -1: no token */
+    struct text_map chars; /* of one character, if `characters` */
     struct text_map whole; /* pieces that are one token in the end, by their bytes */
-    uint8_t *whole_bytes;
+    uint8_t *whole_bytes;  /* what the maps' texts point into */
     size_t token_bytes_max;
 };
 
@@ -77,6 +78,17 @@ size_t bpe_token_bytes(const char *text, size_t bytes, uint8_t *out)
         return n;
     memcpy(out, text, bytes);
     return bytes;
+}
+
+int bpe_byte_of_name(const char *text, size_t bytes)
+{
+    static const char digits[] = "0123456789ABCDEF";
+    const char *high, *low;
+    if (bytes != 6 || memcmp(text, "<0x", 3) != 0 || text[5] != '>' || !text[3] || !text[4])
+        return -1;
+    high = strchr(digits, text[3] >= 'a' && text[3] <= 'f' ? text[3] - 32 : text[3]);
+    low = strchr(digits, text[4] >= 'a' && text[4] <= 'f' ? text[4] - 32 : text[4]);
+    return high && low ? (int)(high - digits) << 4 | (int)(low - digits) : -1;
 }
 
 /* ---- the table of merges ---- */
@@ -145,8 +157,7 @@ static enum status merges_alloc(struct bpe *b, uint32_t n)
     while (cap / 2 < n)
         cap *= 2;
     b->merges = malloc(cap * sizeof *b->merges);
-    b->made = calloc(n ? n : 1, sizeof *b->made);
-    if (!b->merges || !b->made)
+    if (!b->merges)
         return ST_NO_MEMORY;
     b->merges_mask = cap - 1;
     for (size_t i = 0; i < cap; i++)
@@ -176,7 +187,6 @@ static enum status merge_add(struct bpe *b, const struct model_vocab *v, const s
                                      : "what it makes");
     if (!is_word(&v->tokens[made]))
         return ST_OK;
-    b->made[rank] = (uint32_t)made;
     *merge_slot_of(b, (uint32_t)left, (uint32_t)right) =
         (struct merge_slot){ .left = (uint32_t)left, .right = (uint32_t)right, .rank = rank, .made = (uint32_t)made };
     return ST_OK;
@@ -236,6 +246,123 @@ static enum status whole_init(struct bpe *b, const struct model_vocab *v)
     return st;
 }
 
+/* ---- of characters ---- */
+
+static enum status characters_init(struct bpe *b, const struct model_vocab *v, struct error *err)
+{
+    size_t n = 0, total = 1;
+    for (uint32_t byte = 0; byte < 256; byte++)
+        b->byte_id[byte] = -1;
+    for (uint32_t i = 0; i < v->n_tokens; i++) {
+        const int byte =
+            v->tokens[i].type == MODEL_TOKEN_BYTE ? bpe_byte_of_name(v->tokens[i].text, v->tokens[i].bytes) : -1;
+        if (byte >= 0)
+            b->byte_id[byte] = (int32_t)i;
+        n += v->tokens[i].bytes <= 4;
+        total += v->tokens[i].bytes <= 4 ? v->tokens[i].bytes : 0;
+    }
+    if (bpe_missing_bytes(b) > 0)
+        return error_set(err, ST_UNSUPPORTED, "vocabulary: %u bytes have no token (<0x00> to <0xFF>)",
+                         bpe_missing_bytes(b));
+    b->whole_bytes = malloc(total);
+    if (!b->whole_bytes)
+        return ST_NO_MEMORY;
+    const enum status st = text_map_init(&b->chars, n, b->seed);
+    uint8_t *at = b->whole_bytes;
+    for (uint32_t i = 0; !st && i < v->n_tokens; i++) {
+        const struct model_token *token = &v->tokens[i];
+        const uint8_t *text = (const uint8_t *)token->text;
+        uint32_t point;
+        if (!is_word(token) || token->bytes == 0 || token->bytes > 4 ||
+            utf8_next(text, text + token->bytes, &point) != token->bytes || point == UTF8_BAD)
+            continue;
+        memcpy(at, text, token->bytes);
+        text_map_put(&b->chars, at, token->bytes, (int32_t)i);
+        at += token->bytes;
+    }
+    return st;
+}
+
+struct scored {
+    float score;
+    uint32_t id;
+};
+
+static int by_score(const void *a, const void *b)
+{
+    const struct scored *x = a, *y = b;
+    return x->score != y->score ? (x->score < y->score ? 1 : -1) : (x->id > y->id) - (x->id < y->id);
+}
+
+/* All ways to cut a token in two tokens; with `rank` they are entered, without they are counted. */
+static uint32_t splits_of(struct bpe *b, const struct model_vocab *v, const struct text_map *names, uint32_t id,
+                          const uint32_t *rank)
+{
+    const uint8_t *text = (const uint8_t *)v->tokens[id].text;
+    const uint32_t bytes = v->tokens[id].bytes;
+    uint32_t n = 0;
+    for (uint32_t at = 1; at < bytes; at++) {
+        if ((text[at] & 0xC0) == 0x80)
+            continue;
+        const int32_t left = text_map_get(names, text, at), right = text_map_get(names, text + at, bytes - at);
+        if (left < 0 || right < 0 || !is_word(&v->tokens[left]) || !is_word(&v->tokens[right]))
+            continue;
+        n++;
+        if (rank)
+            *merge_slot_of(b, (uint32_t)left, (uint32_t)right) =
+                (struct merge_slot){ .left = (uint32_t)left, .right = (uint32_t)right, .rank = *rank, .made = id };
+    }
+    return n;
+}
+
+/* Tokens of one score have one rank, so that of their places the leftmost comes first. */
+static enum status scores_init(struct bpe *b, const struct model_vocab *v, const struct text_map *names,
+                               struct error *err)
+{
+    struct scored *order = malloc((v->n_tokens + 1) * sizeof *order);
+    uint32_t n = 0, rank = 0;
+    uint64_t n_splits = 0;
+    enum status st = order ? ST_OK : ST_NO_MEMORY;
+    for (uint32_t i = 0; !st && i < v->n_tokens; i++) {
+        const struct model_token *token = &v->tokens[i];
+        if (!is_word(token) || text_map_get(names, (const uint8_t *)token->text, token->bytes) != (int32_t)i)
+            continue;
+        if (token->bytes > BPE_SCORED_BYTES_MAX)
+            st = error_set(err, ST_UNSUPPORTED, "vocabulary: token %u has %u bytes; with scores the most is %d", i,
+                           token->bytes, BPE_SCORED_BYTES_MAX);
+        else if (v->scores[i] != v->scores[i])
+            st = error_set(err, ST_CORRUPT, "vocabulary: the score of token %u is not a number", i);
+        else
+            order[n++] = (struct scored){ v->scores[i], i };
+        n_splits += st ? 0 : splits_of(b, v, names, i, NULL);
+    }
+    if (!st)
+        st = n_splits < UINT32_MAX / 4 ? merges_alloc(b, (uint32_t)n_splits) : ST_TOO_LARGE;
+    if (!st)
+        qsort(order, n, sizeof *order, by_score);
+    for (uint32_t i = 0; !st && i < n; i++) {
+        rank += i > 0 && order[i].score != order[i - 1].score;
+        splits_of(b, v, names, order[i].id, &rank);
+    }
+    free(order);
+    return st;
+}
+
+static enum status symbols_init(struct bpe *b, const struct model_vocab *v, const struct text_map *names,
+                                struct error *err)
+{
+    enum status st;
+    if (b->characters) {
+        st = characters_init(b, v, err);
+        if (!st)
+            st = v->scores ? scores_init(b, v, names, err) : merges_init(b, v, names, err);
+        return st;
+    }
+    bytes_init(b, v, names);
+    st = merges_init(b, v, names, err);
+    return st ? st : whole_init(b, v);
+}
+
 enum status bpe_new(const struct model_vocab *v, uint64_t seed, struct bpe **bpe_out, struct error *err)
 {
     struct text_map names = { 0 };
@@ -244,15 +371,12 @@ enum status bpe_new(const struct model_vocab *v, uint64_t seed, struct bpe **bpe
         return ST_NO_MEMORY;
     b->seed = mix64(seed);
     b->token_bytes_max = 1;
+    b->characters = v->kind == MODEL_VOCAB_SENTENCEPIECE;
     enum status st = check_tokens(b, v, err);
     if (!st)
         st = names_init(&names, v, b->seed);
-    if (!st) {
-        bytes_init(b, v, &names);
-        st = merges_init(b, v, &names, err);
-    }
     if (!st)
-        st = whole_init(b, v);
+        st = symbols_init(b, v, &names, err);
     text_map_deinit(&names);
     if (st) {
         bpe_free(b);
@@ -267,7 +391,7 @@ void bpe_free(struct bpe *b)
     if (!b)
         return;
     free(b->merges);
-    free(b->made);
+    text_map_deinit(&b->chars);
     text_map_deinit(&b->whole);
     free(b->whole_bytes);
     free(b);
@@ -434,7 +558,7 @@ static void merge_all(const struct bpe *b, struct symbol *s, uint32_t n, uint64_
         if (s[at].rank != rank)
             continue;
         const uint32_t gone = s[at].next;
-        s[at].id = b->made[rank];
+        s[at].id = pair_of(b, s[at].id, s[gone].id).made;
         s[at].next = s[gone].next;
         if (s[gone].next != NO_SYMBOL)
             s[s[gone].next].prev = at;
@@ -462,38 +586,63 @@ static enum status room_for(struct bpe_run *run, size_t n)
     return ST_OK;
 }
 
-static enum status encode_long(const struct bpe *b, struct bpe_run *run, const uint8_t *piece, size_t bytes)
+/* The symbols that a piece begins as; room was made for as many as it has bytes. */
+static size_t first_symbols(const struct bpe *b, const uint8_t *piece, size_t bytes, struct symbol *s)
 {
     size_t n = 0;
-    for (size_t i = 0; i < bytes; i++)
-        n += b->byte_id[piece[i]] >= 0;
-    if (n == 0)
-        return ST_OK;
-    if (run->ids_max > 0 && n / b->token_bytes_max > run->ids_max - run->n_ids)
+    for (size_t i = 0; i < bytes;) {
+        uint32_t point, n_bytes = 1;
+        int32_t id = -1;
+        if (b->characters) {
+            n_bytes = utf8_next(piece + i, piece + bytes, &point);
+            id = text_map_get(&b->chars, piece + i, n_bytes);
+        }
+        for (uint32_t k = 0; k < (id >= 0 ? 1 : n_bytes); k++) {
+            const int32_t one = id >= 0 ? id : b->byte_id[piece[i + k]];
+            if (one >= 0)
+                s[n++].id = (uint32_t)one;
+        }
+        i += n_bytes;
+    }
+    return n;
+}
+
+static enum status encode_long(const struct bpe *b, struct bpe_run *run, const uint8_t *piece, size_t bytes)
+{
+    if (run->ids_max > 0 && !b->characters) {
+        size_t n = 0;
+        for (size_t i = 0; i < bytes; i++)
+            n += b->byte_id[piece[i]] >= 0;
+        if (n / b->token_bytes_max > run->ids_max - run->n_ids)
+            return ST_TOO_LARGE;
+    } else if (run->ids_max > 0 && bytes / b->token_bytes_max > run->ids_max - run->n_ids) {
         return ST_TOO_LARGE;
-    enum status st = room_for(run, n);
+    }
+    enum status st = room_for(run, bytes);
     if (st)
         return st;
     struct symbol *s = run->room;
     uint64_t *heap = (uint64_t *)(s + run->room_symbols);
-    uint32_t at = 0;
-    for (size_t i = 0; i < bytes; i++) {
-        const int32_t id = b->byte_id[piece[i]];
-        if (id < 0)
-            continue;
-        s[at] = (struct symbol){ .id = (uint32_t)id, .prev = at - 1, .next = at + 1, .rank = NO_RANK };
-        at++;
+    const size_t n = first_symbols(b, piece, bytes, s);
+    if (n == 0)
+        return ST_OK;
+    for (uint32_t i = 0; i < n; i++) {
+        s[i].prev = i - 1;
+        s[i].next = i + 1;
+        s[i].rank = NO_RANK;
     }
     s[0].prev = NO_SYMBOL;
     s[n - 1].next = NO_SYMBOL;
     merge_all(b, s, (uint32_t)n, heap);
-    for (at = 0; !st && at != NO_SYMBOL; at = s[at].next)
+    for (uint32_t at = 0; !st && at != NO_SYMBOL; at = s[at].next)
         st = bpe_run_add(run, (int32_t)s[at].id);
     return st;
 }
 
 enum status bpe_encode(const struct bpe *b, struct bpe_run *run, const uint8_t *piece, size_t bytes)
 {
+    if (b->characters)
+        return encode_long(b, run, piece, bytes);
     const int32_t id = bytes <= b->token_bytes_max ? text_map_get(&b->whole, piece, bytes) : -1;
     if (id >= 0)
         return bpe_run_add(run, id);

@@ -17,18 +17,24 @@
 extern "C" {
 #endif
 
-enum { BPE_TOKEN_BYTES_MAX = 65536 };
+enum { BPE_TOKEN_BYTES_MAX = 65536, BPE_SCORED_BYTES_MAX = 256 };
 
 struct bpe;
 
 /*
- * v: kind BPE, borrowed for the call. seed: of the hash tables; results do not depend on it. ST_CORRUPT: a merge of or to a token that is
+ * v: kind BPE or SENTENCEPIECE, borrowed for the call. seed: of the hash tables; results do not depend on it. ST_CORRUPT: a merge of or to a token that is
  * not there, a token longer than BPE_TOKEN_BYTES_MAX.
  * Merges that would make a control token are left out: words must never turn into one.
+ *
+ * SENTENCEPIECE: symbols are characters at first, U+2581 stands for a space; one without a token is its bytes' tokens. With scores, every pair
+ * of tokens that makes a token joins, that of the highest score first; of one score, the leftmost. ST_UNSUPPORTED: not every byte has a
+ * token, or, with scores, a token is longer than BPE_SCORED_BYTES_MAX.
  */
 enum status bpe_new(const struct model_vocab *v, uint64_t seed, struct bpe **bpe_out, struct error *err);
 void bpe_free(struct bpe *b);
 
+/* "<0x0A>" is the byte 10; -1: it is no such name. */
+int bpe_byte_of_name(const char *text, size_t bytes);
 /* What a token's text stands for: the bytes behind the byte-level alphabet, or its own if a character is not of the alphabet. */
 size_t bpe_token_bytes(const char *text, size_t bytes, uint8_t *out);
 /* Bytes that no token stands for, which encoding drops: 0 for most models, 21 for SmolLM2 (13 of them in no valid UTF-8). */

@@ -274,13 +274,13 @@ static enum status encode(const struct tokenizer *t, const struct rendered *d, s
             p = to;
             if (!tokenizer_is_control(t, id))
                 continue;
-            st = tokenizer_append(t, done, (size_t)(from - done), false, run);
+            st = tokenizer_append(t, done, (size_t)(from - done), false, done == text, run);
             if (!st)
                 st = bpe_run_add(run, id);
             done = to;
         }
     }
-    return st ? st : tokenizer_append(t, done, (size_t)(text + d->bytes - done), false, run);
+    return st ? st : tokenizer_append(t, done, (size_t)(text + d->bytes - done), false, done == text, run);
 }
 
 enum status chat_encode_json(const struct tokenizer *t, const struct chat_input *in, size_t ids_max, int32_t **ids_out,

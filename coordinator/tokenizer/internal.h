@@ -8,6 +8,7 @@
 #include "coordinator/tokenizer/added.h"
 #include "coordinator/tokenizer/bpe.h"
 #include "coordinator/tokenizer/jinja/jinja.h"
+#include "coordinator/tokenizer/rules.h"
 #include "coordinator/tokenizer/split.h"
 #include "coordinator/tokenizer/tokenizer.h"
 
@@ -23,7 +24,8 @@ struct token_text {
 struct tokenizer {
     const struct model_vocab *vocab;
     struct bpe *bpe;           /* NULL: bytes */
-    struct splitter *splitter; /* NULL: bytes */
+    struct splitter *splitter; /* NULL: bytes, SentencePiece */
+    struct token_rules rules;  /* but its splitter */
     struct added *added;
     struct token_text *texts; /* [n_tokens] what a token puts into a text; control tokens: nothing */
     uint8_t *text_bytes;
@@ -41,8 +43,8 @@ struct tokenizer {
 enum status tokenizer_build(const struct model_vocab *v, int32_t bos, uint64_t seed, struct tokenizer **tokenizer_out,
                             struct error *err);
 
-/* Appends the ids of text to run, as tokenizer_encode. */
-enum status tokenizer_append(const struct tokenizer *t, const uint8_t *text, size_t bytes, bool specials,
+/* Appends the ids of text to run, as tokenizer_encode. first: it is the start of the whole text. */
+enum status tokenizer_append(const struct tokenizer *t, const uint8_t *text, size_t bytes, bool specials, bool first,
                              struct bpe_run *run);
 
 /* Parses the template of t->vocab and fills in the fields of chats; a template that is not supported is no error here. ST_NO_MEMORY. */

@@ -31,7 +31,7 @@ static enum status check_absent_text(const json_t *model, const char *key, struc
     return error_set(err, ST_UNSUPPORTED, "tokenizer.json: model.%s is not supported", key);
 }
 
-static enum status check_model(const json_t *root, bool *unk_out, struct error *err)
+static enum status check_model(const json_t *root, struct token_rules *rules, bool *fallback_out, struct error *err)
 {
     const json_t *model = json_object_get(root, "model");
     if (!json_is_object(model))
@@ -42,12 +42,14 @@ static enum status check_model(const json_t *root, bool *unk_out, struct error *
     const json_t *dropout = json_object_get(model, "dropout");
     if (!is_absent(dropout) && json_number_value(dropout) != 0)
         return error_set(err, ST_UNSUPPORTED, "tokenizer.json: model.dropout is not supported");
-    if (json_is_true(json_object_get(model, "byte_fallback")))
-        return error_set(err, ST_UNSUPPORTED, "tokenizer.json: model.byte_fallback is not supported");
+    *fallback_out = json_is_true(json_object_get(model, "byte_fallback"));
+    if (*fallback_out && json_is_true(json_object_get(model, "ignore_merges")))
+        return error_set(err, ST_UNSUPPORTED,
+                         "tokenizer.json: model.ignore_merges with byte_fallback is not supported");
     enum status st = check_absent_text(model, "continuing_subword_prefix", err);
     if (!st)
         st = check_absent_text(model, "end_of_word_suffix", err);
-    *unk_out = !is_absent(json_object_get(model, "unk_token"));
+    rules->unk = !is_absent(json_object_get(model, "unk_token"));
     return st;
 }
 
@@ -120,6 +122,100 @@ static enum status read_chain(const json_t *root, struct chain *c, struct error 
     return st;
 }
 
+/* ---- SentencePiece: spaces are U+2581 ---- */
+
+#define SPACE_SIGN "\xE2\x96\x81"
+
+static bool text_is(const json_t *object, const char *key, const char *text)
+{
+    const char *v = json_string_value(json_object_get(object, key));
+    return v && strcmp(v, text) == 0;
+}
+
+/* Each of a Sequence's steps, or the one that stands alone. NULL: no more */
+static const json_t *step_of(const json_t *v, const char *list, size_t i)
+{
+    if (strcmp(type_of(v), "Sequence") == 0)
+        return json_array_get(json_object_get(v, list), i);
+    return i == 0 ? v : NULL;
+}
+
+static bool is_space_replace(const json_t *step, const char *from, const char *to)
+{
+    return strcmp(type_of(step), "Replace") == 0 && text_is(json_object_get(step, "pattern"), "String", from) &&
+           text_is(step, "content", to);
+}
+
+static enum status read_space_normalizer(const json_t *normalizer, struct token_rules *rules, struct error *err)
+{
+    const json_t *step;
+    bool replaced = false;
+    for (size_t i = 0; (step = step_of(normalizer, "normalizers", i)); i++) {
+        if (strcmp(type_of(step), "Prepend") == 0 && text_is(step, "prepend", SPACE_SIGN) &&
+            rules->prefix == PREFIX_NONE)
+            rules->prefix = PREFIX_ALWAYS;
+        else if (is_space_replace(step, " ", SPACE_SIGN))
+            replaced = true;
+        else
+            return unsupported(err, "normalizer", step);
+    }
+    return replaced ? ST_OK
+                    : error_set(err, ST_UNSUPPORTED,
+                                "tokenizer.json: normalizer: byte_fallback without Replace of spaces is not supported");
+}
+
+static enum status read_metaspace(const json_t *v, struct token_rules *rules, struct error *err)
+{
+    const char *scheme = json_string_value(json_object_get(v, "prepend_scheme"));
+    const json_t *add = json_object_get(v, "add_prefix_space"), *split = json_object_get(v, "split");
+    if (strcmp(type_of(v), "Metaspace") != 0 || !text_is(v, "replacement", SPACE_SIGN))
+        return unsupported(err, "pre_tokenizer", v);
+    if (!scheme) /* files of old */
+        scheme = json_is_false(add) ? "never" : "always";
+    if (strcmp(scheme, "always") == 0)
+        rules->prefix = PREFIX_UNLESS_SPACE;
+    else if (strcmp(scheme, "first") == 0)
+        rules->prefix = PREFIX_FIRST_UNLESS_SPACE;
+    else if (strcmp(scheme, "never") != 0)
+        return error_set(err, ST_UNSUPPORTED, "tokenizer.json: pre_tokenizer: Metaspace with prepend_scheme \"%.40s\"",
+                         scheme);
+    rules->split_spaces = !json_is_false(split);
+    return ST_OK;
+}
+
+static enum status read_space_decoder(const json_t *decoder, struct token_rules *rules, struct error *err)
+{
+    const json_t *step;
+    bool replaced = false, bytes = false;
+    for (size_t i = 0; (step = step_of(decoder, "decoders", i)); i++) {
+        if (is_space_replace(step, SPACE_SIGN, " "))
+            replaced = true;
+        else if (strcmp(type_of(step), "ByteFallback") == 0)
+            bytes = true;
+        else if (strcmp(type_of(step), "Strip") == 0 && text_is(step, "content", " ") &&
+                 json_integer_value(json_object_get(step, "start")) == 1 &&
+                 json_integer_value(json_object_get(step, "stop")) == 0)
+            rules->strip_first = true;
+        else if (strcmp(type_of(step), "Fuse") != 0)
+            return unsupported(err, "decoder", step);
+    }
+    return replaced && bytes ? ST_OK
+                             : error_set(err, ST_UNSUPPORTED,
+                                         "tokenizer.json: decoder: byte_fallback without Replace and ByteFallback");
+}
+
+static enum status read_spaces(const json_t *root, struct token_rules *rules, struct error *err)
+{
+    const json_t *normalizer = json_object_get(root, "normalizer"), *pre = json_object_get(root, "pre_tokenizer");
+    enum status st;
+    if (is_absent(normalizer) && is_absent(pre))
+        return error_set(err, ST_UNSUPPORTED, "tokenizer.json: byte_fallback without normalizer and pre_tokenizer");
+    if (!is_absent(normalizer) && !is_absent(pre))
+        return error_set(err, ST_UNSUPPORTED, "tokenizer.json: byte_fallback with normalizer and pre_tokenizer");
+    st = is_absent(pre) ? read_space_normalizer(normalizer, rules, err) : read_metaspace(pre, rules, err);
+    return st ? st : read_space_decoder(json_object_get(root, "decoder"), rules, err);
+}
+
 /* ---- the rest ---- */
 
 /* Each of the types in `known`, or a Sequence (its list under `list`) of them. */
@@ -155,43 +251,52 @@ static enum status check_added(const json_t *root, struct error *err)
     return ST_OK;
 }
 
-static enum status check_rest(const json_t *root, struct error *err)
+static enum status check_processor(const json_t *root, struct error *err)
 {
     static const char *const post[2] = { "ByteLevel", "TemplateProcessing" };
-    static const char *const decode[2] = { "ByteLevel", NULL };
-    const json_t *normalizer = json_object_get(root, "normalizer"),
-                 *processor = json_object_get(root, "post_processor");
-    if (!is_absent(normalizer))
-        return unsupported(err, "normalizer", normalizer);
-    enum status st =
+    const json_t *processor = json_object_get(root, "post_processor");
+    const enum status st =
         is_absent(processor) ? ST_OK : check_types(processor, "post_processor", "processors", post, 0, err);
+    return st ? st : check_added(root, err);
+}
+
+static enum status read_byte_level(const json_t *root, struct token_rules *rules, struct error *err)
+{
+    static const char *const decode[2] = { "ByteLevel", NULL };
+    const json_t *normalizer = json_object_get(root, "normalizer");
+    struct chain c = { .s = splitter_new() };
+    if (!c.s)
+        return ST_NO_MEMORY;
+    enum status st = ST_OK;
+    rules->nfc = strcmp(type_of(normalizer), "NFC") == 0;
+    if (!is_absent(normalizer) && !rules->nfc)
+        st = unsupported(err, "normalizer", normalizer);
     if (!st)
         st = check_types(json_object_get(root, "decoder"), "decoder", "decoders", decode, 0, err);
     if (!st)
-        st = check_added(root, err);
+        st = read_chain(root, &c, err);
+    if (st)
+        splitter_free(c.s);
+    else
+        rules->splitter = c.s;
     return st;
 }
 
-enum status rules_from_json(const char *text, size_t bytes, struct splitter **splitter_out, bool *unk_out,
-                            struct error *err)
+enum status rules_from_json(const char *text, size_t bytes, struct token_rules *rules_out, struct error *err)
 {
     json_error_t where;
     json_t *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &where);
     if (!root)
         return error_set(err, ST_CORRUPT, "tokenizer.json: line %d: %s", where.line, where.text);
-    struct chain c = { .s = splitter_new() };
-    bool unk = false;
-    enum status st = c.s ? check_model(root, &unk, err) : ST_NO_MEMORY;
+    struct token_rules rules = { 0 };
+    bool fallback = false;
+    enum status st = check_model(root, &rules, &fallback, err);
     if (!st)
-        st = check_rest(root, err);
+        st = check_processor(root, err);
     if (!st)
-        st = read_chain(root, &c, err);
+        st = fallback ? read_spaces(root, &rules, err) : read_byte_level(root, &rules, err);
     json_decref(root);
-    if (st) {
-        splitter_free(c.s);
-        return st;
-    }
-    *splitter_out = c.s;
-    *unk_out = unk;
-    return ST_OK;
+    if (!st)
+        *rules_out = rules;
+    return st;
 }

@@ -89,9 +89,11 @@ enum status splitter_named(const char *pre, struct splitter **splitter_out, stru
     static const struct {
         const char *name;
         bool digits, llama3;
+        uint32_t numbers; /* LLAMA3: in one piece */
     } rules[] = {
-        { "smollm", true, false },    { "gpt-2", false, false }, { "gpt2", false, false },
-        { "llama-bpe", false, true }, { "llama3", false, true }, { "llama-v3", false, true },
+        { "smollm", true, false, 0 },   { "gpt-2", false, false, 0 },    { "gpt2", false, false, 0 },
+        { "qwen2", false, true, 1 },    { "llama-bpe", false, true, 3 }, { "llama3", false, true, 3 },
+        { "llama-v3", false, true, 3 },
     };
     for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) {
         if (strcmp(pre, rules[i].name) != 0)
@@ -101,7 +103,8 @@ enum status splitter_named(const char *pre, struct splitter **splitter_out, stru
             return ST_NO_MEMORY;
         if (rules[i].digits)
             s->steps[s->n_steps++] = (struct split_step){ .kind = STEP_DIGITS, .number = 1 };
-        s->steps[s->n_steps++] = (struct split_step){ .kind = rules[i].llama3 ? STEP_LLAMA3 : STEP_GPT2, .number = 3 };
+        s->steps[s->n_steps++] =
+            (struct split_step){ .kind = rules[i].llama3 ? STEP_LLAMA3 : STEP_GPT2, .number = rules[i].numbers };
         *splitter_out = s;
         return ST_OK;
     }

@@ -20,7 +20,7 @@ enum { SPLIT_STEPS_MAX = 8 };
 
 struct splitter;
 
-/* GGUF names: "smollm", "llama-bpe" (also "llama3", "llama-v3"), "gpt-2" (also "gpt2"). ST_UNSUPPORTED names any other. */
+/* GGUF names: "smollm", "llama-bpe" (also "llama3", "llama-v3"), "gpt-2" (also "gpt2"), "qwen2". ST_UNSUPPORTED names any other. */
 enum status splitter_named(const char *pre, struct splitter **splitter_out, struct error *err);
 /* An empty chain: the text is one piece. Steps are then added in order. NULL: no memory. */
 struct splitter *splitter_new(void);

@@ -9,7 +9,8 @@
 struct token_stream {
     const struct tokenizer *t;
     struct utf8_stream utf8;
-    char *out; /* room for what the longest token can bring out, and a NUL */
+    bool begun; /* the text has: a space at its start is no longer dropped */
+    char *out;  /* room for what the longest token can bring out, and a NUL */
 };
 
 struct token_stream *token_stream_new(const struct tokenizer *t)
@@ -42,11 +43,22 @@ static const char *end_output(struct token_stream *s, size_t n, size_t *bytes_ou
     return s->out;
 }
 
+void token_stream_follow(struct token_stream *s, const int32_t *ids, size_t n)
+{
+    for (size_t i = 0; i < n && !s->begun; i++) {
+        size_t bytes;
+        tokenizer_token_bytes(s->t, ids[i], false, &bytes);
+        s->begun = bytes > 0;
+    }
+}
+
 const char *token_stream_push(struct token_stream *s, int32_t id, size_t *bytes_out)
 {
     size_t bytes, n = 0;
     const uint8_t *p = (const uint8_t *)tokenizer_token_bytes(s->t, id, false, &bytes);
-    for (size_t i = 0; i < bytes; i++) {
+    const bool drop = bytes > 0 && !s->begun && s->t->rules.strip_first && *p == ' ';
+    s->begun = s->begun || bytes > 0;
+    for (size_t i = drop; i < bytes; i++) {
         uint8_t piece[UTF8_STREAM_OUT_MAX];
         const uint32_t more = utf8_stream_push(&s->utf8, p[i], piece);
         memcpy(s->out + n, piece, more);
@@ -60,5 +72,6 @@ const char *token_stream_finish(struct token_stream *s, size_t *bytes_out)
     uint8_t piece[UTF8_STREAM_OUT_MAX];
     const uint32_t n = utf8_stream_finish(&s->utf8, piece);
     memcpy(s->out, piece, n);
+    s->begun = false;
     return end_output(s, n, bytes_out);
 }

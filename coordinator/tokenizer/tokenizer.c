@@ -1,9 +1,11 @@
+#define _GNU_SOURCE /* memmem */
 #include "coordinator/tokenizer/tokenizer.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "coordinator/tokenizer/internal.h"
+#include "coordinator/tokenizer/nfc.h"
 #include "coordinator/tokenizer/rules.h"
 
 /* Places in a piece are 32-bit numbers. */
@@ -16,22 +18,16 @@ static bool is_hidden(uint8_t type)
     return type == MODEL_TOKEN_CONTROL || type == MODEL_TOKEN_UNKNOWN || type == MODEL_TOKEN_UNUSED;
 }
 
-static int hex_digit(char c)
+/* U+2581 becomes the space that it stands for. */
+static size_t spaces_of_signs(const char *text, size_t bytes, uint8_t *out)
 {
-    return c >= '0' && c <= '9'   ? c - '0'
-           : c >= 'A' && c <= 'F' ? c - 'A' + 10
-           : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                                  : -1;
-}
-
-/* "<0x0A>" is the byte 10. */
-static bool byte_of_name(const struct model_token *token, uint8_t *out)
-{
-    const char *s = token->text;
-    if (token->bytes != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>' || hex_digit(s[3]) < 0 || hex_digit(s[4]) < 0)
-        return false;
-    *out = (uint8_t)(hex_digit(s[3]) << 4 | hex_digit(s[4]));
-    return true;
+    size_t n = 0;
+    for (size_t i = 0; i < bytes; i++) {
+        const bool sign = bytes - i >= 3 && memcmp(text + i, "\xE2\x96\x81", 3) == 0;
+        out[n++] = sign ? ' ' : (uint8_t)text[i];
+        i += sign ? 2 : 0;
+    }
+    return n;
 }
 
 static size_t text_of_token(const struct model_vocab *v, uint32_t id, uint8_t *out)
@@ -43,8 +39,13 @@ static size_t text_of_token(const struct model_vocab *v, uint32_t id, uint8_t *o
     }
     if (is_hidden(token->type))
         return 0;
-    if (token->type == MODEL_TOKEN_BYTE && byte_of_name(token, out))
+    const int byte = token->type == MODEL_TOKEN_BYTE ? bpe_byte_of_name(token->text, token->bytes) : -1;
+    if (byte >= 0) {
+        *out = (uint8_t)byte;
         return 1;
+    }
+    if (v->kind == MODEL_VOCAB_SENTENCEPIECE)
+        return spaces_of_signs(token->text, token->bytes, out);
     if (token->type == MODEL_TOKEN_NORMAL && v->kind == MODEL_VOCAB_BPE)
         return bpe_token_bytes(token->text, token->bytes, out);
     memcpy(out, token->text, token->bytes);
@@ -71,20 +72,35 @@ static enum status texts_init(struct tokenizer *t)
     return ST_OK;
 }
 
-static enum status words_init(struct tokenizer *t, uint64_t seed, struct error *err)
+static enum status rules_init(struct tokenizer *t, struct error *err)
 {
     const struct model_vocab *v = t->vocab;
-    bool unk = false;
-    enum status st = bpe_new(v, seed, &t->bpe, err);
+    if (v->kind == MODEL_VOCAB_SENTENCEPIECE && v->scores) {
+        t->rules.prefix = v->space_prefix ? PREFIX_ALWAYS : PREFIX_NONE;
+        t->rules.strip_first = v->space_prefix;
+        return ST_OK;
+    }
+    if (v->kind == MODEL_VOCAB_BPE && v->pre) {
+        t->rules.nfc = strcmp(v->pre, "qwen2") == 0;
+        return splitter_named(v->pre, &t->splitter, err);
+    }
+    if (!v->tokenizer_json)
+        return error_set(err, ST_UNSUPPORTED, "tokenizer: the model names no pre-tokenizer");
+    const enum status st = rules_from_json(v->tokenizer_json, v->tokenizer_json_bytes, &t->rules, err);
     if (st)
         return st;
-    if (v->pre)
-        st = splitter_named(v->pre, &t->splitter, err);
-    else if (v->tokenizer_json)
-        st = rules_from_json(v->tokenizer_json, v->tokenizer_json_bytes, &t->splitter, &unk, err);
-    else
-        st = error_set(err, ST_UNSUPPORTED, "tokenizer: the model names no pre-tokenizer");
-    if (!st && unk && bpe_missing_bytes(t->bpe) > 0)
+    t->splitter = t->rules.splitter;
+    if (!t->splitter == (v->kind == MODEL_VOCAB_BPE))
+        return error_set(err, ST_CORRUPT, "tokenizer.json: its rules are not those of its vocabulary");
+    return ST_OK;
+}
+
+static enum status words_init(struct tokenizer *t, uint64_t seed, struct error *err)
+{
+    enum status st = bpe_new(t->vocab, seed, &t->bpe, err);
+    if (!st)
+        st = rules_init(t, err);
+    if (!st && t->rules.unk && bpe_missing_bytes(t->bpe) > 0)
         st = error_set(err, ST_UNSUPPORTED,
                        "tokenizer.json: model.unk_token with a vocabulary that lacks %u bytes is not supported",
                        bpe_missing_bytes(t->bpe));
@@ -101,7 +117,7 @@ enum status tokenizer_build(const struct model_vocab *v, int32_t bos, uint64_t s
         return ST_NO_MEMORY;
     t->vocab = v;
     t->bos = bos >= 0 && (uint32_t)bos < v->n_tokens ? bos : -1;
-    enum status st = v->kind == MODEL_VOCAB_BPE ? words_init(t, seed, err) : ST_OK;
+    enum status st = v->kind != MODEL_VOCAB_BYTES ? words_init(t, seed, err) : ST_OK;
     if (!st)
         st = texts_init(t);
     if (!st)
@@ -150,17 +166,90 @@ static enum status on_piece(void *arg, const uint8_t *piece, size_t bytes)
     return bpe_encode(a->bpe, a->run, piece, bytes);
 }
 
-static enum status append_plain(const struct tokenizer *t, const uint8_t *text, size_t bytes, struct bpe_run *run)
+static const char space_sign[] = "\xE2\x96\x81";
+
+static bool begins_with_space(const uint8_t *text, size_t bytes)
 {
-    if (t->bpe)
-        return splitter_run(t->splitter, text, bytes, on_piece, &(struct piece_arg){ t->bpe, run });
+    return bytes > 0 && (text[0] == ' ' || (bytes >= 3 && memcmp(text, space_sign, 3) == 0));
+}
+
+/* Spaces become signs, with one before them all where the rules put one. */
+static size_t signs_of_spaces(const struct tokenizer *t, const uint8_t *text, size_t bytes, bool first, uint8_t *out)
+{
+    const enum space_prefix how = t->rules.prefix;
+    size_t n = 0;
+    if (how == PREFIX_ALWAYS ||
+        (how != PREFIX_NONE && !begins_with_space(text, bytes) && (first || how == PREFIX_UNLESS_SPACE))) {
+        memcpy(out, space_sign, 3);
+        n = 3;
+    }
+    for (size_t i = 0; i < bytes; i++) {
+        if (text[i] == ' ') {
+            memcpy(out + n, space_sign, 3);
+            n += 3;
+        } else {
+            out[n++] = text[i];
+        }
+    }
+    return n;
+}
+
+static enum status append_signs(const struct tokenizer *t, const uint8_t *text, size_t bytes, struct bpe_run *run)
+{
     enum status st = ST_OK;
+    if (!t->rules.split_spaces)
+        return bpe_encode(t->bpe, run, text, bytes);
+    for (size_t from = 0, to; !st && from < bytes; from = to) {
+        const uint8_t *next = bytes - from > 1 ? memmem(text + from + 1, bytes - from - 1, space_sign, 3) : NULL;
+        to = next ? (size_t)(next - text) : bytes;
+        st = bpe_encode(t->bpe, run, text + from, to - from);
+    }
+    return st;
+}
+
+static enum status append_sentencepiece(const struct tokenizer *t, const uint8_t *text, size_t bytes, bool first,
+                                        struct bpe_run *run)
+{
+    size_t n_spaces = 1;
+    for (size_t i = 0; i < bytes; i++)
+        n_spaces += text[i] == ' ';
+    if (bytes + 2 * n_spaces + 1 > TEXT_BYTES_MAX)
+        return ST_TOO_LARGE;
+    uint8_t *signs = malloc(bytes + 2 * n_spaces + 1);
+    if (!signs)
+        return ST_NO_MEMORY;
+    const size_t n = signs_of_spaces(t, text, bytes, first, signs);
+    const enum status st = append_signs(t, signs, n, run);
+    free(signs);
+    return st;
+}
+
+/* A segment: text without added tokens. */
+static enum status append_plain(const struct tokenizer *t, const uint8_t *text, size_t bytes, bool first,
+                                struct bpe_run *run)
+{
+    enum status st = ST_OK;
+    if (bytes == 0)
+        return ST_OK;
+    if (t->vocab->kind == MODEL_VOCAB_SENTENCEPIECE)
+        return append_sentencepiece(t, text, bytes, first, run);
+    if (t->bpe) {
+        uint8_t *composed = NULL;
+        if (t->rules.nfc && !nfc_quick(text, bytes)) {
+            st = nfc_compose(text, bytes, &composed, &bytes);
+            text = composed;
+        }
+        if (!st)
+            st = splitter_run(t->splitter, text, bytes, on_piece, &(struct piece_arg){ t->bpe, run });
+        free(composed);
+        return st;
+    }
     for (size_t i = 0; !st && i < bytes; i++)
         st = bpe_run_add(run, text[i]);
     return st;
 }
 
-enum status tokenizer_append(const struct tokenizer *t, const uint8_t *text, size_t bytes, bool specials,
+enum status tokenizer_append(const struct tokenizer *t, const uint8_t *text, size_t bytes, bool specials, bool first,
                              struct bpe_run *run)
 {
     if (bytes > TEXT_BYTES_MAX)
@@ -172,10 +261,11 @@ enum status tokenizer_append(const struct tokenizer *t, const uint8_t *text, siz
     while (!st && text < end) {
         const uint8_t *from = end, *to = end;
         const int32_t id = added_find(t->added, text, end, specials, &from, &to);
-        st = append_plain(t, text, (size_t)(from - text), run);
+        st = append_plain(t, text, (size_t)(from - text), first, run);
         if (!st && id >= 0)
             st = bpe_run_add(run, id);
         text = to;
+        first = false;
     }
     return st;
 }
@@ -186,7 +276,7 @@ enum status tokenizer_encode(const struct tokenizer *t, const char *text, size_t
     struct bpe_run run = { .ids_max = ids_max };
     enum status st = bpe_run_reserve(&run, bytes / 4);
     if (!st)
-        st = tokenizer_append(t, (const uint8_t *)text, bytes, specials, &run);
+        st = tokenizer_append(t, (const uint8_t *)text, bytes, specials, true, &run);
     if (!st)
         bpe_run_take(&run, ids_out, n_out);
     bpe_run_deinit(&run);

@@ -2,8 +2,8 @@
 #define LONGSPAN_COORDINATOR_TOKENIZER_TOKENIZER_H
 
 /*
- * Text to tokens and back, and chats to text. Byte-level BPE with the model's own pre-tokenizer rule; bytes for models over bytes. Exact
- * against the `tokenizers` package.
+ * Text to tokens and back, and chats to text. Byte-level BPE with the model's own pre-tokenizer rule, SentencePiece's BPE with its spaces and
+ * byte fallback; bytes for models over bytes. Exact against the `tokenizers` package.
  */
 
 #include <stdbool.h>
@@ -54,6 +54,11 @@ uint32_t tokenizer_n_tokens(const struct tokenizer *t);
 struct token_stream;
 struct token_stream *token_stream_new(const struct tokenizer *t);
 void token_stream_free(struct token_stream *s);
+/*
+ * The text that is streamed goes on after these ids. SentencePiece's vocabularies put a space before a text, which decoding drops: from the
+ * whole text's start, so not from that of an answer to a prompt. Before the first push.
+ */
+void token_stream_follow(struct token_stream *s, const int32_t *ids, size_t n);
 const char *token_stream_push(struct token_stream *s, int32_t id, size_t *bytes_out);
 const char *token_stream_finish(struct token_stream *s, size_t *bytes_out);
 

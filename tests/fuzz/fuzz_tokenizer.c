@@ -118,10 +118,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         there_and_back(tokenizers[what % RULES], exact, size - 1, what & 0x80);
         free(exact);
     } else if (what < 245) {
-        struct splitter *s = NULL;
-        bool unk;
-        if (!rules_from_json(text, size - 1, &s, &unk, NULL))
-            splitter_free(s);
+        struct token_rules rules;
+        if (!rules_from_json(text, size - 1, &rules, NULL))
+            splitter_free(rules.splitter);
     } else {
         struct splitter *s = splitter_new();
         CHECK(s);

@@ -222,7 +222,7 @@ static void test_tokenizer(void **state)
     } bad[] = {
         { "{}", ST_CORRUPT, "model.vocab" },
         { "{\"model\":{\"type\":\"WordPiece\",\"vocab\":{}}}", ST_UNSUPPORTED, "WordPiece" },
-        { "{\"model\":{\"type\":\"BPE\",\"byte_fallback\":true,\"vocab\":{}}}", ST_UNSUPPORTED, "byte_fallback" },
+        { "{\"model\":{\"type\":\"BPE\",\"byte_fallback\":7,\"vocab\":{}}}", ST_CORRUPT, "byte_fallback" },
         { "{\"model\":{\"type\":\"BPE\",\"dropout\":0.1,\"vocab\":{}}}", ST_UNSUPPORTED, "dropout" },
         { "{\"model\":{\"type\":\"BPE\",\"end_of_word_suffix\":\"</w>\",\"vocab\":{}}}", ST_UNSUPPORTED,
           "end_of_word_suffix" },

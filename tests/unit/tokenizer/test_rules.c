@@ -17,11 +17,12 @@
 
 static enum status read_rules(const char *text, bool *unk, struct error *err)
 {
-    struct splitter *s = NULL;
+    struct token_rules rules = { 0 };
     *err = (struct error){ 0 };
-    const enum status st = rules_from_json(text, strlen(text), &s, unk, err);
-    assert_true(st ? s == NULL && err->text[0] : s != NULL);
-    splitter_free(s);
+    const enum status st = rules_from_json(text, strlen(text), &rules, err);
+    assert_true(st ? rules.splitter == NULL && err->text[0] : true);
+    splitter_free(rules.splitter);
+    *unk = rules.unk;
     return st;
 }
 
@@ -69,11 +70,27 @@ static void others_are_refused_by_name(void **state)
         { ST_CORRUPT, "[]", "model is not an object" },
         { ST_CORRUPT, "{\"model\":{},\"model\":{}}", "duplicate" },
         { ST_UNSUPPORTED, "{\"model\":{\"type\":\"Unigram\"}}", "\"Unigram\"" },
-        { ST_UNSUPPORTED, "{\"model\":{\"byte_fallback\":true}}", "model.byte_fallback" },
+        { ST_UNSUPPORTED, "{\"model\":{\"byte_fallback\":true}}", "without normalizer and pre_tokenizer" },
+        { ST_UNSUPPORTED, "{\"model\":{\"byte_fallback\":true,\"ignore_merges\":true}}", "model.ignore_merges" },
+        { ST_UNSUPPORTED, "{\"model\":{\"byte_fallback\":true},\"normalizer\":{\"type\":\"NFKC\"}}", "\"NFKC\"" },
+        { ST_UNSUPPORTED,
+          "{\"model\":{\"byte_fallback\":true},\"normalizer\":{\"type\":\"Prepend\",\"prepend\":\"x\"}}",
+          "\"Prepend\"" },
+        { ST_UNSUPPORTED,
+          "{\"model\":{\"byte_fallback\":true},\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\"}}",
+          "\"Metaspace\"" },
+        { ST_UNSUPPORTED,
+          "{\"model\":{\"byte_fallback\":true},\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":"
+          "\"\xE2\x96\x81\",\"prepend_scheme\":\"last\"}}",
+          "prepend_scheme \"last\"" },
+        { ST_UNSUPPORTED,
+          "{\"model\":{\"byte_fallback\":true},\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":"
+          "\"\xE2\x96\x81\"},\"decoder\":{\"type\":\"Fuse\"}}",
+          "decoder: byte_fallback without" },
         { ST_UNSUPPORTED, "{\"model\":{\"dropout\":0.1}}", "model.dropout" },
         { ST_UNSUPPORTED, "{\"model\":{\"continuing_subword_prefix\":\"##\"}}", "model.continuing_subword_prefix" },
         { ST_UNSUPPORTED, "{\"model\":{\"end_of_word_suffix\":\"</w>\"}}", "model.end_of_word_suffix" },
-        { ST_UNSUPPORTED, "{" MODEL ",\"normalizer\":{\"type\":\"NFC\"}}", "normalizer: \"NFC\"" },
+        { ST_UNSUPPORTED, "{" MODEL ",\"normalizer\":{\"type\":\"NFD\"}}", "normalizer: \"NFD\"" },
         { ST_UNSUPPORTED, "{" MODEL ",\"normalizer\":7}", "normalizer: \"(no type)\"" },
         { ST_UNSUPPORTED, "{" MODEL ",\"post_processor\":{\"type\":\"BertProcessing\"}}",
           "post_processor: \"BertProcessing\"" },
@@ -142,13 +159,12 @@ static void the_chain_is_the_one_described(void **state)
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         char json[1024], got[128] = "";
-        struct splitter *s;
-        bool unk;
+        struct token_rules rules;
         snprintf(json, sizeof json, "{" MODEL "," DECODER ",\"pre_tokenizer\":%s}", cases[i].pre);
-        assert_int_equal(rules_from_json(json, strlen(json), &s, &unk, NULL), ST_OK);
-        assert_int_equal(splitter_run(s, (const uint8_t *)"I'm 12   x", 10, on_piece, got), ST_OK);
+        assert_int_equal(rules_from_json(json, strlen(json), &rules, NULL), ST_OK);
+        assert_int_equal(splitter_run(rules.splitter, (const uint8_t *)"I'm 12   x", 10, on_piece, got), ST_OK);
         assert_string_equal(got, cases[i].want);
-        splitter_free(s);
+        splitter_free(rules.splitter);
     }
 }
 
