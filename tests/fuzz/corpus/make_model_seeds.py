@@ -47,7 +47,7 @@ def gguf(matrix_type, tied, version=3, alignment=None, extra=(), arch="llama", v
         keys["general.alignment"] = alignment
     keys.update(extra)
     step = alignment or 32
-    row = {0: 128, 1: 64, 30: 64, 8: 34, 2: 18, 3: 20}
+    row = {0: 128, 1: 64, 30: 64, 8: 34, 2: 18, 3: 20, 6: 22, 7: 24}
     tensors = [("token_embd.weight", [32, 4], matrix_type), ("output_norm.weight", [32], 0)]
     if not tied:
         tensors.append(("output.weight", [32, 4], matrix_type))
@@ -73,6 +73,8 @@ def gguf(matrix_type, tied, version=3, alignment=None, extra=(), arch="llama", v
 save("gguf", "q4_0", gguf(2, False))
 save("gguf", "q4_1_tied", gguf(3, True, version=2))
 save("gguf", "q8_0_aligned", gguf(8, True, alignment=64))
+save("gguf", "q5_0", gguf(6, False))
+save("gguf", "q5_1_tied", gguf(7, True))
 save("gguf", "bf16", gguf(30, True, extra={"llama.rope.scaling.type": "none", "llama.vocab_size": 4}))
 save("gguf", "qwen2_yarn", gguf(2, True, arch="qwen2", vectors={"attn_q.bias": 32, "attn_k.bias": 16, "attn_v.bias": 16}, extra={
     "qwen2.rope.scaling.type": "yarn", "qwen2.rope.scaling.factor": 4.0, "qwen2.rope.scaling.original_context_length": 16,
