@@ -1,0 +1,669 @@
+/* JSON schema (2020-12, the part that can be generated from left to right) to a program. What is not followed is refused by its name. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "coordinator/grammar/program.h"
+
+enum { PATH_MAX_BYTES = 200, NAME_BYTES_MAX = 256, MEMBERS_MAX = 4096 };
+
+struct reference {
+    const json_t *schema;
+    node_id rule;
+    struct reference *next;
+};
+
+struct compiler {
+    struct builder b;
+    struct program program;
+    const json_t *root;
+    struct reference *references; /* definitions met so far */
+    char path[PATH_MAX_BYTES];    /* of the schema being read, for refusals */
+    uint32_t depth;
+};
+
+static node_id build_schema(struct compiler *c, const json_t *schema, node_id next);
+
+static node_id fail(struct compiler *c, enum status st, const char *keyword, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+static node_id fail(struct compiler *c, enum status st, const char *keyword, const char *format, ...)
+{
+    char why[160];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(why, sizeof why, format, args);
+    va_end(args);
+    if (!c->b.status)
+        c->b.status = error_set(c->b.err, st, "%s%s%.60s: %s", c->path, *keyword ? "." : "", keyword, why);
+    return NODE_NONE;
+}
+
+/* A part of the path is added; the length before comes back. */
+static size_t path_add(struct compiler *c, const char *part, const char *name)
+{
+    const size_t n = strlen(c->path);
+    snprintf(c->path + n, sizeof c->path - n, ".%s%s%.40s", part, *name ? "." : "", name);
+    return n;
+}
+
+static node_id build_within(struct compiler *c, const char *part, const char *name, const json_t *schema, node_id next)
+{
+    const size_t n = path_add(c, part, name);
+    const node_id node = build_schema(c, schema, next);
+    c->path[n] = 0;
+    return node;
+}
+
+static bool is_one_of(const char *word, const char *const *words, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!strcmp(word, words[i]))
+            return true;
+    return false;
+}
+#define IS_ONE_OF(word, words) is_one_of(word, words, sizeof(words) / sizeof *(words))
+
+static const char *const notes[] = { "title", "description", "default",    "examples", "$schema",
+                                     "$id",   "$comment",    "deprecated", "readOnly", "writeOnly",
+                                     "$defs", "definitions", "$anchor",    "example",  "x-order" };
+static const char *const followed[] = { "type",       "enum",        "const",
+                                        "anyOf",      "allOf",       "$ref",
+                                        "properties", "required",    "additionalProperties",
+                                        "items",      "prefixItems", "minItems",
+                                        "maxItems",   "minLength",   "maxLength" };
+
+static bool check_keywords(struct compiler *c, const json_t *schema)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)schema, key, value)
+    {
+        if (!IS_ONE_OF(key, notes) && !IS_ONE_OF(key, followed)) {
+            fail(c, ST_UNSUPPORTED, key, "this keyword is not supported");
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Nothing but notes beside `keyword`. */
+static bool check_alone(struct compiler *c, const json_t *schema, const char *keyword)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)schema, key, value)
+    {
+        if (strcmp(key, keyword) != 0 && !IS_ONE_OF(key, notes)) {
+            fail(c, ST_UNSUPPORTED, key, "not supported beside %s", keyword);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool read_count(struct compiler *c, const json_t *schema, const char *keyword, uint32_t *value)
+{
+    const json_t *v = json_object_get(schema, keyword);
+    if (!v)
+        return true;
+    if (!json_is_integer(v) || json_integer_value(v) < 0) {
+        fail(c, ST_INVALID, keyword, "must be an integer of 0 or more");
+        return false;
+    }
+    if (json_integer_value(v) > GRAMMAR_REPEAT_MAX) {
+        fail(c, ST_TOO_LARGE, keyword, "at most %d", GRAMMAR_REPEAT_MAX);
+        return false;
+    }
+    *value = (uint32_t)json_integer_value(v);
+    return true;
+}
+
+/* ---- values as they are ---- */
+
+static bool is_type(const json_t *value, const char *type)
+{
+    switch (json_typeof(value)) {
+    case JSON_OBJECT:
+        return !strcmp(type, "object");
+    case JSON_ARRAY:
+        return !strcmp(type, "array");
+    case JSON_STRING:
+        return !strcmp(type, "string");
+    case JSON_INTEGER:
+        return !strcmp(type, "integer") || !strcmp(type, "number");
+    case JSON_REAL:
+        return !strcmp(type, "number");
+    case JSON_NULL:
+        return !strcmp(type, "null");
+    default:
+        return !strcmp(type, "boolean");
+    }
+}
+
+static bool may_be(const json_t *types, const json_t *value)
+{
+    if (!types)
+        return true;
+    if (json_is_string(types))
+        return is_type(value, json_string_value(types));
+    for (size_t i = 0; i < json_array_size(types); i++) {
+        const char *type = json_string_value(json_array_get(types, i));
+        if (type && is_type(value, type))
+            return true;
+    }
+    return false;
+}
+
+static node_id build_value(struct compiler *c, const json_t *value, node_id next)
+{
+    char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
+    if (!text)
+        return fail(c, ST_NO_MEMORY, "", "out of memory");
+    const node_id n = build_text(&c->b, text, next);
+    free(text);
+    return n;
+}
+
+static node_id build_enum(struct compiler *c, const json_t *schema, const json_t *values, node_id next)
+{
+    if (!json_is_array(values) || !json_array_size(values))
+        return fail(c, ST_INVALID, "enum", "must be a list of values");
+    node_id n = NODE_NONE;
+    for (size_t i = 0; i < json_array_size(values); i++) {
+        const json_t *value = json_array_get(values, i);
+        if (!may_be(json_object_get(schema, "type"), value))
+            continue;
+        const node_id one = build_value(c, value, next);
+        if (one == NODE_NONE)
+            return NODE_NONE;
+        n = n == NODE_NONE ? one : build_split(&c->b, n, one);
+    }
+    return n == NODE_NONE && !c->b.status ? fail(c, ST_INVALID, "enum", "no value is of the type") : n;
+}
+
+/* ---- strings, lists ---- */
+
+static node_id build_string(struct compiler *c, const json_t *schema, node_id next)
+{
+    uint32_t min = 0, max = UINT32_MAX;
+    if (!read_count(c, schema, "minLength", &min) || !read_count(c, schema, "maxLength", &max))
+        return NODE_NONE;
+    if (min > max)
+        return fail(c, ST_INVALID, "minLength", "is more than maxLength");
+    if (!min && max == UINT32_MAX)
+        return build_json(&c->b, RULE_STRING, next);
+    const node_id end = build_range(&c->b, '"', '"', next);
+    const node_id text = build_repeat(&c->b, json_rule(&c->b, RULE_CHAR), NODE_NONE, min, max, end);
+    return build_range(&c->b, '"', '"', text);
+}
+
+static node_id build_comma(struct compiler *c, node_id next)
+{
+    return build_range(&c->b, ',', ',', build_json(&c->b, RULE_SPACE, next));
+}
+
+/* prefixItems in their order, then items; the list may end once there are `min`. */
+static node_id build_array(struct compiler *c, const json_t *schema, node_id next)
+{
+    struct builder *b = &c->b;
+    const json_t *items = json_object_get(schema, "items"), *prefix = json_object_get(schema, "prefixItems");
+    uint32_t min = 0, max = UINT32_MAX;
+    if (!read_count(c, schema, "minItems", &min) || !read_count(c, schema, "maxItems", &max))
+        return NODE_NONE;
+    if (prefix && (!json_is_array(prefix) || !json_array_size(prefix)))
+        return fail(c, ST_INVALID, "prefixItems", "must be a list of schemas");
+    const uint32_t n_prefix = (uint32_t)json_array_size(prefix);
+    if (json_is_false(items))
+        max = max < n_prefix ? max : n_prefix;
+    if (min > max)
+        return fail(c, ST_INVALID, "minItems", "is more than there may be");
+    const node_id close = build_json(b, RULE_SPACE, build_range(b, ']', ']', next));
+    const node_id comma = build_comma(c, NODE_RETURN);
+    const uint32_t rest_min = min > n_prefix ? min - n_prefix : 0;
+    const uint32_t rest_max = max == UINT32_MAX ? max : max > n_prefix ? max - n_prefix : 0;
+    node_id list = close; /* what follows all of the prefix */
+    if (rest_max) {
+        const node_id item =
+            items && !json_is_true(items) ? build_within(c, "items", "", items, NODE_RETURN) : json_rule(b, RULE_ANY);
+        if (!n_prefix) {
+            const node_id some =
+                build_json(b, RULE_SPACE, build_repeat(b, item, comma, rest_min ? rest_min : 1, rest_max, close));
+            list = rest_min ? some : build_split(b, close, some);
+        } else {
+            list =
+                build_repeat(b, build_comma(c, build_call(b, item, NODE_RETURN)), NODE_NONE, rest_min, rest_max, close);
+        }
+    }
+    for (uint32_t i = n_prefix < max ? n_prefix : max; i-- > 0;) {
+        char name[16];
+        snprintf(name, sizeof name, "%u", i);
+        node_id at = build_within(c, "prefixItems", name, json_array_get(prefix, i), list);
+        at = i ? build_comma(c, at) : build_json(b, RULE_SPACE, at);
+        list = i >= min ? build_split(b, close, at) : at;
+    }
+    return build_range(b, '[', '[', list);
+}
+
+/* ---- objects ---- */
+
+static bool is_required(const json_t *required, const char *name)
+{
+    for (size_t i = 0; i < json_array_size(required); i++) {
+        const char *r = json_string_value(json_array_get(required, i));
+        if (r && !strcmp(r, name))
+            return true;
+    }
+    return false;
+}
+
+/* A rule: "name": value */
+static node_id build_member(struct compiler *c, const char *name, const json_t *schema)
+{
+    struct builder *b = &c->b;
+    node_id value =
+        schema ? build_within(c, "properties", name, schema, NODE_RETURN) : build_json(b, RULE_ANY, NODE_RETURN);
+    value = build_range(b, ':', ':', build_json(b, RULE_GAP, value));
+    json_t *key = json_string(name);
+    const node_id n = key ? build_value(c, key, value) : fail(c, ST_NO_MEMORY, "", "out of memory");
+    json_decref(key);
+    return n;
+}
+
+/*
+ * The rest of a key, from `at` bytes that all of names[0 .. n - 1] begin with on, that ends as none of them: no escapes until it differs, and no character of
+ * several bytes where one of them has one.
+ */
+static node_id build_other_key(struct compiler *c, const char *const *names, size_t n, size_t at, node_id end)
+{
+    struct builder *b = &c->b;
+    char heads[130];
+    size_t n_heads = 0;
+    bool wide = false, ends = false;
+    for (size_t i = 0; i < n; i++) {
+        const unsigned char head = (unsigned char)names[i][at];
+        ends = ends || !head;
+        wide = wide || head >= 0x80;
+        if (head && head < 0x80 && !memchr(heads, head, n_heads))
+            heads[n_heads++] = (char)head;
+    }
+    heads[n_heads] = 0;
+    /* characters that differ lead to any rest */
+    const node_id rest = build_hole(b);
+    const node_id any = build_call(b, json_rule(b, RULE_CHAR), rest);
+    build_fill(b, rest, end, any);
+    node_id node = NODE_NONE;
+    if (wide) {
+        for (int ch = ' '; ch < 0x7F; ch++)
+            if (ch != '"' && ch != '\\' && !strchr(heads, ch)) {
+                const node_id one = build_range(b, (uint8_t)ch, (uint8_t)ch, rest);
+                node = node == NODE_NONE ? one : build_split(b, node, one);
+            }
+    } else {
+        node = build_plain_char(b, heads, rest);
+    }
+    if (!ends)
+        node = build_split(b, node, end);
+    for (size_t h = 0; h < n_heads && !b->status; h++) {
+        const char **same = malloc(n * sizeof *same);
+        size_t n_same = 0;
+        if (!same)
+            return fail(c, ST_NO_MEMORY, "", "out of memory");
+        for (size_t i = 0; i < n; i++)
+            if (names[i][at] == heads[h])
+                same[n_same++] = names[i];
+        if (heads[h] != '"' && heads[h] != '\\' && heads[h] >= ' ')
+            node = build_split(
+                b, node,
+                build_range(b, (uint8_t)heads[h], (uint8_t)heads[h], build_other_key(c, same, n_same, at + 1, end)));
+        free(same);
+    }
+    return node;
+}
+
+struct members {
+    const char **names;
+    node_id *rules; /* "name": value */
+    bool *required;
+    size_t n;
+    node_id other; /* a rule for a member of another name, or NODE_NONE */
+};
+
+static bool add_member(struct compiler *c, struct members *m, const char *name, const json_t *schema, bool required)
+{
+    if (strlen(name) > NAME_BYTES_MAX)
+        return fail(c, ST_TOO_LARGE, "properties", "a name of more than %d bytes", NAME_BYTES_MAX) != NODE_NONE;
+    m->names[m->n] = name;
+    m->required[m->n] = required;
+    m->rules[m->n] = build_member(c, name, schema);
+    return m->rules[m->n++] != NODE_NONE;
+}
+
+static bool read_members(struct compiler *c, const json_t *schema, struct members *m)
+{
+    const json_t *properties = json_object_get(schema, "properties"), *required = json_object_get(schema, "required");
+    const char *name;
+    json_t *value;
+    if (properties && !json_is_object(properties))
+        return fail(c, ST_INVALID, "properties", "must be an object") != NODE_NONE;
+    if (required && !json_is_array(required))
+        return fail(c, ST_INVALID, "required", "must be a list of names") != NODE_NONE;
+    if (json_object_size(properties) > MEMBERS_MAX || json_array_size(required) > MEMBERS_MAX)
+        return fail(c, ST_TOO_LARGE, "properties", "at most %d", MEMBERS_MAX) != NODE_NONE;
+    const size_t room = json_object_size(properties) + json_array_size(required) + 1;
+    m->names = calloc(room, sizeof *m->names);
+    m->rules = calloc(room, sizeof *m->rules);
+    m->required = calloc(room, sizeof *m->required);
+    if (!m->names || !m->rules || !m->required)
+        return fail(c, ST_NO_MEMORY, "", "out of memory") != NODE_NONE;
+    json_object_foreach((json_t *)properties, name, value)
+    {
+        if (!add_member(c, m, name, value, is_required(required, name)))
+            return false;
+    }
+    for (size_t i = 0; i < json_array_size(required); i++) {
+        name = json_string_value(json_array_get(required, i));
+        if (!name)
+            return fail(c, ST_INVALID, "required", "must be a list of names") != NODE_NONE;
+        if (json_object_get(properties, name))
+            continue;
+        if (json_is_false(json_object_get(schema, "additionalProperties")))
+            return fail(c, ST_INVALID, "required", "'%.40s' is not in properties", name) != NODE_NONE;
+        const json_t *other = json_object_get(schema, "additionalProperties");
+        bool twice = false;
+        for (size_t k = 0; k < m->n; k++)
+            twice = twice || !strcmp(m->names[k], name);
+        if (!twice && !add_member(c, m, name, json_is_object(other) ? other : NULL, true))
+            return false;
+    }
+    return true;
+}
+
+/* Members whose names are not among properties: only where they are asked for, or nothing is said of any. */
+static bool read_other(struct compiler *c, const json_t *schema, struct members *m)
+{
+    struct builder *b = &c->b;
+    const json_t *other = json_object_get(schema, "additionalProperties");
+    m->other = NODE_NONE;
+    if (json_is_false(other) || (!other && m->n))
+        return true;
+    if (other && !json_is_true(other) && !json_is_object(other))
+        return fail(c, ST_INVALID, "additionalProperties", "must be a schema") != NODE_NONE;
+    const node_id value = json_is_object(other) ? build_within(c, "additionalProperties", "", other, NODE_RETURN)
+                                                : build_json(b, RULE_ANY, NODE_RETURN);
+    const node_id end = build_range(b, '"', '"', build_range(b, ':', ':', build_json(b, RULE_GAP, value)));
+    m->other = build_range(b, '"', '"', build_other_key(c, m->names, m->n, 0, end));
+    return m->other != NODE_NONE;
+}
+
+static node_id build_members(struct compiler *c, const struct members *m, node_id next)
+{
+    struct builder *b = &c->b;
+    const node_id close = build_json(b, RULE_SPACE, build_range(b, '}', '}', next));
+    node_id none = close, some = close; /* nothing, or something, stands before */
+    if (m->other != NODE_NONE) {
+        const node_id comma = build_comma(c, NODE_RETURN);
+        const node_id others = build_repeat(b, m->other, comma, 1, UINT32_MAX, close);
+        some = build_split(b, close, build_comma(c, others));
+        none = build_split(b, close, build_json(b, RULE_SPACE, others));
+    }
+    for (size_t i = m->n; i-- > 0;) {
+        const node_id here = build_call(b, m->rules[i], some);
+        const node_id first = build_json(b, RULE_SPACE, here), later = build_comma(c, here);
+        none = m->required[i] ? first : build_split(b, first, none);
+        some = m->required[i] ? later : build_split(b, later, some);
+    }
+    return build_range(b, '{', '{', none);
+}
+
+static node_id build_object(struct compiler *c, const json_t *schema, node_id next)
+{
+    struct members m = { 0 };
+    const bool ok = read_members(c, schema, &m) && read_other(c, schema, &m);
+    const node_id n = ok ? build_members(c, &m, next) : NODE_NONE;
+    free(m.names);
+    free(m.rules);
+    free(m.required);
+    return n;
+}
+
+/* ---- schemas ---- */
+
+static node_id build_type(struct compiler *c, const json_t *schema, const char *type, node_id next)
+{
+    struct builder *b = &c->b;
+    if (!strcmp(type, "object"))
+        return build_object(c, schema, next);
+    if (!strcmp(type, "array"))
+        return build_array(c, schema, next);
+    if (!strcmp(type, "string"))
+        return build_string(c, schema, next);
+    if (!strcmp(type, "integer"))
+        return build_json(b, RULE_INTEGER, next);
+    if (!strcmp(type, "number"))
+        return build_json(b, RULE_NUMBER, next);
+    if (!strcmp(type, "null"))
+        return build_text(b, "null", next);
+    if (!strcmp(type, "boolean"))
+        return build_split(b, build_text(b, "true", next), build_text(b, "false", next));
+    return fail(c, ST_INVALID, "type", "'%.40s' is no type", type);
+}
+
+static node_id build_types(struct compiler *c, const json_t *schema, const json_t *types, node_id next)
+{
+    if (json_is_string(types))
+        return build_type(c, schema, json_string_value(types), next);
+    if (!json_is_array(types) || !json_array_size(types) || json_array_size(types) > 7)
+        return fail(c, ST_INVALID, "type", "must be a type or a list of types");
+    node_id n = NODE_NONE;
+    for (size_t i = 0; i < json_array_size(types); i++) {
+        const char *type = json_string_value(json_array_get(types, i));
+        const node_id one =
+            type ? build_type(c, schema, type, next) : fail(c, ST_INVALID, "type", "must be a type or a list of types");
+        if (one == NODE_NONE)
+            return NODE_NONE;
+        n = n == NODE_NONE ? one : build_split(&c->b, n, one);
+    }
+    return n;
+}
+
+/* What a schema without a type can only mean to be generated as. */
+static const char *implied_type(const json_t *schema)
+{
+    static const struct {
+        const char *keyword, *type;
+    } implied[] = { { "properties", "object" }, { "required", "object" },   { "additionalProperties", "object" },
+                    { "items", "array" },       { "prefixItems", "array" }, { "minItems", "array" },
+                    { "maxItems", "array" },    { "minLength", "string" },  { "maxLength", "string" } };
+    for (size_t i = 0; i < sizeof implied / sizeof *implied; i++)
+        if (json_object_get(schema, implied[i].keyword))
+            return implied[i].type;
+    return NULL;
+}
+
+static node_id build_any_of(struct compiler *c, const json_t *schema, const json_t *list, node_id next)
+{
+    if (!json_is_array(list) || !json_array_size(list))
+        return fail(c, ST_INVALID, "anyOf", "must be a list of schemas");
+    if (!check_alone(c, schema, "anyOf"))
+        return NODE_NONE;
+    node_id n = NODE_NONE;
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        char name[24];
+        snprintf(name, sizeof name, "%zu", i);
+        const node_id one = build_within(c, "anyOf", name, json_array_get(list, i), next);
+        if (one == NODE_NONE)
+            return NODE_NONE;
+        n = n == NODE_NONE ? one : build_split(&c->b, n, one);
+    }
+    return n;
+}
+
+static node_id build_all_of(struct compiler *c, const json_t *schema, const json_t *list, node_id next)
+{
+    if (!json_is_array(list) || json_array_size(list) != 1)
+        return fail(c, ST_UNSUPPORTED, "allOf", "only a list of one schema is supported");
+    if (!check_alone(c, schema, "allOf"))
+        return NODE_NONE;
+    return build_within(c, "allOf", "0", json_array_get(list, 0), next);
+}
+
+/* "#", "#/$defs/name", ...: a JSON pointer into the schema. */
+static const json_t *find_reference(struct compiler *c, const char *to)
+{
+    const json_t *at = c->root;
+    if (*to++ != '#')
+        return NULL;
+    while (at && *to == '/') {
+        char name[256];
+        size_t n = 0;
+        for (to++; *to && *to != '/'; to++) {
+            if (n + 1 >= sizeof name)
+                return NULL;
+            const bool escape = *to == '~' && (to[1] == '0' || to[1] == '1');
+            name[n++] = escape ? (to[1] == '0' ? '~' : '/') : *to;
+            to += escape;
+        }
+        name[n] = 0;
+        at = json_is_array(at) ? json_array_get(at, strtoul(name, NULL, 10)) : json_object_get(at, name);
+    }
+    return *to ? NULL : at;
+}
+
+static node_id build_reference(struct compiler *c, const json_t *schema, const json_t *to, node_id next)
+{
+    if (!json_is_string(to))
+        return fail(c, ST_INVALID, "$ref", "must be a string");
+    if (!check_alone(c, schema, "$ref"))
+        return NODE_NONE;
+    const json_t *target = find_reference(c, json_string_value(to));
+    if (!target)
+        return fail(c, ST_INVALID, "$ref", "'%.60s' is not in this schema", json_string_value(to));
+    for (const struct reference *r = c->references; r; r = r->next)
+        if (r->schema == target)
+            return build_call(&c->b, r->rule, next);
+    struct reference *r = calloc(1, sizeof *r);
+    if (!r)
+        return fail(c, ST_NO_MEMORY, "", "out of memory");
+    *r = (struct reference){ .schema = target, .rule = build_hole(&c->b), .next = c->references };
+    c->references = r;
+    const node_id body = build_schema(c, target, NODE_RETURN);
+    build_fill(&c->b, r->rule, body, body);
+    return build_call(&c->b, r->rule, body == NODE_NONE ? NODE_NONE : next);
+}
+
+static node_id build_keywords(struct compiler *c, const json_t *schema, node_id next)
+{
+    const json_t *v;
+    if ((v = json_object_get(schema, "$ref")))
+        return build_reference(c, schema, v, next);
+    if ((v = json_object_get(schema, "anyOf")))
+        return build_any_of(c, schema, v, next);
+    if ((v = json_object_get(schema, "allOf")))
+        return build_all_of(c, schema, v, next);
+    if ((v = json_object_get(schema, "const")))
+        return may_be(json_object_get(schema, "type"), v) ? build_value(c, v, next)
+                                                          : fail(c, ST_INVALID, "const", "is not of the type");
+    if ((v = json_object_get(schema, "enum")))
+        return build_enum(c, schema, v, next);
+    if ((v = json_object_get(schema, "type")))
+        return build_types(c, schema, v, next);
+    const char *type = implied_type(schema);
+    return type ? build_type(c, schema, type, next) : build_json(&c->b, RULE_ANY, next);
+}
+
+static node_id build_schema(struct compiler *c, const json_t *schema, node_id next)
+{
+    if (c->b.status || next == NODE_NONE)
+        return NODE_NONE;
+    if (json_is_true(schema))
+        return build_json(&c->b, RULE_ANY, next);
+    if (!json_is_object(schema))
+        return fail(c, ST_INVALID, "", "must be a schema that something fits");
+    if (c->depth >= GRAMMAR_NESTING_MAX)
+        return fail(c, ST_TOO_LARGE, "", "nested deeper than %d", GRAMMAR_NESTING_MAX);
+    if (!check_keywords(c, schema))
+        return NODE_NONE;
+    c->depth++;
+    const node_id n = build_keywords(c, schema, next);
+    c->depth--;
+    return n;
+}
+
+/* ---- the face ---- */
+
+static void compiler_init(struct compiler *c, const char *field, struct error *err)
+{
+    *c = (struct compiler){ 0 };
+    builder_init(&c->b, &c->program, err);
+    snprintf(c->path, sizeof c->path, "%.100s", field);
+}
+
+static enum status compiler_finish(struct compiler *c, node_id start, const char *field, struct grammar **grammar_out)
+{
+    enum status st = program_finish(&c->b, start, field);
+    if (!st) {
+        struct grammar *g = grammar_new(&c->program);
+        if (g)
+            *grammar_out = g;
+        else
+            st = error_set(c->b.err, ST_NO_MEMORY, "out of memory");
+    }
+    program_deinit(&c->program);
+    for (struct reference *r = c->references, *next; r; r = next) {
+        next = r->next;
+        free(r);
+    }
+    return st;
+}
+
+enum status grammar_of_schema(const struct json_t *schema, const char *field, struct grammar **grammar_out,
+                              struct error *err)
+{
+    struct compiler c;
+    compiler_init(&c, field, err);
+    c.root = schema;
+    return compiler_finish(&c, build_schema(&c, schema, NODE_END), field, grammar_out);
+}
+
+enum status grammar_of_object(struct grammar **grammar_out, struct error *err)
+{
+    struct compiler c;
+    compiler_init(&c, "response_format", err);
+    return compiler_finish(&c, build_json(&c.b, RULE_OBJECT, NODE_END), "response_format", grammar_out);
+}
+
+/* A rule: {"name": NAME, ARGUMENTS: {...}} */
+static node_id build_tool(struct compiler *c, const struct grammar_tools *tools, const struct grammar_tool *tool)
+{
+    struct builder *b = &c->b;
+    c->root = tool->parameters;
+    node_id n = build_json(b, RULE_SPACE, build_range(b, '}', '}', NODE_RETURN));
+    n = tool->parameters ? build_schema(c, tool->parameters, n) : build_json(b, RULE_OBJECT, n);
+    n = build_text(b, "\": ", n);
+    n = build_text(b, tools->arguments, n);
+    n = build_text(b, ", \"", n);
+    json_t *name = json_string(tool->name);
+    n = name ? build_value(c, name, n) : fail(c, ST_INVALID, "name", "must be UTF-8");
+    json_decref(name);
+    return build_text(b, "{\"name\": ", n);
+}
+
+enum status grammar_of_tools(const struct grammar_tools *tools, struct grammar **grammar_out, struct error *err)
+{
+    struct compiler c;
+    node_id calls = NODE_NONE;
+    compiler_init(&c, "tools", err);
+    for (size_t i = 0; i < tools->n_tools; i++) {
+        snprintf(c.path, sizeof c.path, "tools.%zu.function.parameters", i);
+        const node_id one = build_tool(&c, tools, &tools->tools[i]);
+        calls = i ? build_split(&c.b, calls, one) : one;
+    }
+    const node_id end = build_text(&c.b, tools->after, NODE_END);
+    const node_id between = build_text(&c.b, tools->between, NODE_RETURN);
+    const node_id n = build_repeat(&c.b, calls, between, 1, tools->many ? UINT32_MAX : 1, end);
+    return compiler_finish(&c, build_text(&c.b, tools->before, n), "tools", grammar_out);
+}

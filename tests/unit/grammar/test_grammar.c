@@ -1,0 +1,541 @@
+/* Random schemas, texts drawn under their masks, and a validator of the test's own. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <jansson.h>
+
+#include "common/rng.h"
+#include "coordinator/grammar/grammar.h"
+#include "kernels/kernels.h"
+
+enum { N_TOKENS = 700, EOS = 256, TEXT_MAX = 1 << 16, TOKENS_MAX = 6000 };
+
+static struct rng rng = { .seed = 20 };
+static char words[N_TOKENS][24];
+static size_t lengths[N_TOKENS];
+static struct vocabulary *vocabulary;
+static const struct row_impl *rows;
+
+static const char *bytes_of(void *ctx, uint32_t token, size_t *n_out)
+{
+    (void)ctx;
+    *n_out = lengths[token];
+    return words[token];
+}
+
+/* All bytes, a control token, marks of JSON in company, pieces of words, characters and parts of them. */
+static void words_make(void)
+{
+    static const char *const marks[] = { "{\"",
+                                         "\":",
+                                         "\", \"",
+                                         "\"}",
+                                         "}}",
+                                         "]}",
+                                         "},{",
+                                         "[[",
+                                         "]]",
+                                         "\": \"",
+                                         "true",
+                                         "false",
+                                         "null",
+                                         "\n  ",
+                                         "\n    ",
+                                         "\",\"",
+                                         "0.",
+                                         "e+",
+                                         "\\u",
+                                         "\\n",
+                                         "\xC3\xA9",
+                                         "\xE2\x82",
+                                         "\xF0\x9F\x98\x80",
+                                         " \"",
+                                         ", ",
+                                         ": ",
+                                         "\"a\"",
+                                         "name",
+                                         "kind",
+                                         "10",
+                                         "00" };
+    uint32_t n = 257;
+    for (uint32_t i = 0; i < 256; i++) {
+        words[i][0] = (char)i;
+        lengths[i] = 1;
+    }
+    for (size_t i = 0; i < sizeof marks / sizeof *marks; i++, n++)
+        lengths[n] = (size_t)snprintf(words[n], sizeof words[n], "%s", marks[i]);
+    for (; n < N_TOKENS; n++) {
+        lengths[n] = 2 + rng_below(&rng, 4);
+        for (size_t i = 0; i < lengths[n]; i++)
+            words[n][i] = "abcdeknm 0123\"},:[]{é"[rng_below(&rng, 21)];
+    }
+    vocabulary = vocabulary_new(N_TOKENS, bytes_of, NULL);
+    assert_non_null(vocabulary);
+    rows = row_find(0);
+}
+
+/* ---- schemas ---- */
+
+static const char *const names[] = { "a", "ab", "b", "name", "kind", "k\"q", "\xC3\xA9t\xC3\xA9" };
+
+static json_t *draw_scalar(void)
+{
+    switch (rng_below(&rng, 5)) {
+    case 0:
+        return json_pack("{s:s, s:i, s:i}", "type", "string", "minLength", (int)rng_below(&rng, 3), "maxLength",
+                         3 + (int)rng_below(&rng, 20));
+    case 1:
+        return json_pack("{s:s}", "type", "integer");
+    case 2:
+        return json_pack("{s:[s,s]}", "type", "number", "null");
+    case 3:
+        return json_pack("{s:[s,i,b,n,f,{s:i}]}", "enum", "x\"\n", 12, 1, 1.5, "q", 3);
+    default:
+        return json_pack("{s:s, s:s}", "type", rng_below(&rng, 2) ? "boolean" : "string", "description", "d");
+    }
+}
+
+static json_t *draw_schema(int depth)
+{
+    const uint32_t kind = depth > 3 ? 9 : rng_below(&rng, 10);
+    json_t *s = json_object();
+    if (kind < 4) {
+        json_object_set_new(s, "type", json_string("object"));
+        json_t *properties = json_object(), *required = json_array();
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+            if (rng_below(&rng, 2))
+                continue;
+            json_object_set_new(properties, names[i], draw_schema(depth + 1));
+            if (rng_below(&rng, 2))
+                json_array_append_new(required, json_string(names[i]));
+        }
+        json_object_set_new(s, "properties", properties);
+        json_object_set_new(s, "required", required);
+        const uint32_t other = rng_below(&rng, 3);
+        if (other)
+            json_object_set_new(s, "additionalProperties", other == 1 ? json_false() : draw_scalar());
+        return s;
+    }
+    if (kind < 6) {
+        const int min = (int)rng_below(&rng, 3);
+        json_object_set_new(s, "type", json_string("array"));
+        json_object_set_new(s, "items", draw_schema(depth + 1));
+        json_object_set_new(s, "minItems", json_integer(min));
+        json_object_set_new(s, "maxItems", json_integer(min + (int)rng_below(&rng, 3)));
+        if (rng_below(&rng, 2))
+            json_object_set_new(s, "prefixItems", json_pack("[o,o]", draw_scalar(), draw_scalar()));
+        return s;
+    }
+    json_decref(s);
+    if (kind == 6)
+        return json_pack("{s:[o,o]}", "anyOf", draw_schema(depth + 1), draw_schema(depth + 1));
+    if (kind == 7)
+        return json_pack("{s:s}", "$ref", "#/$defs/node");
+    if (kind == 8 && depth)
+        return json_pack("{s:o}", "const", json_pack("[i,s,b]", 5, "\\x\xE2\x82\xAC", 0));
+    return draw_scalar();
+}
+
+/* The root has a definition that refers to itself. */
+static json_t *draw_root(void)
+{
+    json_t *root = draw_schema(0);
+    json_t *node = json_pack("{s:s, s:{s:{s:s,s:i}, s:{s:[{s:s},{s:s}]}}, s:[s], s:b}", "type", "object", "properties",
+                             "v", "type", "string", "maxLength", 4, "next", "anyOf", "$ref", "#/$defs/node", "type",
+                             "null", "required", "v", "additionalProperties", 0);
+    json_object_set_new(root, "$defs", json_pack("{s:o}", "node", node));
+    if (json_object_get(root, "$ref") || json_object_get(root, "anyOf"))
+        json_object_set_new(root, "title", json_string("t"));
+    return root;
+}
+
+/* ---- the validator ---- */
+
+static bool fits(const json_t *root, const json_t *schema, const json_t *v);
+
+static bool fits_type(const char *type, const json_t *v)
+{
+    return (!strcmp(type, "object") && json_is_object(v)) || (!strcmp(type, "array") && json_is_array(v)) ||
+           (!strcmp(type, "string") && json_is_string(v)) || (!strcmp(type, "integer") && json_is_integer(v)) ||
+           (!strcmp(type, "number") && json_is_number(v)) || (!strcmp(type, "boolean") && json_is_boolean(v)) ||
+           (!strcmp(type, "null") && json_is_null(v));
+}
+
+static size_t characters(const json_t *v)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < json_string_length(v); i++)
+        n += (json_string_value(v)[i] & 0xC0) != 0x80;
+    return n;
+}
+
+static bool within(const json_t *schema, const char *least, const char *most, size_t n)
+{
+    const json_t *low = json_object_get(schema, least), *high = json_object_get(schema, most);
+    return (!low || n >= (size_t)json_integer_value(low)) && (!high || n <= (size_t)json_integer_value(high));
+}
+
+static bool fits_object(const json_t *root, const json_t *schema, const json_t *v)
+{
+    const json_t *properties = json_object_get(schema, "properties"),
+                 *other = json_object_get(schema, "additionalProperties");
+    const json_t *required = json_object_get(schema, "required");
+    const char *key;
+    json_t *member;
+    json_object_foreach((json_t *)v, key, member)
+    {
+        const json_t *own = json_object_get(properties, key);
+        if (own ? !fits(root, own, member) : json_is_false(other) || (other && !fits(root, other, member)))
+            return false;
+    }
+    for (size_t i = 0; i < json_array_size(required); i++)
+        if (!json_object_get(v, json_string_value(json_array_get(required, i))))
+            return false;
+    return true;
+}
+
+static bool fits_array(const json_t *root, const json_t *schema, const json_t *v)
+{
+    const json_t *prefix = json_object_get(schema, "prefixItems"), *items = json_object_get(schema, "items");
+    for (size_t i = 0; i < json_array_size(v); i++) {
+        const json_t *s = i < json_array_size(prefix) ? json_array_get(prefix, i) : items;
+        if (s && !fits(root, s, json_array_get(v, i)))
+            return false;
+    }
+    return within(schema, "minItems", "maxItems", json_array_size(v));
+}
+
+static bool fits(const json_t *root, const json_t *schema, const json_t *v)
+{
+    const json_t *k;
+    if (json_is_boolean(schema))
+        return json_is_true(schema);
+    if (json_object_get(schema, "$ref"))
+        return fits(root, json_object_get(json_object_get(root, "$defs"), "node"), v);
+    if ((k = json_object_get(schema, "const")) && !json_equal(k, v))
+        return false;
+    bool any = !(k = json_object_get(schema, "anyOf"));
+    for (size_t i = 0; i < json_array_size(k); i++)
+        any = any || fits(root, json_array_get(k, i), v);
+    any = any && (!(k = json_object_get(schema, "enum")) || json_array_size(k));
+    bool among = !k;
+    for (size_t i = 0; i < json_array_size(k); i++)
+        among = among || json_equal(json_array_get(k, i), v);
+    k = json_object_get(schema, "type");
+    bool type = !k || (json_is_string(k) && fits_type(json_string_value(k), v));
+    for (size_t i = 0; i < json_array_size(k); i++)
+        type = type || fits_type(json_string_value(json_array_get(k, i)), v);
+    if (!any || !among || !type)
+        return false;
+    return json_is_object(v)   ? fits_object(root, schema, v)
+           : json_is_array(v)  ? fits_array(root, schema, v)
+           : json_is_string(v) ? within(schema, "minLength", "maxLength", characters(v))
+                               : true;
+}
+
+/* ---- drawing ---- */
+
+static float normal(void)
+{
+    return (float)(sqrt(-2 * log(rng_unit(rng_next(&rng)))) * cos(6.283185307179586 * rng_unit(rng_next(&rng))));
+}
+
+/* What a model of random weights would say; ends of things are likelier, so that they come. -> bytes; 0: too long */
+static size_t draw_text(struct grammar *g, char *text)
+{
+    static float logits[N_TOKENS];
+    static uint8_t mask[N_TOKENS / 8 + 1];
+    struct matcher *m = matcher_new(g, vocabulary);
+    void *scratch = malloc(sample_scratch_bytes(N_TOKENS));
+    size_t n = 0;
+    assert_non_null(m);
+    for (uint32_t i = 0; i < TOKENS_MAX; i++) {
+        uint32_t allowed = 0;
+        memset(mask, 0, sizeof mask);
+        assert_int_equal(matcher_mask(m, mask, &allowed), ST_OK);
+        assert_int_equal(mask[EOS / 8] >> (EOS % 8) & 1, 0);
+        if (matcher_may_end(m))
+            mask[EOS / 8] |= 1 << (EOS % 8);
+        assert_true(allowed || matcher_may_end(m));
+        assert_int_equal(!allowed, matcher_must_end(m));
+        for (uint32_t t = 0; t < N_TOKENS; t++)
+            logits[t] = normal() * 2 + (t == EOS || t == '"' || t == '}' || t == ']' ? 5 : 0);
+        const struct sample_edits edits = { .repetition = 1, .allowed = mask, .allowed_bytes = sizeof mask };
+        const struct sample_params params = { .temperature = 1, .top_p = 1, .seed = rng_next(&rng) };
+        struct sample_result r;
+        sample_row(rows, logits, N_TOKENS, &params, &edits, i, -1, 0, NULL, scratch, &r);
+        assert_true(r.finite);
+        if (r.token == EOS) {
+            text[n] = 0;
+            free(scratch);
+            matcher_free(m);
+            return n;
+        }
+        memcpy(text + n, words[r.token], lengths[r.token]);
+        n += lengths[r.token];
+        assert_int_equal(matcher_push(m, words[r.token], lengths[r.token]), ST_OK);
+    }
+    free(scratch);
+    matcher_free(m);
+    return 0;
+}
+
+static void test_random_schemas(void **state)
+{
+    (void)state;
+    static char text[TEXT_MAX];
+    unsigned whole = 0, made = 0;
+    size_t bytes = 0;
+    for (unsigned round = 0; whole < 1000; round++) {
+        json_t *schema = draw_root();
+        struct grammar *g = NULL;
+        struct error err = { 0 };
+        const enum status st = grammar_of_schema(schema, "schema", &g, &err);
+        if (st == ST_UNSUPPORTED &&
+            strstr(err.text, "beside")) { /* a definition beside what stands alone is a note; nothing else is */
+            fail_msg("%s", err.text);
+        }
+        if (st) /* minItems over what prefixItems and maxItems leave */
+            assert_int_equal(st, ST_INVALID);
+        for (int i = 0; g && i < 2; i++) {
+            made++;
+            const size_t n = draw_text(g, text);
+            if (!n)
+                continue;
+            json_error_t e;
+            json_t *v = json_loadb(text, n, JSON_DECODE_ANY | JSON_ALLOW_NUL, &e);
+            if (!v || !fits(schema, schema, v)) {
+                char *s = json_dumps(schema, 0);
+                fail_msg("round %u: %s\nunder %s\nis %s (%s)", round, text, s, v ? "not what it says" : "no JSON",
+                         e.text);
+            }
+            json_decref(v);
+            whole++;
+            bytes += n;
+        }
+        grammar_unref(g);
+        json_decref(schema);
+    }
+    print_message("%u texts, %zu bytes; %u were too long\n", whole, bytes, made - whole);
+    assert_true(made - whole < made / 20);
+}
+
+static void test_objects(void **state)
+{
+    (void)state;
+    static char text[TEXT_MAX];
+    struct grammar *g = NULL;
+    struct error err = { 0 };
+    assert_int_equal(grammar_of_object(&g, &err), ST_OK);
+    unsigned whole = 0;
+    for (int i = 0; i < 60; i++) {
+        const size_t n = draw_text(g, text);
+        json_error_t e;
+        json_t *v = n ? json_loadb(text, n, JSON_ALLOW_NUL, &e) : NULL;
+        if (n && !json_is_object(v))
+            fail_msg("%s: %s", text, e.text);
+        whole += n != 0;
+        json_decref(v);
+    }
+    assert_true(whole > 30);
+    grammar_unref(g);
+}
+
+/* ---- what goes in, what does not ---- */
+
+static struct grammar *compile(const char *text)
+{
+    struct error err = { 0 };
+    struct grammar *g = NULL;
+    json_t *schema = json_loads(text, JSON_DECODE_ANY, NULL);
+    assert_non_null(schema);
+    if (grammar_of_schema(schema, "schema", &g, &err))
+        fail_msg("%s: %s", text, err.text);
+    json_decref(schema);
+    return g;
+}
+
+static bool accepts(struct grammar *g, const char *text)
+{
+    struct matcher *m = matcher_new(g, vocabulary);
+    assert_non_null(m);
+    bool ok = true;
+    for (const char *c = text; *c && ok; c++)
+        ok = matcher_push(m, c, 1) == ST_OK;
+    ok = ok && matcher_may_end(m);
+    matcher_free(m);
+    return ok;
+}
+
+static void test_accepts(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *schema, *good[6], *bad[8];
+    } cases[] = {
+        { "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"},\"b\":{\"type\":\"string\"}},\"required\":"
+          "[\"b\"]}",
+          { "{\"a\":1,\"b\":\"x\"}", "{\"b\":\"\"}", "{\n  \"a\": -20,\n  \"b\": \"\\u00e9\\n\"\n}",
+            "{\"b\":\"\xC3\xA9\"}" },
+          { "{}", "{\"a\":1}", "{\"a\":01,\"b\":\"\"}", "{\"b\":\"x\",\"a\":1}", "{\"a\":1,\"b\":\"x\"",
+            "{\"b\":\"\xC3\"}", "{\"b\":\"\\ud800\"}", "{\"b\":\"x\",\"c\":1}" } },
+        { "{\"properties\":{\"ab\":{\"const\":1}},\"additionalProperties\":{\"type\":\"null\"}}",
+          { "{}", "{\"ab\":1}", "{\"a\":null}", "{\"abc\":null,\"b\":null}", "{\"ab\":1,\"\":null}" },
+          { "{\"ab\":null}", "{\"\\u0061b\":null}", "{\"c\":1}" } },
+        { "{\"type\":\"array\",\"items\":{\"type\":\"boolean\"},\"minItems\":1,\"maxItems\":2}",
+          { "[true]", "[true,false]", "[ true, false ]" },
+          { "[]", "[true,]", "[true,true,true]", "[1]" } },
+        { "{\"enum\":[\"a\",1,null]}", { "\"a\"", "1", "null" }, { "\"b\"", "2", "nul" } },
+        { "{\"type\":\"string\",\"minLength\":1,\"maxLength\":2}",
+          { "\"a\"", "\"\xF0\x9F\x98\x80z\"", "\"\\\"\\\\\"" },
+          { "\"\"", "\"abc\"", "\"a" } },
+        { "{\"type\":\"number\"}",
+          { "0", "-1.5e+10", "123456789012345" },
+          { "1.", "1e", "--1", "1234567890123456", ".5" } },
+        { "{\"$ref\":\"#/definitions/t\",\"definitions\":{\"t\":{\"type\":\"array\",\"items\":{\"$ref\":\"#/"
+          "definitions/t\"}}}}",
+          { "[]", "[[],[[]]]" },
+          { "[1]", "{}" } },
+        { "true", { "{\"a\":[1,{\"b\":null}]}", "[]", "\"\"", "3" }, { "", "{a:1}", "nul" } },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct grammar *g = compile(cases[i].schema);
+        for (int k = 0; k < 6 && cases[i].good[k]; k++)
+            if (!accepts(g, cases[i].good[k]))
+                fail_msg("%s does not take %s", cases[i].schema, cases[i].good[k]);
+        for (int k = 0; k < 8 && cases[i].bad[k]; k++)
+            if (accepts(g, cases[i].bad[k]))
+                fail_msg("%s takes %s", cases[i].schema, cases[i].bad[k]);
+        grammar_unref(g);
+    }
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *schema, *names;
+        enum status status;
+    } cases[] = {
+        { "{\"type\":\"string\",\"pattern\":\"a\"}", "schema.pattern", ST_UNSUPPORTED },
+        { "{\"properties\":{\"x\":{\"items\":{\"oneOf\":[]}}}}", "schema.properties.x.items.oneOf", ST_UNSUPPORTED },
+        { "{\"anyOf\":[{\"type\":\"string\"}],\"type\":\"string\"}", "schema.type", ST_UNSUPPORTED },
+        { "{\"allOf\":[{},{}]}", "schema.allOf", ST_UNSUPPORTED },
+        { "{\"type\":\"text\"}", "schema.type", ST_INVALID },
+        { "{\"enum\":[]}", "schema.enum", ST_INVALID },
+        { "{\"type\":\"string\",\"enum\":[1]}", "schema.enum", ST_INVALID },
+        { "{\"$ref\":\"#/nowhere\"}", "schema.$ref", ST_INVALID },
+        { "{\"$ref\":\"http://x/y\"}", "schema.$ref", ST_INVALID },
+        { "{\"$ref\":\"#\"}", "no finite text", ST_INVALID },
+        { "{\"properties\":{\"a\":{\"$ref\":\"#\"}},\"required\":[\"a\"]}", "no finite text", ST_INVALID },
+        { "{\"minLength\":3,\"maxLength\":2}", "schema.minLength", ST_INVALID },
+        { "{\"minLength\":-1}", "schema.minLength", ST_INVALID },
+        { "{\"maxLength\":100000}", "schema.maxLength", ST_TOO_LARGE },
+        { "{\"items\":{\"items\":{\"maxLength\":10000,\"minLength\":9999}},\"minItems\":16000}", "nodes", ST_OK },
+        { "{\"required\":[\"a\"],\"additionalProperties\":false}", "schema.required", ST_INVALID },
+        { "{\"properties\":{\"a\":false}}", "schema.properties.a", ST_INVALID },
+        { "5", "schema", ST_INVALID },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct error err = { 0 };
+        struct grammar *g = NULL;
+        json_t *schema = json_loads(cases[i].schema, JSON_DECODE_ANY, NULL);
+        const enum status st = grammar_of_schema(schema, "schema", &g, &err);
+        if (st != cases[i].status || (st && !strstr(err.text, cases[i].names)))
+            fail_msg("%s: %d, %s", cases[i].schema, st, err.text);
+        grammar_unref(g);
+        json_decref(schema);
+    }
+    /* deep, and wide */
+    char deep[4096] = "";
+    for (int i = 0; i < 100; i++)
+        strcat(deep, "{\"items\":");
+    strcat(deep, "true");
+    for (int i = 0; i < 100; i++)
+        strcat(deep, "}");
+    json_t *schema = json_loads(deep, 0, NULL), *wide = json_array();
+    struct error err = { 0 };
+    struct grammar *g = NULL;
+    assert_int_equal(grammar_of_schema(schema, "schema", &g, &err), ST_TOO_LARGE);
+    json_decref(schema);
+    for (int i = 0; i < 40; i++)
+        json_array_append_new(wide,
+                              json_pack("{s:s,s:i,s:i}", "type", "string", "minLength", 9000 + i, "maxLength", 9900));
+    schema = json_pack("{s:o}", "anyOf", wide);
+    err = (struct error){ 0 };
+    assert_int_equal(grammar_of_schema(schema, "schema", &g, &err), ST_TOO_LARGE);
+    assert_non_null(strstr(err.text, "nodes"));
+    json_decref(schema);
+}
+
+/* More states than are kept: they are made anew, and matchers in the middle of a text go on. */
+static void test_renewed(void **state)
+{
+    (void)state;
+    struct grammar *g =
+        compile("{\"type\":\"array\",\"items\":{\"type\":\"string\",\"maxLength\":16000},\"minItems\":2}");
+    struct matcher *waits = matcher_new(g, vocabulary), *runs = matcher_new(g, vocabulary);
+    assert_int_equal(matcher_push(waits, "[\"abc", 5), ST_OK);
+    assert_int_equal(matcher_push(runs, "[", 1), ST_OK);
+    for (int k = 0; k < 2; k++) {
+        assert_int_equal(matcher_push(runs, k ? ",\"" : "\"", k ? 2 : 1), ST_OK);
+        for (int i = 0; i < 15990; i++)
+            assert_int_equal(matcher_push(runs, "xy" + i % 2, 1), ST_OK);
+        assert_int_equal(matcher_push(runs, "\"", 1), ST_OK);
+    }
+    assert_false(matcher_may_end(waits));
+    assert_int_equal(matcher_push(waits, "]", 1), ST_OK); /* a character of the string */
+    assert_int_equal(matcher_push(waits, "\",\"\"]", 5), ST_OK);
+    assert_true(matcher_must_end(waits));
+    assert_int_equal(matcher_push(waits, "x", 1), ST_INVALID);
+    assert_int_equal(matcher_push(runs, "]", 1), ST_OK);
+    assert_true(matcher_must_end(runs));
+    matcher_free(waits);
+    matcher_free(runs);
+    grammar_unref(g);
+}
+
+static void test_tools(void **state)
+{
+    (void)state;
+    json_t *parameters =
+        json_loads("{\"type\":\"object\",\"properties\":{\"x\":{\"type\":\"integer\"}},\"required\":[\"x\"]}", 0, NULL);
+    const struct grammar_tool tools[] = { { "add", parameters }, { "now", NULL } };
+    struct grammar_tools want = { .tools = tools,
+                                  .n_tools = 2,
+                                  .arguments = "arguments",
+                                  .before = "<tool_call>\n",
+                                  .between = "\n</tool_call>\n<tool_call>\n",
+                                  .after = "\n</tool_call>",
+                                  .many = true };
+    struct grammar *g = NULL;
+    struct error err = { 0 };
+    assert_int_equal(grammar_of_tools(&want, &g, &err), ST_OK);
+    assert_true(accepts(g, "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"x\":1}}\n</tool_call>"));
+    assert_true(accepts(
+        g, "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>\n<tool_call>\n{\"name\": \"add\", "
+           "\"arguments\": {\"x\": 7}}\n</tool_call>"));
+    assert_false(accepts(g, "<tool_call>\n{\"name\": \"add\", \"arguments\": {}}\n</tool_call>"));
+    assert_false(accepts(g, "{\"name\": \"now\", \"arguments\": {}}"));
+    grammar_unref(g);
+    json_decref(parameters);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_accepts), cmocka_unit_test(test_refused),        cmocka_unit_test(test_renewed),
+        cmocka_unit_test(test_tools),   cmocka_unit_test(test_random_schemas), cmocka_unit_test(test_objects),
+    };
+    words_make();
+    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    vocabulary_free(vocabulary);
+    return failed;
+}
