@@ -85,6 +85,7 @@ static enum status submit(struct generation *g, struct refusal *r)
         g->scores = calloc(g->n_prompt, sizeof *g->scores);
     if (!p->stream || (w->score && !g->scores))
         return refuse(r, ST_NO_MEMORY, "", "out of memory");
+    token_stream_follow(p->stream, g->prompt, g->n_prompt);
     const struct sched_want want = {
         .tokens = g->prompt,
         .n_tokens = (uint32_t)g->n_prompt,
