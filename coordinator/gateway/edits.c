@@ -13,6 +13,9 @@ struct base {
     size_t n_bias;
     int32_t *eos;
     size_t n_eos;
+    struct grammar *grammar; /* NULL: none */
+    const struct vocabulary *vocabulary;
+    const struct tokenizer *tokenizer;
 };
 
 /* One token that is, or may be, edited: bias, and how often it was generated. */
@@ -27,7 +30,9 @@ struct edits {
     struct item *items; /* ascending tokens */
     size_t n, room;
     uint8_t *repeated;
-    struct plan_edit *adds; /* [room] */
+    struct plan_edit *adds;  /* [room] */
+    struct matcher *matcher; /* of the grammar */
+    uint8_t *allowed;
     struct plan_edits out;
 };
 
@@ -38,6 +43,7 @@ static void base_unref(struct base *b)
     free(b->prompt);
     free(b->bias);
     free(b->eos);
+    grammar_unref(b->grammar);
     free(b);
 }
 
@@ -45,7 +51,9 @@ void edits_free(struct edits *e)
 {
     if (!e)
         return;
+    matcher_free(e->matcher);
     base_unref(e->base);
+    free(e->allowed);
     free(e->items);
     free(e->repeated);
     free(e->adds);
@@ -89,7 +97,29 @@ static struct item *item_of(struct edits *e, uint32_t token)
     return &e->items[low];
 }
 
-static struct edits *edits_of(struct base *b)
+static inline void set_add(uint8_t *set, uint32_t token)
+{
+    set[token / 8] |= (uint8_t)(1u << (token % 8));
+}
+
+/* What may come next. */
+static enum status allow(struct edits *e, struct refusal *r)
+{
+    const struct base *b = e->base;
+    uint32_t n = 0;
+    const enum status st = matcher_mask(e->matcher, e->allowed, &n);
+    if (st == ST_TOO_LARGE)
+        return refuse(r, ST_TOO_LARGE, "response_format", "response_format: the schema has too many states");
+    if (st)
+        return refuse(r, st, "", "out of memory");
+    for (size_t i = 0; i < b->n_eos && matcher_may_end(e->matcher); i++, n++)
+        set_add(e->allowed, (uint32_t)b->eos[i]);
+    if (!n && !matcher_may_end(e->matcher))
+        return refuse(r, ST_INTERNAL, "response_format", "response_format: no token of the vocabulary can come next");
+    return ST_OK;
+}
+
+static struct edits *edits_of(struct base *b, struct refusal *r)
 {
     struct edits *e = calloc(1, sizeof *e);
     if (!e)
@@ -114,15 +144,15 @@ static struct edits *edits_of(struct base *b)
             goto fail;
         item->eos = true;
     }
-    return e;
+    if (!b->grammar)
+        return e;
+    e->allowed = calloc(b->set_bytes + 1, 1);
+    e->matcher = matcher_new(b->grammar, b->vocabulary);
+    if (e->allowed && e->matcher && allow(e, r) == ST_OK)
+        return e;
 fail:
     edits_free(e);
     return NULL;
-}
-
-static inline void set_add(uint8_t *set, uint32_t token)
-{
-    set[token / 8] |= (uint8_t)(1u << (token % 8));
 }
 
 static bool base_fill(struct base *b, const struct edits_start *start)
@@ -153,9 +183,10 @@ static bool base_fill(struct base *b, const struct edits_start *start)
     return b->prompt;
 }
 
-static bool edits_nothing(const struct want *w)
+static bool edits_nothing(const struct edits_start *start)
 {
-    return !w->n_bias && !w->min_tokens && w->presence_penalty == 0 && w->frequency_penalty == 0 &&
+    const struct want *w = start->want;
+    return !start->grammar && !w->n_bias && !w->min_tokens && w->presence_penalty == 0 && w->frequency_penalty == 0 &&
            w->repetition_penalty == 1;
 }
 
@@ -166,40 +197,64 @@ enum status edits_new(const struct edits_start *start, struct edits **edits_out,
         if (start->want->bias[i].token >= start->n_vocab)
             return refuse(r, ST_INVALID, "logit_bias", "logit_bias: %u is not in the vocabulary of %u tokens",
                           start->want->bias[i].token, start->n_vocab);
-    if (edits_nothing(start->want))
+    if (edits_nothing(start))
         return ST_OK;
     struct base *b = calloc(1, sizeof *b);
     if (!b)
         return refuse(r, ST_NO_MEMORY, "", "out of memory");
     b->refs = 1;
+    b->grammar = start->grammar ? grammar_ref(start->grammar) : NULL;
+    b->vocabulary = start->vocabulary;
+    b->tokenizer = start->tokenizer;
     if (base_fill(b, start))
-        *edits_out = edits_of(b);
+        *edits_out = edits_of(b, r);
     base_unref(b);
     return *edits_out ? ST_OK : refuse(r, ST_NO_MEMORY, "", "out of memory");
 }
 
 struct edits *edits_again(const struct edits *e)
 {
-    return edits_of(e->base);
+    struct refusal r = { 0 };
+    return edits_of(e->base, &r);
 }
 
 bool edits_history(const struct edits *e)
 {
-    return e->base->presence != 0 || e->base->frequency != 0 || e->base->repetition != 1;
+    return e->matcher || e->base->presence != 0 || e->base->frequency != 0 || e->base->repetition != 1;
 }
 
-enum status edits_push(struct edits *e, int32_t token)
+bool edits_ended(const struct edits *e)
+{
+    return e->matcher && matcher_must_end(e->matcher);
+}
+
+static enum status follow(struct edits *e, int32_t token, struct refusal *r)
+{
+    size_t n = 0;
+    const char *bytes = tokenizer_token_bytes(e->base->tokenizer, token, false, &n);
+    const enum status st = matcher_push(e->matcher, bytes, n);
+    if (st == ST_INVALID)
+        return refuse(r, ST_INTERNAL, "response_format", "response_format: token %d is not what was allowed",
+                      (int)token);
+    if (st)
+        return refuse(r, st, "", "out of memory");
+    return allow(e, r);
+}
+
+enum status edits_push(struct edits *e, int32_t token, struct refusal *r)
 {
     const struct base *b = e->base;
     if (token < 0 || (uint32_t)token >= b->n_vocab)
         return ST_OK;
+    if (e->matcher && follow(e, token, r))
+        return r->status;
     if (e->repeated)
         set_add(e->repeated, (uint32_t)token);
     if (b->presence == 0 && b->frequency == 0)
         return ST_OK;
     struct item *item = item_of(e, (uint32_t)token);
     if (!item)
-        return ST_NO_MEMORY;
+        return refuse(r, ST_NO_MEMORY, "", "out of memory");
     item->count++;
     return ST_OK;
 }
@@ -226,6 +281,8 @@ const struct plan_edits *edits_at(struct edits *e, uint32_t n)
                                   .adds = e->adds,
                                   .repetition = b->repetition,
                                   .repeated = e->repeated,
-                                  .repeated_bytes = e->repeated ? b->set_bytes : 0 };
-    return e->out.n_adds || e->out.repeated ? &e->out : NULL;
+                                  .repeated_bytes = e->repeated ? b->set_bytes : 0,
+                                  .allowed = e->allowed,
+                                  .allowed_bytes = e->allowed ? b->set_bytes : 0 };
+    return e->out.n_adds || e->out.repeated || e->out.allowed ? &e->out : NULL;
 }

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "common/status.h"
+#include "coordinator/grammar/grammar.h"
 #include "coordinator/gateway/want.h"
 #include "proto/plan.h"
 
@@ -28,6 +29,10 @@ struct edits_start {
     const int32_t *eos; /* what min_tokens holds back */
     size_t n_eos;
     uint32_t n_vocab;
+    struct grammar
+        *grammar; /* that the answer follows, and the vocabulary, for its masks; NULL: none. A reference is taken */
+    const struct vocabulary *vocabulary;
+    const struct tokenizer *tokenizer;
 };
 
 /* *edits_out is NULL if nothing is edited. Refuses tokens that the vocabulary lacks, naming logit_bias. */
@@ -37,8 +42,10 @@ struct edits *edits_again(const struct edits *e);
 void edits_free(struct edits *e);
 /* Do they follow from generated tokens? */
 bool edits_history(const struct edits *e);
-/* A token was generated. ST_NO_MEMORY. */
-enum status edits_push(struct edits *e, int32_t token);
+/* A token was generated, which does not end the answer. Refuses for want of memory, or if the grammar does not go on, or costs too much. */
+enum status edits_push(struct edits *e, int32_t token, struct refusal *r);
+/* The grammar's text is whole and nothing can follow. */
+bool edits_ended(const struct edits *e);
 /* For generated token number n (from 0); valid until the next call. NULL: none. */
 const struct plan_edits *edits_at(struct edits *e, uint32_t n);
 

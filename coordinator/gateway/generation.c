@@ -16,6 +16,7 @@ void generation_free(struct generation *g)
         stop_free(p->stop);
         edits_free(p->edits);
         free(p->prepared.prompt);
+        grammar_unref(p->prepared.grammar);
         free(p);
     }
     want_free(&g->want);
@@ -97,6 +98,8 @@ enum status generation_host_init(struct generation_host *host)
 
 void generation_host_deinit(struct generation_host *host)
 {
+    vocabulary_free(host->vocabulary);
+    host->vocabulary = NULL;
     loop_timer_free(host->tell);
     host->tell = NULL;
 }
@@ -289,8 +292,9 @@ static bool token_append(struct generation *g, const struct result_row *row)
         return false;
     t->text_to = g->text_all;
     g->n_sampled++;
-    if (p->edits && edits_push(p->edits, row->token))
+    if (p->edits && !is_end(g, row->token) && edits_push(p->edits, row->token, &p->refusal))
         return false;
+    p->complete = p->edits && edits_ended(p->edits);
     settle(g, false);
     return true;
 }
@@ -308,13 +312,13 @@ static void measure_token(struct generation *g)
     p->last_us = now;
 }
 
-static void fail_memory(struct generation *g)
+static void fail_token(struct generation *g)
 {
     struct generation_private *p = g->p;
-    if (p->stage != STAGE_RUNNING || p->refusal.status)
+    if (p->stage != STAGE_RUNNING)
         return;
-    refuse(&p->refusal, ST_NO_MEMORY, "", "out of memory");
-    log_error("request %s: out of memory", g->id);
+    refuse(&p->refusal, ST_NO_MEMORY, "", "out of memory"); /* unless it was said what else is the matter */
+    log_error("request %s: %s", g->id, p->refusal.message);
     sched_cancel(p->host->sched, p->request, FINISH_CANCELLED);
 }
 
@@ -329,8 +333,8 @@ static void on_token(void *user, const struct result_row *row)
     if (token_append(g, row))
         news_mark(g);
     else
-        fail_memory(g);
-    if (p->stage == STAGE_RUNNING && p->stop_found)
+        fail_token(g);
+    if (p->stage == STAGE_RUNNING && (p->stop_found || p->complete))
         sched_cancel(p->host->sched, p->request, FINISH_STOP);
     generation_exit(g);
 }
@@ -348,7 +352,7 @@ static void on_scored(void *user, uint32_t position, const struct result_row *ro
     if (keep_top(g, row, &score->n_top, &score->top_from))
         news_mark(g);
     else
-        fail_memory(g);
+        fail_token(g);
     generation_exit(g);
 }
 

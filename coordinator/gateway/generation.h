@@ -33,6 +33,7 @@ struct generation_host {
     struct sched *sched;
     const struct model *model;
     const struct tokenizer *tokenizer;
+    struct vocabulary *vocabulary; /* of the tokenizer, for grammars: made at the first use */
     const char *model_name;
     uint32_t positions_max;
     uint32_t max_tokens_default; /* of a request that names none; 0: the rest of the context */

@@ -28,6 +28,30 @@ enum status generation_model_check(const struct generation_host *host, const cha
                        model, host->model_name);
 }
 
+static enum status prepare_grammar(const struct want *w, struct grammar **grammar_out, struct refusal *r)
+{
+    struct error err = { 0 };
+    enum status st = ST_OK;
+    if (w->json_schema)
+        st = grammar_of_schema(w->json_schema, w->schema_field, grammar_out, &err);
+    else if (w->json_object)
+        st = grammar_of_object(grammar_out, &err);
+    return st ? refuse(r, st, w->own_schema ? "json_schema" : "response_format", "%s", err.text) : ST_OK;
+}
+
+static const char *token_bytes(void *ctx, uint32_t token, size_t *n_out)
+{
+    return tokenizer_token_bytes(ctx, (int32_t)token, false, n_out);
+}
+
+static enum status vocabulary_need(struct generation_host *host, struct refusal *r)
+{
+    const uint32_t n = model_config(host->model)->n_vocab, n_tokens = tokenizer_n_tokens(host->tokenizer);
+    if (!host->vocabulary)
+        host->vocabulary = vocabulary_new(n < n_tokens ? n : n_tokens, token_bytes, (void *)(uintptr_t)host->tokenizer);
+    return host->vocabulary ? ST_OK : refuse(r, ST_NO_MEMORY, "", "out of memory");
+}
+
 /* Any thread: what it writes is looked at by nobody until it is done. */
 static void prepare(void *arg)
 {
@@ -43,6 +67,8 @@ static void prepare(void *arg)
         refuse(r, st, "stop", "stop: %s", status_text(st));
         return;
     }
+    if (prepare_grammar(w, &p->prepared.grammar, r))
+        return;
     want_tokenize(w, host->tokenizer, host->model, host->positions_max, &p->prepared.prompt, &p->prepared.n_prompt, r);
 }
 
@@ -142,12 +168,17 @@ static enum status begin(struct generation *g, struct refusal *r)
             return refuse(r, ST_INVALID, "forced_token_ids", "forced_token_ids: %d is not in the vocabulary",
                           (int)w->forced[i]);
     g->seed = w->has_seed ? w->seed : draw_u64();
+    if (p->prepared.grammar && vocabulary_need(p->host, r))
+        return r->status;
     const struct edits_start edits = { .want = w,
                                        .prompt = g->prompt,
                                        .n_prompt = g->n_prompt,
                                        .eos = config->eos,
                                        .n_eos = w->ignore_eos ? 0 : config->n_eos,
-                                       .n_vocab = config->n_vocab };
+                                       .n_vocab = config->n_vocab,
+                                       .grammar = p->prepared.grammar,
+                                       .vocabulary = p->host->vocabulary,
+                                       .tokenizer = p->host->tokenizer };
     st = edits_new(&edits, &p->edits, r);
     return st ? st : submit(g, r);
 }

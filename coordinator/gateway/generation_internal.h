@@ -22,7 +22,8 @@ struct generation_private {
         struct refusal refusal;
         int32_t *prompt;
         size_t n_prompt;
-    } prepared; /* as want: the helper's own until it is done */
+        struct grammar *grammar; /* NULL: none */
+    } prepared;                  /* as want: the helper's own until it is done */
     enum stage stage;
     bool held;     /* a post or the helper still has it */
     bool silent;   /* cancelled: no more events */
@@ -31,8 +32,8 @@ struct generation_private {
     size_t source_bytes;
     struct token_stream *stream;
     struct stop *stop;
-    bool stop_found;
-    struct edits *edits; /* of logits; NULL: none */
+    bool stop_found, complete; /* complete: the grammar's text is whole */
+    struct edits *edits;       /* of logits; NULL: none */
     struct sched_request *request;
     int64_t start_us, first_us, last_us;
 };

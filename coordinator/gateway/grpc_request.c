@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <jansson.h>
+
 #include "common/bytes.h"
 #include "proto/longspan.pb-c.h"
 #include "proto/plan.h"
@@ -47,7 +49,9 @@ static const struct known {
                        [31] = { "frequency_penalty", KIND_SKIP },
                        [32] = { "repetition_penalty", KIND_SKIP },
                        [33] = { "logit_bias", KIND_SKIP },
-                       [34] = { "min_tokens", KIND_SKIP } },
+                       [34] = { "min_tokens", KIND_SKIP },
+                       [35] = { "json_object", KIND_SKIP },
+                       [36] = { "json_schema", KIND_STRING } },
   chat_fields[] = { [1] = { "chat.messages", KIND_MESSAGE } },
   message_fields[] = { [1] = { "chat.messages.role", KIND_STRING }, [2] = { "chat.messages.content", KIND_STRING } };
 
@@ -211,6 +215,22 @@ static enum status read_bias(struct want *w, const Longspan__V1__GenerateRequest
     return want_set_bias(w, bias, m->n_logit_bias, r);
 }
 
+static enum status read_format(struct want *w, const Longspan__V1__GenerateRequest *m, struct refusal *r)
+{
+    json_error_t e;
+    w->json_object = m->json_object;
+    if (!*m->json_schema)
+        return ST_OK;
+    if (m->json_object)
+        return refuse(r, ST_INVALID, "json_schema", "json_schema and json_object exclude each other");
+    w->own_schema = json_loads(m->json_schema, JSON_REJECT_DUPLICATES, &e);
+    if (!w->own_schema)
+        return refuse(r, ST_INVALID, "json_schema", "json_schema: %s", e.text);
+    w->json_schema = w->own_schema;
+    w->schema_field = "json_schema";
+    return ST_OK;
+}
+
 static enum status read_edits(struct want *w, const Longspan__V1__GenerateRequest *m, struct refusal *r)
 {
     if (want_set_min_p(w, (double)m->min_p, r) || want_set_presence_penalty(w, (double)m->presence_penalty, r) ||
@@ -249,7 +269,8 @@ static enum status read_request(struct want *w, const Longspan__V1__GenerateRequ
     w->n_forced = m->n_forced_token_ids;
     if (w->n_forced && read_ids(w, "forced_token_ids", m->forced_token_ids, m->n_forced_token_ids, &w->forced, r))
         return r->status;
-    if (read_prompt(w, m, r) || read_sampling(w, m, r) || read_edits(w, m, r) || read_length(w, m, r))
+    if (read_prompt(w, m, r) || read_sampling(w, m, r) || read_edits(w, m, r) || read_format(w, m, r) ||
+        read_length(w, m, r))
         return r->status;
     return want_check(w, r);
 }

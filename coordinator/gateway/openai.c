@@ -462,12 +462,50 @@ static enum status only_none(struct parse *p, const char *field, const json_t *v
     return s && !strcmp(s, "none") ? ST_OK : unsupported(p, field, "only 'none' is accepted");
 }
 
-static enum status only_text_format(struct parse *p, const char *field, const json_t *v)
+/* {"name", "schema", "strict", "description"} */
+static enum status read_json_schema(struct parse *p, const json_t *v)
+{
+    const char *key;
+    json_t *value;
+    if (!json_is_object(v))
+        return wrong(p, "response_format.json_schema", "an object");
+    json_object_foreach((json_t *)v, key, value)
+    {
+        char name[80];
+        snprintf(name, sizeof name, "response_format.json_schema.%.40s", key);
+        if (!strcmp(key, "schema"))
+            p->w->json_schema = value;
+        else if (!strcmp(key, "strict") ? !json_is_boolean(value) && !json_is_null(value)
+                                        : !json_is_string(value) && !json_is_null(value))
+            return wrong(p, name, !strcmp(key, "strict") ? "true or false" : "a string");
+        else if (strcmp(key, "strict") != 0 && strcmp(key, "name") != 0 && strcmp(key, "description") != 0)
+            return unsupported(p, name, "");
+    }
+    if (!json_is_object(p->w->json_schema))
+        return wrong(p, "response_format.json_schema.schema", "an object");
+    p->w->schema_field = "response_format.json_schema.schema";
+    return ST_OK;
+}
+
+static enum status read_response_format(struct parse *p, const char *field, const json_t *v)
 {
     const char *type = json_string_value(json_object_get(v, "type"));
-    if (json_is_object(v) && type && !strcmp(type, "text") && json_object_size(v) == 1)
-        return ST_OK;
-    return unsupported(p, field, "only {\"type\": \"text\"} is accepted");
+    if (!json_is_object(v) || !type)
+        return wrong(p, field, "an object with a type");
+    const bool schema = !strcmp(type, "json_schema");
+    if (!schema && strcmp(type, "text") != 0 && strcmp(type, "json_object") != 0)
+        return unsupported(p, "response_format.type", "text, json_object and json_schema are");
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)v, key, value)
+    {
+        char name[80];
+        snprintf(name, sizeof name, "response_format.%.40s", key);
+        if (strcmp(key, "type") != 0 && !(schema && !strcmp(key, "json_schema")))
+            return unsupported(p, name, "");
+    }
+    p->w->json_object = !strcmp(type, "json_object");
+    return schema ? read_json_schema(p, json_object_get(v, "json_schema")) : ST_OK;
 }
 
 static enum status only_text_modality(struct parse *p, const char *field, const json_t *v)
@@ -512,7 +550,7 @@ static const struct field {
     { "min_p", BOTH, read_min_p },
     { "min_tokens", BOTH, read_min_tokens },
     { "logit_bias", BOTH, read_logit_bias },
-    { "response_format", BOTH, only_text_format },
+    { "response_format", BOTH, read_response_format },
     { "modalities", CHAT, only_text_modality },
     { "tools", CHAT, only_empty },
     { "tool_choice", CHAT, only_none },

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <jansson.h>
+
 #include "common/bytes.h"
 #include "proto/plan.h"
 
@@ -63,6 +65,9 @@ void want_drop_source(struct want *w)
     w->tokens = w->forced = NULL;
     w->messages = NULL;
     w->bias = NULL;
+    w->json_schema = NULL;
+    json_decref(w->own_schema);
+    w->own_schema = NULL;
     w->n_bias = w->n_stops = 0;
 }
 
@@ -278,6 +283,8 @@ enum status want_check(const struct want *w, struct refusal *r)
 {
     if (w->has_max_tokens && w->min_tokens > w->max_tokens)
         return refuse(r, ST_INVALID, "min_tokens", "min_tokens is more than max_tokens");
+    if (w->n_forced && (w->json_object || w->json_schema))
+        return refuse(r, ST_UNSUPPORTED, "forced_token_ids", "forced_token_ids are not supported with response_format");
     if (w->n == 1)
         return ST_OK;
     const char *what = w->has_max_tokens && !w->max_tokens ? "max_tokens 0"

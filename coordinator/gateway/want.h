@@ -36,6 +36,7 @@ enum status refuse_code(struct refusal *r, enum status st, const char *field, co
 enum want_prompt { WANT_PROMPT_TEXT, WANT_PROMPT_TOKENS, WANT_PROMPT_CHAT };
 
 struct want_block;
+struct json_t;
 
 /*
  * Borrowed pointers point into `source` or into memory of want_alloc; both live as long as the want. Zeroed is valid for want_free.
@@ -60,8 +61,11 @@ struct want {
     float presence_penalty, frequency_penalty, repetition_penalty;
     const struct plan_edit *bias; /* [n_bias], tokens ascending, each once */
     size_t n_bias;
-    uint32_t min_tokens; /* before which no end token is sampled */
-    uint32_t n;          /* choices */
+    uint32_t min_tokens;              /* before which no end token is sampled */
+    uint32_t n;                       /* choices */
+    bool json_object;                 /* the answer is a JSON object, */
+    const struct json_t *json_schema; /* or what this schema allows; borrowed from the source */
+    const char *schema_field;         /* what refusals call it */
     struct stop_string stops[STOP_MAX];
     size_t n_stops;
     bool ignore_eos;
@@ -72,6 +76,7 @@ struct want {
     size_t n_forced;
     bool stream, include_usage;
 
+    struct json_t *own_schema; /* of json_schema, where the source is none */
     void *source;
     void (*source_free)(void *source);
     struct want_block *blocks;

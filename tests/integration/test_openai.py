@@ -223,7 +223,7 @@ class OpenAI(unittest.TestCase):
 
     def test_refused_by_client(self):
         for more, field in [({"n": 0}, "n"), ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-                            ({"response_format": {"type": "json_object"}}, "response_format"), ({"presence_penalty": 3}, "presence_penalty"),
+                            ({"response_format": {"type": "xml"}}, "response_format.type"), ({"presence_penalty": 3}, "presence_penalty"),
                             ({"frequency_penalty": -2.5}, "frequency_penalty"), ({"logit_bias": {"5": 101}}, "logit_bias"),
                             ({"extra_body": {"frobnicate": 1}}, "frobnicate"), ({"temperature": -1}, "temperature"),
                             ({"top_p": 0}, "top_p"), ({"max_tokens": 0}, "max_tokens"), ({"top_logprobs": 2}, "top_logprobs")]:

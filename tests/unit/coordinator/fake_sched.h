@@ -28,6 +28,7 @@ struct sched_request {
     uint32_t n_out;
     int die_after, period_ms, burst;
     bool wait, ended, scored;
+    bool *gone; /* set when it goes, while its token is told */
 };
 
 struct sched {
@@ -62,6 +63,8 @@ static void fake_end(struct sched_request *r, enum finish_reason reason, enum st
                                      .prefill_ms = 2,
                                      .decode_ms = 3 };
     struct sched *s = r->s;
+    if (r->gone)
+        *r->gone = true;
     struct sched_request **link = &s->first;
     while (*link != r)
         link = &(*link)->next;
@@ -121,10 +124,12 @@ static bool fake_token(struct sched_request *r)
     };
     fake_top(r, i, token, top);
     r->n_out++;
-    struct sched *s = r->s;
-    const uint32_t running = s->n_running;
+    bool gone = false;
+    r->gone = &gone;
     r->events->token(r->user, &row);
-    return s->n_running == running;
+    if (!gone)
+        r->gone = NULL;
+    return !gone;
 }
 
 static bool fake_step(struct sched_request *r)

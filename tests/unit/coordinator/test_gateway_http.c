@@ -143,6 +143,38 @@ static void test_edits(void **state)
     json_decref(j);
 }
 
+/* The answer follows the grammar, ends where it must, and what the scheduler samples against it is never told. */
+static void test_response_format(void **state)
+{
+    (void)state;
+    static const char schema[] =
+        "\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"n\",\"schema\":"
+        "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"}},\"required\":[\"a\"]}}}";
+    char body[1024];
+    snprintf(body, sizeof body, "{\"prompt\":\"[say {\\\"a\\\": 12}xyz]\",\"max_tokens\":50,%s}", schema);
+    json_t *j = post_json("/v1/completions", body, 200);
+    assert_string_equal(str(choice(j), "text"), "{\"a\": 12}");
+    assert_string_equal(str(choice(j), "finish_reason"), "stop");
+    json_decref(j);
+    assert_true(fix.sched.last.history && fix.sched.edits.allowed_bytes);
+    snprintf(body, sizeof body, "{\"prompt\":\"[say {\\\"b\\\": 12}]\",\"max_tokens\":50,%s}", schema);
+    json_decref(post_json("/v1/completions", body, 500));
+    j = post_json("/v1/completions",
+                  "{\"prompt\":\"[say {}x]\",\"max_tokens\":50,\"n\":2,\"response_format\":{\"type\":\"json_object\"}}",
+                  200);
+    assert_string_equal(str(choice(j), "text"), "{}");
+    assert_int_equal(num(json_object_get(j, "usage"), "completion_tokens"), 4);
+    json_decref(j);
+    j = post_json(
+        "/v1/completions",
+        "{\"prompt\":\"x\",\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"n\",\"schema\":"
+        "{\"type\":\"string\",\"pattern\":\"a\"}}}}",
+        400);
+    assert_string_equal(str(json_object_get(j, "error"), "param"), "response_format");
+    assert_non_null(strstr(str(json_object_get(j, "error"), "message"), "schema.pattern"));
+    json_decref(j);
+}
+
 static void test_chat(void **state)
 {
     (void)state;
@@ -493,6 +525,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_completion),
         cmocka_unit_test(test_choices),
+        cmocka_unit_test(test_response_format),
         cmocka_unit_test(test_edits),
         cmocka_unit_test(test_chat),
         cmocka_unit_test(test_logprobs_and_echo),
