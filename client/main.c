@@ -14,6 +14,8 @@ static const struct command {
     { "generate", "an answer to a prompt, from a cluster or from one made for it", command_generate },
     { "status", "what a cluster is doing", command_status },
     { "bench", "a load on an OpenAI-compatible server, this one or another, and what it measures", command_bench },
+    { "jobs", "durable jobs: submit, list, get, watch, cancel", command_jobs },
+    { "batch", "a file of requests (OpenAI's batch format) as jobs, and their answers as a file", command_batch },
     { "model", "what a model is: shape, sizes, memory", command_model },
     { "config", "all settings with their values, as a file", command_config },
 };

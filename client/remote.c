@@ -57,7 +57,7 @@ enum status remote_status(struct remote *r, uint32_t deadline_ms, Longspan__V1__
     return *status_out ? ST_OK : error_set(err, ST_PROTOCOL, "%s: malformed status", r->address);
 }
 
-/* ---- generate: messages cross from gRPC's thread to the caller's in a queue ---- */
+/* ---- streams: messages cross from gRPC's thread to the caller's in a queue ---- */
 
 struct received {
     struct received *next;
@@ -129,17 +129,14 @@ static struct received *take(struct stream *s, bool *ended)
     return m;
 }
 
-static enum status follow(struct stream *s, struct rpc_call *call, const struct remote_events *events,
+static enum status follow(struct stream *s, struct rpc_call *call, const struct remote_stream *events,
                           struct error *err)
 {
     bool ended = false, cancelled = false;
     while (!ended) {
         struct received *m = take(s, &ended);
         if (m && !cancelled) {
-            Longspan__V1__GenerateResponse *response = longspan__v1__generate_response__unpack(NULL, m->bytes, m->data);
-            cancelled = !response || !events->on_response(events->ctx, response);
-            if (response)
-                longspan__v1__generate_response__free_unpacked(response, NULL);
+            cancelled = !events->on_message(events->ctx, m->data, m->bytes);
             if (cancelled)
                 rpc_call_cancel(call);
         }
@@ -155,19 +152,27 @@ static enum status follow(struct stream *s, struct rpc_call *call, const struct 
                              : error_set(err, ST_PEER, "%s: %s (gRPC status %d)", s->address, s->message, (int)s->code);
 }
 
-enum status remote_generate(struct remote *r, const Longspan__V1__GenerateRequest *request,
-                            const struct remote_events *events, struct error *err)
+static uint8_t *pack(const ProtobufCMessage *m, size_t *bytes_out)
 {
-    const size_t bytes = longspan__v1__generate_request__get_packed_size(request);
-    uint8_t *packed = malloc(bytes ? bytes : 1);
+    *bytes_out = protobuf_c_message_get_packed_size(m);
+    uint8_t *packed = malloc(*bytes_out + 1);
+    if (packed)
+        protobuf_c_message_pack(m, packed);
+    return packed;
+}
+
+enum status remote_stream(struct remote *r, const char *path, const ProtobufCMessage *request,
+                          const struct remote_stream *events, enum rpc_code *code_out, struct error *err)
+{
+    size_t bytes;
+    uint8_t *packed = pack(request, &bytes);
     struct stream s = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER, .address = r->address };
     const struct rpc_handlers handlers = { .on_message = on_message, .on_done = on_done };
     struct rpc_call *call;
     s.last = &s.first;
     if (!packed)
         return error_set(err, ST_NO_MEMORY, "no memory");
-    longspan__v1__generate_request__pack(request, packed);
-    enum status st = rpc_call_start(r->channel, "/longspan.v1.Inference/Generate", 0, false, &handlers, &s, &call);
+    enum status st = rpc_call_start(r->channel, path, 0, false, &handlers, &s, &call);
     if (st) {
         free(packed);
         return error_set(err, st, "%s: %s", r->address, status_text(st));
@@ -176,6 +181,49 @@ enum status remote_generate(struct remote *r, const Longspan__V1__GenerateReques
     free(packed);
     rpc_call_half_close(call);
     st = follow(&s, call, events, err);
+    if (code_out)
+        *code_out = s.code;
     rpc_call_unref(call);
     return st;
+}
+
+enum status remote_unary(struct remote *r, const char *path, uint32_t deadline_ms, const ProtobufCMessage *request,
+                         uint8_t **reply_out, size_t *bytes_out, enum rpc_code *code_out, struct error *err)
+{
+    size_t bytes;
+    uint8_t *packed = pack(request, &bytes);
+    if (!packed)
+        return error_set(err, ST_NO_MEMORY, "no memory");
+    const enum status st =
+        rpc_call_unary(r->channel, path, deadline_ms, packed, bytes, reply_out, bytes_out, code_out, err);
+    free(packed);
+    return st;
+}
+
+/* ---- generate ---- */
+
+static bool on_generated(void *ctx, const uint8_t *data, size_t bytes)
+{
+    const struct remote_events *events = ctx;
+    Longspan__V1__GenerateResponse *response = longspan__v1__generate_response__unpack(NULL, bytes, data);
+    if (!response)
+        return false;
+    const bool more = events->on_response(events->ctx, response);
+    longspan__v1__generate_response__free_unpacked(response, NULL);
+    return more;
+}
+
+static bool generate_interrupted(void *ctx)
+{
+    const struct remote_events *events = ctx;
+    return events->interrupted && events->interrupted(events->ctx);
+}
+
+enum status remote_generate(struct remote *r, const Longspan__V1__GenerateRequest *request,
+                            const struct remote_events *events, struct error *err)
+{
+    const struct remote_stream stream = { .on_message = on_generated,
+                                          .interrupted = generate_interrupted,
+                                          .ctx = (void *)(uintptr_t)events };
+    return remote_stream(r, "/longspan.v1.Inference/Generate", &request->base, &stream, NULL, err);
 }

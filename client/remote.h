@@ -8,6 +8,7 @@
 
 #include "common/error.h"
 #include "proto/longspan.pb-c.h"
+#include "proto/rpc.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -32,6 +33,18 @@ struct remote_events {
 };
 enum status remote_generate(struct remote *r, const Longspan__V1__GenerateRequest *request,
                             const struct remote_events *events, struct error *err);
+
+/* Any unary method: request there, reply back (malloc'd). code_out: the gRPC status, also of what failed (ST_PEER); may be NULL. */
+enum status remote_unary(struct remote *r, const char *path, uint32_t deadline_ms, const ProtobufCMessage *request,
+                         uint8_t **reply_out, size_t *bytes_out, enum rpc_code *code_out, struct error *err);
+/* Any method that streams: as remote_generate. */
+struct remote_stream {
+    bool (*on_message)(void *ctx, const uint8_t *data, size_t bytes);
+    bool (*interrupted)(void *ctx);
+    void *ctx;
+};
+enum status remote_stream(struct remote *r, const char *path, const ProtobufCMessage *request,
+                          const struct remote_stream *events, enum rpc_code *code_out, struct error *err);
 
 #ifdef __cplusplus
 }

@@ -25,7 +25,7 @@ const struct config_field settings_fields[] = {
     { "positions-max", "0", CONFIG_U32, PLAIN(positions_max), 0, 1 << 24, NULL, SERVE, "longest context served; 0: the model's" },
 
     { "http", "127.0.0.1:8080", CONFIG_ADDRESS, TEXT(http), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "OpenAI-compatible HTTP" },
-    { "grpc", "127.0.0.1:9090", CONFIG_ADDRESS, TEXT(grpc), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE | SCOPE_STATUS, "gRPC for clients" },
+    { "grpc", "127.0.0.1:9090", CONFIG_ADDRESS, TEXT(grpc), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE | SCOPE_STATUS | SCOPE_JOBS | SCOPE_BATCH, "gRPC for clients" },
     { "control", "127.0.0.1:9091", CONFIG_ADDRESS, TEXT(control), 0, 0, NULL, SCOPE_COORDINATOR | SCOPE_WORKER, "where workers attach" },
     { "registry", "", CONFIG_TEXT, TEXT(registry), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "embedded:FILE, or etcd:HOST:PORT[,HOST:PORT...][/NAMESPACE]; none: embedded, in the state directory" },
     { "state", "", CONFIG_TEXT, TEXT(state), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR,
@@ -62,17 +62,20 @@ const struct config_field settings_fields[] = {
     { "jobs-running", "4", CONFIG_U32, PLAIN(jobs_running), 1, 4096, NULL, SCOPE_UP | SCOPE_COORDINATOR, "jobs that run at once" },
 
     { "local", "false", CONFIG_BOOL, PLAIN(local), 0, 0, NULL, SCOPE_GENERATE, "start a cluster for this one request" },
-    { "prompt-file", "", CONFIG_TEXT, TEXT(prompt_file), 0, 0, NULL, SCOPE_GENERATE, "read the prompt from a file (-: standard input)" },
-    { "raw", "false", CONFIG_BOOL, PLAIN(raw), 0, 0, NULL, SCOPE_GENERATE, "the prompt as it stands, without the chat template" },
-    { "max-tokens", "256", CONFIG_U32, PLAIN(max_tokens), 0, 1 << 24, NULL, SCOPE_UP | SCOPE_GENERATE, "tokens to generate" },
-    { "temperature", "0", CONFIG_TEXT, TEXT(temperature), 0, 0, NULL, SCOPE_GENERATE, "0: greedy" },
-    { "top-p", "1", CONFIG_TEXT, TEXT(top_p), 0, 0, NULL, SCOPE_GENERATE, "nucleus" },
+    { "prompt-file", "", CONFIG_TEXT, TEXT(prompt_file), 0, 0, NULL, SCOPE_GENERATE | SCOPE_JOBS, "read the prompt from a file (-: standard input)" },
+    { "raw", "false", CONFIG_BOOL, PLAIN(raw), 0, 0, NULL, SCOPE_GENERATE | SCOPE_JOBS, "the prompt as it stands, without the chat template" },
+    { "max-tokens", "256", CONFIG_U32, PLAIN(max_tokens), 0, 1 << 24, NULL, SCOPE_UP | SCOPE_GENERATE | SCOPE_JOBS, "tokens to generate" },
+    { "temperature", "0", CONFIG_TEXT, TEXT(temperature), 0, 0, NULL, SCOPE_GENERATE | SCOPE_JOBS, "0: greedy" },
+    { "top-p", "1", CONFIG_TEXT, TEXT(top_p), 0, 0, NULL, SCOPE_GENERATE | SCOPE_JOBS, "nucleus" },
     { "top-k", "0", CONFIG_U32, PLAIN(top_k), 0, 1 << 24, NULL, SCOPE_GENERATE, "0: all tokens" },
-    { "seed", "", CONFIG_TEXT, TEXT(seed), 0, 0, NULL, SCOPE_GENERATE, "of sampling; none: drawn" },
+    { "seed", "", CONFIG_TEXT, TEXT(seed), 0, 0, NULL, SCOPE_GENERATE | SCOPE_JOBS, "of sampling; none: drawn" },
     { "ignore-eos", "false", CONFIG_BOOL, PLAIN(ignore_eos), 0, 0, NULL, SCOPE_GENERATE, "go on after the end of text" },
     { "score", "false", CONFIG_BOOL, PLAIN(score), 0, 0, NULL, SCOPE_GENERATE, "log-probabilities of the prompt's tokens too" },
     { "dump-logits", "", CONFIG_TEXT, TEXT(dump_logits), 0, 0, NULL, SCOPE_GENERATE, "write every computed logit row: u32 position, f32 [vocabulary]" },
-    { "json", "false", CONFIG_BOOL, PLAIN(json), 0, 0, NULL, SCOPE_GENERATE | SCOPE_STATUS | SCOPE_MODEL, "one JSON object instead of text" },
+    { "json", "false", CONFIG_BOOL, PLAIN(json), 0, 0, NULL, SCOPE_GENERATE | SCOPE_STATUS | SCOPE_MODEL | SCOPE_JOBS, "one JSON object instead of text" },
+    { "key", "", CONFIG_TEXT, TEXT(key), 0, 0, NULL, SCOPE_JOBS | SCOPE_BATCH, "idempotency key; batch: of the whole, none: a digest of the file" },
+    { "name", "", CONFIG_TEXT, TEXT(name), 0, 0, NULL, SCOPE_JOBS, "of a job, for people" },
+    { "output", "", CONFIG_TEXT, TEXT(output), 0, 0, NULL, SCOPE_BATCH, "where answers go, a line each; none: FILE.out.jsonl" },
     { "once", "false", CONFIG_BOOL, PLAIN(once), 0, 0, NULL, SCOPE_UP | SCOPE_WORKER, "up: stop after the sample answer; worker: end with the control stream" },
     { "announce-fd", "0", CONFIG_U32, PLAIN(announce_fd), 0, 1 << 20, NULL, SCOPE_COORDINATOR, "descriptor on which bound addresses are written, a line each" },
     { 0 },
@@ -85,7 +88,7 @@ static int take_prompt(uint32_t scope, int argc, char **argv, const char **promp
     int n = 1;
     *prompt_out = NULL;
     for (int i = 1; i < argc; i++) {
-        if (!(scope & (SCOPE_GENERATE | SCOPE_UP)) || strncmp(argv[i], "--prompt", 8) ||
+        if (!(scope & (SCOPE_GENERATE | SCOPE_UP | SCOPE_JOBS)) || strncmp(argv[i], "--prompt", 8) ||
             (argv[i][8] != '=' && argv[i][8])) {
             argv[n++] = argv[i];
             if (!strcmp(argv[i], "--"))
@@ -158,7 +161,7 @@ bool settings_read(struct settings *s, uint32_t scope, const char *usage, int ar
     struct error err = { 0 };
     if (wants_help(argc, argv)) {
         printf("%s\n\n", usage);
-        if (scope & (SCOPE_GENERATE | SCOPE_UP))
+        if (scope & (SCOPE_GENERATE | SCOPE_UP | SCOPE_JOBS))
             printf("  %-34s %s\n", "--prompt TEXT",
                    scope & SCOPE_UP ? "answer this once when the cluster is ready" : "the prompt");
         config_help(settings_fields, scope, stdout);

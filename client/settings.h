@@ -20,8 +20,10 @@ enum command_scope {
     SCOPE_STATUS = 1 << 4,
     SCOPE_MODEL = 1 << 5,
     SCOPE_CONFIG = 1 << 6,
+    SCOPE_JOBS = 1 << 7,
+    SCOPE_BATCH = 1 << 8,
     SCOPE_CLUSTER = SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE,
-    SCOPE_ALL = (1 << 7) - 1,
+    SCOPE_ALL = (1 << 9) - 1,
 };
 
 struct settings {
@@ -52,6 +54,8 @@ struct settings {
     bool local, raw, score, json, ignore_eos, once;
     char prompt_file[1024], temperature[16], top_p[16], seed[24], dump_logits[1024];
     uint32_t max_tokens, top_k;
+    /* jobs, batch */
+    char key[257], name[129], output[1024];
     uint32_t announce_fd; /* coordinator: where bound addresses are written, for up; 0: nowhere */
 };
 
