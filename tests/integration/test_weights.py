@@ -180,17 +180,20 @@ def write_gguf(path, all_tensors):
 # ---- logits ----
 
 
-def logits(model, directory, precision, workers):
+PROMPT = "the weights of the matrix are coded in blocks; " * 2
+
+
+def logits(model, directory, precision, workers, text=PROMPT, vocabulary=VOCABULARY):
     path = os.path.join(directory, "logits")
     prompt = os.path.join(directory, "prompt")
     with open(prompt, "w", encoding="utf-8") as file:
-        file.write("the weights of the matrix are coded in blocks; " * 2)
+        file.write(text)
     generate("--workers", workers, "--model", model, "--raw", "--prompt-file", prompt, "--max-tokens", 0, "--score", "--dump-logits", path,
              "--precision", precision)
     rows = {}
     with open(path, "rb") as file:
         while head := file.read(4):
-            rows[struct.unpack("<I", head)[0]] = array.array("f", file.read(4 * VOCABULARY))
+            rows[struct.unpack("<I", head)[0]] = array.array("f", file.read(4 * vocabulary))
     return rows
 
 
@@ -237,6 +240,18 @@ class Weights(unittest.TestCase):
             far = self.distances(kinds, "bf16")
             self.assertLess(far[len(far) // 2], 1e-2)
             self.assertLess(far[-1], 3e-2)
+
+    def test_rows_in_company(self):
+        """A position's bits do not depend on how many rows are computed with it: one, a few, a tile, many."""
+        for codec in "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k":
+            model = f"random:tiny,d=256,heads=8,head_dim=32,ff=512,codec={codec}"
+            with tempfile.TemporaryDirectory() as directory:
+                many = logits(model, directory, "bf16", 2, PROMPT, 256)
+                for n in 1, 6, 19:
+                    few = logits(model, directory, "bf16", 1, PROMPT[:n], 256)
+                    self.assertEqual(sorted(few), list(range(n)))
+                    for row, values in few.items():
+                        self.assertEqual(values.tobytes(), many[row].tobytes(), f"{codec}: position {row} of {n}")
 
 
 main(needs_model=False)
