@@ -152,7 +152,7 @@ static bool interrupted(void *ctx)
 }
 
 /* The settings that are texts because "not given" differs from every number. */
-static enum status sampling(const struct settings *s, Longspan__V1__GenerateRequest *q, struct error *err)
+enum status answer_sampling(const struct settings *s, Longspan__V1__GenerateRequest *q, struct error *err)
 {
     enum status st = read_float("temperature", s->temperature, 0, 100, &q->temperature, err);
     if (!st)
@@ -181,7 +181,7 @@ static enum status sampling(const struct settings *s, Longspan__V1__GenerateRequ
 enum status answer_check(const struct settings *s, struct error *err)
 {
     Longspan__V1__GenerateRequest q = LONGSPAN__V1__GENERATE_REQUEST__INIT;
-    return sampling(s, &q, err);
+    return answer_sampling(s, &q, err);
 }
 
 static enum status ask(struct answer *a, const char *address, const char *prompt, struct error *err)
@@ -191,7 +191,7 @@ static enum status ask(struct answer *a, const char *address, const char *prompt
     Longspan__V1__Chat chat = LONGSPAN__V1__CHAT__INIT;
     const struct remote_events events = { on_response, interrupted, a };
     struct remote *r;
-    enum status st = sampling(a->settings, &q, err);
+    enum status st = answer_sampling(a->settings, &q, err);
     if (st)
         return st;
     if (a->settings->raw) {

@@ -7,6 +7,7 @@
 
 #include "client/settings.h"
 #include "common/error.h"
+#include "proto/longspan.pb-c.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -14,6 +15,9 @@ extern "C" {
 
 /* Are temperature, top_p and seed what they must be? ST_INVALID; err names the flag. */
 enum status answer_check(const struct settings *s, struct error *err);
+
+/* Fills in what settings say of sampling, lengths and progress. Errors as answer_check's. */
+enum status answer_sampling(const struct settings *s, Longspan__V1__GenerateRequest *q, struct error *err);
 
 /*
  * Asks the cluster at address for an answer to prompt, as settings say (raw, max_tokens, score, json ...), and prints it on standard output: text as it comes, or

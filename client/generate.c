@@ -4,9 +4,9 @@
 #include <unistd.h>
 
 #include "client/answer.h"
-#include "client/cluster.h"
 #include "client/commands.h"
 #include "client/interrupt.h"
+#include "client/local.h"
 #include "common/file.h"
 
 enum { PROMPT_BYTES_MAX = 1 << 28 };
@@ -23,26 +23,9 @@ static enum status read_prompt(const struct settings *s, char **text_out, struct
     return st;
 }
 
-/* A cluster of its own on free ports, with its state in a temporary directory. */
-static enum status generate_local(struct settings *s, const char *prompt, struct error *err)
+static enum status answer_locally(const char *address, const struct settings *s, const void *prompt, struct error *err)
 {
-    struct cluster *c = NULL;
-    char directory[] = "/tmp/longspan-XXXXXX";
-    if (!mkdtemp(directory))
-        return error_set(err, ST_IO, "%s cannot be made", directory);
-    snprintf(s->state, sizeof s->state, "%s", directory);
-    snprintf(s->http, sizeof s->http, "127.0.0.1:0");
-    snprintf(s->grpc, sizeof s->grpc, "127.0.0.1:0");
-    enum status st = cluster_start(s, &c, err);
-    if (!st)
-        st = cluster_await(c, s->json, interrupted, err);
-    if (!st)
-        st = answer_print(cluster_grpc(c), s, prompt, interrupted, err);
-    cluster_stop(c);
-    struct error removal = { 0 };
-    if (file_remove_tree(directory, &removal))
-        fprintf(stderr, "longspan: %s\n", removal.text);
-    return st;
+    return answer_print(address, s, prompt, interrupted, err);
 }
 
 int command_generate(int argc, char **argv)
@@ -68,7 +51,7 @@ int command_generate(int argc, char **argv)
     if (!prompt)
         st = read_prompt(&s, &text, &err);
     if (!st)
-        st = s.local ? generate_local(&s, prompt ? prompt : text, &err)
+        st = s.local ? local_run(&s, s.json, answer_locally, prompt ? prompt : text, &err)
                      : answer_print(s.grpc, &s, prompt ? prompt : text, interrupted, &err);
     free(text);
     if (st)

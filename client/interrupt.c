@@ -3,12 +3,14 @@
 #include <signal.h>
 #include <stddef.h>
 
-static volatile sig_atomic_t seen;
+static volatile sig_atomic_t n_interrupts, n_terminations;
 
 static void on_signal(int number)
 {
-    (void)number;
-    seen = 1;
+    if (number == SIGINT)
+        n_interrupts++;
+    else
+        n_terminations = 1;
 }
 
 void interrupt_catch(void)
@@ -20,5 +22,15 @@ void interrupt_catch(void)
 
 bool interrupted(void)
 {
-    return seen;
+    return n_interrupts || n_terminations;
+}
+
+unsigned interrupts(void)
+{
+    return (unsigned)n_interrupts;
+}
+
+bool terminated(void)
+{
+    return n_terminations;
 }

@@ -11,6 +11,9 @@ extern "C" {
 void interrupt_catch(void);
 /* Whether one has come. */
 bool interrupted(void);
+/* How many SIGINT have come; whether a SIGTERM has. */
+unsigned interrupts(void);
+bool terminated(void);
 
 #ifdef __cplusplus
 }

@@ -12,6 +12,7 @@ static const struct command {
     { "coordinator", "the coordinator of a cluster", command_coordinator },
     { "worker", "a worker of a cluster", command_worker },
     { "generate", "an answer to a prompt, from a cluster or from one made for it", command_generate },
+    { "chat", "a conversation at the terminal", command_chat },
     { "status", "what a cluster is doing", command_status },
     { "bench", "a load on an OpenAI-compatible server, this one or another, and what it measures", command_bench },
     { "jobs", "durable jobs: submit, list, get, watch, cancel", command_jobs },

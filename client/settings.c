@@ -7,8 +7,8 @@
 
 #define TEXT(field)  offsetof(struct settings, field), sizeof(((struct settings *)0)->field)
 #define PLAIN(field) offsetof(struct settings, field), 0
-#define SERVE        (SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE)
-#define WORK         (SCOPE_UP | SCOPE_WORKER | SCOPE_GENERATE)
+#define SERVE        (SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE | SCOPE_CHAT)
+#define WORK         (SCOPE_UP | SCOPE_WORKER | SCOPE_GENERATE | SCOPE_CHAT)
 
 /* clang-format off */
 const struct config_field settings_fields[] = {
@@ -24,13 +24,13 @@ const struct config_field settings_fields[] = {
       "day that chat templates may ask for: start (of the coordinator, UTC), YYYY-MM-DD, none; a new one changes the first tokens of every chat" },
     { "positions-max", "0", CONFIG_U32, PLAIN(positions_max), 0, 1 << 24, NULL, SERVE, "longest context served; 0: the model's" },
 
-    { "http", "127.0.0.1:8080", CONFIG_ADDRESS, TEXT(http), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "OpenAI-compatible HTTP" },
-    { "grpc", "127.0.0.1:9090", CONFIG_ADDRESS, TEXT(grpc), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE | SCOPE_STATUS | SCOPE_JOBS | SCOPE_BATCH, "gRPC for clients" },
+    { "http", "127.0.0.1:8080", CONFIG_ADDRESS, TEXT(http), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_TOP, "OpenAI-compatible HTTP" },
+    { "grpc", "127.0.0.1:9090", CONFIG_ADDRESS, TEXT(grpc), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE | SCOPE_STATUS | SCOPE_CHAT | SCOPE_TOP | SCOPE_JOBS | SCOPE_BATCH, "gRPC for clients" },
     { "control", "127.0.0.1:9091", CONFIG_ADDRESS, TEXT(control), 0, 0, NULL, SCOPE_COORDINATOR | SCOPE_WORKER, "where workers attach" },
     { "registry", "", CONFIG_TEXT, TEXT(registry), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "embedded:FILE, or etcd:HOST:PORT[,HOST:PORT...][/NAMESPACE]; none: embedded, in the state directory" },
     { "state", "", CONFIG_TEXT, TEXT(state), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR,
       "state directory; none: ${XDG_STATE_HOME:-~/.local/state}/longspan/HTTP-PORT" },
-    { "workers", "2", CONFIG_U32, PLAIN(workers), 1, 64, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE, "worker processes (coordinator: how many are awaited)" },
+    { "workers", "2", CONFIG_U32, PLAIN(workers), 1, 64, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE | SCOPE_CHAT, "worker processes (coordinator: how many are awaited)" },
 
     { "bind", "", CONFIG_TEXT, TEXT(bind), 0, 0, NULL, SCOPE_WORKER, "address[:first-last] that peers reach this worker at" },
     { "device", "cpu", CONFIG_TEXT, TEXT(device), 0, 0, NULL, WORK, "cpu" },
@@ -61,14 +61,14 @@ const struct config_field settings_fields[] = {
     { "jobs-keep-hours", "168", CONFIG_U32, PLAIN(jobs_keep_hours), 0, 1000000, NULL, SCOPE_UP | SCOPE_COORDINATOR, "after which a job that ended is removed; 0: never" },
     { "jobs-running", "4", CONFIG_U32, PLAIN(jobs_running), 1, 4096, NULL, SCOPE_UP | SCOPE_COORDINATOR, "jobs that run at once" },
 
-    { "local", "false", CONFIG_BOOL, PLAIN(local), 0, 0, NULL, SCOPE_GENERATE, "start a cluster for this one request" },
+    { "local", "false", CONFIG_BOOL, PLAIN(local), 0, 0, NULL, SCOPE_GENERATE | SCOPE_CHAT, "start a cluster for this alone" },
     { "prompt-file", "", CONFIG_TEXT, TEXT(prompt_file), 0, 0, NULL, SCOPE_GENERATE | SCOPE_JOBS, "read the prompt from a file (-: standard input)" },
     { "raw", "false", CONFIG_BOOL, PLAIN(raw), 0, 0, NULL, SCOPE_GENERATE | SCOPE_JOBS, "the prompt as it stands, without the chat template" },
-    { "max-tokens", "256", CONFIG_U32, PLAIN(max_tokens), 0, 1 << 24, NULL, SCOPE_UP | SCOPE_GENERATE | SCOPE_JOBS, "tokens to generate" },
-    { "temperature", "0", CONFIG_TEXT, TEXT(temperature), 0, 0, NULL, SCOPE_GENERATE | SCOPE_JOBS, "0: greedy" },
-    { "top-p", "1", CONFIG_TEXT, TEXT(top_p), 0, 0, NULL, SCOPE_GENERATE | SCOPE_JOBS, "nucleus" },
-    { "top-k", "0", CONFIG_U32, PLAIN(top_k), 0, 1 << 24, NULL, SCOPE_GENERATE, "0: all tokens" },
-    { "seed", "", CONFIG_TEXT, TEXT(seed), 0, 0, NULL, SCOPE_GENERATE | SCOPE_JOBS, "of sampling; none: drawn" },
+    { "max-tokens", "256", CONFIG_U32, PLAIN(max_tokens), 0, 1 << 24, NULL, SCOPE_UP | SCOPE_GENERATE | SCOPE_CHAT | SCOPE_JOBS, "tokens to generate; chat, 0: as many as there is room for" },
+    { "temperature", "0", CONFIG_TEXT, TEXT(temperature), 0, 0, NULL, SCOPE_GENERATE | SCOPE_CHAT | SCOPE_JOBS, "0: greedy" },
+    { "top-p", "1", CONFIG_TEXT, TEXT(top_p), 0, 0, NULL, SCOPE_GENERATE | SCOPE_CHAT | SCOPE_JOBS, "nucleus" },
+    { "top-k", "0", CONFIG_U32, PLAIN(top_k), 0, 1 << 24, NULL, SCOPE_GENERATE | SCOPE_CHAT, "0: all tokens" },
+    { "seed", "", CONFIG_TEXT, TEXT(seed), 0, 0, NULL, SCOPE_GENERATE | SCOPE_CHAT | SCOPE_JOBS, "of sampling; none: drawn" },
     { "ignore-eos", "false", CONFIG_BOOL, PLAIN(ignore_eos), 0, 0, NULL, SCOPE_GENERATE, "go on after the end of text" },
     { "score", "false", CONFIG_BOOL, PLAIN(score), 0, 0, NULL, SCOPE_GENERATE, "log-probabilities of the prompt's tokens too" },
     { "dump-logits", "", CONFIG_TEXT, TEXT(dump_logits), 0, 0, NULL, SCOPE_GENERATE, "write every computed logit row: u32 position, f32 [vocabulary]" },
@@ -76,7 +76,9 @@ const struct config_field settings_fields[] = {
     { "key", "", CONFIG_TEXT, TEXT(key), 0, 0, NULL, SCOPE_JOBS | SCOPE_BATCH, "idempotency key; batch: of the whole, none: a digest of the file" },
     { "name", "", CONFIG_TEXT, TEXT(name), 0, 0, NULL, SCOPE_JOBS, "of a job, for people" },
     { "output", "", CONFIG_TEXT, TEXT(output), 0, 0, NULL, SCOPE_BATCH, "where answers go, a line each; none: FILE.out.jsonl" },
-    { "once", "false", CONFIG_BOOL, PLAIN(once), 0, 0, NULL, SCOPE_UP | SCOPE_WORKER, "up: stop after the sample answer; worker: end with the control stream" },
+    { "once", "false", CONFIG_BOOL, PLAIN(once), 0, 0, NULL, SCOPE_UP | SCOPE_WORKER | SCOPE_TOP, "up: stop after the sample answer; worker: end with the control stream; top: one screen as plain text" },
+    { "system", "", CONFIG_TEXT, TEXT(system), 0, 0, NULL, SCOPE_CHAT, "system message of the conversation" },
+    { "interval-ms", "1000", CONFIG_U32, PLAIN(interval_ms), 100, 60000, NULL, SCOPE_TOP, "between two looks" },
     { "announce-fd", "0", CONFIG_U32, PLAIN(announce_fd), 0, 1 << 20, NULL, SCOPE_COORDINATOR, "descriptor on which bound addresses are written, a line each" },
     { 0 },
 };

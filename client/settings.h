@@ -22,8 +22,10 @@ enum command_scope {
     SCOPE_CONFIG = 1 << 6,
     SCOPE_JOBS = 1 << 7,
     SCOPE_BATCH = 1 << 8,
+    SCOPE_CHAT = 1 << 9,
+    SCOPE_TOP = 1 << 10,
     SCOPE_CLUSTER = SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE,
-    SCOPE_ALL = (1 << 9) - 1,
+    SCOPE_ALL = (1 << 11) - 1,
 };
 
 struct settings {
@@ -56,6 +58,8 @@ struct settings {
     uint32_t max_tokens, top_k;
     /* jobs, batch */
     char key[257], name[129], output[1024];
+    char system[4096];    /* chat */
+    uint32_t interval_ms; /* top */
     uint32_t announce_fd; /* coordinator: where bound addresses are written, for up; 0: nowhere */
 };
 
