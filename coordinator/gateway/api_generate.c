@@ -274,6 +274,7 @@ static void start(struct api *a, struct http_exchange *x, bool chat)
         completion_free(c);
         return;
     }
+    http_header(x, "X-Request-Id", choices_id(c->choices));
     http_on_close(x, on_close, c);
 }
 

@@ -53,6 +53,11 @@ static void end(struct choices *c)
     c->events->end(c->user, &c->sums);
 }
 
+const char *choices_id(const struct choices *c)
+{
+    return c->g[0]->id;
+}
+
 bool choices_streams(const struct choices *c)
 {
     for (uint32_t i = 0; i < WANT_CHOICES_MAX; i++)

@@ -35,6 +35,8 @@ struct choices_events {
 enum status choices_start(struct generation_host *host, const struct generation_start *start,
                           const struct choices_events *events, void *user, struct choices **choices_out,
                           struct refusal *r);
+/* Of the request: "chatcmpl-...". Before the first event. */
+const char *choices_id(const struct choices *c);
 /* Are they under way, and wanted as a stream? */
 bool choices_streams(const struct choices *c);
 /* No more events, and all they held is freed. */

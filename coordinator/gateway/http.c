@@ -348,6 +348,11 @@ void http_reply(struct http_exchange *x, int code, const char *type, struct text
     evhttp_send_reply(x->req, code, NULL, x->chunk);
 }
 
+void http_header(struct http_exchange *x, const char *name, const char *value)
+{
+    evhttp_add_header(evhttp_request_get_output_headers(x->req), name, value);
+}
+
 void http_reply_json(struct http_exchange *x, int code, struct text *body)
 {
     http_reply(x, code, "application/json", body);

@@ -60,6 +60,8 @@ size_t http_body_bytes(const struct http_exchange *x);
 /* Moves the body out. NULL: out of memory. */
 struct openai_body *http_body_take(struct http_exchange *x, size_t values_max);
 
+/* A header of the answer, before it begins. name, value: our own words; copied. */
+void http_header(struct http_exchange *x, const char *name, const char *value);
 /* type: "application/json". body: freed. */
 void http_reply(struct http_exchange *x, int code, const char *type, struct text *body);
 void http_reply_json(struct http_exchange *x, int code, struct text *body);

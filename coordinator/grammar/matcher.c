@@ -57,6 +57,7 @@ struct grammar {
     uint64_t *seen; /* of this closure */
     uint32_t n_seen, seen_room;
     uint64_t spent; /* nodes looked at */
+    bool limited;   /* a state had too many threads, and was left out */
     bool no_memory;
 };
 
@@ -256,6 +257,8 @@ static uint32_t closure_end(struct grammar *g)
     g->spent += g->n_work + g->seen_room / 16;
     if (g->no_memory)
         return UNKNOWN;
+    if (kept > GRAMMAR_THREADS_MAX || g->n_seen > 8 * GRAMMAR_THREADS_MAX)
+        g->limited = true;
     if (!kept || kept > GRAMMAR_THREADS_MAX)
         return DEAD;
     qsort(g->work, kept, sizeof *g->work, by_thread);
@@ -564,5 +567,5 @@ enum status matcher_mask(struct matcher *m, uint8_t *set_out, uint32_t *n_out)
     }
     memcpy(set_out, g->states[m->state].mask, bytes);
     *n_out = g->states[m->state].n_allowed;
-    return ST_OK;
+    return !*n_out && g->limited && !matcher_may_end(m) ? ST_TOO_LARGE : ST_OK;
 }

@@ -152,6 +152,74 @@ static bool needs_settle(struct program *p)
     return false;
 }
 
+static bool empty_of(const struct program *p, const struct node *n)
+{
+    switch (n->op) {
+    case OP_RANGE:
+        return false;
+    case OP_SPLIT:
+        return p->nodes[n->a].empty || p->nodes[n->b].empty;
+    case OP_CALL:
+        return p->nodes[n->a].empty && p->nodes[n->b].empty;
+    default:
+        return true;
+    }
+}
+
+/* Part k of where a node leads without a byte; NODE_NONE: there are no more. */
+static node_id silent_next(const struct program *p, const struct node *n, int k)
+{
+    if (n->op == OP_SPLIT && k < 2)
+        return k ? n->b : n->a;
+    if (n->op == OP_CALL && k < 1 + p->nodes[n->a].empty)
+        return k ? n->b : n->a;
+    return NODE_NONE;
+}
+
+enum { UNSEEN, OPEN, DONE };
+struct visit {
+    node_id at;
+    int k;
+};
+
+/* Is there a way round without a byte: a schema that is first of all itself? -1: no memory */
+static int goes_round(struct program *p)
+{
+    for (bool changed = true; changed;) {
+        changed = false;
+        for (uint32_t i = 0; i < p->n; i++) {
+            const bool empty = empty_of(p, &p->nodes[i]);
+            changed = changed || empty != p->nodes[i].empty;
+            p->nodes[i].empty = empty;
+        }
+    }
+    struct visit *path = malloc((p->n + 1) * sizeof *path);
+    if (!path)
+        return -1;
+    bool round = false;
+    for (uint32_t root = 0; root < p->n && !round; root++) {
+        uint32_t n = 0;
+        if (p->nodes[root].mark == UNSEEN)
+            path[n++] = (struct visit){ root, 0 };
+        p->nodes[root].mark = p->nodes[root].mark == UNSEEN ? OPEN : p->nodes[root].mark;
+        while (n && !round) {
+            struct visit *v = &path[n - 1];
+            const node_id next = silent_next(p, &p->nodes[v->at], v->k++);
+            if (next == NODE_NONE) {
+                p->nodes[v->at].mark = DONE;
+                n--;
+            } else if (p->nodes[next].mark == OPEN) {
+                round = true;
+            } else if (p->nodes[next].mark == UNSEEN) {
+                p->nodes[next].mark = OPEN;
+                path[n++] = (struct visit){ next, 0 };
+            }
+        }
+    }
+    free(path);
+    return round;
+}
+
 enum status program_finish(struct builder *b, node_id start, const char *field)
 {
     struct program *p = b->program;
@@ -160,5 +228,9 @@ enum status program_finish(struct builder *b, node_id start, const char *field)
     p->start = start;
     if (!needs_settle(p) || p->nodes[start].need > GRAMMAR_DEPTH_MAX)
         return b->status = error_set(b->err, ST_INVALID, "%s: no finite text fits", field);
+    const int round = goes_round(p);
+    if (round)
+        return b->status = error_set(b->err, round < 0 ? ST_NO_MEMORY : ST_INVALID, "%s: %s", field,
+                                     round < 0 ? "out of memory" : "a schema refers to itself with nothing between");
     return ST_OK;
 }

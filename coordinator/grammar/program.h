@@ -32,6 +32,8 @@ struct node {
     node_id a, b;
     uint32_t
         need; /* calls deep that it takes at least to get from here to the return or end; UINT32_MAX: it never gets there */
+    bool empty; /* it may get there without a byte */
+    uint8_t mark;
 };
 
 /* Rules that all schemas use, compiled when they are first asked for. */

@@ -2,6 +2,8 @@
 
 import json
 import random
+import threading
+import time
 import unittest
 
 import cluster
@@ -131,6 +133,70 @@ class Structured(unittest.TestCase):
                          self.complete(temperature=1, seed=5, presence_penalty=1.5, frequency_penalty=0.5, max_tokens=30).choices[0].text)
         sharp = self.complete(temperature=2, seed=5, logprobs=0, extra_body={"min_p": 1.0, "ignore_eos": True})
         self.assertEqual(sharp.choices[0].text, plain.choices[0].text)
+
+    def test_client_features(self):
+        """What the client package does around a request: raw answers, ids, streaming as a context, timeouts, retries."""
+        chat = self.client.chat.completions
+        words = [{"role": "user", "content": "go"}]
+        raw = chat.with_raw_response.create(model="default", messages=words, max_tokens=3, parallel_tool_calls=None, user="u")
+        self.assertEqual(raw.status_code, 200)
+        answer = raw.parse()
+        self.assertEqual((raw.headers["x-request-id"], answer._request_id), (answer.id, answer.id))
+        with chat.with_streaming_response.create(model="default", messages=words, max_tokens=3, stream=True) as streamed:
+            self.assertTrue(streamed.headers["content-type"].startswith("text/event-stream"))
+            self.assertTrue(any(line == "data: [DONE]" for line in streamed.iter_lines()))
+        with chat.create(model="default", messages=words, max_tokens=5000, stream=True, extra_body={"ignore_eos": True}) as stream:
+            next(iter(stream))  # left in the middle: the connection closes, the request ends
+        with self.assertRaises(openai.APITimeoutError):
+            self.client.with_options(timeout=0.3).completions.create(model="default", prompt="x", max_tokens=20000,
+                                                                     extra_body={"ignore_eos": True})
+        patient = self.client.with_options(max_retries=2)
+        with self.assertRaises(openai.BadRequestError):  # 400 is not tried again
+            patient.completions.create(model="default", prompt="x", temperature=9)
+        self.assertEqual(patient.completions.create(model="default", prompt="x", max_tokens=2).usage.completion_tokens, 2)
+
+    def test_many_clients_leave_nothing(self):
+        """64 streams at once, some with schemas, penalties or several choices, a third of them left at a random moment."""
+        schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "integer"}}}, "required": ["a", "b"]}
+        until, faults, counts = time.monotonic() + 15, [], {"whole": 0, "left": 0, "busy": 0}
+        lock = threading.Lock()
+
+        def client(i):
+            r = random.Random(f"many {i}")
+            while time.monotonic() < until:
+                more = [{}, {"response_format": named(schema)}, {"presence_penalty": 1, "n": 2}, {"response_format": {"type": "json_object"}}][i % 4]
+                leave = r.random() < 0.35 and r.randrange(1, 20)
+                what, texts, ends = "whole", {}, []
+                try:
+                    stream = self.client.chat.completions.create(model="default", messages=[{"role": "user", "content": f"{i} go"}], stream=True,
+                                                                 max_tokens=r.choice([5, 30, 80]), seed=r.randrange(1000), **more)
+                    for n, chunk in enumerate(stream):
+                        for c in chunk.choices:
+                            texts[c.index] = texts.get(c.index, "") + (c.delta.content or "")
+                            ends += [(c.index, c.finish_reason)] if c.finish_reason else []
+                        if leave and n >= leave:
+                            what = "left"
+                            break
+                    stream.close()
+                    if what == "whole" and len(ends) != more.get("n", 1):
+                        faults.append(f"{i}: ends {ends}")
+                    if what == "whole" and "response_format" in more and ends[0][1] == "stop":
+                        json.loads(texts[0])
+                except openai.RateLimitError:
+                    what = "busy"
+                except Exception as e:
+                    faults.append(f"{i}: {e!r} {texts}")
+                with lock:
+                    counts[what] += 1
+
+        threads = [threading.Thread(target=client, args=(i,)) for i in range(64)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        self.assertEqual(faults[:5], [])
+        self.assertGreater(min(counts["whole"], counts["left"]), 64, counts)
+        self.cluster.check_quiet()
 
     def test_refused(self):
         for schema, word in [({"type": "string", "pattern": "a+"}, "schema.pattern"), ({"type": "object", "properties": {"x": {"type": "string", "format": "uri"}}}, "x.format"),

@@ -434,6 +434,7 @@ static void test_refused(void **state)
         { "{\"$ref\":\"#/nowhere\"}", "schema.$ref", ST_INVALID },
         { "{\"$ref\":\"http://x/y\"}", "schema.$ref", ST_INVALID },
         { "{\"$ref\":\"#\"}", "no finite text", ST_INVALID },
+        { "{\"anyOf\":[{\"$ref\":\"#\"},{\"type\":\"null\"}]}", "itself", ST_INVALID },
         { "{\"properties\":{\"a\":{\"$ref\":\"#\"}},\"required\":[\"a\"]}", "no finite text", ST_INVALID },
         { "{\"minLength\":3,\"maxLength\":2}", "schema.minLength", ST_INVALID },
         { "{\"minLength\":-1}", "schema.minLength", ST_INVALID },
