@@ -7,6 +7,7 @@
 #include "common/log.h"
 #include "coordinator/gateway/choices.h"
 #include "coordinator/gateway/grpc_messages.h"
+#include "coordinator/gateway/grpc_reflection.h"
 #include "proto/health.pb-c.h"
 #include "proto/rpc.h"
 
@@ -18,6 +19,7 @@ enum {
 };
 
 enum kind { KIND_GENERATE, KIND_STATUS, KIND_CHECK, KIND_WATCH, KINDS };
+enum { METHODS = KINDS + GRPC_REFLECTION_METHODS };
 
 struct service {
     struct grpc_gateway *gateway;
@@ -327,7 +329,7 @@ enum status grpc_gateway_start(const struct grpc_config *config, struct grpc_gat
     const size_t n_more = config->config->n_methods;
     struct grpc_gateway *g = calloc(1, sizeof *g);
     if (g)
-        g->methods = calloc(KINDS + n_more, sizeof *g->methods);
+        g->methods = calloc(METHODS + n_more, sizeof *g->methods);
     if (!g || !g->methods) {
         free(g);
         return error_set(err, ST_NO_MEMORY, "grpc: out of memory");
@@ -338,12 +340,13 @@ enum status grpc_gateway_start(const struct grpc_config *config, struct grpc_gat
         g->services[i] = (struct service){ g, (enum kind)i };
         g->methods[i] = (struct rpc_method){ paths[i], &g->services[i], on_open };
     }
+    memcpy(g->methods + KINDS, grpc_reflection_methods, sizeof grpc_reflection_methods);
     if (n_more)
-        memcpy(g->methods + KINDS, config->config->methods, n_more * sizeof *g->methods);
+        memcpy(g->methods + METHODS, config->config->methods, n_more * sizeof *g->methods);
     const size_t body = config->config->body_bytes_max;
     const struct rpc_server_config server = { .address = config->config->grpc,
                                               .message_bytes_max = body ? body : 64 << 20 };
-    const enum status st = rpc_server_start(&server, g->methods, KINDS + n_more, &g->server, err);
+    const enum status st = rpc_server_start(&server, g->methods, METHODS + n_more, &g->server, err);
     if (st) {
         gateway_unref(g);
         return st;

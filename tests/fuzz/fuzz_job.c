@@ -1,9 +1,10 @@
 /* fuzz-libs: longspan_coordinator */
-/* A job's record, a SubmitJobRequest, and what etcd answers. The first byte says which. */
+/* A job's record, a SubmitJobRequest, what etcd answers, and a reflection request. The first byte says which. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "coordinator/gateway/grpc_reflection.h"
 #include "coordinator/jobs/jobs_internal.h"
 #include "coordinator/registry/etcd_messages.h"
 
@@ -64,19 +65,31 @@ static void etcd(const uint8_t *data, size_t bytes)
     store_items_free(&items);
 }
 
+static void reflection(const uint8_t *data, size_t bytes)
+{
+    size_t n = 0;
+    uint8_t *answer = grpc_reflection_answer(data, bytes, &n);
+    if (answer && !n)
+        abort();
+    free(answer);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     if (!bytes)
         return 0;
-    switch (data[0] % 3) {
+    switch (data[0] % 4) {
     case 0:
         record(data + 1, bytes - 1);
         break;
     case 1:
         submit(data + 1, bytes - 1);
         break;
-    default:
+    case 2:
         etcd(data + 1, bytes - 1);
+        break;
+    default:
+        reflection(data + 1, bytes - 1);
     }
     return 0;
 }
