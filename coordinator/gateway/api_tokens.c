@@ -44,8 +44,9 @@ static void prompt_json(const struct job *j, struct text *out)
         const char *bytes = tokenizer_token_bytes(j->api->config.host->tokenizer, j->ids[i], true, &n);
         text_add(&all, bytes, n);
     }
+    const size_t dropped = tokenizer_start_dropped(j->api->config.host->tokenizer, all.data, all.n);
     text_str(out, "{\"prompt\":");
-    text_json(out, all.data, all.n);
+    text_json(out, dropped ? all.data + dropped : all.data, all.n - dropped);
     text_str(out, "}");
     out->bad = out->bad || all.bad;
     text_free(&all);

@@ -56,7 +56,7 @@ const char *token_stream_push(struct token_stream *s, int32_t id, size_t *bytes_
 {
     size_t bytes, n = 0;
     const uint8_t *p = (const uint8_t *)tokenizer_token_bytes(s->t, id, false, &bytes);
-    const bool drop = bytes > 0 && !s->begun && s->t->rules.strip_first && *p == ' ';
+    const size_t drop = s->begun ? 0 : tokenizer_start_dropped(s->t, (const char *)p, bytes);
     s->begun = s->begun || bytes > 0;
     for (size_t i = drop; i < bytes; i++) {
         uint8_t piece[UTF8_STREAM_OUT_MAX];

@@ -299,6 +299,11 @@ const char *tokenizer_token_bytes(const struct tokenizer *t, int32_t id, bool sp
     return (const char *)t->texts[id].bytes;
 }
 
+size_t tokenizer_start_dropped(const struct tokenizer *t, const char *text, size_t bytes)
+{
+    return t->rules.strip_first && bytes > 0 && *text == ' ';
+}
+
 bool tokenizer_is_control(const struct tokenizer *t, int32_t id)
 {
     if (id < 0 || (uint32_t)id >= t->vocab->n_tokens)

@@ -42,6 +42,8 @@ enum status tokenizer_encode(const struct tokenizer *t, const char *text, size_t
  * an id that is none.
  */
 const char *tokenizer_token_bytes(const struct tokenizer *t, int32_t id, bool specials, size_t *bytes_out);
+/* How much of a whole text, joined of its tokens' bytes, decoding drops at its start: 1 of SentencePiece's that begins with a space, else 0. */
+size_t tokenizer_start_dropped(const struct tokenizer *t, const char *text, size_t bytes);
 bool tokenizer_is_control(const struct tokenizer *t, int32_t id);
 uint32_t tokenizer_n_tokens(const struct tokenizer *t);
 

@@ -204,6 +204,9 @@ static void a_space_is_dropped_at_the_start_alone(void **state)
     token_stream_follow(s, ids, n);
     part = token_stream_push(s, ids[0], &bytes);
     assert_true(*part == ' ');
+    assert_int_equal(tokenizer_start_dropped(k.t, " a", 2), 1);
+    assert_int_equal(tokenizer_start_dropped(k.t, "a ", 2), 0);
+    assert_int_equal(tokenizer_start_dropped(k.t, "", 0), 0);
     token_stream_free(s);
     free(ids);
     kind_deinit(&k);
