@@ -13,6 +13,7 @@ int command_worker(int argc, char **argv);
 int command_generate(int argc, char **argv);
 int command_chat(int argc, char **argv);
 int command_status(int argc, char **argv);
+int command_top(int argc, char **argv);
 int command_bench(int argc, char **argv);
 int command_jobs(int argc, char **argv);
 int command_batch(int argc, char **argv);

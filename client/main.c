@@ -14,6 +14,7 @@ static const struct command {
     { "generate", "an answer to a prompt, from a cluster or from one made for it", command_generate },
     { "chat", "a conversation at the terminal", command_chat },
     { "status", "what a cluster is doing", command_status },
+    { "top", "a cluster, live", command_top },
     { "bench", "a load on an OpenAI-compatible server, this one or another, and what it measures", command_bench },
     { "jobs", "durable jobs: submit, list, get, watch, cancel", command_jobs },
     { "batch", "a file of requests (OpenAI's batch format) as jobs, and their answers as a file", command_batch },
