@@ -242,6 +242,15 @@ static void test_forms(void **state)
     assert_int_equal(g.n_text, 1);
     assert_int_equal(g.n_tokens, 2); /* the token of the stop string was generated all the same */
     gather_free(&g);
+    /* two choices under a schema: each ends where its text is whole */
+    m = request("[say {}x]");
+    m.n = 2;
+    m.json_object = true;
+    run(&g, &m);
+    assert_int_equal(g.code, RPC_OK);
+    assert_int_equal(g.n_text, 4);
+    assert_int_equal(g.n_tokens, 4);
+    gather_free(&g);
     /* only scores */
     m = request("abcd");
     m.score = true;
@@ -278,6 +287,27 @@ static void test_refused(void **state)
     m = request("a");
     m.top_p_set_case = LONGSPAN__V1__GENERATE_REQUEST__TOP_P_SET_TOP_P;
     refused(m, "top_p");
+    m = request("a");
+    m.min_p = 2;
+    refused(m, "min_p");
+    m = request("a");
+    m.frequency_penalty = NAN;
+    refused(m, "frequency_penalty");
+    m = request("a");
+    m.repetition_penalty_set_case = LONGSPAN__V1__GENERATE_REQUEST__REPETITION_PENALTY_SET_REPETITION_PENALTY;
+    refused(m, "repetition_penalty");
+    m = request("a");
+    m.n = 1000;
+    refused(m, "n must be");
+    m = request("a");
+    m.json_schema = (char *)"{\"pattern\":\"a\"}";
+    refused(m, "json_schema.pattern");
+    m.json_schema = (char *)"{";
+    refused(m, "json_schema");
+    m = request("a");
+    m.min_tokens = 50;
+    set_max(&m, 5);
+    refused(m, "min_tokens");
     m = request("a");
     m.top_logprobs_set_case = LONGSPAN__V1__GENERATE_REQUEST__TOP_LOGPROBS_SET_TOP_LOGPROBS;
     m.top_logprobs = 21;
