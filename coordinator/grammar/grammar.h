@@ -42,20 +42,6 @@ enum status grammar_of_schema(const struct json_t *schema, const char *field, st
 /* Any JSON object. */
 enum status grammar_of_object(struct grammar **grammar_out, struct error *err);
 
-/* A call of one of n_tools functions, as `before` {"name": NAME, ARGUMENTS: {...}} `after`, or several, with `between` between two, if many. */
-struct grammar_tool {
-    const char *name;
-    const struct json_t *parameters; /* schema of the arguments; NULL: any object */
-};
-struct grammar_tools {
-    const struct grammar_tool *tools;
-    size_t n_tools;
-    const char *arguments; /* "arguments", "parameters" */
-    const char *before, *between, *after;
-    bool many;
-};
-enum status grammar_of_tools(const struct grammar_tools *tools, struct grammar **grammar_out, struct error *err);
-
 /* Counted: compilers give one reference. One thread. */
 struct grammar *grammar_ref(struct grammar *g);
 void grammar_unref(struct grammar *g);

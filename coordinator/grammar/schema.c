@@ -635,35 +635,3 @@ enum status grammar_of_object(struct grammar **grammar_out, struct error *err)
     compiler_init(&c, "response_format", err);
     return compiler_finish(&c, build_json(&c.b, RULE_OBJECT, NODE_END), "response_format", grammar_out);
 }
-
-/* A rule: {"name": NAME, ARGUMENTS: {...}} */
-static node_id build_tool(struct compiler *c, const struct grammar_tools *tools, const struct grammar_tool *tool)
-{
-    struct builder *b = &c->b;
-    c->root = tool->parameters;
-    node_id n = build_json(b, RULE_SPACE, build_range(b, '}', '}', NODE_RETURN));
-    n = tool->parameters ? build_schema(c, tool->parameters, n) : build_json(b, RULE_OBJECT, n);
-    n = build_text(b, "\": ", n);
-    n = build_text(b, tools->arguments, n);
-    n = build_text(b, ", \"", n);
-    json_t *name = json_string(tool->name);
-    n = name ? build_value(c, name, n) : fail(c, ST_INVALID, "name", "must be UTF-8");
-    json_decref(name);
-    return build_text(b, "{\"name\": ", n);
-}
-
-enum status grammar_of_tools(const struct grammar_tools *tools, struct grammar **grammar_out, struct error *err)
-{
-    struct compiler c;
-    node_id calls = NODE_NONE;
-    compiler_init(&c, "tools", err);
-    for (size_t i = 0; i < tools->n_tools; i++) {
-        snprintf(c.path, sizeof c.path, "tools.%zu.function.parameters", i);
-        const node_id one = build_tool(&c, tools, &tools->tools[i]);
-        calls = i ? build_split(&c.b, calls, one) : one;
-    }
-    const node_id end = build_text(&c.b, tools->after, NODE_END);
-    const node_id between = build_text(&c.b, tools->between, NODE_RETURN);
-    const node_id n = build_repeat(&c.b, calls, between, 1, tools->many ? UINT32_MAX : 1, end);
-    return compiler_finish(&c, build_text(&c.b, tools->before, n), "tools", grammar_out);
-}

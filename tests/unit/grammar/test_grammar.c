@@ -503,37 +503,11 @@ static void test_renewed(void **state)
     grammar_unref(g);
 }
 
-static void test_tools(void **state)
-{
-    (void)state;
-    json_t *parameters =
-        json_loads("{\"type\":\"object\",\"properties\":{\"x\":{\"type\":\"integer\"}},\"required\":[\"x\"]}", 0, NULL);
-    const struct grammar_tool tools[] = { { "add", parameters }, { "now", NULL } };
-    struct grammar_tools want = { .tools = tools,
-                                  .n_tools = 2,
-                                  .arguments = "arguments",
-                                  .before = "<tool_call>\n",
-                                  .between = "\n</tool_call>\n<tool_call>\n",
-                                  .after = "\n</tool_call>",
-                                  .many = true };
-    struct grammar *g = NULL;
-    struct error err = { 0 };
-    assert_int_equal(grammar_of_tools(&want, &g, &err), ST_OK);
-    assert_true(accepts(g, "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"x\":1}}\n</tool_call>"));
-    assert_true(accepts(
-        g, "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>\n<tool_call>\n{\"name\": \"add\", "
-           "\"arguments\": {\"x\": 7}}\n</tool_call>"));
-    assert_false(accepts(g, "<tool_call>\n{\"name\": \"add\", \"arguments\": {}}\n</tool_call>"));
-    assert_false(accepts(g, "{\"name\": \"now\", \"arguments\": {}}"));
-    grammar_unref(g);
-    json_decref(parameters);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_accepts), cmocka_unit_test(test_refused),        cmocka_unit_test(test_renewed),
-        cmocka_unit_test(test_tools),   cmocka_unit_test(test_random_schemas), cmocka_unit_test(test_objects),
+        cmocka_unit_test(test_accepts),        cmocka_unit_test(test_refused), cmocka_unit_test(test_renewed),
+        cmocka_unit_test(test_random_schemas), cmocka_unit_test(test_objects),
     };
     words_make();
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
