@@ -57,7 +57,7 @@ struct sched_ops {
     int64_t (*now_us)(void *ctx);
 };
 
-enum { SCHED_TENANT_MAX = 63 };
+enum { SCHED_TENANT_MAX = 127 };
 
 /* What a request asks for; copied. */
 struct sched_want {

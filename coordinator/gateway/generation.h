@@ -129,6 +129,8 @@ struct generation_start {
     const char *id_prefix; /* "cmpl-" */
     void *source;          /* goes into want.source */
     void (*source_free)(void *source);
+    const char *tenant;  /* by the way it came, or NULL: then what the request itself says */
+    int64_t timeout_ms;  /* likewise; 0: none */
     size_t source_bytes; /* decides whether it is parsed here or beside the loop */
     generation_parse *parse;
     const struct generation_events *events; /* kept */

@@ -127,7 +127,11 @@ static enum status submit(struct generation *g, struct refusal *r)
         .edits = p->edits,
         .history = p->edits && edits_history(p->edits),
         .label = g->id,
+        .priority = w->priority,
+        .tenant = w->tenant,
+        .deadline_ms = w->timeout_ms ? p->start_us / 1000 + w->timeout_ms : 0,
     };
+    _Static_assert((int)WANT_TENANT_MAX <= (int)SCHED_TENANT_MAX, "the scheduler takes any name");
     struct error err = { 0 };
     const enum status st = sched_submit(host->sched, &want, &generation_sched_events, g, &p->request, &err);
     if (st)
@@ -229,6 +233,9 @@ static struct generation *generation_new(const struct generation_start *start)
     }
     g->p = p;
     want_init(&g->want);
+    if (start->tenant)
+        want_set_tenant(&g->want, start->tenant, strlen(start->tenant));
+    g->want.timeout_ms = start->timeout_ms;
     g->want.source = start->source;
     g->want.source_free = start->source_free;
     p->events = start->events;

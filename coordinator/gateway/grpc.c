@@ -155,10 +155,12 @@ static const struct choices_events events = {
 static void generate_begin(struct call *c)
 {
     struct refusal r = { 0 };
+    const int64_t deadline = rpc_call_deadline_ms(c->rpc);
     const struct generation_start start = { .id_prefix = "gen-",
                                             .source = c->source,
                                             .source_free = free,
                                             .source_bytes = c->source->bytes,
+                                            .timeout_ms = deadline > 0 ? deadline : 0,
                                             .parse = grpc_parse };
     c->source = NULL;
     if (choices_start(c->gateway->config.host, &start, &events, c, &c->choices, &r))

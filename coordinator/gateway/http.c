@@ -310,6 +310,11 @@ size_t http_body_bytes(const struct http_exchange *x)
     return evbuffer_get_length(evhttp_request_get_input_buffer(x->req));
 }
 
+const char *http_asked_header(const struct http_exchange *x, const char *name)
+{
+    return evhttp_find_header(evhttp_request_get_input_headers(x->req), name);
+}
+
 struct openai_body *http_body_take(struct http_exchange *x, size_t values_max)
 {
     struct evbuffer *input = evhttp_request_get_input_buffer(x->req);

@@ -57,6 +57,8 @@ void http_on_close(struct http_exchange *x, void (*fn)(void *user), void *user);
 /* The path, without query; percent-encoding as it came. */
 const char *http_path(const struct http_exchange *x);
 size_t http_body_bytes(const struct http_exchange *x);
+/* Of the request, or NULL. */
+const char *http_asked_header(const struct http_exchange *x, const char *name);
 /* Moves the body out. NULL: out of memory. */
 struct openai_body *http_body_take(struct http_exchange *x, size_t values_max);
 

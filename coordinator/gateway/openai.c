@@ -416,10 +416,33 @@ static enum status read_add_generation_prompt(struct parse *p, const char *field
     return st;
 }
 
-/* An opaque name for the provider's own records: we keep none, and no answer depends on it. */
+/* Whose request it is: tenants have fair shares. */
 static enum status read_user(struct parse *p, const char *field, const json_t *v)
 {
+    if (!json_is_string(v))
+        return wrong(p, field, "a string");
+    want_set_tenant(p->w, json_string_value(v), json_string_length(v));
+    return ST_OK;
+}
+
+/* An opaque name for the provider's own records: we keep none, and no answer depends on it. */
+static enum status read_name(struct parse *p, const char *field, const json_t *v)
+{
     return json_is_string(v) ? ST_OK : wrong(p, field, "a string");
+}
+
+static enum status read_priority(struct parse *p, const char *field, const json_t *v)
+{
+    int64_t n;
+    const enum status st = get_int(p, field, v, &n);
+    return st ? st : want_set_priority(p->w, n, p->r);
+}
+
+static enum status read_timeout(struct parse *p, const char *field, const json_t *v)
+{
+    double x;
+    const enum status st = get_number(p, field, v, &x);
+    return st ? st : want_set_timeout(p->w, x, p->r);
 }
 
 /* ---- what is accepted only where it changes nothing ---- */
@@ -540,8 +563,10 @@ static const struct field {
     { "add_special_tokens", COMPLETION | TOKENIZE, read_add_special_tokens },
     { "add_generation_prompt", TOKENIZE, read_add_generation_prompt },
     { "user", BOTH, read_user },
-    { "safety_identifier", BOTH, read_user },
-    { "prompt_cache_key", BOTH, read_user },
+    { "priority", BOTH, read_priority },
+    { "timeout", BOTH, read_timeout },
+    { "safety_identifier", BOTH, read_name },
+    { "prompt_cache_key", BOTH, read_name },
     { "n", BOTH, read_n },
     { "best_of", COMPLETION, only_1 },
     { "presence_penalty", BOTH, read_presence_penalty },

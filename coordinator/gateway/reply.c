@@ -17,8 +17,9 @@ int reply_http_status(enum status st)
     case ST_BUSY:
     case ST_AGAIN:
         return 429;
-    case ST_PEER:
     case ST_TIMEOUT:
+        return 504;
+    case ST_PEER:
     case ST_STALE:
     case ST_CANCELLED:
         return 503;

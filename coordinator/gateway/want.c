@@ -9,6 +9,7 @@
 #include <jansson.h>
 
 #include "common/bytes.h"
+#include "common/hash.h"
 #include "proto/plan.h"
 
 struct want_block {
@@ -311,6 +312,40 @@ enum status want_set_max_tokens(struct want *w, const char *field, int64_t value
     w->max_tokens = value < PLAN_POSITIONS_MAX ? (uint32_t)value : (uint32_t)PLAN_POSITIONS_MAX;
     w->has_max_tokens = true;
     return ST_OK;
+}
+
+enum status want_set_timeout(struct want *w, double seconds, struct refusal *r)
+{
+    if (!(seconds > 0 && seconds * 1000 <= WANT_TIMEOUT_MS_MAX))
+        return refuse(r, ST_INVALID, "timeout", "timeout must be above 0 and at most %d seconds",
+                      WANT_TIMEOUT_MS_MAX / 1000);
+    w->timeout_ms = seconds * 1000 < 1 ? 1 : (int64_t)(seconds * 1000);
+    return ST_OK;
+}
+
+enum status want_set_priority(struct want *w, int64_t value, struct refusal *r)
+{
+    if (value < INT32_MIN || value > INT32_MAX)
+        return refuse(r, ST_INVALID, "priority", "priority must be between %d and %d", INT32_MIN, INT32_MAX);
+    w->priority = (int32_t)value;
+    return ST_OK;
+}
+
+void want_set_tenant(struct want *w, const char *name, size_t bytes)
+{
+    if (w->tenant[0] || !bytes)
+        return;
+    if (bytes <= WANT_TENANT_MAX && !memchr(name, 0, bytes)) {
+        memcpy(w->tenant, name, bytes);
+        w->tenant[bytes] = 0;
+        return;
+    }
+    char text[33];
+    struct hasher *h = hasher_new();
+    hasher_add(h, name, bytes);
+    const struct digest d = hasher_end(h);
+    digest_text(&d, text);
+    snprintf(w->tenant, sizeof w->tenant, "#%s", text);
 }
 
 enum status want_add_stop(struct want *w, const char *data, size_t bytes, struct refusal *r)

@@ -35,6 +35,8 @@ enum status refuse_code(struct refusal *r, enum status st, const char *field, co
 
 enum want_prompt { WANT_PROMPT_TEXT, WANT_PROMPT_TOKENS, WANT_PROMPT_CHAT };
 
+enum { WANT_TENANT_MAX = 127, WANT_TIMEOUT_MS_MAX = 7 * 24 * 3600 * 1000 };
+
 struct want_block;
 struct json_t;
 
@@ -75,6 +77,9 @@ struct want {
     const int32_t *forced;
     size_t n_forced;
     bool stream, include_usage;
+    int32_t priority;                 /* as in sched_want */
+    char tenant[WANT_TENANT_MAX + 1]; /* whose it is; "": nobody's in particular */
+    int64_t timeout_ms;               /* from when it came; 0: none */
 
     struct json_t *own_schema; /* of json_schema, where the source is none */
     void *source;
@@ -112,6 +117,11 @@ enum status want_set_bias(struct want *w, struct plan_edit *bias, size_t n, stru
 enum status want_check(const struct want *w, struct refusal *r);
 enum status want_set_top(struct want *w, const char *field, int64_t value, struct refusal *r);
 enum status want_set_max_tokens(struct want *w, const char *field, int64_t value, struct refusal *r);
+/* In seconds: above 0, a week at most. */
+enum status want_set_timeout(struct want *w, double seconds, struct refusal *r);
+enum status want_set_priority(struct want *w, int64_t value, struct refusal *r);
+/* Unless it is known already. Names that are too long are told apart by a hash. */
+void want_set_tenant(struct want *w, const char *name, size_t bytes);
 /* data: borrowed from the source. */
 enum status want_add_stop(struct want *w, const char *data, size_t bytes, struct refusal *r);
 

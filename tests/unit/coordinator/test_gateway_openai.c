@@ -227,9 +227,45 @@ static void test_depth_and_count(void **state)
     free(body);
 }
 
+/* Who comes first: class, tenant, time. */
+static void test_order(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *field, *body;
+    } wrong[] = {
+        { "priority", "{\"prompt\": \"a\", \"priority\": 2147483648}" },
+        { "priority", "{\"prompt\": \"a\", \"priority\": 0.5}" },
+        { "timeout", "{\"prompt\": \"a\", \"timeout\": 0}" },
+        { "timeout", "{\"prompt\": \"a\", \"timeout\": 1e9}" },
+        { "timeout", "{\"prompt\": \"a\", \"timeout\": \"1\"}" },
+        { "user", "{\"prompt\": \"a\", \"user\": 1}" },
+    };
+    struct want w;
+    struct refusal r;
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        assert_int_equal(parse(OPENAI_COMPLETION, wrong[i].body, &w, &r), ST_INVALID);
+        assert_string_equal(r.field, wrong[i].field);
+        want_free(&w);
+    }
+    const char *body = "{\"prompt\": \"a\", \"priority\": -7, \"timeout\": 1.5, \"user\": \"alice\"}";
+    assert_int_equal(parse(OPENAI_COMPLETION, body, &w, &r), ST_OK);
+    assert_int_equal(w.priority, -7);
+    assert_int_equal(w.timeout_ms, 1500);
+    assert_string_equal(w.tenant, "alice");
+    want_set_tenant(&w, "bob", 3); /* who was known first stays */
+    assert_string_equal(w.tenant, "alice");
+    want_free(&w);
+    char name[300];
+    memset(name, 'x', sizeof name);
+    want_init(&w);
+    want_set_tenant(&w, name, sizeof name);
+    assert_true(w.tenant[0] == '#' && strlen(w.tenant) == 33);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_refused), cmocka_unit_test(test_accepted),
-                                        cmocka_unit_test(test_depth_and_count) };
+                                        cmocka_unit_test(test_depth_and_count), cmocka_unit_test(test_order) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
