@@ -276,11 +276,19 @@ class Up(unittest.TestCase):
             self.assertIn(f"127.0.0.1:{c.port}", err)
 
     def test_make_run_defaults(self):
-        """The Makefile's names reach the program."""
-        done = subprocess.run(["make", "-n", "run", "ONCE=1", "PROMPT=hello", "WORKERS=3", "HTTP=127.0.0.1:81", "GRPC=127.0.0.1:82"],
-                              cwd=cluster.ROOT, capture_output=True, text=True, check=True)
-        for piece in ("up --workers 3", "--http 127.0.0.1:81", "--grpc 127.0.0.1:82", '--prompt "hello"', "--once"):
-            self.assertIn(piece, done.stdout)
+        """The Makefile's names reach the program, a prompt with quotes as it was written."""
+        prompt = """it's "quoted", $HOME and `date`"""
+        with tempfile.TemporaryDirectory() as directory:
+            program = os.path.join(directory, "longspan")
+            with open(program, "w", encoding="utf-8") as file:
+                file.write("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+            os.chmod(program, 0o755)
+            done = subprocess.run(["make", "-s", "-o", "build", "run", f"LONGSPAN={program}", "ONCE=1", "WORKERS=3", "HTTP=127.0.0.1:81", "GRPC=127.0.0.1:82"],
+                                  cwd=cluster.ROOT, capture_output=True, text=True, check=True, env={**os.environ, "PROMPT": prompt})
+        arguments = done.stdout.splitlines()
+        for pair in (["--workers", "3"], ["--http", "127.0.0.1:81"], ["--grpc", "127.0.0.1:82"], ["--prompt", prompt]):
+            self.assertEqual(arguments[arguments.index(pair[0]) + 1], pair[1])
+        self.assertIn("--once", arguments)
 
 
 if __name__ == "__main__":
