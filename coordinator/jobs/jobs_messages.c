@@ -8,6 +8,7 @@
 
 /* ---- SubmitJobRequest: walked by hand, as the request inside is kept byte for byte ---- */
 
+enum { PRIORITY_FIRST = 1 };
 enum { KEY_MAX = 256, WIRE_LENGTH = 2, FIELD_GENERATE = 13, FIELD_HTTP = 14 };
 
 struct part {
@@ -278,6 +279,8 @@ enum status job_source_parse(struct want *w, struct refusal *r)
         return refuse(r, ST_UNSUPPORTED, "n", "n: a job of Generate has one choice");
     if (w->logits)
         return refuse(r, ST_UNSUPPORTED, "logits", "logits: a job does not keep them");
+    if (w->priority < PRIORITY_FIRST)
+        w->priority = PRIORITY_FIRST; /* behind everybody who waits for an answer */
     if (!w->has_seed) {
         w->has_seed = true;
         w->seed = kept.seed;
