@@ -207,4 +207,5 @@ def main():
             json.dump({"rows": rows, "cpus": os.cpu_count()}, f, indent=1)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,20 @@
 #!/bin/bash
 # The peer that figures are compared with: llama.cpp, from the sources inside PyPI's llama-cpp-python, built natively with every instruction set of
-# this machine, into build/peers/llama.cpp. Quick when it is there.
+# this machine, into build/peers/llama.cpp: build (llama-bench, llama-quantize) and build-server (llama-server and the RPC server, without the web page, which
+# would have to be fetched). Quick when it is there; JOBS limits the compilers.
 set -eu
 cd "$(dirname "$0")/.."
 version=0.3.36
 dir=build/peers
-[ -x $dir/llama.cpp/build/bin/llama-bench ] && { cat $dir/version; exit 0; }
+server() {
+    out=$dir/llama.cpp/build-server
+    [ -x $out/bin/llama-server ] && [ -x $out/bin/ggml-rpc-server ] && return
+    cmake -S $dir/llama.cpp -B $out -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF \
+        -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
+        -DGGML_RPC=ON -DGGML_OPENMP=ON >/dev/null
+    ninja -C $out --quiet ${JOBS:+-j$JOBS} llama-server ggml-rpc-server
+}
+[ -x $dir/llama.cpp/build/bin/llama-bench ] && { server; cat $dir/version; exit 0; }
 mkdir -p $dir
 python3 -m venv $dir/venv
 # the metadata of a source package needs its build back end; pip makes an isolated one
@@ -20,5 +29,6 @@ sed -i 's/^\( *\)_tile_loadconfig(&tc);/\1__asm__ volatile("" ::: "memory");\n&/
 cmake -S $dir/llama.cpp -B $dir/llama.cpp/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF \
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DGGML_OPENMP=ON >/dev/null
 ninja -C $dir/llama.cpp/build --quiet llama-bench llama-quantize
+server
 echo "llama.cpp of llama-cpp-python $version, $(git --version >/dev/null; sed -n 's/.*GGML_VERSION_\(MAJOR\|MINOR\|PATCH\) \([0-9]*\).*/\2/p' $dir/llama.cpp/ggml/CMakeLists.txt | paste -sd. ) (ggml)" >$dir/version
 cat $dir/version
