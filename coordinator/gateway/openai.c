@@ -1,11 +1,9 @@
-#include "coordinator/gateway/openai.h"
+#include "coordinator/gateway/openai_internal.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <jansson.h>
 
 #include "proto/plan.h"
 
@@ -18,210 +16,26 @@ enum {
     ALL = BOTH | TOKENIZE | DETOKENIZE
 };
 
-/* One body being read. Fields that others depend on are checked when all have been read. */
-struct parse {
-    struct want *w;
-    struct refusal *r;
-    enum openai_kind kind;
-    bool has_prompt, has_messages, has_tokens, has_top_logprobs, has_stream_options;
-};
-
-static enum status wrong(struct parse *p, const char *field, const char *must)
-{
-    return refuse(p->r, ST_INVALID, field, "%s must be %s", field, must);
-}
-
-static enum status unsupported(struct parse *p, const char *field, const char *why)
-{
-    return refuse(p->r, ST_UNSUPPORTED, field, "%s is not supported%s%s", field, *why ? ": " : "", why);
-}
-
-static enum status get_bool(struct parse *p, const char *field, const json_t *v, bool *out)
-{
-    if (!json_is_boolean(v))
-        return wrong(p, field, "true or false");
-    *out = json_is_true(v);
-    return ST_OK;
-}
-
-static enum status get_int(struct parse *p, const char *field, const json_t *v, int64_t *out)
-{
-    if (!json_is_integer(v))
-        return wrong(p, field, "an integer");
-    *out = json_integer_value(v);
-    return ST_OK;
-}
-
-static enum status get_number(struct parse *p, const char *field, const json_t *v, double *out)
-{
-    if (!json_is_number(v))
-        return wrong(p, field, "a number");
-    *out = json_number_value(v);
-    return ST_OK;
-}
-
-/* ---- prompts ---- */
-
-static enum status get_ids(struct parse *p, const char *field, const json_t *v)
-{
-    const size_t n = json_array_size(v);
-    int32_t *ids = want_alloc(p->w, n + 1, sizeof *ids);
-    if (!ids)
-        return refuse(p->r, ST_NO_MEMORY, "", "out of memory");
-    for (size_t i = 0; i < n; i++) {
-        const json_t *item = json_array_get(v, i);
-        const json_int_t id = json_is_integer(item) ? json_integer_value(item) : -1;
-        if (id < 0 || id > INT32_MAX)
-            return refuse(p->r, ST_INVALID, field, "%s[%zu] must be a token id", field, i);
-        ids[i] = (int32_t)id;
-    }
-    p->w->tokens = ids;
-    p->w->n_tokens = n;
-    p->w->kind = WANT_PROMPT_TOKENS;
-    return ST_OK;
-}
-
-static void take_text(struct want *w, const json_t *v)
-{
-    w->kind = WANT_PROMPT_TEXT;
-    w->text = json_string_value(v);
-    w->text_bytes = json_string_length(v);
-}
-
-/* A string, token ids, or a list of exactly one of either. */
-static enum status read_prompt(struct parse *p, const char *field, const json_t *v)
-{
-    static const char must[] = "a string, a list of token ids, or a list of one of these";
-    p->has_prompt = true;
-    if (json_is_array(v) && json_array_size(v) > 0 && !json_is_integer(json_array_get(v, 0))) {
-        const json_t *only = json_array_get(v, 0);
-        if (!json_is_string(only) && !json_is_array(only))
-            return wrong(p, field, must);
-        if (json_array_size(v) > 1)
-            return unsupported(p, field, "several prompts in one request; send one request each");
-        v = only;
-    }
-    if (json_is_string(v)) {
-        take_text(p->w, v);
-        return ST_OK;
-    }
-    if (json_is_array(v))
-        return get_ids(p, field, v);
-    return wrong(p, field, must);
-}
-
-static enum status read_tokens(struct parse *p, const char *field, const json_t *v)
-{
-    p->has_tokens = true;
-    return json_is_array(v) ? get_ids(p, field, v) : wrong(p, field, "a list of token ids");
-}
-
-/* [{"type": "text", "text": "..."}, ...]: the texts, one after the other */
-static enum status join_parts(struct parse *p, const char *field, const json_t *parts, struct chat_message *m)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < json_array_size(parts); i++) {
-        const json_t *part = json_array_get(parts, i);
-        const char *type = json_string_value(json_object_get(part, "type"));
-        const json_t *text = json_object_get(part, "text");
-        if (!type)
-            return refuse(p->r, ST_INVALID, field, "%s[%zu].type must be a string", field, i);
-        if (strcmp(type, "text") != 0)
-            return refuse(p->r, ST_UNSUPPORTED, field, "%s[%zu]: parts of type '%.40s' are not supported, only text",
-                          field, i, type);
-        if (!json_is_string(text))
-            return refuse(p->r, ST_INVALID, field, "%s[%zu].text must be a string", field, i);
-        const char *key;
-        json_t *value;
-        json_object_foreach((json_t *)part, key,
-                            value) if (strcmp(key, "type") != 0 && strcmp(key, "text") != 0 &&
-                                       !json_is_null(value)) return refuse(p->r, ST_UNSUPPORTED, field,
-                                                                           "%s[%zu].%.40s is not supported", field, i,
-                                                                           key);
-        n += json_string_length(text);
-    }
-    char *joined = want_alloc(p->w, n + 1, 1);
-    if (!joined)
-        return refuse(p->r, ST_NO_MEMORY, "", "out of memory");
-    m->content = joined;
-    for (size_t i = 0; i < json_array_size(parts); i++) {
-        const json_t *text = json_object_get(json_array_get(parts, i), "text");
-        memcpy(joined + m->content_bytes, json_string_value(text), json_string_length(text));
-        m->content_bytes += json_string_length(text);
-    }
-    return ST_OK;
-}
-
-static enum status read_message(struct parse *p, size_t i, const json_t *v, struct chat_message *m)
-{
-    char field[64];
-    snprintf(field, sizeof field, "messages[%zu]", i);
-    if (!json_is_object(v))
-        return wrong(p, field, "an object");
-    const char *key;
-    json_t *value;
-    json_object_foreach((json_t *)v, key, value)
-    {
-        if (!strcmp(key, "role") || !strcmp(key, "content") || json_is_null(value))
-            continue;
-        snprintf(field, sizeof field, "messages[%zu].%.30s", i, key);
-        return unsupported(p, field, "");
-    }
-    const json_t *role = json_object_get(v, "role"), *content = json_object_get(v, "content");
-    snprintf(field, sizeof field, "messages[%zu].role", i);
-    if (!json_is_string(role) || strlen(json_string_value(role)) != json_string_length(role))
-        return wrong(p, field, "a string");
-    m->role = json_string_value(role);
-    snprintf(field, sizeof field, "messages[%zu].content", i);
-    if (json_is_array(content))
-        return join_parts(p, field, content, m);
-    if (!json_is_string(content))
-        return wrong(p, field, "a string or a list of text parts");
-    m->content = json_string_value(content);
-    m->content_bytes = json_string_length(content);
-    return ST_OK;
-}
-
-static enum status read_messages(struct parse *p, const char *field, const json_t *v)
-{
-    const size_t n = json_array_size(v);
-    p->has_messages = true;
-    if (!json_is_array(v) || !n)
-        return wrong(p, field, "a list of at least one message");
-    struct chat_message *messages = want_alloc(p->w, n, sizeof *messages);
-    if (!messages)
-        return refuse(p->r, ST_NO_MEMORY, "", "out of memory");
-    for (size_t i = 0; i < n; i++) {
-        const enum status st = read_message(p, i, json_array_get(v, i), &messages[i]);
-        if (st)
-            return st;
-    }
-    p->w->kind = WANT_PROMPT_CHAT;
-    p->w->messages = messages;
-    p->w->n_messages = n;
-    return ST_OK;
-}
-
 /* ---- what is honoured ---- */
 
-static enum status read_model(struct parse *p, const char *field, const json_t *v)
+static enum status read_model(struct openai_parse *p, const char *field, const json_t *v)
 {
     if (!json_is_string(v) || strlen(json_string_value(v)) != json_string_length(v))
-        return wrong(p, field, "a string");
+        return openai_wrong(p, field, "a string");
     p->w->model = json_string_value(v);
     return ST_OK;
 }
 
-static enum status read_stream(struct parse *p, const char *field, const json_t *v)
+static enum status read_stream(struct openai_parse *p, const char *field, const json_t *v)
 {
-    return get_bool(p, field, v, &p->w->stream);
+    return openai_bool(p, field, v, &p->w->stream);
 }
 
-static enum status read_stream_options(struct parse *p, const char *field, const json_t *v)
+static enum status read_stream_options(struct openai_parse *p, const char *field, const json_t *v)
 {
     p->has_stream_options = true;
     if (!json_is_object(v))
-        return wrong(p, field, "an object");
+        return openai_wrong(p, field, "an object");
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)v, key, value)
@@ -231,20 +45,20 @@ static enum status read_stream_options(struct parse *p, const char *field, const
         if (json_is_null(value))
             continue;
         if (strcmp(key, "include_usage") != 0)
-            return unsupported(p, name, "");
-        const enum status st = get_bool(p, name, value, &p->w->include_usage);
+            return openai_unsupported(p, name, "");
+        const enum status st = openai_bool(p, name, value, &p->w->include_usage);
         if (st)
             return st;
     }
     return ST_OK;
 }
 
-static enum status read_max_tokens(struct parse *p, const char *field, const json_t *v)
+static enum status read_max_tokens(struct openai_parse *p, const char *field, const json_t *v)
 {
     int64_t n;
     const bool had = p->w->has_max_tokens;
     const uint32_t before = p->w->max_tokens;
-    const enum status st = get_int(p, field, v, &n);
+    const enum status st = openai_int(p, field, v, &n);
     if (st || want_set_max_tokens(p->w, field, n, p->r))
         return p->r->status;
     if (had && before != p->w->max_tokens)
@@ -252,75 +66,75 @@ static enum status read_max_tokens(struct parse *p, const char *field, const jso
     return ST_OK;
 }
 
-static enum status read_temperature(struct parse *p, const char *field, const json_t *v)
+static enum status read_temperature(struct openai_parse *p, const char *field, const json_t *v)
 {
     double x;
-    const enum status st = get_number(p, field, v, &x);
+    const enum status st = openai_number(p, field, v, &x);
     return st ? st : want_set_temperature(p->w, x, p->r);
 }
 
-static enum status read_top_p(struct parse *p, const char *field, const json_t *v)
+static enum status read_top_p(struct openai_parse *p, const char *field, const json_t *v)
 {
     double x;
-    const enum status st = get_number(p, field, v, &x);
+    const enum status st = openai_number(p, field, v, &x);
     return st ? st : want_set_top_p(p->w, x, p->r);
 }
 
-static enum status read_top_k(struct parse *p, const char *field, const json_t *v)
+static enum status read_top_k(struct openai_parse *p, const char *field, const json_t *v)
 {
     int64_t n;
-    const enum status st = get_int(p, field, v, &n);
+    const enum status st = openai_int(p, field, v, &n);
     return st ? st : want_set_top_k(p->w, n, p->r);
 }
 
-static enum status read_min_p(struct parse *p, const char *field, const json_t *v)
+static enum status read_min_p(struct openai_parse *p, const char *field, const json_t *v)
 {
     double x;
-    const enum status st = get_number(p, field, v, &x);
+    const enum status st = openai_number(p, field, v, &x);
     return st ? st : want_set_min_p(p->w, x, p->r);
 }
 
-static enum status read_presence_penalty(struct parse *p, const char *field, const json_t *v)
+static enum status read_presence_penalty(struct openai_parse *p, const char *field, const json_t *v)
 {
     double x;
-    const enum status st = get_number(p, field, v, &x);
+    const enum status st = openai_number(p, field, v, &x);
     return st ? st : want_set_presence_penalty(p->w, x, p->r);
 }
 
-static enum status read_frequency_penalty(struct parse *p, const char *field, const json_t *v)
+static enum status read_frequency_penalty(struct openai_parse *p, const char *field, const json_t *v)
 {
     double x;
-    const enum status st = get_number(p, field, v, &x);
+    const enum status st = openai_number(p, field, v, &x);
     return st ? st : want_set_frequency_penalty(p->w, x, p->r);
 }
 
-static enum status read_repetition_penalty(struct parse *p, const char *field, const json_t *v)
+static enum status read_repetition_penalty(struct openai_parse *p, const char *field, const json_t *v)
 {
     double x;
-    const enum status st = get_number(p, field, v, &x);
+    const enum status st = openai_number(p, field, v, &x);
     return st ? st : want_set_repetition_penalty(p->w, x, p->r);
 }
 
-static enum status read_min_tokens(struct parse *p, const char *field, const json_t *v)
+static enum status read_min_tokens(struct openai_parse *p, const char *field, const json_t *v)
 {
     int64_t n;
-    const enum status st = get_int(p, field, v, &n);
+    const enum status st = openai_int(p, field, v, &n);
     return st ? st : want_set_min_tokens(p->w, n, p->r);
 }
 
-static enum status read_n(struct parse *p, const char *field, const json_t *v)
+static enum status read_n(struct openai_parse *p, const char *field, const json_t *v)
 {
     int64_t n;
-    const enum status st = get_int(p, field, v, &n);
+    const enum status st = openai_int(p, field, v, &n);
     return st ? st : want_set_n(p->w, n, p->r);
 }
 
 /* {"token id": bias} */
-static enum status read_logit_bias(struct parse *p, const char *field, const json_t *v)
+static enum status read_logit_bias(struct openai_parse *p, const char *field, const json_t *v)
 {
     static const char must[] = "an object of token ids and numbers";
     if (!json_is_object(v))
-        return wrong(p, field, must);
+        return openai_wrong(p, field, must);
     struct plan_edit *bias = want_alloc(p->w, json_object_size(v) + 1, sizeof *bias);
     if (!bias)
         return refuse(p->r, ST_NO_MEMORY, "", "out of memory");
@@ -332,36 +146,36 @@ static enum status read_logit_bias(struct parse *p, const char *field, const jso
         char *end;
         const unsigned long id = strtoul(key, &end, 10);
         if (*key < '0' || *key > '9' || *end || id > INT32_MAX || !json_is_number(value))
-            return wrong(p, field, must);
+            return openai_wrong(p, field, must);
         const double add = json_number_value(value);
         bias[n++] = (struct plan_edit){ (uint32_t)id, add >= -101 && add <= 101 ? (float)add : NAN };
     }
     return want_set_bias(p->w, bias, n, p->r);
 }
 
-static enum status read_seed(struct parse *p, const char *field, const json_t *v)
+static enum status read_seed(struct openai_parse *p, const char *field, const json_t *v)
 {
     int64_t n;
-    const enum status st = get_int(p, field, v, &n);
+    const enum status st = openai_int(p, field, v, &n);
     if (st)
         return st;
     if (n < 0)
-        return wrong(p, field, "0 or above");
+        return openai_wrong(p, field, "0 or above");
     p->w->has_seed = true;
     p->w->seed = (uint64_t)n;
     return ST_OK;
 }
 
-static enum status read_stop(struct parse *p, const char *field, const json_t *v)
+static enum status read_stop(struct openai_parse *p, const char *field, const json_t *v)
 {
     if (json_is_string(v))
         return want_add_stop(p->w, json_string_value(v), json_string_length(v), p->r);
     if (!json_is_array(v))
-        return wrong(p, field, "a string or a list of strings");
+        return openai_wrong(p, field, "a string or a list of strings");
     for (size_t i = 0; i < json_array_size(v); i++) {
         const json_t *s = json_array_get(v, i);
         if (!json_is_string(s))
-            return wrong(p, field, "a string or a list of strings");
+            return openai_wrong(p, field, "a string or a list of strings");
         const enum status st = want_add_stop(p->w, json_string_value(s), json_string_length(s), p->r);
         if (st)
             return st;
@@ -370,128 +184,128 @@ static enum status read_stop(struct parse *p, const char *field, const json_t *v
 }
 
 /* Completions: a count of alternatives. Chat: a switch, and top_logprobs is the count. */
-static enum status read_logprobs(struct parse *p, const char *field, const json_t *v)
+static enum status read_logprobs(struct openai_parse *p, const char *field, const json_t *v)
 {
     if (p->kind == OPENAI_CHAT)
-        return get_bool(p, field, v, &p->w->logprobs);
+        return openai_bool(p, field, v, &p->w->logprobs);
     int64_t n;
-    const enum status st = get_int(p, field, v, &n);
+    const enum status st = openai_int(p, field, v, &n);
     p->w->logprobs = true;
     return st ? st : want_set_top(p->w, field, n, p->r);
 }
 
-static enum status read_top_logprobs(struct parse *p, const char *field, const json_t *v)
+static enum status read_top_logprobs(struct openai_parse *p, const char *field, const json_t *v)
 {
     int64_t n;
     p->has_top_logprobs = true;
-    const enum status st = get_int(p, field, v, &n);
+    const enum status st = openai_int(p, field, v, &n);
     return st ? st : want_set_top(p->w, field, n, p->r);
 }
 
-static enum status read_ignore_eos(struct parse *p, const char *field, const json_t *v)
+static enum status read_ignore_eos(struct openai_parse *p, const char *field, const json_t *v)
 {
-    return get_bool(p, field, v, &p->w->ignore_eos);
+    return openai_bool(p, field, v, &p->w->ignore_eos);
 }
 
-static enum status read_echo(struct parse *p, const char *field, const json_t *v)
+static enum status read_echo(struct openai_parse *p, const char *field, const json_t *v)
 {
-    return get_bool(p, field, v, &p->w->echo);
+    return openai_bool(p, field, v, &p->w->echo);
 }
 
-static enum status read_add_special_tokens(struct parse *p, const char *field, const json_t *v)
+static enum status read_add_special_tokens(struct openai_parse *p, const char *field, const json_t *v)
 {
     bool add;
-    const enum status st = get_bool(p, field, v, &add);
+    const enum status st = openai_bool(p, field, v, &add);
     if (!st)
         p->w->no_specials = !add;
     return st;
 }
 
-static enum status read_add_generation_prompt(struct parse *p, const char *field, const json_t *v)
+static enum status read_add_generation_prompt(struct openai_parse *p, const char *field, const json_t *v)
 {
     bool add;
-    const enum status st = get_bool(p, field, v, &add);
+    const enum status st = openai_bool(p, field, v, &add);
     if (!st)
         p->w->no_generation_prompt = !add;
     return st;
 }
 
 /* Whose request it is: tenants have fair shares. */
-static enum status read_user(struct parse *p, const char *field, const json_t *v)
+static enum status read_user(struct openai_parse *p, const char *field, const json_t *v)
 {
     if (!json_is_string(v))
-        return wrong(p, field, "a string");
+        return openai_wrong(p, field, "a string");
     want_set_tenant(p->w, json_string_value(v), json_string_length(v));
     return ST_OK;
 }
 
 /* An opaque name for the provider's own records: we keep none, and no answer depends on it. */
-static enum status read_name(struct parse *p, const char *field, const json_t *v)
+static enum status read_name(struct openai_parse *p, const char *field, const json_t *v)
 {
-    return json_is_string(v) ? ST_OK : wrong(p, field, "a string");
+    return json_is_string(v) ? ST_OK : openai_wrong(p, field, "a string");
 }
 
-static enum status read_priority(struct parse *p, const char *field, const json_t *v)
+static enum status read_priority(struct openai_parse *p, const char *field, const json_t *v)
 {
     int64_t n;
-    const enum status st = get_int(p, field, v, &n);
+    const enum status st = openai_int(p, field, v, &n);
     return st ? st : want_set_priority(p->w, n, p->r);
 }
 
-static enum status read_timeout(struct parse *p, const char *field, const json_t *v)
+static enum status read_timeout(struct openai_parse *p, const char *field, const json_t *v)
 {
     double x;
-    const enum status st = get_number(p, field, v, &x);
+    const enum status st = openai_number(p, field, v, &x);
     return st ? st : want_set_timeout(p->w, x, p->r);
 }
 
 /* ---- what is accepted only where it changes nothing ---- */
 
-static enum status only_number(struct parse *p, const char *field, const json_t *v, double neutral)
+static enum status only_number(struct openai_parse *p, const char *field, const json_t *v, double neutral)
 {
     double x;
-    const enum status st = get_number(p, field, v, &x);
+    const enum status st = openai_number(p, field, v, &x);
     if (st)
         return st;
     char why[48];
     snprintf(why, sizeof why, "only %g is accepted", neutral);
-    return x == neutral ? ST_OK : unsupported(p, field, why);
+    return x == neutral ? ST_OK : openai_unsupported(p, field, why);
 }
 
-static enum status only_1(struct parse *p, const char *field, const json_t *v)
+static enum status only_1(struct openai_parse *p, const char *field, const json_t *v)
 {
     return only_number(p, field, v, 1);
 }
 
-static enum status only_empty(struct parse *p, const char *field, const json_t *v)
+static enum status only_empty(struct openai_parse *p, const char *field, const json_t *v)
 {
     const bool empty = (json_is_object(v) && !json_object_size(v)) || (json_is_array(v) && !json_array_size(v));
-    return empty ? ST_OK : unsupported(p, field, "");
+    return empty ? ST_OK : openai_unsupported(p, field, "");
 }
 
-static enum status only_false(struct parse *p, const char *field, const json_t *v)
+static enum status only_false(struct openai_parse *p, const char *field, const json_t *v)
 {
-    return json_is_false(v) ? ST_OK : unsupported(p, field, "");
+    return json_is_false(v) ? ST_OK : openai_unsupported(p, field, "");
 }
 
-static enum status only_true(struct parse *p, const char *field, const json_t *v)
+static enum status only_true(struct openai_parse *p, const char *field, const json_t *v)
 {
-    return json_is_true(v) ? ST_OK : unsupported(p, field, "");
+    return json_is_true(v) ? ST_OK : openai_unsupported(p, field, "");
 }
 
-static enum status only_none(struct parse *p, const char *field, const json_t *v)
+static enum status only_none(struct openai_parse *p, const char *field, const json_t *v)
 {
     const char *s = json_string_value(v);
-    return s && !strcmp(s, "none") ? ST_OK : unsupported(p, field, "only 'none' is accepted");
+    return s && !strcmp(s, "none") ? ST_OK : openai_unsupported(p, field, "only 'none' is accepted");
 }
 
 /* {"name", "schema", "strict", "description"} */
-static enum status read_json_schema(struct parse *p, const json_t *v)
+static enum status read_json_schema(struct openai_parse *p, const json_t *v)
 {
     const char *key;
     json_t *value;
     if (!json_is_object(v))
-        return wrong(p, "response_format.json_schema", "an object");
+        return openai_wrong(p, "response_format.json_schema", "an object");
     json_object_foreach((json_t *)v, key, value)
     {
         char name[80];
@@ -500,24 +314,24 @@ static enum status read_json_schema(struct parse *p, const json_t *v)
             p->w->json_schema = value;
         else if (!strcmp(key, "strict") ? !json_is_boolean(value) && !json_is_null(value)
                                         : !json_is_string(value) && !json_is_null(value))
-            return wrong(p, name, !strcmp(key, "strict") ? "true or false" : "a string");
+            return openai_wrong(p, name, !strcmp(key, "strict") ? "true or false" : "a string");
         else if (strcmp(key, "strict") != 0 && strcmp(key, "name") != 0 && strcmp(key, "description") != 0)
-            return unsupported(p, name, "");
+            return openai_unsupported(p, name, "");
     }
     if (!json_is_object(p->w->json_schema))
-        return wrong(p, "response_format.json_schema.schema", "an object");
+        return openai_wrong(p, "response_format.json_schema.schema", "an object");
     p->w->schema_field = "response_format.json_schema.schema";
     return ST_OK;
 }
 
-static enum status read_response_format(struct parse *p, const char *field, const json_t *v)
+static enum status read_response_format(struct openai_parse *p, const char *field, const json_t *v)
 {
     const char *type = json_string_value(json_object_get(v, "type"));
     if (!json_is_object(v) || !type)
-        return wrong(p, field, "an object with a type");
+        return openai_wrong(p, field, "an object with a type");
     const bool schema = !strcmp(type, "json_schema");
     if (!schema && strcmp(type, "text") != 0 && strcmp(type, "json_object") != 0)
-        return unsupported(p, "response_format.type", "text, json_object and json_schema are");
+        return openai_unsupported(p, "response_format.type", "text, json_object and json_schema are");
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)v, key, value)
@@ -525,28 +339,29 @@ static enum status read_response_format(struct parse *p, const char *field, cons
         char name[80];
         snprintf(name, sizeof name, "response_format.%.40s", key);
         if (strcmp(key, "type") != 0 && !(schema && !strcmp(key, "json_schema")))
-            return unsupported(p, name, "");
+            return openai_unsupported(p, name, "");
     }
     p->w->json_object = !strcmp(type, "json_object");
     return schema ? read_json_schema(p, json_object_get(v, "json_schema")) : ST_OK;
 }
 
-static enum status only_text_modality(struct parse *p, const char *field, const json_t *v)
+static enum status only_text_modality(struct openai_parse *p, const char *field, const json_t *v)
 {
     const char *s = json_string_value(json_array_get(v, 0));
-    return json_array_size(v) == 1 && s && !strcmp(s, "text") ? ST_OK
-                                                              : unsupported(p, field, "only [\"text\"] is accepted");
+    return json_array_size(v) == 1 && s && !strcmp(s, "text")
+               ? ST_OK
+               : openai_unsupported(p, field, "only [\"text\"] is accepted");
 }
 
 static const struct field {
     const char *name;
     int where;
-    enum status (*read)(struct parse *p, const char *field, const json_t *v);
+    enum status (*read)(struct openai_parse *p, const char *field, const json_t *v);
 } fields[] = {
     { "model", ALL, read_model },
-    { "prompt", COMPLETION | TOKENIZE, read_prompt },
-    { "messages", CHAT | TOKENIZE, read_messages },
-    { "tokens", DETOKENIZE, read_tokens },
+    { "prompt", COMPLETION | TOKENIZE, openai_read_prompt },
+    { "messages", CHAT | TOKENIZE, openai_read_messages },
+    { "tokens", DETOKENIZE, openai_read_tokens },
     { "stream", BOTH, read_stream },
     { "stream_options", BOTH, read_stream_options },
     { "max_tokens", BOTH, read_max_tokens },
@@ -586,7 +401,7 @@ static const struct field {
     { "skip_special_tokens", BOTH, only_true },
 };
 
-static enum status read_fields(struct parse *p, const json_t *root)
+static enum status read_fields(struct openai_parse *p, const json_t *root)
 {
     const char *key;
     json_t *value;
@@ -600,7 +415,7 @@ static enum status read_fields(struct parse *p, const json_t *root)
                 f = &fields[i];
         char name[64];
         snprintf(name, sizeof name, "%.60s", key);
-        const enum status st = f ? f->read(p, f->name, value) : unsupported(p, name, "");
+        const enum status st = f ? f->read(p, f->name, value) : openai_unsupported(p, name, "");
         if (st)
             return st;
     }
@@ -609,7 +424,7 @@ static enum status read_fields(struct parse *p, const json_t *root)
 
 /* ---- fields together ---- */
 
-static enum status check_prompt(struct parse *p)
+static enum status check_prompt(struct openai_parse *p)
 {
     switch (p->kind) {
     case OPENAI_COMPLETION:
@@ -626,7 +441,7 @@ static enum status check_prompt(struct parse *p)
     return ST_OK;
 }
 
-static enum status check_together(struct parse *p)
+static enum status check_together(struct openai_parse *p)
 {
     struct want *w = p->w;
     const enum status st = check_prompt(p);
@@ -720,7 +535,7 @@ enum status openai_parse(enum openai_kind kind, const char *body, size_t bytes, 
     w->source_free = tree_free;
     if (!json_is_object(root))
         return refuse(r, ST_INVALID, "", "the body must be a JSON object");
-    struct parse p = { .w = w, .r = r, .kind = kind };
+    struct openai_parse p = { .w = w, .r = r, .kind = kind };
     const enum status st = read_fields(&p, root);
     return st ? st : check_together(&p);
 }
