@@ -315,8 +315,9 @@ enum rpc_code grpc_code(enum status st)
     case ST_BUSY:
     case ST_AGAIN:
         return RPC_RESOURCE_EXHAUSTED;
-    case ST_PEER:
     case ST_TIMEOUT:
+        return RPC_DEADLINE_EXCEEDED;
+    case ST_PEER:
     case ST_STALE:
     case ST_CANCELLED:
         return RPC_UNAVAILABLE;

@@ -300,7 +300,10 @@ void request_end(struct sched *s, struct sched_request *r, enum finish_reason re
     r->state = REQUEST_ENDED;
     s->n_preempting -= r->preempting;
     r->preempting = false;
-    if (reason == FINISH_ERROR) {
+    if (reason == FINISH_ERROR && status == ST_TIMEOUT) { /* as if its client had gone at that time */
+        log_info("request %s sequence %llu: %s", r->label, (unsigned long long)r->id, message);
+        s->stats.requests_cancelled++;
+    } else if (reason == FINISH_ERROR) {
         log_warn("request %s sequence %llu: %s", r->label, (unsigned long long)r->id, message);
         s->stats.requests_failed++;
     } else if (reason == FINISH_CANCELLED) {

@@ -396,7 +396,7 @@ static void life(const struct model *model, uint64_t seed)
         hits += outcome[i].cached;
         kv_read += outcome[i].kv_read;
         kv_dense += outcome[i].kv_dense;
-        if (shape.reads_apart || !shape.sharing)
+        if (shape.reads_apart)
             assert_int_equal(outcome[i].kv_read, outcome[i].kv_dense);
         assert_true(outcome[i].kv_read <= outcome[i].kv_dense);
     }
