@@ -149,7 +149,13 @@ def spread(rows, runs):
 
 
 def batch(rows, runs):
-    with Server(Q4, 1, THREADS) as s:
+    """With all cores at work for the worker, and with one left to the coordinator."""
+    for threads in (THREADS, THREADS - 1):
+        batch_of(rows, threads)
+
+
+def batch_of(rows, n_threads):
+    with Server(Q4, 1, n_threads) as s:
         before = s.status()["scheduler"]
         start = time.monotonic()
         threads = [threading.Thread(target=s.complete, args=(prompt(64), 129)) for _ in range(16)]
@@ -163,8 +169,8 @@ def batch(rows, runs):
     each = (now["coordination_us"] - before["coordination_us"]) / steps
     memory = after["workers"][0]
     resident, weights, pool = (memory[name] / 2**20 for name in ("resident_bytes", "weight_bytes", "pool_bytes"))
-    rows.append({"what": "batch", "tokens_per_s": 16 * 129 / took, "coordination_us": each, "resident_mib": resident, "weights_mib": weights, "pool_mib": pool})
-    print(f"| 16 decodes at once, Q4_1, tok/s | {16 * 129 / took:.0f} | - | - | coordination {each:.0f} us a step; the worker's resident set {resident:.0f} MiB: "
+    rows.append({"what": f"batch, {n_threads} threads", "tokens_per_s": 16 * 129 / took, "coordination_us": each, "resident_mib": resident, "weights_mib": weights, "pool_mib": pool})
+    print(f"| 16 decodes at once, Q4_1, {n_threads} thread{'s' * (n_threads > 1)}, tok/s | {16 * 129 / took:.0f} | - | - | coordination {each:.0f} us a step; the worker's resident set {resident:.0f} MiB: "
           f"weights {weights:.0f}, of a pool of {pool:.0f} what is in use |", flush=True)
 
 
