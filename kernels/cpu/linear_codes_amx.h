@@ -15,6 +15,22 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* A place in the stream of all groups: of a codec's units, blocks or pairs of them. */
+struct linear_at {
+    const uint8_t *group;
+    uint32_t g;
+    size_t unit;
+};
+
+INLINE void linear_next(struct linear_at *at, size_t n_units, size_t stride)
+{
+    if (++at->unit == n_units) {
+        at->unit = 0;
+        at->group += stride;
+        at->g++;
+    }
+}
+
 INLINE bool linear_has_5_bits(enum weight_codec codec)
 {
     return linear_codes_bytes(codec) == LINEAR_CODES_Q5;

@@ -40,21 +40,6 @@ struct few_pipe {
     float acc[AMX_ROWS * LINEAR_GROUP];
 } __attribute__((aligned(64)));
 
-struct few_at {
-    const uint8_t *group;
-    uint32_t g;
-    size_t block;
-};
-
-INLINE void few_next(struct few_at *at, size_t n_blocks, size_t stride)
-{
-    if (++at->block == n_blocks) {
-        at->block = 0;
-        at->group += stride;
-        at->g++;
-    }
-}
-
 #define FEW_MULTIPLY(c0, c1)                                                                                           \
     do {                                                                                                               \
         _tile_zero(c0);                                                                                                \
@@ -89,13 +74,13 @@ INLINE void few_store(bool odd, float (*c)[AMX_ROWS * LINEAR_GROUP])
 }
 
 /* The first block of a group starts from zero. */
-INLINE void few_add(const struct few_at *at, const float (*c)[AMX_ROWS * LINEAR_GROUP], float *acc,
+INLINE void few_add(const struct linear_at *at, const float (*c)[AMX_ROWS * LINEAR_GROUP], float *acc,
                     const uint32_t n_rows)
 {
-    const __m512 d0 = linear_load_d(WEIGHT_Q6_K, at->group, at->block, 0),
-                 d1 = linear_load_d(WEIGHT_Q6_K, at->group, at->block, 1);
+    const __m512 d0 = linear_load_d(WEIGHT_Q6_K, at->group, at->unit, 0),
+                 d1 = linear_load_d(WEIGHT_Q6_K, at->group, at->unit, 1);
     for (uint32_t r = 0; r < n_rows; r++) {
-        __m512 v = at->block ? _mm512_load_ps(acc + r * LINEAR_GROUP) : _mm512_setzero_ps();
+        __m512 v = at->unit ? _mm512_load_ps(acc + r * LINEAR_GROUP) : _mm512_setzero_ps();
         v = _mm512_fmadd_ps(d0, _mm512_load_ps(c[0] + r * LINEAR_GROUP), v);
         v = _mm512_fmadd_ps(d1, _mm512_load_ps(c[1] + r * LINEAR_GROUP), v);
         _mm512_store_ps(acc + r * LINEAR_GROUP, v);
@@ -108,28 +93,28 @@ static void few_rows(const struct linear_args *a, const uint32_t n_rows)
     const struct amx_chunk whole = { .args = a, .n_rows = n_rows };
     const uint32_t begin = a->out_begin / LINEAR_GROUP, end = (a->out_end + LINEAR_GROUP - 1) / LINEAR_GROUP;
     const size_t total = (end - begin) * n_blocks;
-    const struct few_at first = { (const uint8_t *)a->packed + begin * stride, begin, 0 };
-    struct few_at expanded = first, multiplied = first, added = first;
+    const struct linear_at first = { (const uint8_t *)a->packed + begin * stride, begin, 0 };
+    struct linear_at expanded = first, multiplied = first, added = first;
     struct few_pipe p;
     configure(n_rows, 4);
     for (size_t i = 0; i < total + PIPE_ADD; i++) {
         if (i < total) {
-            const uint8_t *codes = linear_codes(WEIGHT_Q6_K, expanded.group, expanded.block);
+            const uint8_t *codes = linear_codes(WEIGHT_Q6_K, expanded.group, expanded.unit);
             for (size_t at = 0; at < linear_pair_bytes(WEIGHT_Q6_K) / 2; at += 64)
                 _mm_prefetch((const char *)codes + PREFETCH + at, _MM_HINT_T0);
             linear_expand(WEIGHT_Q6_K, codes, p.b[i % PIPE_SLOTS]);
-            few_next(&expanded, n_blocks, stride);
+            linear_next(&expanded, n_blocks, stride);
         }
         if (i >= PIPE_ADD) {
             few_add(&added, (const void *)p.c[(i - PIPE_ADD) % PIPE_SLOTS], p.acc, n_rows);
-            if (added.block + 1 == n_blocks)
+            if (added.unit + 1 == n_blocks)
                 amx_finish(&whole, 0, added.g, p.acc);
-            few_next(&added, n_blocks, stride);
+            linear_next(&added, n_blocks, stride);
         }
         if (i >= PIPE_MULTIPLY && i - PIPE_MULTIPLY < total) {
             const size_t at = i - PIPE_MULTIPLY;
-            few_multiply(a, multiplied.block, at % 2, p.b[at % PIPE_SLOTS]);
-            few_next(&multiplied, n_blocks, stride);
+            few_multiply(a, multiplied.unit, at % 2, p.b[at % PIPE_SLOTS]);
+            linear_next(&multiplied, n_blocks, stride);
         }
         if (i >= PIPE_STORE && i - PIPE_STORE < total)
             few_store((i - PIPE_STORE) % 2, p.c[(i - PIPE_STORE) % PIPE_SLOTS]);

@@ -106,26 +106,10 @@ struct few_pipe {
     float acc[AMX_ROWS * LINEAR_GROUP];
 } __attribute__((aligned(64)));
 
-/* A place in the stream. */
-struct few_at {
-    const uint8_t *group;
-    uint32_t g;
-    size_t pair;
-};
-
-INLINE void few_next(struct few_at *at, size_t n_pairs, size_t stride)
-{
-    if (++at->pair == n_pairs) {
-        at->pair = 0;
-        at->group += stride;
-        at->g++;
-    }
-}
-
 /* The second half of an odd number's last pair is zeros: expanded for nothing, never multiplied. */
-INLINE void few_expand(enum weight_codec codec, const struct few_at *at, uint8_t (*b)[AMX_TILE])
+INLINE void few_expand(enum weight_codec codec, const struct linear_at *at, uint8_t (*b)[AMX_TILE])
 {
-    const uint8_t *codes = linear_codes(codec, at->group, 2 * at->pair);
+    const uint8_t *codes = linear_codes(codec, at->group, 2 * at->unit);
     for (size_t i = 0; i < linear_pair_bytes(codec); i += 64)
         _mm_prefetch((const char *)codes + PREFETCH + i, _MM_HINT_T0);
     linear_expand(codec, codes, b[0]);
@@ -147,10 +131,11 @@ INLINE void few_expand(enum weight_codec codec, const struct few_at *at, uint8_t
         }                                                                                                              \
     } while (0)
 
-INLINE void few_multiply(const struct linear_args *a, const struct few_at *at, bool odd, const uint8_t (*b)[AMX_TILE])
+INLINE void few_multiply(const struct linear_args *a, const struct linear_at *at, bool odd,
+                         const uint8_t (*b)[AMX_TILE])
 {
-    const uint16_t *x = (const uint16_t *)a->x + at->pair * 2 * LINEAR_BLOCK;
-    const bool whole = 2 * at->pair + 1 < linear_n_blocks(a->shape);
+    const uint16_t *x = (const uint16_t *)a->x + at->unit * 2 * LINEAR_BLOCK;
+    const bool whole = 2 * at->unit + 1 < linear_n_blocks(a->shape);
     amx_sees(b);
     if (odd)
         FEW_MULTIPLY(2, 3);
@@ -170,10 +155,10 @@ INLINE void few_store(bool odd, float (*c)[AMX_ROWS * LINEAR_GROUP])
 }
 
 /* Adds a pair's products, or the last block's, to the sums of `room` rows; those beyond n_rows are never looked at. */
-INLINE void few_add(enum weight_codec codec, const struct few_at *at, const float (*c)[AMX_ROWS * LINEAR_GROUP],
+INLINE void few_add(enum weight_codec codec, const struct linear_at *at, const float (*c)[AMX_ROWS * LINEAR_GROUP],
                     const float *sums, __m512 *acc, const uint32_t room, const int n)
 {
-    const size_t block = 2 * at->pair;
+    const size_t block = 2 * at->unit;
     __m512 d[2], m[2];
 #pragma GCC unroll 2
     for (int i = 0; i < n; i++) {
@@ -199,8 +184,8 @@ INLINE void few_rows(const struct linear_args *a, enum weight_codec codec, const
     const struct amx_chunk whole = { .args = a, .n_rows = a->n_rows };
     const uint32_t begin = a->out_begin / LINEAR_GROUP, end = (a->out_end + LINEAR_GROUP - 1) / LINEAR_GROUP;
     const size_t total = (end - begin) * n_pairs;
-    const struct few_at first = { (const uint8_t *)a->packed + begin * stride, begin, 0 };
-    struct few_at expanded = first, multiplied = first, added = first;
+    const struct linear_at first = { (const uint8_t *)a->packed + begin * stride, begin, 0 };
+    struct linear_at expanded = first, multiplied = first, added = first;
     struct few_pipe p;
     __m512 acc[AMX_ROWS];
 #pragma GCC unroll 16
@@ -211,15 +196,15 @@ INLINE void few_rows(const struct linear_args *a, enum weight_codec codec, const
     for (size_t i = 0; i < total + PIPE_ADD; i++) {
         if (i < total) {
             few_expand(codec, &expanded, p.b[i % PIPE_SLOTS]);
-            few_next(&expanded, n_pairs, stride);
+            linear_next(&expanded, n_pairs, stride);
         }
         if (i >= PIPE_ADD) {
             const float(*c)[AMX_ROWS * LINEAR_GROUP] = (const void *)p.c[(i - PIPE_ADD) % PIPE_SLOTS];
-            if (2 * added.pair + 1 < n_blocks)
+            if (2 * added.unit + 1 < n_blocks)
                 few_add(codec, &added, c, a->scratch, acc, room, 2);
             else
                 few_add(codec, &added, c, a->scratch, acc, room, 1);
-            if (added.pair + 1 == n_pairs) {
+            if (added.unit + 1 == n_pairs) {
 #pragma GCC unroll 16
                 for (uint32_t r = 0; r < room; r++) {
                     _mm512_store_ps(p.acc + r * LINEAR_GROUP, acc[r]);
@@ -227,12 +212,12 @@ INLINE void few_rows(const struct linear_args *a, enum weight_codec codec, const
                 }
                 amx_finish(&whole, 0, added.g, p.acc);
             }
-            few_next(&added, n_pairs, stride);
+            linear_next(&added, n_pairs, stride);
         }
         if (i >= PIPE_MULTIPLY && i - PIPE_MULTIPLY < total) {
             const size_t at = i - PIPE_MULTIPLY;
             few_multiply(a, &multiplied, at % 2, (const void *)p.b[at % PIPE_SLOTS]);
-            few_next(&multiplied, n_pairs, stride);
+            linear_next(&multiplied, n_pairs, stride);
         }
         if (i >= PIPE_STORE && i - PIPE_STORE < total)
             few_store((i - PIPE_STORE) % 2, p.c[(i - PIPE_STORE) % PIPE_SLOTS]);
