@@ -28,7 +28,7 @@ rm -rf $dir/llama_cpp_python-$version
 sed -i 's/^\( *\)_tile_loadconfig(&tc);/\1__asm__ volatile("" ::: "memory");\n&/' $dir/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp
 cmake -S $dir/llama.cpp -B $dir/llama.cpp/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF \
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DGGML_OPENMP=ON >/dev/null
+echo "llama.cpp of llama-cpp-python $version, $(sed -n 's/.*GGML_VERSION_\(MAJOR\|MINOR\|PATCH\) \([0-9]*\).*/\2/p' $dir/llama.cpp/ggml/CMakeLists.txt | paste -sd. ) (ggml)" >$dir/version
 ninja -C $dir/llama.cpp/build --quiet llama-bench llama-quantize
 server
-echo "llama.cpp of llama-cpp-python $version, $(git --version >/dev/null; sed -n 's/.*GGML_VERSION_\(MAJOR\|MINOR\|PATCH\) \([0-9]*\).*/\2/p' $dir/llama.cpp/ggml/CMakeLists.txt | paste -sd. ) (ggml)" >$dir/version
 cat $dir/version

@@ -45,7 +45,6 @@ enum status grammar_of_object(struct grammar **grammar_out, struct error *err);
 /* Counted: compilers give one reference. One thread. */
 struct grammar *grammar_ref(struct grammar *g);
 void grammar_unref(struct grammar *g);
-uint32_t grammar_n_nodes(const struct grammar *g);
 
 /* ---- the vocabulary as a sorted list; read by any thread ---- */
 

@@ -370,11 +370,6 @@ void grammar_unref(struct grammar *g)
     free(g);
 }
 
-uint32_t grammar_n_nodes(const struct grammar *g)
-{
-    return g->program.n;
-}
-
 /* ---- making them anew ---- */
 
 /* A state's threads with their stacks spelled out: [at, depth, back ...] each, the innermost return last. */

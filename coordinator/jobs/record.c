@@ -16,11 +16,6 @@ static const char *const states[] = { [JOB_QUEUED] = "queued",
                                       [JOB_CANCELLED] = "cancelled" };
 static const char *const kinds[] = { [JOB_GENERATE] = "generate", [JOB_HTTP] = "http" };
 
-const char *job_state_text(enum job_state state)
-{
-    return states[state];
-}
-
 /* ---- fields: one row each, read and written alike ---- */
 
 enum form { FORM_TEXT, FORM_NAME, FORM_HEX, FORM_U64, FORM_U32 }; /* a name: of letters, digits and '-', not empty */

@@ -41,8 +41,6 @@ enum status job_record_write(const struct job_record *r, char **text_out);
 /* Anything may stand in text. ST_CORRUPT: err names the field. */
 enum status job_record_read(const void *text, size_t bytes, struct job_record *r_out, struct error *err);
 
-const char *job_state_text(enum job_state state);
-
 #ifdef __cplusplus
 }
 #endif
