@@ -159,16 +159,13 @@ static enum status read_chat(struct want *w, const Longspan__V1__Chat *chat, str
 {
     if (!chat->n_messages)
         return refuse(r, ST_INVALID, "chat", "chat must have at least one message");
-    struct chat_message *messages = want_alloc(w, chat->n_messages, sizeof *messages);
-    if (!messages)
-        return refuse(r, ST_NO_MEMORY, "", "out of memory");
+    w->own_messages = json_array();
     for (size_t i = 0; i < chat->n_messages; i++)
-        messages[i] = (struct chat_message){ .role = chat->messages[i]->role,
-                                             .content = chat->messages[i]->content,
-                                             .content_bytes = strlen(chat->messages[i]->content) };
+        if (json_array_append_new(w->own_messages, json_pack("{s:s, s:s}", "role", chat->messages[i]->role, "content",
+                                                             chat->messages[i]->content)))
+            return refuse(r, ST_NO_MEMORY, "", "out of memory");
     w->kind = WANT_PROMPT_CHAT;
-    w->messages = messages;
-    w->n_messages = chat->n_messages;
+    w->messages = w->own_messages;
     return ST_OK;
 }
 

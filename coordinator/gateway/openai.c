@@ -392,6 +392,7 @@ static const struct field {
     { "logit_bias", BOTH, read_logit_bias },
     { "response_format", BOTH, read_response_format },
     { "modalities", CHAT, only_text_modality },
+    { "chat_template_kwargs", CHAT | TOKENIZE, openai_read_template_args },
     { "tools", CHAT, only_empty },
     { "tool_choice", CHAT, only_none },
     { "functions", CHAT, only_empty },
@@ -444,9 +445,12 @@ static enum status check_prompt(struct openai_parse *p)
 static enum status check_together(struct openai_parse *p)
 {
     struct want *w = p->w;
-    const enum status st = check_prompt(p);
-    if (st || p->kind > OPENAI_CHAT)
-        return st;
+    if (check_prompt(p) || openai_check_tools(p))
+        return p->r->status;
+    if (p->kind == OPENAI_TOKENIZE && !p->has_messages && (w->tools || w->template_args))
+        return refuse(p->r, ST_INVALID, "messages", "messages must be there with tools and chat_template_kwargs");
+    if (p->kind > OPENAI_CHAT)
+        return ST_OK;
     if (p->has_stream_options && !w->stream)
         return refuse(p->r, ST_INVALID, "stream_options", "stream_options needs stream: true");
     if (p->has_top_logprobs && !w->logprobs)
@@ -503,8 +507,7 @@ static void tree_free(void *root)
     json_decref(root);
 }
 
-/* At least as many as there are values: each but the first comes after one of these marks. */
-static bool too_many_values(const char *body, size_t bytes, size_t values_max)
+size_t openai_values(const char *body, size_t bytes)
 {
     size_t n = 0;
     bool quoted = false;
@@ -517,14 +520,14 @@ static bool too_many_values(const char *body, size_t bytes, size_t values_max)
         else if (!quoted)
             n += c == ',' || c == '[' || c == '{' || c == ':';
     }
-    return n > values_max;
+    return n;
 }
 
 enum status openai_parse(enum openai_kind kind, const char *body, size_t bytes, size_t values_max, struct want *w,
                          struct refusal *r)
 {
     json_error_t e;
-    if (bytes > values_max && too_many_values(body, bytes, values_max))
+    if (bytes > values_max && openai_values(body, bytes) > values_max)
         return refuse_code(r, ST_TOO_LARGE, kind == OPENAI_CHAT ? "messages" : "prompt", "context_length_exceeded",
                            "the body has more than %zu values, and this server's context holds fewer tokens",
                            values_max);
@@ -535,7 +538,7 @@ enum status openai_parse(enum openai_kind kind, const char *body, size_t bytes, 
     w->source_free = tree_free;
     if (!json_is_object(root))
         return refuse(r, ST_INVALID, "", "the body must be a JSON object");
-    struct openai_parse p = { .w = w, .r = r, .kind = kind };
+    struct openai_parse p = { .w = w, .r = r, .kind = kind, .values_left = values_max };
     const enum status st = read_fields(&p, root);
     return st ? st : check_together(&p);
 }

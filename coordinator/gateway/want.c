@@ -64,11 +64,13 @@ void want_drop_source(struct want *w)
     w->blocks = NULL;
     w->text = w->model = NULL;
     w->tokens = w->forced = NULL;
-    w->messages = NULL;
+    w->messages = w->tools = w->template_args = NULL;
+    w->tool_name = NULL;
     w->bias = NULL;
     w->json_schema = NULL;
     json_decref(w->own_schema);
-    w->own_schema = NULL;
+    json_decref(w->own_messages);
+    w->own_schema = w->own_messages = NULL;
     w->n_bias = w->n_stops = 0;
 }
 
@@ -142,17 +144,44 @@ static enum status tokenize_text(const struct want *w, const struct tokenizer *t
     return ST_OK;
 }
 
+/* A template that shows no calls would drop them in silence. */
+static enum status check_calls_shown(const struct want *w, const struct tokenizer *t, struct refusal *r)
+{
+    const char *template = chat_template(t);
+    if (template && strstr(template, "tool_calls"))
+        return ST_OK;
+    for (size_t i = 0; i < json_array_size(w->messages); i++)
+        if (json_object_get(json_array_get(w->messages, i), "tool_calls"))
+            return refuse(r, ST_UNSUPPORTED, "messages",
+                          "messages[%zu].tool_calls: the chat template of this model shows none", i);
+    return ST_OK;
+}
+
+/* What the tokenizer says begins with the field at fault, or it is the template's own exception. */
+static enum status chat_refused(enum status st, const struct error *err, struct refusal *r)
+{
+    static const char *const fields[] = { "tools", "chat_template_kwargs", "messages" };
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (!strncmp(err->text, fields[i], strlen(fields[i])))
+            return refuse(r, st, fields[i], "%s", err->text);
+    return refuse(r, st, "messages", "messages: %s", *err->text ? err->text : status_text(st));
+}
+
 static enum status tokenize_chat(const struct want *w, const struct tokenizer *t, uint32_t positions_max,
                                  int32_t **ids_out, size_t *n_out, struct refusal *r)
 {
     struct error err = { 0 };
-    const enum status st =
-        chat_encode(t, w->messages, w->n_messages, !w->no_generation_prompt, positions_max, ids_out, n_out, &err);
+    const struct chat_input in = { .messages = w->messages,
+                                   .tools = w->tools,
+                                   .kwargs = w->template_args,
+                                   .generation_prompt = !w->no_generation_prompt };
+    enum status st = check_calls_shown(w, t, r);
+    if (st)
+        return st;
+    st = chat_encode_json(t, &in, positions_max, ids_out, n_out, &err);
     if (st == ST_TOO_LARGE)
         return too_long("messages", positions_max, r);
-    if (st)
-        return refuse(r, st, "messages", "messages: %s", *err.text ? err.text : status_text(st));
-    return ST_OK;
+    return st ? chat_refused(st, &err, r) : ST_OK;
 }
 
 enum status want_tokenize(const struct want *w, const struct tokenizer *t, const struct model *m,

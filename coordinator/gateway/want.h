@@ -35,6 +35,9 @@ enum status refuse_code(struct refusal *r, enum status st, const char *field, co
 
 enum want_prompt { WANT_PROMPT_TEXT, WANT_PROMPT_TOKENS, WANT_PROMPT_CHAT };
 
+/* Whether the answer is, or may be, calls of tools. */
+enum want_tool_choice { WANT_TOOL_AUTO, WANT_TOOL_REQUIRED, WANT_TOOL_NAMED };
+
 enum { WANT_TENANT_MAX = 127, WANT_TIMEOUT_MS_MAX = 7 * 24 * 3600 * 1000 };
 
 struct want_block;
@@ -50,8 +53,12 @@ struct want {
     size_t text_bytes;
     const int32_t *tokens; /* TOKENS; checked against the vocabulary later */
     size_t n_tokens;
-    const struct chat_message *messages; /* CHAT */
-    size_t n_messages;
+    const struct json_t *messages;      /* CHAT: array of at least one, borrowed from the source or own_messages */
+    const struct json_t *tools;         /* array of at least one; NULL: none that may be called */
+    const struct json_t *template_args; /* object; NULL: none */
+    enum want_tool_choice tool_choice;
+    const char *tool_name;     /* the one of WANT_TOOL_NAMED */
+    bool one_tool_call;        /* no more than one */
     bool no_specials;          /* do not begin a text with bos */
     bool no_generation_prompt; /* of a chat */
 
@@ -81,7 +88,7 @@ struct want {
     char tenant[WANT_TENANT_MAX + 1]; /* whose it is; "": nobody's in particular */
     int64_t timeout_ms;               /* from when it came; 0: none */
 
-    struct json_t *own_schema; /* of json_schema, where the source is none */
+    struct json_t *own_schema, *own_messages; /* of json_schema and messages, where the source is none */
     void *source;
     void (*source_free)(void *source);
     struct want_block *blocks;

@@ -46,6 +46,7 @@ enum status chat_init(struct tokenizer *t)
 void chat_deinit(struct tokenizer *t)
 {
     jinja_template_free(t->chat);
+    free(t->own_template);
     free(t->bos_text);
     free(t->eos_text);
 }
@@ -69,6 +70,33 @@ enum status tokenizer_set_date(struct tokenizer *t, const char *date, struct err
     t->now = day;
     t->has_now = true;
     return ST_OK;
+}
+
+enum status tokenizer_set_template(struct tokenizer *t, const char *text, size_t bytes, struct error *err)
+{
+    struct jinja_template *chat = NULL;
+    struct error why = { 0 };
+    if (memchr(text, 0, bytes))
+        return error_set(err, ST_INVALID, "chat-template: holds a NUL character");
+    const enum status st = jinja_template_new(text, bytes, &chat, &why);
+    if (st)
+        return error_set(err, st, "chat-template: %s", *why.text ? why.text : status_text(st));
+    char *own = text_copy(text, bytes);
+    if (!own) {
+        jinja_template_free(chat);
+        return error_set(err, ST_NO_MEMORY, "out of memory");
+    }
+    jinja_template_free(t->chat);
+    free(t->own_template);
+    t->chat = chat;
+    t->own_template = own;
+    t->chat_error = (struct error){ 0 };
+    return ST_OK;
+}
+
+const char *chat_template(const struct tokenizer *t)
+{
+    return !t->chat ? NULL : t->own_template ? t->own_template : t->vocab->chat_template;
 }
 
 const char *chat_refusal(const struct tokenizer *t)
@@ -313,26 +341,5 @@ enum status chat_render_json(const struct tokenizer *t, const struct chat_input 
         d.text = NULL;
     }
     rendered_deinit(&d);
-    return st;
-}
-
-enum status chat_encode(const struct tokenizer *t, const struct chat_message *messages, size_t n_messages,
-                        bool generation_prompt, size_t ids_max, int32_t **ids_out, size_t *n_out, struct error *err)
-{
-    json_t *list = json_array();
-    enum status st = list ? ST_OK : ST_NO_MEMORY;
-    for (size_t i = 0; !st && i < n_messages; i++) {
-        json_t *m = json_object();
-        /* bytes that are no UTF-8 are the tokenizer's affair */
-        if (json_object_set_new(m, "role", json_stringn_nocheck(messages[i].role, strlen(messages[i].role))) ||
-            json_object_set_new(m, "content", json_stringn_nocheck(messages[i].content, messages[i].content_bytes)) ||
-            json_array_append(list, m))
-            st = ST_NO_MEMORY;
-        json_decref(m);
-    }
-    if (!st)
-        st = chat_encode_json(t, &(struct chat_input){ .messages = list, .generation_prompt = generation_prompt },
-                              ids_max, ids_out, n_out, err);
-    json_decref(list);
     return st;
 }

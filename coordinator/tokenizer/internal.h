@@ -33,6 +33,7 @@ struct tokenizer {
     int32_t bos;
     /* of chats: */
     struct jinja_template *chat; /* NULL: bytes, or chat_error */
+    char *own_template;          /* instead of the vocabulary's; NULL: none */
     struct error chat_error;
     char *bos_text, *eos_text; /* the template's bos_token and eos_token, or NULL */
     struct tm now;

@@ -311,6 +311,13 @@ bool tokenizer_is_control(const struct tokenizer *t, int32_t id)
     return !(t->vocab->kind == MODEL_VOCAB_BYTES && id < 256) && is_hidden(t->vocab->tokens[id].type);
 }
 
+int32_t tokenizer_control(const struct tokenizer *t, const char *name)
+{
+    const uint8_t *text = (const uint8_t *)name, *end = text + strlen(name), *from, *to;
+    const int32_t id = added_find(t->added, text, end, true, &from, &to);
+    return id >= 0 && from == text && to == end && tokenizer_is_control(t, id) ? id : -1;
+}
+
 uint32_t tokenizer_n_tokens(const struct tokenizer *t)
 {
     return t->vocab->n_tokens;

@@ -45,6 +45,8 @@ const char *tokenizer_token_bytes(const struct tokenizer *t, int32_t id, bool sp
 /* How much of a whole text, joined of its tokens' bytes, decoding drops at its start: 1 of SentencePiece's that begins with a space, else 0. */
 size_t tokenizer_start_dropped(const struct tokenizer *t, const char *text, size_t bytes);
 bool tokenizer_is_control(const struct tokenizer *t, int32_t id);
+/* The control token of this name; -1: there is none. */
+int32_t tokenizer_control(const struct tokenizer *t, const char *name);
 uint32_t tokenizer_n_tokens(const struct tokenizer *t);
 
 /*
@@ -72,6 +74,11 @@ const char *token_stream_finish(struct token_stream *s, size_t *bytes_out);
  * is no strftime_now, and templates fall back to a date of their own. The default is "none". Before the tokenizer is shared. ST_INVALID.
  */
 enum status tokenizer_set_date(struct tokenizer *t, const char *date, struct error *err);
+
+/* The template to render chats with instead of the model's own. Before the tokenizer is shared. Errors as jinja_template_new's, naming chat-template. */
+enum status tokenizer_set_template(struct tokenizer *t, const char *text, size_t bytes, struct error *err);
+/* The text of the template that chats are rendered with, NUL-terminated; NULL: none. */
+const char *chat_template(const struct tokenizer *t);
 
 /* NULL: chats can be rendered. Else why not, in words: the model has no template, or it holds what is not supported (named, with its line). */
 const char *chat_refusal(const struct tokenizer *t);
@@ -106,16 +113,6 @@ enum status chat_encode_json(const struct tokenizer *t, const struct chat_input 
 /* The rendered text alone: malloc'd, with a NUL after it. */
 enum status chat_render_json(const struct tokenizer *t, const struct chat_input *in, char **text_out, size_t *bytes_out,
                              struct error *err);
-
-struct chat_message {
-    const char *role;
-    const char *content;
-    size_t content_bytes;
-};
-
-/* chat_encode_json for messages of role and content alone. */
-enum status chat_encode(const struct tokenizer *t, const struct chat_message *messages, size_t n_messages,
-                        bool generation_prompt, size_t ids_max, int32_t **ids_out, size_t *n_out, struct error *err);
 
 #ifdef __cplusplus
 }

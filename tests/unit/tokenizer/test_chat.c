@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "coordinator/tokenizer/internal.h"
+#include "tests/unit/tokenizer/chat_list.h"
 #include "tests/unit/tokenizer/tiny_vocab.h"
 
 #define SMOLLM2                                                                                                        \
@@ -387,6 +388,43 @@ static void bytes_are_joined_by_line_ends(void **state)
     tokenizer_free(t);
 }
 
+static void a_template_of_ones_own_is_used(void **state)
+{
+    (void)state;
+    static const char mine[] = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}{{ tools }}";
+    const struct chat_message m[] = { message("user", "<|im_start|>") };
+    struct tiny_vocab v;
+    struct error err = { 0 };
+    size_t n;
+    struct tokenizer *t = build(&v, "{% nonsense %}", true);
+    assert_null(chat_template(t));
+    assert_int_equal(tokenizer_set_template(t, "{% if %}", 8, &err), ST_INVALID);
+    assert_non_null(strstr(err.text, "chat-template"));
+    assert_non_null(chat_refusal(t));
+    assert_int_equal(tokenizer_set_template(t, mine, strlen(mine), &err), ST_OK);
+    assert_null(chat_refusal(t));
+    assert_string_equal(chat_template(t), mine);
+    assert_true(chat_reads(t, "tools"));
+    char *text = render(t, m, 1, false, &n);
+    assert_string_equal(text, "<|im_start|><|im_start|>None");
+    assert_int_equal(n, 1);
+    free(text);
+    assert_int_equal(tokenizer_control(t, "<|im_end|>"), 257);
+    assert_int_equal(tokenizer_control(t, "<|im_end|>x"), -1);
+    assert_int_equal(tokenizer_control(t, "x<|im_end|>"), -1);
+    assert_int_equal(tokenizer_control(t, "a"), -1);
+    tokenizer_free(t);
+    /* over bytes as well */
+    tiny_init(&v, NULL, NULL);
+    v.v.kind = MODEL_VOCAB_BYTES;
+    assert_int_equal(tokenizer_build(&v.v, -1, 1, &t, NULL), ST_OK);
+    assert_int_equal(tokenizer_set_template(t, "{{ messages[0].content }}!", 26, &err), ST_OK);
+    text = render(t, m, 1, true, &n);
+    assert_string_equal(text, "<|im_start|>!");
+    free(text);
+    tokenizer_free(t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -394,7 +432,7 @@ int main(void)
         cmocka_unit_test(what_cannot_be_evaluated_is_named), cmocka_unit_test(deep_nesting_is_refused),
         cmocka_unit_test(what_runs_too_long_is_ended),       cmocka_unit_test(words_that_are_cut_and_joined_stay_words),
         cmocka_unit_test(tools_and_variables_are_passed),    cmocka_unit_test(the_date_is_a_setting),
-        cmocka_unit_test(bytes_are_joined_by_line_ends),
+        cmocka_unit_test(bytes_are_joined_by_line_ends),     cmocka_unit_test(a_template_of_ones_own_is_used),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,6 +12,7 @@
 
 #include "common/file.h"
 #include "coordinator/tokenizer/internal.h"
+#include "tests/unit/tokenizer/chat_list.h"
 #include "coordinator/tokenizer/tokenizer.h"
 
 #define GOLDEN LONGSPAN_SOURCE_DIR "/tests/golden/tokenizer/chats.json"
