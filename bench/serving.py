@@ -4,8 +4,9 @@ Figures of serving, with llama.cpp's server and RPC mode measured in the same ru
 bench/peers.sh. The load on both servers is `longspan bench`. Parts, each under three minutes:
 
     batch    16 decodes at once, output tokens per second, against llama-server -np 16 (both of its settings of flash attention are tried, the better is kept)
-    mixed    TTFT p99 of short prompts with one prompt of 8k tokens among them, against without
-    prefix   a shared prefix of 4k tokens x 32 requests: seconds, and the share of prompts from cache, against --prefix-sharing=false, and against llama-server
+    mixed    TTFT p99 of short prompts with one prompt of 8k tokens among them, against without; llama-server's beside it
+    prefix   a shared prefix of 4k tokens x 32 requests: seconds, the share of prompts from cache, the share of bytes that attention read; against --prefix-sharing=false
+             and llama-server
     rpc      decode at 7680 tokens over two processes: our two workers against llama.cpp with two rpc-servers
     ready    seconds from the start of `up` with the default model to ready
 
@@ -111,32 +112,48 @@ def mixed_ttft(port, long_prompt, seed):
 
 
 def mixed(rows, runs):
+    """Each run: without and with the long prompt, on one server, then on the other; the ratio is the median of the runs' own."""
+    figures = {"longspan": [], "llama.cpp": []}
     with Server(Q4, 1, THREADS) as s:
         load(s.port, "--requests", 2, "--input-tokens", 64, "--output-tokens", 8)
-        alone, among = [], []
         for i in range(runs):
-            alone.append(mixed_ttft(s.port, False, 10 * i + 1))
-            among.append(mixed_ttft(s.port, True, 10 * i + 1))
-    rows.append({"what": "mixed", "alone_ms": median(alone), "among_ms": median(among), "ratio": median(among) / median(alone)})
-    print(f"| TTFT p99 of short prompts beside one of 8000 tokens, ms | {median(among):.1f} | without it: {median(alone):.1f} | {median(among) / median(alone):.2f} | |", flush=True)
+            figures["longspan"].append([mixed_ttft(s.port, long_prompt, 10 * i + 1) for long_prompt in (False, True)])
+            if has_server():
+                with LlamaServer("-np", 8, "-c", 8 * 8192, "-fa", "on") as p:
+                    load(p.port, "--requests", 2, "--input-tokens", 64, "--output-tokens", 8)
+                    figures["llama.cpp"].append([mixed_ttft(p.port, long_prompt, 10 * i + 1) for long_prompt in (False, True)])
+    for name, pairs in figures.items():
+        if pairs:
+            alone, among, ratio = median([a for a, _ in pairs]), median([b for _, b in pairs]), median([b / a for a, b in pairs])
+            rows.append({"what": "mixed", "server": name, "alone_ms": alone, "among_ms": among, "ratio": ratio})
+            print(f"| {name}: TTFT p99 of short prompts beside one of 8000 tokens, ms | {among:.1f} | without it: {alone:.1f} | {ratio:.2f} | |", flush=True)
+
+
+def bytes_read(port):
+    """Bytes of keys and values that attention has read, and would have read without shared reads."""
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+    return [float(next(line for line in text.splitlines() if line.startswith(f"longspan_kv_bytes_{what}_total")).split()[1]) for what in ("read", "dense")]
 
 
 def prefix(rows, runs):
+    """The peer keeps a prefix a slot, so it has four slots: later requests find it there."""
     flags = ["--requests", 32, "--concurrency", 32, "--input-tokens", 4160, "--prefix-tokens", 4096, "--output-tokens", 16]
     few = ["--requests", 4, "--concurrency", 4, *flags[4:]]    # without sharing, four say what 32 would take: prefill is linear in their number
-    ours, none, theirs, cached = [], [], [], []
+    ours, none, theirs, cached, read = [], [], [], [], []
     with Server(Q4, 1, THREADS) as s, Server(Q4, 1, THREADS, "--prefix-sharing=false") as apart:
         for i in range(runs):
+            before = bytes_read(s.port)
             summary = load(s.port, *flags, "--seed", i + 1)
+            after = bytes_read(s.port)
+            read.append((after[0] - before[0]) / (after[1] - before[1]))
             ours.append(summary["seconds"])
             cached.append(summary["cached_tokens"] / summary["input_tokens"])
             none.append(load(apart.port, *few, "--seed", i + 1)["seconds"] * 8)
-    if has_server():
-        for i in range(runs):
-            with LlamaServer("-np", 32, "-c", 32 * 4608, "-fa", "on", "--cache-reuse", 256, "--kv-unified") as p:
-                theirs.append(load(p.port, *few, "--seed", i + 1)["seconds"] * 8)
+            if has_server():
+                with LlamaServer("-np", 4, "-c", 4 * 4608, "-fa", "on") as p:
+                    theirs.append(load(p.port, *flags, "--seed", i + 1)["seconds"])
     row(rows, "4096 shared tokens x 32 requests, seconds", ours, theirs, without_sharing=f"{median(none):.1f} (8 x 4 requests)", cached=f"{median(cached):.0%} of the prompts",
-        peer="8 x 4 requests" if theirs else "not built")
+        read=f"{median(read):.0%} of the bytes of keys and values that each by itself would have read", peer="-np 4" if theirs else "not built")
 
 
 def llama_rpc(runs):

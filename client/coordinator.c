@@ -51,6 +51,7 @@ int command_coordinator(int argc, char **argv)
         .sched = { .positions_max = s.positions_max,
                    .step_rows_max = s.step_rows_max,
                    .prefill_chunk_rows = s.prefill_chunk_rows,
+                   .step_target_ms = s.step_target_ms,
                    .sequences_max = s.sequences_max,
                    .queue_max = s.queue_max,
                    .spread_min_tokens = s.spread_min_tokens,

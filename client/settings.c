@@ -40,7 +40,8 @@ const struct config_field settings_fields[] = {
     { "share-reads", "true", CONFIG_BOOL, PLAIN(share_reads), 0, 0, NULL, WORK, "sequences read the blocks they share in one pass (same tokens either way)" },
 
     { "step-rows-max", "1024", CONFIG_U32, PLAIN(step_rows_max), 64, 65536, NULL, SERVE, "rows one step may hold; more favours throughput, fewer favours TPOT" },
-    { "prefill-chunk-rows", "128", CONFIG_U32, PLAIN(prefill_chunk_rows), 1, 65536, NULL, SERVE, "rows of a long prompt in a step while others are there" },
+    { "prefill-chunk-rows", "128", CONFIG_U32, PLAIN(prefill_chunk_rows), 1, 65536, NULL, SERVE, "rows of a long prompt in a step while others are there, at most;" },
+    { "step-target-ms", "40", CONFIG_U32, PLAIN(step_target_ms), 0, 60000, NULL, SERVE, "and no more than take so long, so that who comes next starts soon; 0: no such limit" },
     { "sequences-max", "64", CONFIG_U32, PLAIN(sequences_max), 1, 4096, NULL, SERVE, "sequences that run at once" },
     { "queue-max", "1024", CONFIG_U32, PLAIN(queue_max), 0, 1 << 20, NULL, SERVE, "requests that wait at once; more get 429" },
     { "spread-min-tokens", "2048", CONFIG_U32, PLAIN(spread_min_tokens), 1, 1 << 24, NULL, SERVE, "sequences of fewer positions stay on one worker" },

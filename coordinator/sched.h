@@ -26,7 +26,8 @@ struct sched_request;
 struct sched_config {
     uint32_t positions_max;      /* longest context served: prompt + generated */
     uint32_t step_rows_max;      /* token budget of a step */
-    uint32_t prefill_chunk_rows; /* rows of a long prompt in a step while others are there, or were lately */
+    uint32_t prefill_chunk_rows; /* rows of a long prompt in a step while others are there, or were lately: at most, */
+    uint32_t step_target_ms;     /* and no more than such a step has time for; 0: no such limit */
     uint32_t sequences_max;      /* running at once */
     uint32_t queue_max;          /* waiting at once; more are refused (ST_BUSY) */
     uint32_t
@@ -159,6 +160,7 @@ struct sched_stats {
     uint64_t steps, prompt_rows, decode_rows, prefix_hit_tokens, prompt_tokens, completion_tokens, requests_done,
         requests_failed, requests_cancelled, preemptions;
     uint64_t coordination_us; /* sum over steps of (interval of the step - slowest worker's busy and wait time) */
+    uint64_t kv_bytes_read, kv_bytes_dense; /* sums of proto/plan.h's struct result */
 };
 void sched_stats(const struct sched *s, struct sched_stats *stats_out);
 /* -> number written, at most max */

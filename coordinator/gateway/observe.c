@@ -67,6 +67,10 @@ static void write_sched(const struct sched *sched, FILE *out)
     one(out, "longspan_decode_rows_total", "counter", "Decode rows computed.", (double)s.decode_rows);
     one(out, "longspan_coordination_seconds_total", "counter",
         "Sum over steps of the step's interval without its slowest worker's time.", 1e-6 * (double)s.coordination_us);
+    one(out, "longspan_kv_bytes_read_total", "counter", "Bytes of keys and values read by attention.",
+        (double)s.kv_bytes_read);
+    one(out, "longspan_kv_bytes_dense_total", "counter",
+        "Bytes it would have read if each sequence read all of its blocks by itself.", (double)s.kv_bytes_dense);
     one(out, "longspan_positions_fit", "gauge", "Longest context that the ready workers' pools hold.",
         (double)sched_positions_fit(sched));
 }

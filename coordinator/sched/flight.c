@@ -206,6 +206,10 @@ static void figures(struct sched *s, struct group *g, const struct flight *f)
         if (now - from > (int64_t)f->slowest_us)
             s->stats.coordination_us += (uint64_t)(now - from) - f->slowest_us;
     }
+    if (f->n_prefill_rows && f->slowest_us) {
+        const uint64_t took = f->slowest_us / f->n_prefill_rows;
+        g->row_us = g->row_us ? (3 * g->row_us + took) / 4 : took;
+    }
     g->done_us = now;
     g->done_ms = sched_now_ms(s);
     for (uint32_t i = 0; i < f->n_requests; i++) {
@@ -257,6 +261,8 @@ enum status flight_result(struct sched *s, struct group *g, uint8_t slot, const 
     if (result->busy_us + result->wait_us > f->slowest_us)
         f->slowest_us = result->busy_us + result->wait_us;
     f->kv_read += result->kv_bytes_read;
+    s->stats.kv_bytes_read += result->kv_bytes_read;
+    s->stats.kv_bytes_dense += result->kv_bytes_dense;
     f->kv_dense += result->kv_bytes_dense;
     f->shares[slot] = (struct share){ result->bytes_sent, result->bytes_received };
     directory_dropped(&s->dir, slot, f->n_drops[slot]);

@@ -195,14 +195,27 @@ static int prefill_order(const void *a, const void *b)
     return x->arrival < y->arrival ? -1 : x->arrival > y->arrival;
 }
 
+/* Rows of prompts in a step that others wait for, or may come to wait for: what took step_target_ms lately. */
+static uint32_t chunk_rows(const struct sched *s, const struct group *g, uint32_t least)
+{
+    const uint32_t most = s->config.prefill_chunk_rows;
+    if (!s->config.step_target_ms || !g->row_us)
+        return most;
+    const uint64_t rows = (uint64_t)s->config.step_target_ms * 1000 / g->row_us;
+    return rows >= most ? most : rows > least ? (uint32_t)rows : least;
+}
+
 /*
- * Chunks of prompts. Short prompts go before long ones and whole; a long one gets what they leave of prefill_chunk_rows (an eighth of it at least, so that
- * it goes on), or the whole step if nobody else is here or was lately: a step that was planned keeps who comes next waiting.
+ * Chunks of prompts. Short prompts go before long ones and whole. A long one has the whole step if nobody else is here or was lately; else a step that
+ * was planned keeps who comes next waiting: it gets what the short ones leave of chunk_rows, and where they leave nothing it sits out, but for one
+ * step of two.
  */
 static void prefills_choose(struct sched *s, struct group *g, struct flight *f, uint32_t budget, bool company)
 {
     const uint32_t chunk = s->config.prefill_chunk_rows, least = chunk / 8 ? chunk / 8 : 1;
+    const uint32_t room = chunk_rows(s, g, least);
     uint32_t n = 0, used = 0;
+    bool passed_over = false;
     sched_grow((void **)&s->order, &s->order_cap, g->n_requests, sizeof(struct sched_request *));
     for (uint32_t i = 0; i < g->n_requests; i++) {
         if (g->requests[i]->ahead < prefill_end(g->requests[i]) && may_run(s, g->requests[i]))
@@ -212,13 +225,18 @@ static void prefills_choose(struct sched *s, struct group *g, struct flight *f, 
         qsort(s->order, n, sizeof(struct sched_request *), prefill_order);
     for (uint32_t i = 0; i < n && budget; i++) {
         uint32_t most = budget;
-        if ((company || n > 1) && prefill_end(s->order[i]) - s->order[i]->ahead > chunk)
-            most = used + least < chunk ? chunk - used : least;
+        if ((company || n > 1) && prefill_end(s->order[i]) - s->order[i]->ahead > chunk) {
+            most = used + least <= room ? room - used : g->passed_over || !used ? least : 0;
+            passed_over = passed_over || !most;
+            if (!most)
+                continue;
+        }
         const uint32_t added = prefill_add(s, f, s->order[i], most < budget ? most : budget);
         budget -= added;
         used += added;
     }
     f->n_prefill_rows = used;
+    g->passed_over = passed_over;
 }
 
 static void rows_choose(struct sched *s, struct group *g, struct flight *f)
@@ -344,7 +362,8 @@ bool planner_send(struct sched *s, struct group *g)
     if (g->hold || g->probing || g->abort.active || g->n_flights >= s->config.plans_ahead)
         return false;
     /* Behind a step of many rows the next one is not made yet: who comes meanwhile would wait for both. */
-    if (g->n_flights && g->flights[g->n_flights - 1]->n_prefill_rows > SCHED_HEAVY_ROWS)
+    const uint64_t rows = g->n_flights ? g->flights[g->n_flights - 1]->n_prefill_rows : 0;
+    if (rows > SCHED_HEAVY_ROWS || rows * g->row_us > SCHED_HEAVY_US)
         return false;
     struct flight *f = flight_new(s);
     s->stamp++;

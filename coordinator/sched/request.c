@@ -182,7 +182,7 @@ void request_release(struct sched *s, struct sched_request *r)
     if (s->workers[r->home].ready)
         s->workers[r->home].n_homes--;
     if (r->group)
-        group_remove(r->group, r);
+        group_remove(s, r->group, r);
     r->group = NULL;
     uint32_t i = 0;
     while (s->running[i] != r)

@@ -35,8 +35,9 @@ enum {
     SCHED_IDS_A_RUN = 1024,     /* content ids computed for an admission before others have their turn: 1.5 ms */
     SCHED_PROBE_MS = 500,       /* for an answer to a plan without rows */
     SCHED_RUN_MS = 1000,        /* sched_run is wanted again at the latest */
-    SCHED_COMPANY_MS = 2000,    /* after others were there a long prompt leaves room for others to come */
-    SCHED_HEAVY_ROWS = 128,     /* prompt rows of a step behind which none is planned ahead */
+    SCHED_COMPANY_MS = 5000,    /* after others were there a long prompt leaves room for others to come */
+    SCHED_HEAVY_ROWS = 128,     /* prompt rows of a step behind which none is planned ahead, */
+    SCHED_HEAVY_US = 20000,     /* or fewer, if they take so long */
     SCHED_COST_GENERATED = 2,   /* of a generated token, where one of a prompt costs 1 */
 };
 #define SCHED_NO_SLOT   UINT8_MAX
@@ -207,7 +208,9 @@ struct group {
     uint16_t ids[SCHED_SLOTS];
     struct flight *flights[SCHED_PLANS_MAX]; /* oldest first */
     uint32_t n_flights;
-    int64_t company_ms;              /* when it last had more than one request */
+    int64_t company_ms;              /* when it last had more than one request, or one of them left */
+    uint64_t row_us;                 /* what a prompt's row took lately, its share of the step; 0: unknown */
+    bool passed_over;                /* the last plan left a long prompt out */
     int64_t done_ms, done_us;        /* when the last plan retired */
     bool hold;                       /* no more plans: it is to change */
     struct sched_request **requests; /* by admission */
@@ -434,7 +437,7 @@ void group_break(struct sched *s, struct group *g, uint64_t guilty, const char *
 void group_answered(struct sched *s, struct group *g);
 /* Deadlines and aborts. -> ms until the next one */
 int64_t groups_check(struct sched *s);
-void group_remove(struct group *g, const struct sched_request *r);
+void group_remove(struct sched *s, struct group *g, const struct sched_request *r);
 
 /* planner.c: makes and sends the next plan. false: nothing to do. */
 bool planner_send(struct sched *s, struct group *g);
