@@ -1,0 +1,114 @@
+#ifndef LONGSPAN_KERNELS_SELECTOR_H
+#define LONGSPAN_KERNELS_SELECTOR_H
+
+/*
+ * Sparse attention: who picks the blocks of KV that take part. A selector makes a sketch of every complete block and layer, scores sketches, and
+ * a budget says how many of the best are read. One file a method (cpu/selector_*.c) behind one table. All sums run in the order that is said
+ * here, all exponentials are exp_f32(), and every variant of a method gives the same bits: a choice never depends on the ISA.
+ *
+ * Sources: quest: arXiv:2406.10774, block bounds of the keys by channel. sketch-walk: a project variant of Sketch&Walk (arXiv:2602.07397): all rows
+ * of block c share one list, made from the sketches of the blocks before c alone, so that prefill and decode, any chunk and any
+ * replay choose alike. Causal softmax, temperature 1 / sqrt(head_dim), sharpening 8.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    SELECTOR_DENSITY_ONE = 1000000, /* densities are integers in millionths: no rounding mode decides a budget */
+    SELECTOR_FORCED = 4,            /* block 0, the two blocks before the row's own, its own */
+    SELECTOR_SLOTS = 64,            /* slot = leaf mod slots, for choices by slot */
+    SELECTOR_WALK_BLOCKS = 4096,    /* the longest walk */
+    SELECTOR_WALK_DIM =
+        64, /* coordinates of a walk sketch's half, or head_dim rounded up to a power of two if that is less */
+};
+
+struct selector_shape {
+    uint32_t n_heads, n_kv_heads, head_dim; /* head_dim even, at most 256 */
+    enum kv_codec open;                     /* of the blocks that sketches are made from: KV_BF16 or KV_F32 */
+};
+
+struct selector_impl {
+    const char *name;
+    uint32_t needs; /* enum cpu_cap */
+    bool by_row;    /* a list a row and KV head, from the row's own query; else a list a block, from sketches alone */
+    bool prompt_dense;   /* by default prompt rows read all */
+    uint32_t blocks_max; /* a longer context can not be walked; 0: any */
+    /* Of one block and layer; a multiple of 4. */
+    size_t (*sketch_bytes)(const struct selector_shape *shape);
+    /*
+     * k_parts [n_kv_heads]: keys of the complete open block, as struct attn_impl lays out codec `open`. q_means [KV_BLOCK][head_dim] f32: of each position
+     * the mean over heads of its rounded queries (selector_q_mean), read only where the method has a query half (!by_row).
+     */
+    void (*sketch)(const struct selector_shape *shape, const void *const *k_parts, const float *q_means,
+                   void *sketch_out);
+    /*
+     * by_row: scores of n blocks for one KV head: the best of its group's n_heads / n_kv_heads queries q[i] [head_dim] (rounded as attention rounds them).
+     * A score bounds q.k / 1 over the block: sum over channels of max(q lo, q hi), channel d added to lane d mod 16, lanes joined by halves.
+     */
+    void (*score)(const struct selector_shape *shape, uint32_t kv_head, const float *const *q,
+                  const void *const *sketches, uint32_t n, float *scores_out);
+    /*
+     * !by_row: row `block` of the walk's weights, W[block][0 .. block] in bf16: softmax(a)^8 with a_j = <query half of block, key half of j> / sqrt(head_dim).
+     * logits: scratch of block + 1 floats.
+     */
+    void (*weights)(const struct selector_shape *shape, const void *const *sketches, uint32_t block, float *logits,
+                    uint16_t *w_out);
+};
+
+/* Best variant first, the reference last, method after method. */
+extern const struct selector_impl selector_impls[];
+extern const uint32_t n_selector_impls;
+/* The first variant of a method that caps allow; NULL: no such method ("dense" is none: nothing is picked). */
+const struct selector_impl *selector_find(const char *name, uint32_t caps);
+
+/* out [head_dim]: the mean over heads of a row's queries q [n_heads][head_dim], each rounded as attention rounds it; heads ascending. */
+void selector_q_mean(const struct selector_shape *shape, const float *q, float *out);
+
+/*
+ * The walk through one layer: r_out[j] = sum over i >= j, ascending, of (r[i] / max r) w[i][j], for j < n. The rescaling changes no choice, and without it
+ * the numbers underflow after a few layers. w[i]: row i of the weights, [i + 1] bf16. In the first layer the walk is row n - 1 of the weights
+ * itself. r_out is not r.
+ */
+void selector_walk(const uint16_t *const *w, uint32_t n, const float *r, float *r_out);
+
+/* How many blocks a row of block `own` reads, its own included: ceil(density (own + 1)), at least the forced ones, at most all. */
+uint32_t selector_budget(uint32_t own, uint32_t density);
+
+struct selector_choice {
+    uint32_t own;         /* block of the row */
+    uint32_t density;     /* millionths, 1 .. SELECTOR_DENSITY_ONE */
+    uint32_t leaf_blocks; /* by slot: blocks a leaf */
+    bool by_slot; /* scope local: each slot has its share of the budget, by the blocks it has; else the best of all */
+};
+/* Words of a list over blocks 0 .. own. */
+static inline uint32_t selector_words(uint32_t own)
+{
+    return own / 64 + 1;
+}
+static inline bool selector_has(const uint64_t *list, uint32_t block)
+{
+    return list[block / 64] >> (block % 64) & 1;
+}
+/* Is everything read, whatever the scores are? */
+static inline bool selector_reads_all(uint32_t own, uint32_t density)
+{
+    return selector_budget(own, density) > own;
+}
+/*
+ * list_out [selector_words(own)]: bit c set: block c is read. The forced blocks, and the highest scores [own] among the rest: ties to the lower block, -0 is
+ * +0, NaN is lowest. scratch [2 own] words. scores may be NULL if all is read.
+ */
+void selector_choose(const struct selector_choice *choice, const float *scores, uint32_t *scratch, uint64_t *list_out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
