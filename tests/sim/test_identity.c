@@ -1,7 +1,7 @@
 /*
  * The identity contract, with the real scheduler and real workers in one process: tokens and log-probabilities do not depend on the number of workers, on
- * homes, owners, chunks, batches, prefix hits, leaves that are read once for several sequences, or leaves that move meanwhile. Each life draws all of these
- * from its seed and is compared with every request alone on one worker.
+ * homes, owners, chunks, batches, codecs of KV, prefix hits, leaves that are read once for several sequences, leaves that move meanwhile, or pools so small that requests
+ * give way to others and are computed again. Each life draws all of these from its seed and is compared with every request alone on one worker.
  *
  * ctest-labels: tsan
  * Replay: sim_test_identity --seed N
@@ -126,7 +126,9 @@ static uint32_t choose(void *ctx, const char *what, uint32_t n)
 }
 
 struct shape {
-    uint32_t n_workers, n_threads, rows_max, chunk, spread_min, plans_ahead;
+    uint32_t n_workers, n_threads, rows_max, chunk, spread_min, plans_ahead, n_blocks;
+    enum kv_codec codec;
+    uint32_t open_blocks;
     bool sharing, reads_apart;
     uint64_t seed; /* 0: policy chooses */
 };
@@ -144,6 +146,8 @@ static struct cluster *cluster_new(const struct model *model, const struct shape
         .step_deadline_ms = 60000,
         .plans_ahead = s->plans_ahead,
         .prefix_sharing = s->sharing,
+        .preemption = true,
+        .starve_ms = 20,
     };
     const struct sched_ops ops = { .send = sched_send, .now_ms = now_ms, .choose = s->seed ? choose : NULL };
     struct error err = { 0 };
@@ -163,7 +167,9 @@ static struct cluster *cluster_new(const struct model *model, const struct shape
             .reads_apart = s->reads_apart,
             .step_rows_max = s->rows_max,
             .positions_max = POSITIONS,
-            .n_blocks = 320,
+            .n_blocks = s->n_blocks,
+            .open_blocks = s->open_blocks,
+            .kv_codec = s->codec,
             .exchange_ops = &exchange_local,
             .exchange = { .self = (uint16_t)i, .spin_us = 20, .stash_bytes_max = 64 << 20, .hub = c->hub },
             .on_result = on_result,
@@ -200,10 +206,10 @@ static void deliver(struct cluster *c, const struct letter *l)
         fail_msg("worker %u: %s", l->worker, err.text);
 }
 
-/* Runs the scheduler and hands it what workers say until *open is 0. */
-static void run(struct cluster *c, const uint32_t *open)
+/* Runs the scheduler and hands it what workers say until *open is 0, or they have said something n times. */
+static void run(struct cluster *c, const uint32_t *open, uint32_t n)
 {
-    while (*open) {
+    while (*open && n) {
         const int64_t ms = sched_run(c->sched);
         pthread_mutex_lock(&c->lock);
         if (!c->first && *open) {
@@ -220,6 +226,7 @@ static void run(struct cluster *c, const uint32_t *open)
         pthread_mutex_unlock(&c->lock);
         while (l) {
             struct letter *next = l->next;
+            n -= n > 0;
             deliver(c, l);
             free(l->message);
             free(l);
@@ -293,7 +300,7 @@ static void on_done(void *user, const struct sched_done *done)
 
 static const struct sched_events events = { .scored = on_scored, .token = on_token, .done = on_done };
 
-static void submit(struct cluster *c, const struct request *r, struct outcome *o, uint32_t *open)
+static void submit(struct cluster *c, const struct request *r, int32_t priority, struct outcome *o, uint32_t *open)
 {
     const struct sched_want want = {
         .tokens = r->prompt,
@@ -303,6 +310,7 @@ static void submit(struct cluster *c, const struct request *r, struct outcome *o
         .n_top = 3,
         .score = r->score,
         .label = "test",
+        .priority = priority,
     };
     struct sched_request *handle;
     struct error err = { 0 };
@@ -343,23 +351,29 @@ static void compare(const struct outcome *got, const struct outcome *want, uint3
 static struct request requests[REQUESTS];
 static struct outcome truth[REQUESTS];
 
-static void alone_on_one_worker(const struct model *model)
+static void alone_on_one_worker(const struct model *model, enum kv_codec codec)
 {
-    const struct shape shape = {
-        .n_workers = 1, .n_threads = 1, .rows_max = 1024, .chunk = 64, .spread_min = 4096, .plans_ahead = 1
-    };
+    const struct shape shape = { .n_workers = 1,
+                                 .codec = codec,
+                                 .open_blocks = 2,
+                                 .n_threads = 1,
+                                 .rows_max = 1024,
+                                 .chunk = 64,
+                                 .spread_min = 4096,
+                                 .plans_ahead = 1,
+                                 .n_blocks = 320 };
     struct cluster *c = cluster_new(model, &shape);
     for (uint32_t i = 0; i < REQUESTS; i++) {
         uint32_t open = 0;
-        submit(c, &requests[i], &truth[i], &open);
-        run(c, &open);
+        submit(c, &requests[i], 0, &truth[i], &open);
+        run(c, &open, UINT32_MAX);
     }
     cluster_free(c);
 }
 
-static uint64_t hits, kv_read, kv_dense;
+static uint64_t hits, kv_read, kv_dense, preemptions;
 
-static void life(const struct model *model, uint64_t seed)
+static void life(const struct model *model, uint64_t seed, enum kv_codec codec)
 {
     static struct outcome outcome[REQUESTS];
     static const uint32_t chunks[] = { 1, 64, 100, 500, 1024 };
@@ -374,6 +388,9 @@ static void life(const struct model *model, uint64_t seed)
         .sharing = rng_below(&rng, 4) != 0,
         .reads_apart = rng_below(&rng, 4) == 0,
         .seed = rng_below(&rng, 3) ? seed : 0,
+        .n_blocks = rng_below(&rng, 2) ? 320 : POSITIONS / PLAN_BLOCK + 8 + rng_below(&rng, 32),
+        .codec = codec,
+        .open_blocks = 3 + rng_below(&rng, 3 * REQUESTS),
     };
     struct cluster *c = cluster_new(model, &shape);
     uint32_t order[REQUESTS], open = 0;
@@ -384,13 +401,18 @@ static void life(const struct model *model, uint64_t seed)
         order[i] = order[j];
         order[j] = t;
     }
-    /* a first half whose blocks the second may find; then all the rest at once */
+    /* a first half whose blocks the second may find; then the rest at once, in two waves, the second of which may come before the first */
     for (uint32_t i = 0; i < REQUESTS; i++) {
-        submit(c, &requests[order[i]], &outcome[order[i]], &open);
+        submit(c, &requests[order[i]], -(int32_t)rng_below(&rng, 1 + i), &outcome[order[i]], &open);
         if (i == REQUESTS / 2)
-            run(c, &open);
+            run(c, &open, UINT32_MAX);
+        if (i == REQUESTS * 3 / 4)
+            run(c, &open, 3 + rng_below(&rng, 30));
     }
-    run(c, &open);
+    run(c, &open, UINT32_MAX);
+    struct sched_stats stats;
+    sched_stats(c->sched, &stats);
+    preemptions += stats.preemptions;
     for (uint32_t i = 0; i < REQUESTS; i++) {
         compare(&outcome[i], &truth[i], i, seed);
         hits += outcome[i].cached;
@@ -411,18 +433,22 @@ static void bits_do_not_depend_on_the_cluster(void **state)
     log_set_level(LOG_LEVEL_ERROR);
     if (model_open(MODEL, &model, &err))
         fail_msg("%s", err.text);
+    static const enum kv_codec codecs[] = { KV_BF16, KV_INT8, KV_INT4_ROT };
     for (uint64_t seed = first_seed, set = 0; seed < first_seed + n_lives; seed++) {
-        if (set != 1 + seed / 4) {
-            set = 1 + seed / 4;
+        const enum kv_codec codec = codecs[seed / 2 % 3];
+        if (set != 1 + seed / 2) {
+            set = 1 + seed / 2;
             requests_make(requests, set);
-            alone_on_one_worker(model);
+            alone_on_one_worker(model, codec);
         }
-        life(model, seed);
+        life(model, seed, codec);
     }
-    print_message("%llu lives of %d requests, %llu tokens from prefix hits, %.0f of %.0f MB of keys and values read\n",
+    print_message("%llu lives of %d requests, %llu tokens from prefix hits, %.0f of %.0f MB of keys and values read, "
+                  "%llu preemptions\n",
                   (unsigned long long)n_lives, REQUESTS, (unsigned long long)hits, (double)kv_read / 1e6,
-                  (double)kv_dense / 1e6);
+                  (double)kv_dense / 1e6, (unsigned long long)preemptions);
     assert_true(n_lives < 3 || (hits > 0 && kv_read < kv_dense));
+    assert_true(n_lives < 3 || preemptions > 0);
     model_close(model);
 }
 
