@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/error.h"
 #include "kernels/kernels.h"
 
 #ifdef __cplusplus
@@ -107,6 +108,34 @@ static inline bool selector_reads_all(uint32_t own, uint32_t density)
  * +0, NaN is lowest. scratch [2 own] words. scores may be NULL if all is read.
  */
 void selector_choose(const struct selector_choice *choice, const float *scores, uint32_t *scratch, uint64_t *list_out);
+
+/* ---- what a deployment says (selector_spec.c) ---- */
+
+enum {
+    SELECTOR_TEXT = 80,
+    SELECTOR_DENSITY_DEFAULT = 200000,
+    SELECTOR_DENSE_LAYERS = 2, /* the first layers attend everywhere */
+};
+
+struct selector_spec {
+    char name[16];         /* "dense": nothing is picked, and the rest means nothing */
+    uint32_t density;      /* millionths */
+    uint32_t dense_layers; /* layers 0 .. dense_layers - 1 are dense */
+    bool by_slot;          /* scope=local, else global */
+    bool prompt;           /* prompt=sparse: prompt rows are sparse too; the default of sketch-walk */
+};
+
+/*
+ * "dense", or NAME[@DENSITY][,layers=N][,scope=global|local][,prompt=dense|sparse]: flags, the configuration that workers are sent, and the context of
+ * block ids are this text. ST_INVALID: err says what is wrong.
+ */
+enum status selector_parse(const char *text, struct selector_spec *spec_out, struct error *err);
+/* All of it, so that equal specs are equal texts. */
+void selector_text(const struct selector_spec *spec, char text_out[SELECTOR_TEXT]);
+/* Decimal text above 0 and at most 1, six decimals at most -> millionths. */
+bool selector_density_parse(const char *text, size_t n, uint32_t *density_out);
+/* The nearest millionth, at least one; false: not above 0 and at most 1. */
+bool selector_density_of(double density, uint32_t *density_out);
 
 #ifdef __cplusplus
 }

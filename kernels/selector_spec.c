@@ -1,0 +1,125 @@
+#include "kernels/selector.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* [0, 1] with at most six digits behind the point -> millionths; 0 and what is no such number: false */
+bool selector_density_parse(const char *text, size_t n, uint32_t *density_out)
+{
+    uint32_t value = 0, scale = SELECTOR_DENSITY_ONE;
+    size_t i = 0;
+    if (n == 0 || (text[0] != '0' && text[0] != '1'))
+        return false;
+    value = text[i++] == '1' ? SELECTOR_DENSITY_ONE : 0;
+    if (i < n && text[i++] != '.')
+        return false;
+    for (; i < n; i++) {
+        if (text[i] < '0' || text[i] > '9' || (scale /= 10) == 0)
+            return false;
+        value += (uint32_t)(text[i] - '0') * scale;
+    }
+    if (text[n - 1] == '.' || value == 0 || value > SELECTOR_DENSITY_ONE)
+        return false;
+    *density_out = value;
+    return true;
+}
+
+bool selector_density_of(double density, uint32_t *density_out)
+{
+    if (!(density > 0) || density > 1)
+        return false;
+    const uint32_t value = (uint32_t)(density * SELECTOR_DENSITY_ONE + 0.5);
+    *density_out = value ? value : 1;
+    return true;
+}
+
+static bool option(const char **at, const char *name, char value_out[16])
+{
+    const size_t n = strlen(name);
+    if (strncmp(*at, name, n) != 0 || (*at)[n] != '=')
+        return false;
+    const char *value = *at + n + 1;
+    const size_t length = strcspn(value, ",");
+    if (length == 0 || length > 15)
+        return false;
+    memcpy(value_out, value, length);
+    value_out[length] = 0;
+    *at = value + length;
+    return true;
+}
+
+static enum status option_read(const char *text, const char **at, struct selector_spec *spec, struct error *err)
+{
+    char value[16], *end;
+    if (option(at, "layers", value)) {
+        const unsigned long layers = strtoul(value, &end, 10);
+        if (*end || value[0] == '-' || layers > 4096)
+            return error_set(err, ST_INVALID, "selector %s: layers=%s, a number up to 4096 is wanted", text, value);
+        spec->dense_layers = (uint32_t)layers;
+    } else if (option(at, "scope", value)) {
+        spec->by_slot = !strcmp(value, "local");
+        if (!spec->by_slot && strcmp(value, "global") != 0)
+            return error_set(err, ST_INVALID, "selector %s: scope=%s, there are global and local", text, value);
+    } else if (option(at, "prompt", value)) {
+        spec->prompt = !strcmp(value, "sparse");
+        if (!spec->prompt && strcmp(value, "dense") != 0)
+            return error_set(err, ST_INVALID, "selector %s: prompt=%s, there are dense and sparse", text, value);
+    } else {
+        return error_set(err, ST_INVALID, "selector %s: what follows NAME[@DENSITY] is layers=N, scope=S or prompt=P",
+                         text);
+    }
+    return ST_OK;
+}
+
+enum status selector_parse(const char *text, struct selector_spec *spec_out, struct error *err)
+{
+    struct selector_spec spec = { .density = SELECTOR_DENSITY_DEFAULT, .dense_layers = SELECTOR_DENSE_LAYERS };
+    const size_t name = strcspn(text, "@,");
+    const char *at = text + name;
+    if (name >= sizeof spec.name)
+        return error_set(err, ST_INVALID, "selector %s: there are dense, quest and sketch-walk", text);
+    memcpy(spec.name, text, name);
+    const struct selector_impl *impl = selector_find(spec.name, 0);
+    const bool dense = !strcmp(spec.name, "dense");
+    if (!impl && !dense)
+        return error_set(err, ST_INVALID, "selector %s: there are dense, quest and sketch-walk", text);
+    if (dense && *at)
+        return error_set(err, ST_INVALID, "selector %s: dense reads everything, it takes no density or options", text);
+    spec.prompt = impl && !impl->prompt_dense;
+    if (*at == '@') {
+        const size_t n = strcspn(++at, ",");
+        if (!selector_density_parse(at, n, &spec.density))
+            return error_set(err, ST_INVALID,
+                             "selector %s: the density after @ is above 0 and at most 1, with at most six decimals",
+                             text);
+        at += n;
+    }
+    while (*at) {
+        at++;
+        const enum status st = option_read(text, &at, &spec, err);
+        if (st)
+            return st;
+    }
+    *spec_out = spec;
+    return ST_OK;
+}
+
+void selector_text(const struct selector_spec *spec, char text_out[SELECTOR_TEXT])
+{
+    char density[16];
+    if (!strcmp(spec->name, "dense")) {
+        snprintf(text_out, SELECTOR_TEXT, "dense");
+        return;
+    }
+    snprintf(density, sizeof density, "%u.%06u", spec->density / SELECTOR_DENSITY_ONE,
+             spec->density % SELECTOR_DENSITY_ONE);
+    for (size_t n = strlen(density); density[n - 1] == '0' || density[n - 1] == '.'; n--) {
+        const bool point = density[n - 1] == '.';
+        density[n - 1] = 0;
+        if (point)
+            break;
+    }
+    snprintf(text_out, SELECTOR_TEXT, "%.15s@%s,layers=%u,scope=%s,prompt=%s", spec->name, density, spec->dense_layers,
+             spec->by_slot ? "local" : "global", spec->prompt ? "sparse" : "dense");
+}
