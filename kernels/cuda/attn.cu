@@ -1,0 +1,427 @@
+/*
+ * Attention over blocks of KV. A warpgroup has 64 query vectors of one KV head (of decode, four tiles of 16, most of them empty: memory is what
+ * decode waits for) and walks over blocks, which one bulk copy each brings to shared memory: keys are rows along channels, values columns, both as
+ * they are stored. Scores and outputs stay in registers; the same instructions serve decode and prefill, so a row has the same bits in both.
+ */
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/wgmma.cuh"
+
+enum { VECTORS = 16 /* ATTN_ROWS */, BLOCK = 64 /* KV_BLOCK */, HALF_BYTES = 8192 /* 64 positions, 64 channels */ };
+
+template <int D, int GROUPS> struct walk {
+    static constexpr int PART = BLOCK * D * 2, STAGE = 2 * PART, Q = GROUPS * 64 * D * 2,
+                         STAGES = (GROUPS == 1 ? 3 : 4) * 128 / D, SHARED = Q + STAGES * STAGE + 192,
+                         THREADS = (GROUPS + 1) * 128, SAVED = D / 2 + 4;
+};
+
+static __device__ __forceinline__ float exp2_fast(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+static __device__ __forceinline__ uint32_t pack2(float low, float high)
+{
+    uint32_t y;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+
+template <int D, int GROUPS>
+static __device__ void produce(const struct cuda_kv &kv, uint32_t layer, const struct cuda_attend &a, uint8_t *stages,
+                               uint64_t *full, uint64_t *empty)
+{
+    using W = walk<D, GROUPS>;
+    const uint32_t lane = threadIdx.x % 32, n_units = *a.n_units;
+    uint32_t stage = 0, parity = 0;
+    for (uint32_t i = blockIdx.x; i < n_units; i += gridDim.x) {
+        const struct cuda_unit u = a.units[i];
+        const uint8_t *base = kv.pool + layer * kv.layer_bytes + u.head * 2 * kv.part_bytes;
+        uint32_t next = lane < u.n_blocks ? a.slots[u.slot + lane] : 0;
+        for (uint32_t first = 0; first < u.n_blocks; first += 32) {
+            const uint32_t slots = next;
+            next = first + 32 + lane < u.n_blocks ? a.slots[u.slot + first + 32 + lane] : 0;
+            for (uint32_t b = first; b < min(first + 32, u.n_blocks); b++) {
+                const uint32_t slot = __shfl_sync(~0u, slots, b - first);
+                if (lane == 0) {
+                    barrier_wait(&empty[stage], parity ^ 1);
+                    barrier_expect(&full[stage], W::STAGE);
+                    bulk_load(stages + stage * W::STAGE, base + slot * kv.block_bytes, W::STAGE, &full[stage]);
+                }
+                __syncwarp();
+                if (++stage == W::STAGES) {
+                    stage = 0;
+                    parity ^= 1;
+                }
+            }
+        }
+    }
+}
+
+/* The state of a thread: two vectors (rows t / 4 and t / 4 + 8 of its warp's tile), of each two columns in eight. */
+template <int D> struct state {
+    float m[2], l[2], o[D / 2];
+};
+
+template <int D> static __device__ __forceinline__ void state_clear(struct state<D> &x)
+{
+    x.m[0] = x.m[1] = -INFINITY;
+    x.l[0] = x.l[1] = 0;
+#pragma unroll
+    for (int i = 0; i < D / 2; i++)
+        x.o[i] = 0;
+}
+
+template <int D> static __device__ __forceinline__ void state_push(const struct state<D> &x, float *to, uint32_t stride)
+{
+#pragma unroll
+    for (int i = 0; i < D / 2; i++)
+        __stcg(&to[i * stride], x.o[i]);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        __stcg(&to[(D / 2 + i) * stride], x.m[i]);
+        __stcg(&to[(D / 2 + 2 + i) * stride], x.l[i]);
+    }
+}
+
+/* Weights of a merge; beside an empty side the other's bits are kept. */
+static __device__ __forceinline__ void merge_weights(float ma, float la, float mb, float lb, float *m, float *wa,
+                                                     float *wb)
+{
+    *m = fmaxf(ma, mb);
+    *wa = la == 0 ? 0.0f : lb == 0 ? 1.0f : exp2_fast(ma - *m);
+    *wb = lb == 0 ? 0.0f : la == 0 ? 1.0f : exp2_fast(mb - *m);
+}
+
+/* x = merge(what stands at from, x) */
+template <int D>
+static __device__ __forceinline__ void state_merge(struct state<D> &x, const float *from, uint32_t stride)
+{
+    float wa[2], wb[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float ma = __ldcg(&from[(D / 2 + i) * stride]), la = __ldcg(&from[(D / 2 + 2 + i) * stride]);
+        merge_weights(ma, la, x.m[i], x.l[i], &x.m[i], &wa[i], &wb[i]);
+        x.l[i] = la * wa[i] + x.l[i] * wb[i];
+    }
+#pragma unroll
+    for (int i = 0; i < D / 2; i++)
+        x.o[i] = __ldcg(&from[i * stride]) * wa[i / 2 % 2] + x.o[i] * wb[i / 2 % 2];
+}
+
+/*
+ * Scores of one block become weights (bf16 pairs, as the next product wants them); m, l and o follow. seen: how many of the block's positions the
+ * two vectors see.
+ */
+template <int D>
+static __device__ __forceinline__ void weigh(float (&s)[32], float c, const int (&seen)[2], struct state<D> &x,
+                                             uint32_t (&p)[16])
+{
+    const int column = 2 * (threadIdx.x % 4);
+    float old[2];
+    if (seen[0] < BLOCK || seen[1] < BLOCK) {
+#pragma unroll
+        for (int j = 0; j < 32; j++)
+            if (j / 4 * 8 + column + j % 2 >= seen[j / 2 % 2])
+                s[j] = -INFINITY;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float most = s[2 * i];
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            most = fmaxf(most, fmaxf(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]));
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+        const float m = fmaxf(x.m[i], most * c), by = m == -INFINITY ? 0.0f : m;
+        old[i] = exp2_fast(x.m[i] - by);
+        x.m[i] = m;
+        float l = x.l[i] * old[i];
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const float a = exp2_fast(fmaf(s[4 * j + 2 * i], c, -by)),
+                        b = exp2_fast(fmaf(s[4 * j + 2 * i + 1], c, -by));
+            l += a + b;
+            p[j / 2 * 4 + j % 2 * 2 + i] = pack2(a, b);
+        }
+        x.l[i] = l;
+    }
+#pragma unroll
+    for (int i = 0; i < D / 2; i++)
+        x.o[i] *= old[i / 2 % 2];
+}
+
+template <int D>
+static __device__ __forceinline__ void load_queries(const struct cuda_kv &kv, const struct cuda_attend &a,
+                                                    const struct cuda_unit &u, uint32_t first, uint32_t group,
+                                                    uint8_t *to)
+{
+    for (uint32_t i = threadIdx.x % 128; i < 64 * D / 8; i += 128) {
+        const uint32_t r = i / (D / 8), c = i % (D / 8), v = first + r;
+        uint4 x = make_uint4(0, 0, 0, 0);
+        if (v < u.n_vectors)
+            x = *((const uint4 *)a.q +
+                  ((size_t)(u.row + v / group) * kv.n_heads + u.head * group + v % group) * (D / 8) + c);
+        *(uint4 *)(to + c / 8 * HALF_BYTES + r * 128 + ((c % 8) ^ (r & 7)) * 16) = x;
+    }
+}
+
+template <int D> static __device__ __forceinline__ void put_state(const struct state<D> &x, float *tile)
+{
+    const uint32_t row = threadIdx.x % 32 / 4, column = 2 * (threadIdx.x % 4);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        if (column == 0) {
+            tile[row + 8 * i] = x.m[i];
+            tile[VECTORS + row + 8 * i] = x.l[i];
+        }
+        float *o = tile + 2 * VECTORS + (row + 8 * i) * D + column;
+#pragma unroll
+        for (int j = 0; j < D / 8; j++)
+            *(float2 *)(o + 8 * j) = make_float2(x.o[4 * j + 2 * i], x.o[4 * j + 2 * i + 1]);
+    }
+}
+
+template <int D, int GROUPS>
+static __device__ void consume(const struct cuda_kv &kv, const struct cuda_attend &a, uint8_t *queries,
+                               const uint8_t *stages, uint64_t *full, uint64_t *empty)
+{
+    using W = walk<D, GROUPS>;
+    constexpr uint32_t threads = GROUPS * 128;
+    const uint32_t wg = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32,
+                   group = kv.n_heads / kv.n_kv_heads, n_units = *a.n_units;
+    const float c = a.scale * 1.44269504f;
+    uint8_t *q = queries + wg * 64 * D * 2;
+    uint32_t stage = 0, parity = 0, place = blockIdx.x;
+    if (GROUPS > 1)
+        asm("mov.u32 %0, %%smid;" : "=r"(place));
+    float *stack = a.stack + (size_t)place * a.depth * W::SAVED * threads + threadIdx.x;
+    struct state<D> x;
+    for (uint32_t i = blockIdx.x; i < n_units; i += gridDim.x) {
+        const struct cuda_unit u = a.units[i];
+        const uint32_t first = u.vector + wg * 64, mine = first + warp * VECTORS;
+        const bool any = mine < u.n_vectors;
+        int limit[2];
+        for (int r = 0; r < 2; r++)
+            limit[r] = u.visible == UINT32_MAX ? INT_MAX : (int)(u.visible + (mine + lane / 4 + 8 * r) / group + 1);
+        named_barrier(1 + wg, 128); /* the last unit's queries are read no more */
+        load_queries<D>(kv, a, u, first, group, q);
+        shared_fence();
+        named_barrier(1 + wg, 128);
+        uint32_t depth = 0;
+        for (uint32_t b = 0; b < u.n_blocks; b++) {
+            if (b % CUDA_LEAF_BLOCKS == 0) {
+                if (b)
+                    state_push<D>(x, stack + depth++ * W::SAVED * threads, threads);
+                state_clear<D>(x);
+            }
+            const uint8_t *k = stages + stage * W::STAGE, *v = k + W::PART;
+            float s[32];
+            uint32_t p[16];
+            barrier_wait(&full[stage], parity);
+            wgmma_fence();
+#pragma unroll
+            for (int step = 0; step < D / 16; step++)
+                wgmma_shared<64>::run(s, wgmma_rows(q + step / 4 * HALF_BYTES + step % 4 * 32),
+                                      wgmma_rows(k + step / 4 * HALF_BYTES + step % 4 * 32), step == 0);
+            wgmma_commit();
+            wgmma_wait<0>();
+            const int seen[2] = { limit[0] - (int)(b * BLOCK), limit[1] - (int)(b * BLOCK) };
+            weigh<D>(s, c, seen, x, p); /* by empty warps too: a branch here would make products wait for each other */
+            wgmma_fence();
+#pragma unroll
+            for (int step = 0; step < 4; step++)
+                wgmma_columns_of<D>::run(x.o, p + 4 * step, wgmma_columns(v + step * 2048, HALF_BYTES));
+            wgmma_commit();
+            wgmma_wait<0>();
+            if (lane == 0)
+                barrier_arrive(&empty[stage]);
+            if (++stage == W::STAGES) {
+                stage = 0;
+                parity ^= 1;
+            }
+            if ((b + 1) % CUDA_LEAF_BLOCKS && b + 1 < u.n_blocks)
+                continue;
+            for (int r = 0; r < 2; r++) {
+                x.l[r] += __shfl_xor_sync(~0u, x.l[r], 1);
+                x.l[r] += __shfl_xor_sync(~0u, x.l[r], 2);
+            }
+            for (uint32_t n = a.merges[u.merges + b / CUDA_LEAF_BLOCKS]; n && depth; n--)
+                state_merge<D>(x, stack + --depth * W::SAVED * threads, threads);
+        }
+        if (any)
+            put_state<D>(x, a.store + ((size_t)u.store + wg * 4 + warp) * VECTORS * (2 + D));
+    }
+}
+
+template <int D, int GROUPS>
+static __global__ void __launch_bounds__(walk<D, GROUPS>::THREADS, GROUPS == 1 ? 2 : 1)
+    attend(const __grid_constant__ struct cuda_kv kv, uint32_t layer, const __grid_constant__ struct cuda_attend a)
+{
+    using W = walk<D, GROUPS>;
+    extern __shared__ __align__(1024) uint8_t memory[];
+    uint8_t *stages = memory + W::Q;
+    uint64_t *full = (uint64_t *)(stages + W::STAGES * W::STAGE), *empty = full + W::STAGES;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < W::STAGES; i++) {
+            barrier_init(&full[i], 1);
+            barrier_init(&empty[i], GROUPS * 4);
+        }
+        shared_fence();
+    }
+    __syncthreads();
+    if (threadIdx.x < GROUPS * 128) { /* registers go to those who need them */
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GROUPS == 1 ? 208 : 232));
+        consume<D, GROUPS>(kv, a, memory, stages, full, empty);
+    } else {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(40));
+        if (threadIdx.x / 32 == GROUPS * 4)
+            produce<D, GROUPS>(kv, layer, a, stages, full, empty);
+    }
+}
+
+/* ---- joining ---- */
+
+template <int D>
+static __device__ __forceinline__ void join_vector(float *into, const float *from, uint32_t v, uint32_t lane)
+{
+    const float ma = into[v], la = into[VECTORS + v], mb = from[v], lb = from[VECTORS + v];
+    float m, wa, wb;
+    __syncwarp();
+    merge_weights(ma, la, mb, lb, &m, &wa, &wb);
+    float *a = into + 2 * VECTORS + v * D + lane * (D / 32);
+    const float *b = from + 2 * VECTORS + v * D + lane * (D / 32);
+#pragma unroll
+    for (int i = 0; i < D / 32; i++)
+        a[i] = a[i] * wa + b[i] * wb;
+    if (lane == 0) {
+        into[v] = m;
+        into[VECTORS + v] = la * wa + lb * wb;
+    }
+}
+
+template <int D>
+static __global__ void __launch_bounds__(256)
+    join(const __grid_constant__ struct cuda_kv kv, const __grid_constant__ struct cuda_joins j)
+{
+    uint32_t low = 0, high = j.n_joins;
+    while (high - low > 1) {
+        const uint32_t middle = (low + high) / 2;
+        if (j.joins[middle].first <= blockIdx.x)
+            low = middle;
+        else
+            high = middle;
+    }
+    const struct cuda_join job = j.joins[low];
+    const uint32_t at = blockIdx.x - job.first, head = at / job.n_tiles, tile = at % job.n_tiles,
+                   n = min(job.n_vectors - tile * VECTORS, (uint32_t)VECTORS), warp = threadIdx.x / 32,
+                   lane = threadIdx.x % 32, group = kv.n_heads / kv.n_kv_heads;
+    if (blockIdx.y >= n)
+        return;
+    const uint32_t mine = (n - blockIdx.y + gridDim.y - 1) / gridDim.y; /* vectors y, y + gridDim.y .. */
+    const size_t size = VECTORS * (2 + D);
+    float *base = j.store + ((size_t)job.store + head * job.n_tiles + tile) * size;
+    const size_t item = (size_t)kv.n_kv_heads * job.n_tiles * size;
+    for (uint32_t level = 0; level < job.n_levels; level++) {
+        const uint32_t begin = j.levels[job.level + level], end = j.levels[job.level + level + 1];
+        for (uint32_t task = warp; task < (end - begin) * mine; task += blockDim.x / 32) {
+            const uint32_t pair = begin + task / mine, v = blockIdx.y + task % mine * gridDim.y;
+            join_vector<D>(base + j.pairs[2 * pair] * item, base + j.pairs[2 * pair + 1] * item, v, lane);
+        }
+        __syncthreads();
+    }
+    for (uint32_t i = warp; j.out && i < mine; i += blockDim.x / 32) {
+        const uint32_t v = blockIdx.y + i * gridDim.y, all = tile * VECTORS + v, row = job.row + all / group,
+                       k = (head * group + all % group) * D + lane * (D / 32);
+        const float *from = base + job.item * item;
+        const float l = from[VECTORS + v], *o = from + 2 * VECTORS + v * D + lane * (D / 32);
+        bool good = l > 0 && l < INFINITY;
+        uint8_t *to =
+            (uint8_t *)j.out + ((size_t)(k / 64) * j.cap + row) * 128 + ((k % 64 / 8) ^ (row & 7)) * 16 + k % 8 * 2;
+#pragma unroll
+        for (int d = 0; d < D / 32; d += 2) {
+            good = good && fabsf(o[d]) < INFINITY && fabsf(o[d + 1]) < INFINITY;
+            *(uint32_t *)(to + 2 * d) = pack2(o[d] / l, o[d + 1] / l);
+        }
+        if (!good)
+            *j.failed = 1;
+    }
+}
+
+/* ---- the wire form of a node ---- */
+
+static __global__ void node_copy(const struct cuda_kv kv, float *store, uint32_t first_tile, uint32_t n_tiles,
+                                 uint32_t n_rows, float *wire, bool to_wire)
+{
+    const uint32_t i = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, group = kv.n_heads / kv.n_kv_heads,
+                   d = kv.head_dim, h = i % kv.n_heads, row = i / kv.n_heads, head = h / group,
+                   v = row * group + h % group;
+    if (row >= n_rows)
+        return;
+    float *tile = store + ((size_t)first_tile + head * n_tiles + v / VECTORS) * VECTORS * (2 + d),
+          *ml = tile + v % VECTORS, *o = tile + 2 * VECTORS + v % VECTORS * d, *w = wire + (size_t)i * (d + 2);
+    for (uint32_t k = threadIdx.x % 32; k < d + 2; k += 32) {
+        float *in = k < 2 ? ml + k * VECTORS : o + k - 2;
+        if (to_wire)
+            w[k] = *in;
+        else
+            *in = w[k];
+    }
+}
+
+/* ---- launchers ---- */
+
+template <int D, int GROUPS>
+static int launch(const struct cuda_kv *kv, uint32_t layer, const struct cuda_attend *a, uint32_t grid,
+                  cudaStream_t stream)
+{
+    using W = walk<D, GROUPS>;
+    const cudaError_t e =
+        cudaFuncSetAttribute(attend<D, GROUPS>, cudaFuncAttributeMaxDynamicSharedMemorySize, W::SHARED);
+    if (e)
+        return e;
+    attend<D, GROUPS><<<grid, W::THREADS, W::SHARED, stream>>>(*kv, layer, *a);
+    return cudaGetLastError();
+}
+
+extern "C" int cuda_attend_run(const struct cuda_kv *kv, uint32_t layer, const struct cuda_attend *a, bool wide,
+                               uint32_t grid, void *stream)
+{
+    const cudaStream_t st = (cudaStream_t)stream;
+    if (!grid)
+        return 0;
+    if (kv->head_dim == 128)
+        return wide ? launch<128, 2>(kv, layer, a, grid, st) : launch<128, 1>(kv, layer, a, grid, st);
+    if (kv->head_dim == 64)
+        return wide ? launch<64, 2>(kv, layer, a, grid, st) : launch<64, 1>(kv, layer, a, grid, st);
+    return cudaErrorInvalidValue;
+}
+
+extern "C" size_t cuda_stack_floats(uint32_t head_dim, uint32_t depth, uint32_t n_processors)
+{
+    return (size_t)2 * n_processors * depth * (head_dim / 2 + 4) * 256;
+}
+
+extern "C" int cuda_join_run(const struct cuda_kv *kv, const struct cuda_joins *j, void *stream)
+{
+    if (!j->n_blocks)
+        return 0;
+    const dim3 grid(j->n_blocks, 4);
+    if (kv->head_dim == 128)
+        join<128><<<grid, 256, 0, (cudaStream_t)stream>>>(*kv, *j);
+    else
+        join<64><<<grid, 256, 0, (cudaStream_t)stream>>>(*kv, *j);
+    return cudaGetLastError();
+}
+
+extern "C" int cuda_node_copy(const struct cuda_kv *kv, float *store, uint32_t first_tile, uint32_t n_tiles,
+                              uint32_t n_rows, float *wire, bool to_wire, void *stream)
+{
+    const uint32_t n = n_rows * kv->n_heads;
+    node_copy<<<(n + 7) / 8, 256, 0, (cudaStream_t)stream>>>(*kv, store, first_tile, n_tiles, n_rows, wire, to_wire);
+    return cudaGetLastError();
+}

@@ -1,0 +1,328 @@
+/*
+ * Products with bf16 weights. Weights are the 64-row operand of wgmma, so one instruction shape in N serves 8 rows and another 128, and an output's
+ * chain of sums is the same in all of them. Few rows: the weights are a stream, cut in units of a tile of 64 outputs by a segment of inputs, which
+ * blocks of threads take in turn; the last of a tile's segments joins them in order. Many rows: tiles of 128 outputs by 128 rows.
+ */
+#include <cuda_runtime.h>
+#include <string.h>
+
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/wgmma.cuh"
+
+enum { TILE_BYTES = 8192, SEGMENT_TILES = CUDA_SEGMENT / CUDA_TILE, ROW_BYTES = 128 };
+
+extern "C" void cuda_pack_tiles(const uint16_t *const rows[64], uint32_t n_in, void *tiles_out)
+{
+    const size_t n = cuda_packed_bytes(64, n_in) / TILE_BYTES;
+    memset(tiles_out, 0, n * TILE_BYTES);
+    for (uint32_t r = 0; r < 64; r++) {
+        for (uint32_t k = 0; rows[r] && k < n_in; k += 8) {
+            uint8_t *tile = (uint8_t *)tiles_out + (size_t)(k / 64) * TILE_BYTES;
+            const uint32_t left = n_in - k;
+            memcpy(tile + r * ROW_BYTES + ((k % 64 / 8 ^ (r & 7)) * 16), rows[r] + k, (left < 8 ? left : 8) * 2);
+        }
+    }
+}
+
+struct shape {
+    uint32_t tiles_in, segments, tiles_out;
+};
+
+/* Which part a tile of outputs belongs to; tile becomes the part's. */
+static __device__ __forceinline__ const struct cuda_part *part_of(const struct cuda_linear &l, uint32_t *tile)
+{
+    uint32_t i = 0;
+    for (; i + 1 < l.n_parts; i++) {
+        const uint32_t n = (l.part[i].n_out + 63) / 64;
+        if (*tile < n)
+            break;
+        *tile -= n;
+    }
+    return &l.part[i];
+}
+
+static __device__ __forceinline__ void put(const struct cuda_linear &l, const struct cuda_part *part, uint32_t row,
+                                           uint32_t out, float sum)
+{
+    if (part->bias)
+        sum += part->bias[out];
+    float *y = part->y + (size_t)row * part->y_stride + out;
+    *y = l.accumulate ? *y + sum : sum;
+}
+
+/* ---- few rows ---- */
+
+template <int N> struct few {
+    static constexpr int X_BYTES = N * ROW_BYTES, STAGE = 2 * (TILE_BYTES + X_BYTES),
+                         STAGES = N <= 8    ? 6
+                                  : N <= 16 ? 5
+                                  : N <= 32 ? 4
+                                            : 3,
+                         SHARED = STAGES * STAGE + 256;
+};
+
+template <int N>
+static __device__ void few_produce(const struct cuda_linear &l, const struct shape &s, uint8_t *memory, uint64_t *full,
+                                   uint64_t *empty)
+{
+    using F = few<N>;
+    uint32_t stage = 0, parity = 0;
+    uint64_t once;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
+    for (uint32_t u = blockIdx.x; u < s.tiles_out * s.segments; u += gridDim.x) {
+        uint32_t tile = u / s.segments;
+        const uint32_t begin = u % s.segments * SEGMENT_TILES, end = min(begin + SEGMENT_TILES, s.tiles_in);
+        const struct cuda_part *part = part_of(l, &tile);
+        const uint8_t *w = (const uint8_t *)part->packed + (size_t)tile * s.tiles_in * TILE_BYTES;
+        for (uint32_t k = begin; k < end; k += 2) {
+            uint8_t *to = memory + stage * F::STAGE;
+            barrier_wait(&empty[stage], parity ^ 1);
+            barrier_expect(&full[stage], F::STAGE);
+            bulk_load_hint(to, w + (size_t)k * TILE_BYTES, 2 * TILE_BYTES, &full[stage], once);
+            for (uint32_t i = 0; i < 2; i++)
+                bulk_load(to + 2 * TILE_BYTES + i * F::X_BYTES,
+                          (const uint8_t *)l.x + (size_t)(k + i) * l.cap * ROW_BYTES, F::X_BYTES, &full[stage]);
+            if (++stage == F::STAGES) {
+                stage = 0;
+                parity ^= 1;
+            }
+        }
+    }
+}
+
+template <int N>
+static __device__ void few_consume(const struct cuda_linear &l, const struct shape &s, const uint8_t *memory,
+                                   uint64_t *full, uint64_t *empty, uint32_t *last)
+{
+    using F = few<N>;
+    const uint32_t t = threadIdx.x, lane = t % 32;
+    uint32_t stage = 0, parity = 0;
+    for (uint32_t u = blockIdx.x; u < s.tiles_out * s.segments; u += gridDim.x) {
+        const uint32_t tile = u / s.segments, segment = u % s.segments, begin = segment * SEGMENT_TILES,
+                       end = min(begin + SEGMENT_TILES, s.tiles_in);
+        float d[N / 2];
+        uint32_t held = UINT32_MAX;
+        for (uint32_t k = begin; k < end; k += 2) {
+            const uint8_t *at = memory + stage * F::STAGE;
+            barrier_wait(&full[stage], parity);
+            wgmma_fence();
+#pragma unroll
+            for (int step = 0; step < 8; step++)
+                wgmma_shared<N>::run(d, wgmma_rows(at + step / 4 * TILE_BYTES + step % 4 * 32),
+                                     wgmma_rows(at + 2 * TILE_BYTES + step / 4 * F::X_BYTES + step % 4 * 32),
+                                     k == begin && step == 0);
+            wgmma_commit();
+            if (held != UINT32_MAX) {
+                wgmma_wait<1>();
+                if (lane == 0)
+                    barrier_arrive(&empty[held]);
+            }
+            held = stage;
+            if (++stage == F::STAGES) {
+                stage = 0;
+                parity ^= 1;
+            }
+        }
+        wgmma_wait<0>();
+        if (lane == 0)
+            barrier_arrive(&empty[held]);
+        float *partial = l.partials + (size_t)u * N * 64;
+#pragma unroll
+        for (int j = 0; j < N / 2; j++) {
+            const uint32_t row = j / 4 * 8 + 2 * (t % 4) + j % 2, out = t / 32 * 16 + lane / 4 + j / 2 % 2 * 8;
+            if (row < l.n_rows)
+                __stcg(&partial[row * 64 + out], d[j]);
+        }
+        __threadfence();
+        named_barrier(1, 128);
+        if (t == 0) {
+            const uint32_t before = atomicAdd(&l.counters[tile], 1);
+            *last = before + 1 == s.segments;
+            if (*last)
+                l.counters[tile] = 0;
+            __threadfence();
+        }
+        named_barrier(1, 128);
+        if (*last) {
+            uint32_t at = tile;
+            const struct cuda_part *part = part_of(l, &at);
+            const float *from = l.partials + (size_t)tile * s.segments * N * 64;
+            for (uint32_t i = t; i < l.n_rows * 64; i += 128) {
+                const uint32_t row = i / 64, out = at * 64 + i % 64;
+                float sum = __ldcg(&from[i]);
+                for (uint32_t g = 1; g < s.segments; g++)
+                    sum += __ldcg(&from[(size_t)g * N * 64 + i]);
+                if (out < part->n_out)
+                    put(l, part, row, out, sum);
+            }
+        }
+    }
+}
+
+template <int N>
+static __global__ void __launch_bounds__(160)
+    linear_few(const __grid_constant__ struct cuda_linear l, const __grid_constant__ struct shape s)
+{
+    using F = few<N>;
+    extern __shared__ __align__(1024) uint8_t memory[];
+    uint64_t *full = (uint64_t *)(memory + F::STAGES * F::STAGE), *empty = full + F::STAGES;
+    uint32_t *last = (uint32_t *)(empty + F::STAGES);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < F::STAGES; i++) {
+            barrier_init(&full[i], 1);
+            barrier_init(&empty[i], 4);
+        }
+        shared_fence();
+    }
+    __syncthreads();
+    if (threadIdx.x < 128)
+        few_consume<N>(l, s, memory, full, empty, last);
+    else if (threadIdx.x == 128)
+        few_produce<N>(l, s, memory, full, empty);
+}
+
+/* ---- many rows ---- */
+
+enum { MANY_ROWS = 128, MANY_STAGES = 6, MANY_X = MANY_ROWS * ROW_BYTES, MANY_STAGE = 2 * TILE_BYTES + MANY_X };
+
+static __device__ void many_produce(const struct cuda_linear &l, const struct shape &s, uint32_t tile, uint32_t row,
+                                    uint8_t *memory, uint64_t *full, uint64_t *empty)
+{
+    const uint8_t *w[2];
+    uint32_t stage = 0, parity = 0;
+    for (uint32_t i = 0; i < 2; i++) {
+        uint32_t at = min(tile + i, s.tiles_out - 1);
+        const struct cuda_part *part = part_of(l, &at);
+        w[i] = (const uint8_t *)part->packed + (size_t)at * s.tiles_in * TILE_BYTES;
+    }
+    for (uint32_t k = 0; k < s.tiles_in; k++) {
+        uint8_t *to = memory + stage * MANY_STAGE;
+        barrier_wait(&empty[stage], parity ^ 1);
+        barrier_expect(&full[stage], MANY_STAGE);
+        for (uint32_t i = 0; i < 2; i++)
+            bulk_load(to + i * TILE_BYTES, w[i] + (size_t)k * TILE_BYTES, TILE_BYTES, &full[stage]);
+        bulk_load(to + 2 * TILE_BYTES, (const uint8_t *)l.x + ((size_t)k * l.cap + row) * ROW_BYTES, MANY_X,
+                  &full[stage]);
+        if (++stage == MANY_STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+}
+
+static __device__ void many_consume(const struct cuda_linear &l, const struct shape &s, uint32_t tile, uint32_t row,
+                                    const uint8_t *memory, uint64_t *full, uint64_t *empty)
+{
+    const uint32_t group = threadIdx.x / 128, t = threadIdx.x % 128, lane = t % 32;
+    uint32_t stage = 0, parity = 0;
+    float d[64], sum[64];
+    for (uint32_t begin = 0; begin < s.tiles_in; begin += SEGMENT_TILES) {
+        const uint32_t end = min(begin + SEGMENT_TILES, s.tiles_in);
+        uint32_t held = UINT32_MAX;
+        for (uint32_t k = begin; k < end; k++) {
+            const uint8_t *at = memory + stage * MANY_STAGE;
+            barrier_wait(&full[stage], parity);
+            wgmma_fence();
+#pragma unroll
+            for (int step = 0; step < 4; step++)
+                wgmma_shared<128>::run(d, wgmma_rows(at + group * TILE_BYTES + step * 32),
+                                       wgmma_rows(at + 2 * TILE_BYTES + step * 32), k == begin && step == 0);
+            wgmma_commit();
+            if (held != UINT32_MAX) {
+                wgmma_wait<1>();
+                if (lane == 0)
+                    barrier_arrive(&empty[held]);
+            }
+            held = stage;
+            if (++stage == MANY_STAGES) {
+                stage = 0;
+                parity ^= 1;
+            }
+        }
+        wgmma_wait<0>();
+        if (lane == 0)
+            barrier_arrive(&empty[held]);
+#pragma unroll
+        for (int j = 0; j < 64; j++)
+            sum[j] = begin ? sum[j] + d[j] : d[j];
+    }
+    if (tile + group >= s.tiles_out)
+        return;
+    uint32_t at = tile + group;
+    const struct cuda_part *part = part_of(l, &at);
+#pragma unroll
+    for (int j = 0; j < 64; j++) {
+        const uint32_t r = row + j / 4 * 8 + 2 * (t % 4) + j % 2,
+                       out = at * 64 + t / 32 * 16 + lane / 4 + j / 2 % 2 * 8;
+        if (r < l.n_rows && out < part->n_out)
+            put(l, part, r, out, sum[j]);
+    }
+}
+
+static __global__ void __launch_bounds__(288, 1) linear_many(const __grid_constant__ struct cuda_linear l,
+                                                             const __grid_constant__ struct shape s, uint32_t row_tiles)
+{
+    extern __shared__ __align__(1024) uint8_t memory[];
+    uint64_t *full = (uint64_t *)(memory + MANY_STAGES * MANY_STAGE), *empty = full + MANY_STAGES;
+    const uint32_t row = blockIdx.x % row_tiles * MANY_ROWS, tile = blockIdx.x / row_tiles * 2;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < MANY_STAGES; i++) {
+            barrier_init(&full[i], 1);
+            barrier_init(&empty[i], 8);
+        }
+        shared_fence();
+    }
+    __syncthreads();
+    if (threadIdx.x < 256)
+        many_consume(l, s, tile, row, memory, full, empty);
+    else if (threadIdx.x == 256)
+        many_produce(l, s, tile, row, memory, full, empty);
+}
+
+/* ---- launchers ---- */
+
+static int processors(void)
+{
+    static int n;
+    int device = 0;
+    if (!n && (cudaGetDevice(&device) || cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device)))
+        n = 1;
+    return n;
+}
+
+template <int N> static int few_launch(const struct cuda_linear *l, const struct shape *s, cudaStream_t stream)
+{
+    using F = few<N>;
+    cudaError_t e = cudaFuncSetAttribute(linear_few<N>, cudaFuncAttributeMaxDynamicSharedMemorySize, F::SHARED);
+    if (e)
+        return e;
+    const uint32_t units = s->tiles_out * s->segments, most = 2 * processors();
+    const uint32_t grid = units < most ? units : most;
+    linear_few<N><<<grid, 160, F::SHARED, stream>>>(*l, *s);
+    return cudaGetLastError();
+}
+
+extern "C" int cuda_linear_run(const struct cuda_linear *l, void *stream)
+{
+    const cudaStream_t st = (cudaStream_t)stream;
+    struct shape s = { (l->n_in + 127) / 128 * 2, (l->n_in + CUDA_SEGMENT - 1) / CUDA_SEGMENT, 0 };
+    for (uint32_t i = 0; i < l->n_parts; i++)
+        s.tiles_out += (l->part[i].n_out + 63) / 64;
+    if (!l->n_rows || !s.tiles_out)
+        return 0;
+    if (l->n_rows <= 8)
+        return few_launch<8>(l, &s, st);
+    if (l->n_rows <= 16)
+        return few_launch<16>(l, &s, st);
+    if (l->n_rows <= 32)
+        return few_launch<32>(l, &s, st);
+    if (l->n_rows <= CUDA_ROWS_FEW)
+        return few_launch<64>(l, &s, st);
+    const int bytes = MANY_STAGES * MANY_STAGE + 256;
+    cudaError_t e = cudaFuncSetAttribute(linear_many, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (e)
+        return e;
+    const uint32_t row_tiles = (l->n_rows + MANY_ROWS - 1) / MANY_ROWS;
+    linear_many<<<row_tiles *((s.tiles_out + 1) / 2), 288, bytes, st>>>(*l, s, row_tiles);
+    return cudaGetLastError();
+}

@@ -1,0 +1,169 @@
+/* Operations on rows: a block of threads a row; sums in an order that follows from the width. */
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <stdio.h>
+
+#include "kernels/cuda/cuda.h"
+
+enum { THREADS = 512 };
+
+static __device__ __forceinline__ uint8_t *tiled(void *out, uint32_t cap, uint32_t row, uint32_t k)
+{
+    return (uint8_t *)out + ((size_t)(k / 64) * cap + row) * 128 + ((k % 64 / 8) ^ (row & 7)) * 16 + k % 8 * 2;
+}
+
+/* Of a block's threads; the result is all threads'. */
+static __device__ float block_sum(float x, float *shared)
+{
+    for (int lanes = 16; lanes; lanes /= 2)
+        x += __shfl_xor_sync(~0u, x, lanes);
+    if (threadIdx.x % 32 == 0)
+        shared[threadIdx.x / 32] = x;
+    __syncthreads();
+    float sum = 0;
+    for (uint32_t i = 0; i < blockDim.x / 32; i++)
+        sum += shared[i];
+    return sum;
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    norm(const float *x, const uint32_t *which, const float *w, uint32_t n, float eps, void *out, uint32_t cap)
+{
+    __shared__ float shared[THREADS / 32];
+    const uint32_t row = blockIdx.x;
+    const float *in = x + (size_t)(which ? which[row] : row) * n;
+    float sum = 0;
+    for (uint32_t i = 2 * threadIdx.x; i + 1 < n; i += 2 * THREADS) {
+        const float2 v = *(const float2 *)(in + i);
+        sum += v.x * v.x + v.y * v.y;
+    }
+    const float r = 1.0f / sqrtf(block_sum(sum, shared) / (float)n + eps);
+    for (uint32_t i = 2 * threadIdx.x; i + 1 < n; i += 2 * THREADS) {
+        const float2 v = *(const float2 *)(in + i), f = *(const float2 *)(w + i);
+        *(__nv_bfloat162 *)tiled(out, cap, row, i) = __floats2bfloat162_rn(v.x * r * f.x, v.y * r * f.y);
+    }
+}
+
+/* A warp a head. */
+static __global__ void norm_heads(float *x, const float *w, uint32_t n, uint32_t head_dim, float eps)
+{
+    const uint32_t i = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (i >= n)
+        return;
+    float *v = x + (size_t)i * head_dim, sum = 0;
+    for (uint32_t k = lane; k < head_dim; k += 32)
+        sum += v[k] * v[k];
+    for (int lanes = 16; lanes; lanes /= 2)
+        sum += __shfl_xor_sync(~0u, sum, lanes);
+    const float r = 1.0f / sqrtf(sum / (float)head_dim + eps);
+    for (uint32_t k = lane; k < head_dim; k += 32)
+        v[k] = v[k] * r * w[k];
+}
+
+static __device__ __forceinline__ float silu(float g)
+{
+    float e;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(-fabsf(g) * 1.44269504f));
+    return g * (g >= 0 ? 1.0f : e) / (1.0f + e);
+}
+
+static __global__ void silu_mul(const float *gate, const float *up, uint32_t n, void *out, uint32_t cap)
+{
+    const uint32_t row = blockIdx.y, i = 4 * (blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= n)
+        return;
+    const size_t at = (size_t)row * n + i;
+    const float4 g = *(const float4 *)(gate + at), u = *(const float4 *)(up + at);
+    const __nv_bfloat162 y[2] = { __floats2bfloat162_rn(silu(g.x) * u.x, silu(g.y) * u.y),
+                                  __floats2bfloat162_rn(silu(g.z) * u.z, silu(g.w) * u.w) };
+    *(uint2 *)tiled(out, cap, row, i) = *(const uint2 *)y;
+}
+
+/* A block a row; a thread has the pair (i, i + half) of a head. */
+static __global__ void rope_store(const struct cuda_kv kv, uint32_t layer, const float *q, const float *k,
+                                  const float *v, const float *cosines, const float *sines, const struct cuda_row *rows,
+                                  __nv_bfloat16 *q_out)
+{
+    const uint32_t r = blockIdx.x, d = kv.head_dim, half = d / 2;
+    const struct cuda_row row = rows[r];
+    uint8_t *block = kv.pool + row.slot * kv.block_bytes + layer * kv.layer_bytes;
+    for (uint32_t t = threadIdx.x + blockIdx.y * blockDim.x; t < (kv.n_heads + kv.n_kv_heads) * half;
+         t += blockDim.x * gridDim.y) {
+        const uint32_t h = t / half, i = t % half;
+        const bool key = h >= kv.n_heads;
+        const float *x =
+            key ? k + ((size_t)r * kv.n_kv_heads + h - kv.n_heads) * d : q + ((size_t)r * kv.n_heads + h) * d;
+        const float c = cosines[(size_t)r * half + i], s = sines[(size_t)r * half + i], a = x[i], b = x[i + half];
+        const __nv_bfloat16 y[2] = { __float2bfloat16_rn(a * c - b * s), __float2bfloat16_rn(b * c + a * s) };
+        for (uint32_t side = 0; side < 2; side++) {
+            const uint32_t at = i + side * half;
+            if (!key) {
+                q_out[((size_t)r * kv.n_heads + h) * d + at] = y[side];
+                continue;
+            }
+            const float value = v[((size_t)r * kv.n_kv_heads + h - kv.n_heads) * d + at];
+            uint8_t *part = block + (h - kv.n_heads) * 2 * kv.part_bytes + at / 64 * 8192 + row.offset * 128 +
+                            ((at % 64 / 8) ^ (row.offset & 7)) * 16 + at % 8 * 2;
+            *(__nv_bfloat16 *)part = y[side];
+            *(__nv_bfloat16 *)(part + kv.part_bytes) = __float2bfloat16_rn(value);
+        }
+    }
+}
+
+extern "C" int cuda_norm(const float *x, const uint32_t *which, const float *w, uint32_t n_rows, uint32_t n, float eps,
+                         void *out, uint32_t cap, void *stream)
+{
+    if (n_rows)
+        norm<<<n_rows, THREADS, 0, (cudaStream_t)stream>>>(x, which, w, n, eps, out, cap);
+    return cudaGetLastError();
+}
+
+extern "C" int cuda_norm_heads(float *x, const float *w, uint32_t n_rows, uint32_t n_heads, uint32_t head_dim,
+                               float eps, void *stream)
+{
+    const uint32_t n = n_rows * n_heads;
+    if (n)
+        norm_heads<<<(n + 7) / 8, 256, 0, (cudaStream_t)stream>>>(x, w, n, head_dim, eps);
+    return cudaGetLastError();
+}
+
+extern "C" int cuda_silu_mul(const float *gate, const float *up, uint32_t n_rows, uint32_t n, void *out, uint32_t cap,
+                             void *stream)
+{
+    if (n_rows)
+        silu_mul<<<dim3((n / 4 + 127) / 128, n_rows), 128, 0, (cudaStream_t)stream>>>(gate, up, n, out, cap);
+    return cudaGetLastError();
+}
+
+extern "C" int cuda_rope_store(const struct cuda_kv *kv, uint32_t layer, const float *q, const float *k, const float *v,
+                               const float *cosines, const float *sines, const struct cuda_row *rows, uint32_t n_rows,
+                               void *q_out, void *stream)
+{
+    if (n_rows)
+        rope_store<<<dim3(n_rows, n_rows < 64 ? 8 : 1), 256, 0, (cudaStream_t)stream>>>(
+            *kv, layer, q, k, v, cosines, sines, rows, (__nv_bfloat16 *)q_out);
+    return cudaGetLastError();
+}
+
+extern "C" int cuda_device_find(struct cuda_device *device_out, char *text_out, size_t bytes)
+{
+    struct cudaDeviceProp p;
+    int n = 0;
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (!e && n)
+        e = cudaGetDeviceProperties(&p, 0);
+    if (e || !n) {
+        snprintf(text_out, bytes, "%s", e ? cudaGetErrorString(e) : "no GPU");
+        return -1;
+    }
+    if (p.major != 9 || p.minor != 0) {
+        snprintf(text_out, bytes, "%s has compute capability %d.%d, the kernels need 9.0", p.name, p.major, p.minor);
+        return -1;
+    }
+    snprintf(device_out->name, sizeof device_out->name, "%s", p.name);
+    device_out->major = p.major;
+    device_out->minor = p.minor;
+    device_out->processors = p.multiProcessorCount;
+    device_out->memory = p.totalGlobalMem;
+    return 0;
+}
