@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/error.h"
 #include "model/model.h" /* enum weight_codec */
 
 #ifdef __cplusplus
@@ -121,7 +122,17 @@ size_t linear_packed_bytes(const struct linear_impl *impl, const struct linear_s
 enum { KV_BLOCK = 64, ATTN_ROWS = 16 };
 
 /* Codec of keys and values in a block. Open blocks are BF16 (F32 under float32 precision); sealing makes the codec's form. */
-enum kv_codec { KV_BF16, KV_F32, KV_CODECS };
+enum kv_codec { KV_BF16, KV_F32, KV_INT8, KV_INT4_ROT, KV_CODECS };
+
+/* kernels/kv.c: the codecs by name. */
+struct kv_codec_info {
+    const char *name;
+    uint32_t version;   /* of its rule and its layout: what decides bits */
+    enum kv_codec open; /* form of an open block; the codec itself: sealing changes nothing */
+};
+extern const struct kv_codec_info kv_codecs[KV_CODECS];
+/* A codec that a user may name, for activations in float32 or bf16. ST_INVALID: there is none (err lists them); ST_UNSUPPORTED: not with that precision. */
+enum status kv_codec_find(const char *name, bool float32, enum kv_codec *codec_out, struct error *err);
 
 struct attn_shape {
     uint32_t head_dim; /* a multiple of 2; variants ask for 16 or 32 */
@@ -149,6 +160,7 @@ struct attn_impl {
      *   BF16  keys   [head_dim/2][KV_BLOCK][2]  (channel pairs of a position side by side: AMX's B operand for q k^T)
      *         values [KV_BLOCK/2][head_dim][2]  (position pairs of a channel side by side: AMX's B operand for p v)
      *   F32   keys   [head_dim][KV_BLOCK], values [KV_BLOCK][head_dim]
+     *   coded blocks: kernels/cpu/kv.h
      */
     size_t (*part_bytes)(const struct attn_shape *shape);
     /* Writes one position of an open block, rounding to the codec. k, v [head_dim] f32 after RoPE. Unwritten positions must be zeros. */
@@ -169,10 +181,22 @@ struct attn_impl {
        are returned by choice, not by arithmetic. */
     void (*merge)(const struct attn_shape *shape, uint32_t n, float *a, const float *b);
     float rtol; /* ||do|| / ||o|| against _c on the same stored block */
+    /*
+     * Coded blocks (the codec's open form is another; store is NULL): writes the codec's form of a full open block's keys and values, every byte
+     * of it. The same bits in every variant. false: not finite, nothing may be read of it.
+     */
+    bool (*seal)(const struct attn_shape *shape, const void *k_open, const void *v_open, void *k_part, void *v_part);
+    /*
+     * Outputs of coded blocks are in a rotated basis. Turns o of n vectors of a partial into that basis, or back (it is its own inverse). NULL: both are
+     * the same.
+     */
+    void (*rotate)(const struct attn_shape *shape, uint32_t n, float *partial);
 };
 
-extern const struct attn_impl attn_impls[];
+extern const struct attn_impl attn_impls[]; /* of open forms */
 extern const uint32_t n_attn_impls;
+extern const struct attn_impl coded_impls[]; /* of coded blocks */
+extern const uint32_t n_coded_impls;
 const struct attn_impl *attn_find(const struct attn_shape *shape,
                                   uint32_t caps); /* NULL: no variant takes this head_dim */
 

@@ -68,9 +68,25 @@ enum status kv_pool_export(struct kv_pool *pool, kv_handle handle, uint32_t posi
 enum status kv_pool_import(struct kv_pool *pool, const uint8_t *data, size_t bytes, kv_handle *handle_out,
                            uint32_t *position_out, struct digest *id_out, struct error *err);
 
+/*
+ * Open rows: where the open form of a block is not its sealed one, an open block has, beside its slot, a place of its own for it (kvstore/rows.c):
+ * the same payload with other parts. kv_pool_rows_new: n places, once, before any other call. Dropping a block gives its place back.
+ */
+enum status kv_pool_rows_new(struct kv_pool *pool, size_t part_bytes, uint32_t n, struct error *err);
+/* The place of a slot's open rows, or UINT32_MAX. */
+uint32_t kv_pool_rows(const struct kv_pool *pool, uint32_t slot);
+/* The same, taking a place (zeroed) if it has none. ST_BUSY: all are taken. */
+enum status kv_pool_rows_take(struct kv_pool *pool, uint32_t slot, uint32_t *place_out);
+/* They are needed no more; nothing if there are none. */
+void kv_pool_rows_drop(struct kv_pool *pool, uint32_t slot);
+/* keys at the pointer, values part_bytes (of open rows) behind. */
+void *kv_pool_rows_part(const struct kv_pool *pool, uint32_t place, uint32_t layer, uint32_t kv_head);
+
 struct kv_pool_stats {
     uint32_t n_blocks, used, pinned;
     size_t block_bytes;
+    uint32_t n_rows;   /* places for open rows */
+    size_t rows_bytes; /* of one */
 };
 void kv_pool_stats(const struct kv_pool *pool, struct kv_pool_stats *stats_out);
 /* Calls fn for each block here; for inventories. */

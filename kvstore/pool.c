@@ -23,19 +23,26 @@ bool kv_layout_block_bytes(const struct kv_layout *layout, size_t *bytes_out)
     return true;
 }
 
-static enum status pool_map(struct kv_pool *pool, size_t bytes)
+enum status kv_memory_map(struct kv_memory *m, size_t bytes)
 {
     /* a huge page more, so that the payloads can start on one */
-    if (!size_add(bytes, HUGE_PAGE, &pool->map_bytes))
+    if (!size_add(bytes, HUGE_PAGE, &m->map_bytes))
         return ST_NO_MEMORY;
-    void *map = mmap(NULL, pool->map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *map = mmap(NULL, m->map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (map == MAP_FAILED)
         return ST_NO_MEMORY;
-    pool->map = map;
-    pool->memory = (uint8_t *)(((uintptr_t)map + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
-    (void)madvise(pool->memory, bytes, MADV_HUGEPAGE); /* a system without them is slower, not wrong */
-    (void)madvise(pool->memory, bytes, MADV_DONTDUMP);
+    m->map = map;
+    m->at = (uint8_t *)(((uintptr_t)map + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
+    (void)madvise(m->at, bytes, MADV_HUGEPAGE); /* a system without them is slower, not wrong */
+    (void)madvise(m->at, bytes, MADV_DONTDUMP);
     return ST_OK;
+}
+
+void kv_memory_unmap(struct kv_memory *m)
+{
+    if (m->map)
+        munmap(m->map, m->map_bytes);
+    *m = (struct kv_memory){ 0 };
 }
 
 static enum status pool_arrays(struct kv_pool *pool)
@@ -76,7 +83,7 @@ enum status kv_pool_new(const struct kv_layout *layout, uint32_t n_blocks, struc
     pool->block_bytes = block_bytes;
     enum status st = pool_arrays(pool);
     if (!st)
-        st = pool_map(pool, bytes);
+        st = kv_memory_map(&pool->memory, bytes);
     if (st) {
         kv_pool_free(pool);
         return error_set(err, st, "kv pool: no memory for %u blocks of %zu bytes", n_blocks, block_bytes);
@@ -93,8 +100,8 @@ void kv_pool_free(struct kv_pool *pool)
 {
     if (!pool)
         return;
-    if (pool->map)
-        munmap(pool->map, pool->map_bytes);
+    kv_memory_unmap(&pool->memory);
+    kv_rows_deinit(&pool->rows);
     free(pool->slots);
     free(pool->sums);
     free(pool->free_slots);
@@ -160,7 +167,7 @@ enum status kv_pool_open(struct kv_pool *pool, kv_handle handle, uint32_t *slot_
     const enum status st = kv_pool_take(pool, handle, &slot, &fresh);
     if (st)
         return st;
-    if (!fresh)
+    if (!fresh && !pool->rows.n) /* else it is written whole, by sealing */
         memset(kv_pool_payload(pool, slot), 0, pool->block_bytes);
     *slot_out = slot;
     return ST_OK;
@@ -179,6 +186,7 @@ void kv_pool_drop(struct kv_pool *pool, kv_handle handle)
     if (slot == UINT32_MAX)
         return;
     struct kv_pool_slot *s = &pool->slots[slot];
+    kv_pool_rows_drop(pool, slot);
     table_remove(pool, handle);
     s->handle = 0; /* not found any more, and a copy that comes back under this handle gets a slot of its own */
     if (s->pins)
@@ -206,7 +214,7 @@ void kv_pool_unpin(struct kv_pool *pool, uint32_t slot)
 
 uint8_t *kv_pool_payload(const struct kv_pool *pool, uint32_t slot)
 {
-    return pool->memory + (size_t)slot * pool->block_bytes;
+    return pool->memory.at + (size_t)slot * pool->block_bytes;
 }
 
 void *kv_pool_part(const struct kv_pool *pool, uint32_t slot, uint32_t layer, uint32_t kv_head)
@@ -232,6 +240,8 @@ void kv_pool_stats(const struct kv_pool *pool, struct kv_pool_stats *stats_out)
         .used = atomic_load_explicit(&pool->used, memory_order_relaxed),
         .pinned = atomic_load_explicit(&pool->pinned, memory_order_relaxed),
         .block_bytes = pool->block_bytes,
+        .n_rows = pool->rows.n,
+        .rows_bytes = pool->rows.block_bytes,
     };
 }
 

@@ -97,6 +97,7 @@ static enum status ready_to_wire(const struct control_ready *r, struct wire_aren
     w->leaf_blocks = r->leaf_blocks;
     w->n_blocks = r->n_blocks;
     w->block_bytes = r->block_bytes;
+    w->open_blocks = r->open_blocks;
     w->weight_bytes = r->weight_bytes;
     w->pool_bytes = r->pool_bytes;
     w->address = bytes_of(r->address, r->address_bytes);
@@ -403,6 +404,7 @@ static void ready_pour(struct pour *p, const Longspan__V1__ControlReady *w, stru
         .leaf_blocks = w->leaf_blocks,
         .n_blocks = w->n_blocks,
         .block_bytes = w->block_bytes,
+        .open_blocks = w->open_blocks,
         .weight_bytes = w->weight_bytes,
         .pool_bytes = w->pool_bytes,
         .address = pour_bytes(p, w->address.data, w->address.len),

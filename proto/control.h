@@ -18,7 +18,7 @@
 extern "C" {
 #endif
 
-enum { CONTROL_VERSION = 2 };
+enum { CONTROL_VERSION = 3 };
 
 enum control_kind {
     /* worker to coordinator */
@@ -52,7 +52,7 @@ struct control_welcome {
     uint16_t worker_id;
     const char *model;      /* spec for model_open */
     const char *precision;  /* "bf16", "float32" */
-    const char *kv_codec;   /* "bf16" */
+    const char *kv_codec;   /* kv_codec_find */
     const char *selector;   /* "dense" */
     uint32_t positions_max; /* longest context served */
     uint32_t step_rows_max;
@@ -70,6 +70,7 @@ struct control_ready {
     uint32_t leaf_blocks;
     uint32_t n_blocks; /* pool */
     uint64_t block_bytes;
+    uint32_t open_blocks; /* places for blocks whose rows are not sealed and committed; 0: as many as the pool has */
     uint64_t weight_bytes, pool_bytes;
     const uint8_t *address; /* exchange address */
     uint32_t address_bytes;

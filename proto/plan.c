@@ -43,6 +43,7 @@ static enum status seqs_to_wire(const struct plan *plan, struct wire_arena *aren
     COLUMN(seq_top_k, plan->n_seqs);
     COLUMN(seq_seed, plan->n_seqs);
     COLUMN(seq_min_p, plan->n_seqs);
+    COLUMN(seq_committed, plan->n_seqs);
     COLUMN(tables, n_tables);
     COLUMN(readers, n_readers);
     uint64_t *table = w.tables;
@@ -60,6 +61,7 @@ static enum status seqs_to_wire(const struct plan *plan, struct wire_arena *aren
         w.seq_top_k[i] = s->sampling.top_k;
         w.seq_seed[i] = s->sampling.seed;
         w.seq_min_p[i] = s->sampling.min_p;
+        w.seq_committed[i] = s->committed;
         for (uint32_t j = 0; j < s->n_table; j++)
             *table++ = s->table[j];
         for (uint32_t j = 0; j < s->n_readers; j++)
@@ -260,6 +262,7 @@ static enum status seqs_check(const plan_wire *w, struct wire_arena *arena, stru
     SAME_COUNT(seq_id, seq_top_k);
     SAME_COUNT(seq_id, seq_seed);
     SAME_COUNT(seq_id, seq_min_p);
+    SAME_COUNT(seq_id, seq_committed);
     enum status st = ids_check(w, arena, err);
     if (st == ST_OK)
         st = parts_check(w->seq_table_from, w->seq_n_table, w->n_seq_id, BLOCKS_MAX, w->n_tables, "tables", err);
@@ -319,6 +322,8 @@ static enum status run_in_seq_check(const plan_wire *w, size_t i, uint32_t *next
     const uint32_t s = w->run_seq[i], pos = w->run_pos[i], last = pos + w->run_n_rows[i] - 1;
     if (pos < next_pos[s])
         return error_set(err, ST_CORRUPT, "plan.run_pos[%zu]: position %u is behind the run before it", i, pos);
+    if (pos < w->seq_committed[s])
+        return error_set(err, ST_CORRUPT, "plan.seq_committed[%u]: position %u is computed again", s, pos);
     next_pos[s] = last + 1;
     const uint32_t block = last / PLAN_BLOCK, leaf = block / w->leaf_blocks;
     if (w->seq_fresh[s] && (block >= w->seq_n_table[s] || leaf >= w->seq_n_readers[s]))
@@ -556,6 +561,7 @@ struct plan *plan_wire_fill(const plan_wire *w, struct wire_room *room)
             .table_from = w->seq_table_from[i],
             .n_table = w->seq_n_table[i],
             .table = table,
+            .committed = w->seq_committed[i],
             .reader_from = w->seq_reader_from[i],
             .n_readers = w->seq_n_readers[i],
             .readers = reader,

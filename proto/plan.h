@@ -73,6 +73,8 @@ struct plan_seq {
     uint32_t table_from,
         n_table; /* handles of blocks table_from .. table_from + n_table - 1; covers every block that a row here may see */
     const kv_handle *table;
+    uint32_t
+        committed; /* positions before this are committed: the open rows of blocks that end there are needed no more */
     uint32_t reader_from, n_readers; /* worker that reads leaf reader_from + i; of a row's own leaf: its home */
     const uint16_t *readers;
     struct plan_sampling sampling;

@@ -33,6 +33,7 @@ struct backend_config {
     uint32_t n_threads;
     uint32_t step_rows_max; /* rows at home in one step */
     bool float32;           /* --precision float32: activations and KV in float32, reference kernels */
+    enum kv_codec kv_codec; /* of sealed blocks */
 };
 
 /* A product's outputs: weight matrix of a kind and layer, into a tensor. bias: a vector that is added to them (MODEL_EMBEDDING, which is 0: none). */
@@ -47,6 +48,20 @@ struct step_row {
     int32_t token;
     uint32_t pos;
     uint32_t slot; /* pool slot of its own block */
+    uint32_t open; /* where that block is open: a place of the pool's open rows, STEP_SCRATCH + n, or STEP_IN_PLACE */
+};
+
+/*
+ * Where an open block is if not at a place of the pool. In place: in its slot, the codec's open form being its sealed one. Scratch: all its rows are of
+ * this step, so that nobody asks for them after it, and the backend keeps them for one layer at a time.
+ */
+enum { STEP_SCRATCH = 1 << 30 };
+#define STEP_IN_PLACE UINT32_MAX
+
+/* A block at home whose last position is of this step. */
+struct step_seal {
+    uint32_t slot, open; /* as in step_row */
+    uint32_t block;      /* its number in its sequence */
 };
 
 /* A row whose logits are wanted. */
@@ -74,6 +89,8 @@ struct step_input {
     uint32_t n_rows, n_asks;
     const struct step_row *rows;
     const struct step_ask *asks;
+    const struct step_seal *seals;
+    uint32_t n_seals;
     const struct attend *attend;
     struct kv_pool *pool;
     struct exchange_key key; /* epoch, plan, group of the step's messages */
@@ -97,6 +114,8 @@ struct backend_ops {
     uint64_t (*weight_bytes)(const struct backend *b);
     /* Payload of a block, in this backend's codec. */
     void (*kv_layout)(const struct backend *b, struct kv_layout *layout_out);
+    /* Bytes of a part of an open block; 0: blocks are open in place. */
+    size_t (*open_part_bytes)(const struct backend *b);
     uint32_t leaf_blocks;
 
     enum status (*begin)(struct backend *b, const struct step_input *input);
@@ -109,6 +128,8 @@ struct backend_ops {
     void (*norm_heads)(struct backend *b, enum tensor tensor, enum model_tensor_kind weight, uint32_t layer);
     /* Rotates Q and K; K and V enter the rows' own blocks. */
     void (*rope_store)(struct backend *b, uint32_t layer);
+    /* The step's complete blocks enter their sealed form: rows after them read that, in this step too. */
+    void (*seal)(struct backend *b, uint32_t layer);
     void (*send)(struct backend *b, uint32_t layer, enum attend_traffic what);
     void (*receive)(struct backend *b, uint32_t layer, enum attend_traffic what);
     /* Partials of local jobs (own leaf, fine nodes read here), or of other homes' jobs. */
@@ -119,7 +140,7 @@ struct backend_ops {
     /* Output norm, logits, sampling and scores of the asked rows. */
     void (*answer)(struct backend *b);
     /* Executes what was recorded. ST_PEER, ST_TIMEOUT, ST_STALE, ST_PROTOCOL from the exchange (peer_out: whom it waited for, or UINT16_MAX);
-       ST_CORRUPT: a partial that is not finite. answers_out [n_asks]. */
+       ST_CORRUPT: a partial, key or value that is not finite. answers_out [n_asks]. */
     enum status (*run)(struct backend *b, const struct exchange_ops *exchange_ops, struct exchange *exchange,
                        int64_t deadline_ns, const struct step_answer **answers_out, struct step_cost *cost_out,
                        uint16_t *peer_out);

@@ -33,7 +33,7 @@ struct session {
     struct rpc_channel *channel;
     struct rpc_call *call;
     struct model *model;
-    char model_spec[1024], precision[16];
+    char model_spec[1024], precision[16], kv_codec[16];
     uint16_t id;
     uint32_t step_rows_max, positions_max, heartbeat_ms, silence_ms;
 
@@ -161,6 +161,7 @@ static void welcome_take(struct session *s, const struct control_welcome *w)
         s->id = w->worker_id;
         snprintf(s->model_spec, sizeof s->model_spec, "%s", w->model);
         snprintf(s->precision, sizeof s->precision, "%s", w->precision);
+        snprintf(s->kv_codec, sizeof s->kv_codec, "%s", w->kv_codec);
         s->step_rows_max = w->step_rows_max;
         s->positions_max = w->positions_max;
         s->heartbeat_ms = w->heartbeat_ms ? w->heartbeat_ms : 500;
@@ -252,10 +253,15 @@ static enum status serve_model(struct session *s)
 {
     struct error err = { 0 };
     struct worker *w = NULL;
-    enum status st = model_open(s->model_spec, &s->model, &err);
+    const bool float32 = !strcmp(s->precision, "float32");
+    enum kv_codec kv_codec = KV_BF16;
+    enum status st = kv_codec_find(s->kv_codec, float32, &kv_codec, &err);
+    if (!st)
+        st = model_open(s->model_spec, &s->model, &err);
     const struct worker_config config = {
         .device = s->config->device,
-        .float32 = !strcmp(s->precision, "float32"),
+        .float32 = float32,
+        .kv_codec = kv_codec,
         .n_threads = s->config->n_threads,
         .step_rows_max = s->step_rows_max,
         .positions_max = s->positions_max,

@@ -43,6 +43,11 @@ static struct sequence **find(struct sequences *all, uint64_t id)
     return at;
 }
 
+const struct sequence *sequence_find(struct sequences *all, uint64_t id)
+{
+    return *find(all, id);
+}
+
 void sequence_forget(struct sequences *all, uint64_t id)
 {
     struct sequence **at = find(all, id), *s = *at;
@@ -94,6 +99,7 @@ enum status sequence_update(struct sequences *all, const struct plan_seq *said, 
     s->n_table = n_table > s->n_table ? n_table : s->n_table;
     s->n_readers = n_readers > s->n_readers ? n_readers : s->n_readers;
     s->sampling = said->sampling;
+    s->committed = said->committed;
     *sequence_out = s;
     return ST_OK;
 }

@@ -20,6 +20,7 @@ struct sequence {
     kv_handle *table;
     uint16_t *readers;
     uint32_t n_table, n_readers, table_room, readers_room;
+    uint32_t committed; /* positions */
     struct plan_sampling sampling;
     struct {
         uint32_t pos;
@@ -34,6 +35,8 @@ void sequences_free(struct sequences *all);
 /* Takes over what the plan says of a sequence. ST_PROTOCOL: it continues what is not known. */
 enum status sequence_update(struct sequences *all, const struct plan_seq *said, struct sequence **sequence_out,
                             struct error *err);
+/* NULL: not known, or forgotten */
+const struct sequence *sequence_find(struct sequences *all, uint64_t id);
 void sequence_forget(struct sequences *all, uint64_t id);
 void sequence_sampled(struct sequence *s, uint32_t pos, int32_t token);
 /* The token sampled after position pos, or -1. */

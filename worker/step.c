@@ -53,6 +53,8 @@ void step_record(const struct backend_ops *ops, struct backend *b, const struct 
                 ops->norm_heads(b, TENSOR_K, MODEL_ATTN_K_NORM, layer);
             }
             ops->rope_store(b, layer);
+            if (input->n_seals)
+                ops->seal(b, layer);
         }
         attention(ops, b, layer, input->attend);
         if (rows) {

@@ -11,6 +11,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "worker/open.h"
 #include "worker/sequences.h"
 #include "worker/step.h"
 
@@ -44,7 +45,9 @@ struct worker {
 
     /* the step thread's */
     struct attend attend;
+    struct open_blocks open;
     struct step_row *rows;
+    struct step_seal *seals; /* at most one a row */
     struct step_ask *asks;
     uint32_t asks_room;
     struct sequence **plan_sequences; /* of the plan that runs, by its seq index */
@@ -141,14 +144,55 @@ static enum status plan_take(struct worker *w, const struct plan *plan, struct e
         if (st)
             return st;
     }
+    open_blocks_step(&w->open, w->pool, w->sequences);
     return ST_OK;
 }
 
-/* Rows of a run whose home is here: tokens, positions, and the slots of their own blocks, which are taken now if they are new. */
-static enum status rows_take(struct worker *w, const struct plan *plan, const struct plan_run *run, uint32_t *n_rows,
+static bool runs_join(const struct plan_run *a, const struct plan_run *b)
+{
+    return a->seq == b->seq && a->home == b->home && a->pos + a->n_rows == b->pos;
+}
+
+/* The positions around run r that its sequence has here in this plan without a gap. */
+static void run_span(const struct plan *plan, uint32_t r, uint32_t *pos_out, uint32_t *end_out)
+{
+    uint32_t first = r, last = r;
+    while (first && runs_join(&plan->runs[first - 1], &plan->runs[first]))
+        first--;
+    while (last + 1 < plan->n_runs && runs_join(&plan->runs[last], &plan->runs[last + 1]))
+        last++;
+    *pos_out = plan->runs[first].pos;
+    *end_out = plan->runs[last].pos + plan->runs[last].n_rows;
+}
+
+/* Takes the own block of the row at pos, and where it is open. */
+static enum status block_take(struct worker *w, const struct plan *plan, uint32_t r, uint32_t pos, struct step_row *row,
+                              struct error *err)
+{
+    const struct sequence *s = w->plan_sequences[plan->runs[r].seq];
+    const uint32_t block = pos / PLAN_BLOCK;
+    uint32_t first, end;
+    run_span(plan, r, &first, &end);
+    enum status st = kv_pool_open(w->pool, s->table[block], &row->slot);
+    if (!st)
+        st = open_blocks_take(&w->open, w->pool, s, block, row->slot, first, end, &row->open);
+    if (st)
+        return error_set(err, st, "plan %llu: no room for block %u of sequence %llu", (unsigned long long)plan->number,
+                         block, (unsigned long long)s->id);
+    return ST_OK;
+}
+
+/*
+ * Rows of a run whose home is here: tokens, positions, and the slots of their own blocks, which are taken now if they are new; and which of
+ * these the run completes.
+ */
+static enum status rows_take(struct worker *w, const struct plan *plan, uint32_t r, struct step_input *input,
                              struct error *err)
 {
+    const struct plan_run *run = &plan->runs[r];
     const struct sequence *s = w->plan_sequences[run->seq];
+    const bool joins = r && runs_join(run - 1, run); /* then the run before stands right before this one */
+    uint32_t *n_rows = &input->n_rows;
     for (uint32_t i = 0; i < run->n_rows; i++) {
         const uint32_t pos = run->pos + i, block = pos / PLAN_BLOCK;
         struct step_row *row = &w->rows[*n_rows];
@@ -160,14 +204,16 @@ static enum status rows_take(struct worker *w, const struct plan *plan, const st
         if (row->token < 0 || (uint32_t)row->token >= model_config(w->model)->n_vocab)
             return error_set(err, ST_PROTOCOL, "plan %llu: token %d at position %u", (unsigned long long)plan->number,
                              row->token, pos);
-        if (i == 0 || pos % PLAN_BLOCK == 0) {
-            const enum status st = kv_pool_open(w->pool, s->table[block], &row->slot);
+        if (pos % PLAN_BLOCK == 0 || (i == 0 && !joins)) {
+            const enum status st = block_take(w, plan, r, pos, row, err);
             if (st)
-                return error_set(err, st, "plan %llu: no room for block %u of sequence %llu",
-                                 (unsigned long long)plan->number, block, (unsigned long long)s->id);
+                return st;
         } else {
             row->slot = row[-1].slot;
+            row->open = row[-1].open;
         }
+        if (pos % PLAN_BLOCK == PLAN_BLOCK - 1)
+            w->seals[input->n_seals++] = (struct step_seal){ row->slot, row->open, block };
         (*n_rows)++;
     }
     return ST_OK;
@@ -260,13 +306,14 @@ static enum status input_take(struct worker *w, const struct plan *plan, struct 
         const uint32_t first = input->n_rows;
         enum status st = edits_check(w, plan, run, err);
         if (st == ST_OK)
-            st = rows_take(w, plan, run, &input->n_rows, err);
+            st = rows_take(w, plan, r, input, err);
         if (st)
             return st;
         asks_take(w, run, first, &input->n_asks);
     }
     input->rows = w->rows;
     input->asks = w->asks;
+    input->seals = w->seals;
     return ST_OK;
 }
 
@@ -546,11 +593,49 @@ enum status worker_post(struct worker *w, struct control_message *message)
 
 /* ---- life ---- */
 
+static size_t pool_block_bytes(const struct worker *w)
+{
+    struct kv_pool_stats pool;
+    kv_pool_stats(w->pool, &pool);
+    return pool.block_bytes;
+}
+
+/*
+ * The pool. Where open blocks have another form, up to an eighth of kv_bytes is theirs: enough for OPEN_MIN of them even if that is little, and
+ * OPEN_MAX are more than a worker's sequences have.
+ */
+enum { OPEN_MIN = 16, OPEN_MAX = 512 };
+static enum status pool_open(struct worker *w, struct error *err)
+{
+    const struct worker_config *c = &w->config;
+    struct kv_layout open = w->layout;
+    size_t block_bytes, open_bytes = 0;
+    uint64_t n_blocks = c->n_blocks, n_open = 0;
+    open.part_bytes = w->ops->open_part_bytes(w->backend);
+    if (!kv_layout_block_bytes(&w->layout, &block_bytes) ||
+        (open.part_bytes && !kv_layout_block_bytes(&open, &open_bytes)))
+        return error_set(err, ST_TOO_LARGE, "a KV block of this model does not fit in memory");
+    if (open_bytes && c->n_blocks) {
+        n_open = c->open_blocks;
+    } else if (open_bytes) {
+        n_open = c->kv_bytes / 8 / open_bytes;
+        n_open = n_open < OPEN_MIN ? OPEN_MIN : n_open > OPEN_MAX ? OPEN_MAX : n_open;
+    }
+    if (!c->n_blocks)
+        n_blocks = c->kv_bytes > n_open * open_bytes ? (c->kv_bytes - n_open * open_bytes) / block_bytes : 0;
+    if (n_blocks < 2 || n_blocks >= UINT32_MAX)
+        return error_set(
+            err, ST_INVALID,
+            "kv-bytes %llu: blocks of this model take %zu bytes, at least 2 are needed, and %zu for open ones",
+            (unsigned long long)c->kv_bytes, block_bytes, (size_t)n_open * open_bytes);
+    const enum status st = kv_pool_new(&w->layout, (uint32_t)n_blocks, &w->pool, err);
+    return st ? st : open_blocks_init(&w->open, w->pool, open.part_bytes, (uint32_t)n_open, err);
+}
+
 static enum status open_parts(struct worker *w, struct error *err)
 {
     const struct worker_config *c = &w->config;
-    const struct backend_config backend = { c->n_threads, c->step_rows_max, c->float32 };
-    size_t block_bytes;
+    const struct backend_config backend = { c->n_threads, c->step_rows_max, c->float32, c->kv_codec };
     w->ops = backend_find(c->device);
     if (!w->ops)
         return error_set(err, ST_UNSUPPORTED, "device %s: this build has no such backend", c->device);
@@ -559,19 +644,13 @@ static enum status open_parts(struct worker *w, struct error *err)
         return st;
     w->ops->fingerprint(w->backend, w->fingerprint, sizeof w->fingerprint);
     w->ops->kv_layout(w->backend, &w->layout);
-    if (!kv_layout_block_bytes(&w->layout, &block_bytes))
-        return error_set(err, ST_TOO_LARGE, "a KV block of this model does not fit in memory");
-    const uint64_t n_blocks = c->n_blocks ? c->n_blocks : c->kv_bytes / block_bytes;
-    if (n_blocks < 2 || n_blocks >= UINT32_MAX)
-        return error_set(err, ST_INVALID, "kv-bytes %llu: blocks of this model take %zu bytes, at least 2 are needed",
-                         (unsigned long long)c->kv_bytes, block_bytes);
-    st = kv_pool_new(&w->layout, (uint32_t)n_blocks, &w->pool, err);
+    st = pool_open(w, err);
     if (st)
         return st;
     w->config.exchange.on_block = on_block;
     w->config.exchange.ctx = w;
     if (!w->config.exchange.message_bytes_max)
-        w->config.exchange.message_bytes_max = block_bytes + kv_header_bytes(&w->layout) + (1u << 28);
+        w->config.exchange.message_bytes_max = pool_block_bytes(w) + kv_header_bytes(&w->layout) + (1u << 28);
     st = c->exchange_ops->open(&w->config.exchange, &w->exchange, err);
     if (st)
         return st;
@@ -593,8 +672,9 @@ enum status worker_new(const struct worker_config *config, const struct model *m
     pthread_mutex_init(&w->lock, NULL);
     w->sequences = sequences_new();
     w->rows = malloc(config->step_rows_max * sizeof *w->rows);
-    enum status st =
-        w->wake < 0 || !w->sequences || !w->rows ? error_set(err, ST_NO_MEMORY, "no memory") : open_parts(w, err);
+    w->seals = malloc(config->step_rows_max * sizeof *w->seals);
+    enum status st = w->wake < 0 || !w->sequences || !w->rows || !w->seals ? error_set(err, ST_NO_MEMORY, "no memory")
+                                                                           : open_parts(w, err);
     if (!st && pthread_create(&w->thread, NULL, step_thread, w))
         st = error_set(err, ST_NO_MEMORY, "no thread");
     w->started = !st;
@@ -626,12 +706,14 @@ void worker_free(struct worker *w)
         free(m);
     if (w->exchange)
         w->config.exchange_ops->close(w->exchange);
+    open_blocks_deinit(&w->open);
     kv_pool_free(w->pool);
     if (w->backend)
         w->ops->close(w->backend);
     sequences_free(w->sequences);
     attend_free(&w->attend);
     free(w->rows);
+    free(w->seals);
     free(w->asks);
     free(w->plan_sequences);
     if (w->wake >= 0)
@@ -650,7 +732,8 @@ void worker_ready(const struct worker *w, struct control_ready *ready_out)
         .n_blocks = pool.n_blocks,
         .block_bytes = pool.block_bytes,
         .weight_bytes = w->ops->weight_bytes(w->backend),
-        .pool_bytes = (uint64_t)pool.n_blocks * pool.block_bytes,
+        .open_blocks = pool.n_rows,
+        .pool_bytes = (uint64_t)pool.n_blocks * pool.block_bytes + (uint64_t)pool.n_rows * pool.rows_bytes,
         .address = w->address,
         .address_bytes = (uint32_t)w->address_bytes,
     };

@@ -24,11 +24,13 @@ struct worker;
 struct worker_config {
     const char *device; /* "cpu" */
     bool float32;
-    bool reads_apart; /* every sequence reads its blocks by itself: shows what sharing saves */
+    enum kv_codec kv_codec; /* of sealed blocks; KV_BF16 */
+    bool reads_apart;       /* every sequence reads its blocks by itself: shows what sharing saves */
     uint32_t n_threads;
     uint32_t step_rows_max, positions_max;
     uint64_t kv_bytes; /* pool; 0: n_blocks says it */
     uint32_t n_blocks;
+    uint32_t open_blocks; /* with n_blocks: places for open blocks, where the codec has another form for them */
     const struct exchange_ops *exchange_ops;
     struct exchange_config exchange; /* self, bind, lanes, hub; on_block and ctx are the worker's */
     /* Called on the step thread. Borrowed. */

@@ -80,6 +80,17 @@ static void homes_rate(const struct sched *s, uint64_t usable, int64_t gain_out[
     }
 }
 
+/* Has each of these workers places for the open blocks of one more sequence? */
+static bool ties_fit(const struct sched *s, uint64_t ties)
+{
+    SCHED_EACH(slot, ties)
+    {
+        if (s->workers[slot].n_ties - s->extra_ties[slot] >= s->workers[slot].ties_max)
+            return false;
+    }
+    return true;
+}
+
 /* Takes the best home that has room. -> is there one; s->place has the answer */
 static bool home_find(struct sched *s, uint64_t usable, bool spreads)
 {
@@ -97,7 +108,8 @@ static bool home_find(struct sched *s, uint64_t usable, bool spreads)
                 best = slot;
         }
         room_read(s);
-        if (spreads ? place_spread(s, &s->place, best, slots, n) : place_local(s, &s->place, best))
+        if ((spreads ? place_spread(s, &s->place, best, slots, n) : place_local(s, &s->place, best)) &&
+            ties_fit(s, s->place.ties))
             return true;
         left &= ~SCHED_BIT(best);
     }
@@ -218,6 +230,7 @@ static void admit(struct sched *s, struct sched_request *r)
         assert(there);
         (void)there;
         r->promise[slot] = p->need[slot];
+        s->workers[slot].n_ties++;
     }
     s->workers[r->home].n_homes++;
     s->groups_changed = true;

@@ -267,6 +267,7 @@ static void seq_describe(struct sched *s, struct group *g, struct flight *f, str
     struct plan_seq *seq = &s->seqs[r->plan_index];
     const uint32_t blocks = (r->ahead - 1) / PLAN_BLOCK + 1, leaves = (r->ahead - 1) / request_leaf_rows(r) + 1;
     seq->table_from = r->fresh ? 0 : r->sent_table;
+    seq->committed = r->done;
     seq->reader_from = r->fresh ? 0 : r->readers_changed < r->sent_readers ? r->readers_changed : r->sent_readers;
     seq->n_table = blocks - seq->table_from;
     seq->n_readers = leaves - seq->reader_from;

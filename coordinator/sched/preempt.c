@@ -61,9 +61,14 @@ bool preempt_for(struct sched *s, struct sched_request *r, bool (*fits)(struct s
     for (struct sched_request *v; !ok && (v = victim_next(s, r));) {
         v->chosen = true;
         room_of(v, s->extra_room);
+        SCHED_EACH(slot, v->ties)
+        {
+            s->extra_ties[slot]++;
+        }
         ok = fits(s, r);
     }
     memset(s->extra_room, 0, sizeof s->extra_room);
+    memset(s->extra_ties, 0, sizeof s->extra_ties);
     for (uint32_t i = 0; i < s->n_running;) {
         struct sched_request *v = s->running[i];
         const bool chosen = v->chosen;

@@ -179,6 +179,10 @@ void request_release(struct sched *s, struct sched_request *r)
             outbox_push(&s->workers[slot].forgets, r->id);
     }
     r->known = 0;
+    SCHED_EACH(slot, r->ties)
+    {
+        s->workers[slot].n_ties -= s->workers[slot].ready;
+    }
     if (s->workers[r->home].ready)
         s->workers[r->home].n_homes--;
     if (r->group)

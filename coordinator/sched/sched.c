@@ -211,6 +211,9 @@ enum status sched_worker_ready(struct sched *s, uint16_t worker, const struct co
         return error_set(err, ST_INVALID, "ready: n_blocks %u", ready->n_blocks);
     if (!ready->leaf_blocks || ready->leaf_blocks > LEAF_BLOCKS_MAX)
         return error_set(err, ST_INVALID, "ready: leaf_blocks %u", ready->leaf_blocks);
+    if (ready->open_blocks && ready->open_blocks <= s->config.plans_ahead)
+        return error_set(err, ST_INVALID, "ready: open_blocks %u, a sequence may need %u", ready->open_blocks,
+                         s->config.plans_ahead + 1);
     if (!ready->fingerprint)
         return error_set(err, ST_INVALID, "ready: no fingerprint");
     if (!~s->ready)
@@ -220,6 +223,8 @@ enum status sched_worker_ready(struct sched *s, uint16_t worker, const struct co
     *w = (struct worker){
         .ready = true, .id = worker, .leaf_blocks = ready->leaf_blocks, .block_bytes = ready->block_bytes
     };
+    /* Open at once are the last block of each plan in flight and one from before. */
+    w->ties_max = ready->open_blocks ? ready->open_blocks / (s->config.plans_ahead + 1) : UINT32_MAX;
     struct hasher *h = hasher_new();
     hasher_add(h, s->config.context.byte, sizeof s->config.context.byte);
     hasher_add_text(h, ready->fingerprint);

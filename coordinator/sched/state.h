@@ -173,6 +173,8 @@ struct worker {
     uint32_t leaf_blocks;
     uint64_t block_bytes;
     uint32_t n_homes, sending, receiving;
+    uint32_t n_ties,
+        ties_max; /* sequences that have or will have blocks here; as many as it has places for open blocks of */
     struct group *group;
     struct outbox forgets; /* sequences */
 };
@@ -285,7 +287,8 @@ struct sched {
         deadline_ms; /* when to look who has waited long; no deadline is before (INT64_MAX: there is none) */
     uint32_t n_preempting, n_awaiting;
     int64_t extra_room[SCHED_SLOTS]; /* if the chosen gave way */
-    struct sched_request **running;  /* admitted, by admission; also ended ones that plans in flight name */
+    uint32_t extra_ties[SCHED_SLOTS];
+    struct sched_request **running; /* admitted, by admission; also ended ones that plans in flight name */
     uint32_t n_running, running_cap, n_live;
     struct sched_request *freed;
     struct transfer *transfers; /* in order of need */

@@ -8,7 +8,7 @@
 
 bool attn_accepts_c(const struct attn_shape *shape)
 {
-    return shape->codec < KV_CODECS && shape->head_dim >= 2 && shape->head_dim <= ATTN_HEAD_DIM_MAX &&
+    return shape->codec <= KV_F32 && shape->head_dim >= 2 && shape->head_dim <= ATTN_HEAD_DIM_MAX &&
            shape->head_dim % 2 == 0 && shape->scale > 0 && isfinite(shape->scale);
 }
 

@@ -49,8 +49,10 @@ static bool push_job(struct backend *b, uint32_t j)
                 };
                 if (!push_unit(b, unit))
                     return false;
-                b->parts_read += blocks;
-                b->parts_dense += blocks;
+                const uint32_t sealed = fine || b->open == b->attn ? blocks : blocks - 1;
+                b->parts_read += sealed;
+                b->parts_dense += sealed;
+                b->open_read += blocks - sealed;
             }
         }
     }
@@ -103,7 +105,7 @@ static bool push_units(struct backend *b, bool local)
 bool cpu_units_build(struct backend *b)
 {
     b->n_units = 0;
-    b->parts_read = b->parts_dense = 0;
+    b->parts_read = b->parts_dense = b->open_read = 0;
     if (!push_units(b, true))
         return false;
     b->n_local_units = b->n_units;
@@ -127,28 +129,36 @@ static const float *query_vector(struct backend *b, const struct attend_job *job
     return to;
 }
 
-/* The query vectors of one tile, packed. */
+/* The query vectors of one tile, packed for sealed blocks and, unless NULL, for open ones. */
 static void pack_tile(struct backend *b, struct cpu_member *m, const struct attend_job *job, uint32_t head,
-                      uint32_t tile, void *q_tile)
+                      uint32_t tile, void *q_tile, void *open_tile)
 {
     const uint32_t n = cpu_tile_vectors(b, job, tile);
     const float *q[ATTN_ROWS];
     for (uint32_t i = 0; i < n; i++)
         q[i] = query_vector(b, job, head, tile * ATTN_ROWS + i, m->queries + i * b->config->head_dim);
     b->attn->pack_q(&b->attn_shape, q, n, q_tile);
+    if (open_tile)
+        b->open->pack_q(&b->open_shape, q, n, open_tile);
 }
 
-/* Positions of block c of the own leaf (starting at position `first`) that the tile's vectors see; false: none of them sees any. */
+enum own { OWN_OPEN = 1, OWN_SEALED = 2, OWN_ALL = 3 };
+
+/*
+ * Positions of block c of the own leaf (starting at position `first`) that the tile's vectors see: rows of that block see it open, later ones sealed.
+ * Of the forms that `which` names. false: none of them sees any.
+ */
 static bool own_visible(const struct backend *b, const struct attend_job *job, uint32_t tile, uint32_t first,
-                        uint8_t visible[ATTN_ROWS])
+                        enum own which, uint8_t visible[ATTN_ROWS])
 {
     const uint32_t group = b->config->n_heads / b->config->n_kv_heads, n = cpu_tile_vectors(b, job, tile);
     bool any = false;
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t pos = job->pos + (tile * ATTN_ROWS + i) / group;
-        const uint32_t sees = pos < first ? 0 : pos - first + 1;
-        visible[i] = (uint8_t)(sees < KV_BLOCK ? sees : KV_BLOCK);
-        any = any || sees;
+        const uint32_t before = pos < first ? 0 : pos - first + 1, sees = before < KV_BLOCK ? before : KV_BLOCK;
+        const enum own form = pos < first + KV_BLOCK ? OWN_OPEN : OWN_SEALED;
+        visible[i] = (uint8_t)(form & which ? sees : 0);
+        any = any || visible[i];
     }
     return any;
 }
@@ -223,6 +233,47 @@ static void attend_whole(struct backend *b, const struct cpu_member *m, const st
     }
 }
 
+/* Where block i of the own leaf is open. false: none of the job's rows is of that block, so nobody reads it open. */
+static bool own_open(const struct backend *b, const struct attend_job *job, uint32_t first, uint32_t *open_out)
+{
+    const uint32_t pos = job->pos > first ? job->pos : first;
+    if (pos >= first + KV_BLOCK || pos >= job->pos + job->n_rows)
+        return false;
+    *open_out = b->input->rows[job->row + pos - job->pos].open;
+    return true;
+}
+
+/*
+ * Block i of the own leaf for tile t of the unit, where open blocks have a form of their own: rows of the block read that, later ones the sealed
+ * block, so one vector reads one of them. What is read open is turned to the basis of sealed blocks' outputs.
+ */
+static void attend_own_block(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer,
+                             uint32_t i, uint32_t t)
+{
+    const struct attend_job *job = &b->input->attend->jobs[u->job];
+    const uint32_t leaf = CPU_LEAF_BLOCKS * KV_BLOCK, first = job->pos / leaf * leaf + i * KV_BLOCK,
+                   n = unit_vectors(b, u, t), slot = b->input->attend->code.v[job->own_begin + i];
+    uint8_t visible[ATTN_ROWS];
+    uint32_t open;
+    float *to = stack_tile(b, m, u, i, t);
+    const bool sealed = own_visible(b, job, u->tile + t, first, OWN_SEALED, visible);
+    if (sealed)
+        attend_block(b, m, u, layer, slot, UINT32_MAX, i, t, visible);
+    if (!own_open(b, job, first, &open) || !own_visible(b, job, u->tile + t, first, OWN_OPEN, visible)) {
+        if (!sealed)
+            partial_clear(b, to);
+        return;
+    }
+    const uint8_t *part = cpu_open_part(b, slot, open, layer, u->head);
+    float *own = sealed ? stack_tile(b, m, u, CPU_LEAF_BLOCKS, t) : to;
+    b->open->block(&b->open_shape, m->open_q_tiles + t * b->open_q_tile_bytes, n, visible, part,
+                   part + b->open_part_bytes, NULL, own);
+    if (b->attn->rotate)
+        b->attn->rotate(&b->attn_shape, n, own);
+    if (sealed)
+        b->attn->merge(&b->attn_shape, n, to, own);
+}
+
 /* The own leaf: blocks before the own one whole, the own one up to the row's position; pieces join by adjacent pairs. */
 static void attend_own(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer)
 {
@@ -232,7 +283,9 @@ static void attend_own(struct backend *b, const struct cpu_member *m, const stru
     for (uint32_t i = 0; i < n; i++) {
         for (uint32_t t = 0; t < u->n_tiles; t++) {
             uint8_t visible[ATTN_ROWS];
-            if (own_visible(b, job, u->tile + t, first + i * KV_BLOCK, visible))
+            if (b->open != b->attn)
+                attend_own_block(b, m, u, layer, i, t);
+            else if (own_visible(b, job, u->tile + t, first + i * KV_BLOCK, OWN_ALL, visible))
                 attend_block(b, m, u, layer, a->code.v[job->own_begin + i],
                              t || i + 1 == n ? UINT32_MAX : a->code.v[job->own_begin + i + 1], i, t, visible);
             else
@@ -315,7 +368,8 @@ static void attend_job_unit(struct backend *b, struct cpu_member *m, const struc
     const struct attend *a = b->input->attend;
     const struct attend_job *job = &a->jobs[u->job];
     for (uint32_t t = 0; t < u->n_tiles; t++)
-        pack_tile(b, m, job, u->head, u->tile + t, m->q_tiles + t * b->q_tile_bytes);
+        pack_tile(b, m, job, u->head, u->tile + t, m->q_tiles + t * b->q_tile_bytes,
+                  u->fine == UINT32_MAX && m->open_q_tiles ? m->open_q_tiles + t * b->open_q_tile_bytes : NULL);
     if (u->fine == UINT32_MAX)
         attend_own(b, m, u, layer);
     else
@@ -401,8 +455,10 @@ static void finish_tile(struct backend *b, const struct attend_job *job, uint32_
     const struct model_config *c = b->config;
     const struct cpu_tensor *a = &b->tensor[TENSOR_A];
     const uint32_t group = c->n_heads / c->n_kv_heads, n = cpu_tile_vectors(b, job, tile);
-    const float *p = run_program(b, job, job->final_begin, job->final_end, head, tile);
+    float *p = run_program(b, job, job->final_begin, job->final_end, head, tile);
     bool finite = true;
+    if (b->attn->rotate)
+        b->attn->rotate(&b->attn_shape, n, p);
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t v = tile * ATTN_ROWS + i, row = job->row + v / group,
                        at = (head * group + v % group) * c->head_dim;

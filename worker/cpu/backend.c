@@ -32,6 +32,7 @@ static void cpu_close(struct backend *b)
         free(b->members[i].stack);
         free(b->members[i].queries);
         free(b->members[i].q_tiles);
+        free(b->members[i].open_q_tiles);
         free(b->members[i].sample_scratch);
         free(b->members[i].row_scratch);
     }
@@ -43,6 +44,7 @@ static void cpu_close(struct backend *b)
     free(b->ops);
     free(b->units);
     free(b->store);
+    free(b->scratch);
     free(b->window);
     free(b->wire);
     free(b->answers);
@@ -110,6 +112,16 @@ static bool members_alloc(struct backend *b)
         m->row_scratch = cpu_alloc(b->weights.embedding.row_bytes);
         if (!m->linear_scratch || !m->stack || !m->queries || !m->q_tiles || !m->sample_scratch || !m->row_scratch)
             return false;
+        if (b->open == b->attn)
+            continue;
+        m->open_q_tiles = cpu_alloc(CPU_UNIT_TILES * b->open_q_tile_bytes);
+        if (!m->open_q_tiles)
+            return false;
+    }
+    if (b->open != b->attn) {
+        b->scratch = cpu_alloc((size_t)(b->rows_max / KV_BLOCK + 1) * c->n_kv_heads * 2 * b->open_part_bytes);
+        if (!b->scratch)
+            return false;
     }
     const size_t angles = (size_t)b->rows_max * (c->head_dim / 2) * sizeof(float);
     b->cos = cpu_alloc(angles);
@@ -119,22 +131,38 @@ static bool members_alloc(struct backend *b)
     return b->cos && b->sin && b->logits && b->logit_rows;
 }
 
+static enum status attention_find(struct backend *b, struct error *err)
+{
+    const struct model_config *c = b->config;
+    const float scale = 1 / sqrtf((float)c->head_dim);
+    b->attn_shape = (struct attn_shape){ c->head_dim, b->codec, scale };
+    b->open_shape = (struct attn_shape){ c->head_dim, kv_codecs[b->codec].open, scale };
+    b->attn = attn_find(&b->attn_shape, b->caps);
+    b->open = attn_find(&b->open_shape, b->caps);
+    if (!b->open)
+        return error_set(err, ST_UNSUPPORTED, "no attention kernel takes head_dim %u", c->head_dim);
+    if (!b->attn)
+        return error_set(err, ST_UNSUPPORTED, "kv-codec %s takes no heads of %u channels", kv_codecs[b->codec].name,
+                         c->head_dim);
+    b->part_bytes = b->attn->part_bytes(&b->attn_shape);
+    b->open_part_bytes = b->open->part_bytes(&b->open_shape);
+    b->q_tile_bytes = (b->attn->q_tile_bytes(&b->attn_shape) + 63) / 64 * 64;
+    b->open_q_tile_bytes = (b->open->q_tile_bytes(&b->open_shape) + 63) / 64 * 64;
+    b->partial_floats = attn_partial_floats(c->head_dim);
+    return ST_OK;
+}
+
 static enum status open_parts(struct backend *b, void (*progress)(void *ctx, float fraction), void *ctx,
                               struct error *err)
 {
-    const struct model_config *c = b->config;
     b->members = calloc(b->n_threads, sizeof *b->members);
     if (!b->members || team_new(b->n_threads, &b->team))
         return error_set(err, ST_NO_MEMORY, "no memory for %u threads", b->n_threads);
     b->rows = row_find(b->float32 ? 0 : b->caps);
-    b->attn_shape = (struct attn_shape){ c->head_dim, b->float32 ? KV_F32 : KV_BF16, 1 / sqrtf((float)c->head_dim) };
-    b->attn = attn_find(&b->attn_shape, b->caps);
-    if (!b->attn)
-        return error_set(err, ST_UNSUPPORTED, "no attention kernel takes head_dim %u", c->head_dim);
-    b->part_bytes = b->attn->part_bytes(&b->attn_shape);
-    b->q_tile_bytes = (b->attn->q_tile_bytes(&b->attn_shape) + 63) / 64 * 64;
-    b->partial_floats = attn_partial_floats(c->head_dim);
-    const enum status st = cpu_weights_load(b, progress, ctx, err);
+    enum status st = attention_find(b, err);
+    if (st)
+        return st;
+    st = cpu_weights_load(b, progress, ctx, err);
     if (st)
         return st;
     if (!tensors_alloc(b) || !members_alloc(b))
@@ -155,6 +183,7 @@ static enum status cpu_open(const struct backend_config *config, const struct mo
     b->n_threads = config->n_threads ? config->n_threads : 1;
     b->rows_max = config->step_rows_max > CPU_LOGIT_ROWS ? config->step_rows_max : CPU_LOGIT_ROWS;
     b->float32 = config->float32;
+    b->codec = config->float32 ? KV_F32 : config->kv_codec;
     const enum status st = open_parts(b, progress, ctx, err);
     if (st) {
         cpu_close(b);
@@ -179,6 +208,9 @@ static void cpu_fingerprint(const struct backend *b, char *text_out, size_t byte
                 hasher_add_text(h, b->weights.layers[layer].weight[kind].impl->name);
     hasher_add_text(h, b->weights.output.impl->name);
     hasher_add_text(h, b->attn->name);
+    hasher_add_text(h, b->open->name);
+    hasher_add_text(h, kv_codecs[b->codec].name);
+    hasher_add_u64(h, kv_codecs[b->codec].version);
     hasher_add_text(h, b->rows->name);
     for (uint32_t i = 0; i < 64; i++) {
         const double angle = (double)(i * 9973 % 131072) * c->inv_freq[i % (c->head_dim / 2)];
@@ -203,8 +235,13 @@ static void cpu_kv_layout(const struct backend *b, struct kv_layout *layout_out)
         .n_layers = b->config->n_layers,
         .n_kv_heads = b->config->n_kv_heads,
         .part_bytes = b->part_bytes,
-        .version = 1 + (uint32_t)b->attn_shape.codec,
+        .version = kv_codecs[b->codec].version,
     };
+}
+
+static size_t cpu_open_part_bytes(const struct backend *b)
+{
+    return b->open == b->attn ? 0 : b->open_part_bytes;
 }
 
 /* ---- recording ---- */
@@ -334,6 +371,12 @@ static void record_rope_store(struct backend *b, uint32_t layer)
     record(b, cpu_rope_store)->layer = layer;
 }
 
+static void record_seal(struct backend *b, uint32_t layer)
+{
+    if (b->attn->seal)
+        record(b, cpu_seal)->layer = layer;
+}
+
 static void record_traffic(struct backend *b, cpu_op_fn *fn, uint32_t layer, enum attend_traffic what)
 {
     struct cpu_op *op = record(b, fn);
@@ -419,8 +462,9 @@ static enum status cpu_run(struct backend *b, const struct exchange_ops *exchang
     team_run(b->team, run_list, b);
     b->cost.busy_ns = clock_ns() - start - b->cost.wait_ns;
     const uint64_t part = 2 * (uint64_t)b->part_bytes * b->config->n_layers;
-    b->cost.kv_bytes_read = b->parts_read * part;
-    b->cost.kv_bytes_dense = b->parts_dense * part;
+    const uint64_t open = 2 * (uint64_t)b->open_part_bytes * b->config->n_layers * b->open_read;
+    b->cost.kv_bytes_read = b->parts_read * part + open;
+    b->cost.kv_bytes_dense = b->parts_dense * part + open;
     *answers_out = b->answers;
     *cost_out = b->cost;
     *peer_out = b->failed_peer;
@@ -434,6 +478,7 @@ const struct backend_ops backend_cpu = {
     .fingerprint = cpu_fingerprint,
     .weight_bytes = cpu_weight_bytes,
     .kv_layout = cpu_kv_layout,
+    .open_part_bytes = cpu_open_part_bytes,
     .leaf_blocks = CPU_LEAF_BLOCKS,
     .begin = cpu_begin,
     .embed = record_embed,
@@ -441,6 +486,7 @@ const struct backend_ops backend_cpu = {
     .linear = record_linear,
     .norm_heads = record_norm_heads,
     .rope_store = record_rope_store,
+    .seal = record_seal,
     .send = record_send,
     .receive = record_receive,
     .attend = record_attend,

@@ -68,9 +68,10 @@ struct cpu_unit {
 
 struct cpu_member {
     uint8_t *linear_scratch;
-    float *stack;     /* [CPU_STACK][CPU_UNIT_TILES] partial tiles, or [..][CPU_LEAF_TILES] */
-    float *queries;   /* [ATTN_ROWS][head_dim] */
-    uint8_t *q_tiles; /* [CPU_LEAF_TILES] */
+    float *stack;          /* [CPU_STACK][CPU_UNIT_TILES] partial tiles, or [..][CPU_LEAF_TILES] */
+    float *queries;        /* [ATTN_ROWS][head_dim] */
+    uint8_t *q_tiles;      /* [CPU_LEAF_TILES] */
+    uint8_t *open_q_tiles; /* [CPU_UNIT_TILES]; NULL: q_tiles serve */
     uint8_t *sample_scratch;
     uint8_t *row_scratch; /* one stored embedding row */
 };
@@ -81,10 +82,13 @@ struct backend {
     struct team *team;
     uint32_t caps, n_threads, rows_max;
     bool float32;
+    enum kv_codec codec;
     const struct row_impl *rows;
-    const struct attn_impl *attn;
-    struct attn_shape attn_shape;
+    const struct attn_impl *attn, *open; /* of sealed and of open blocks; the same where blocks are open in place */
+    struct attn_shape attn_shape, open_shape;
     size_t part_bytes, q_tile_bytes, partial_floats;
+    size_t open_part_bytes, open_q_tile_bytes;
+    uint8_t *scratch; /* open blocks of one layer: [rows_max / KV_BLOCK][n_kv_heads][keys, values]; NULL: none */
     struct cpu_weights weights;
     struct cpu_tensor tensor[TENSORS];
     float *cos, *sin;    /* [rows_max][head_dim / 2] of this step's rows */
@@ -98,6 +102,7 @@ struct backend {
     uint32_t n_ops, ops_room;
     struct cpu_unit *units;
     uint32_t n_units, n_local_units, units_room;
+    uint64_t open_read;               /* the same of open blocks that are not open in place */
     uint64_t parts_read, parts_dense; /* pairs of a block's keys and values of one KV head, in one layer */
     float *store;                     /* partial tiles of attend's items */
     size_t store_room;
@@ -137,6 +142,11 @@ void cpu_weights_free(struct backend *b);
 /* rows.c: ops on rows */
 cpu_op_fn cpu_embed, cpu_norm, cpu_norm_heads, cpu_linear, cpu_rope_store, cpu_silu_mul, cpu_answer_norm,
     cpu_answer_logits, cpu_answer_sample;
+
+/* seal.c */
+cpu_op_fn cpu_seal;
+/* Keys of an open block's KV head; values open_part_bytes behind. slot, open: as in struct step_row. */
+uint8_t *cpu_open_part(const struct backend *b, uint32_t slot, uint32_t open, uint32_t layer, uint32_t head);
 
 /* attend.c: partials */
 bool cpu_units_build(struct backend *b);

@@ -124,9 +124,9 @@ void cpu_rope_store(struct backend *b, struct cpu_op *op, uint32_t member, uint3
         b->rows->rope(float_row(&b->tensor[TENSOR_Q], r), c->n_heads, c->head_dim, cosines, sines);
         b->rows->rope(k, c->n_kv_heads, c->head_dim, cosines, sines);
         for (uint32_t j = 0; j < c->n_kv_heads; j++) {
-            uint8_t *part = kv_pool_part(b->input->pool, row->slot, op->layer, j);
-            b->attn->store(&b->attn_shape, row->pos % KV_BLOCK, k + j * c->head_dim, v + j * c->head_dim, part,
-                           part + b->part_bytes);
+            uint8_t *part = cpu_open_part(b, row->slot, row->open, op->layer, j);
+            b->open->store(&b->open_shape, row->pos % KV_BLOCK, k + j * c->head_dim, v + j * c->head_dim, part,
+                           part + b->open_part_bytes);
         }
     }
 }

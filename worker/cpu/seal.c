@@ -1,0 +1,24 @@
+#include "worker/cpu/cpu.h"
+
+uint8_t *cpu_open_part(const struct backend *b, uint32_t slot, uint32_t open, uint32_t layer, uint32_t head)
+{
+    if (open == STEP_IN_PLACE)
+        return kv_pool_part(b->input->pool, slot, layer, head);
+    if (open < STEP_SCRATCH)
+        return kv_pool_rows_part(b->input->pool, open, layer, head);
+    return b->scratch + ((size_t)(open - STEP_SCRATCH) * b->config->n_kv_heads + head) * 2 * b->open_part_bytes;
+}
+
+void cpu_seal(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_members)
+{
+    const uint32_t n_kv_heads = b->config->n_kv_heads;
+    uint32_t begin, end;
+    team_share(b->input->n_seals * n_kv_heads, member, n_members, &begin, &end);
+    for (uint32_t i = begin; i < end && b->attn->seal; i++) {
+        const struct step_seal *s = &b->input->seals[i / n_kv_heads];
+        const uint8_t *open = cpu_open_part(b, s->slot, s->open, op->layer, i % n_kv_heads);
+        uint8_t *part = kv_pool_part(b->input->pool, s->slot, op->layer, i % n_kv_heads);
+        if (!b->attn->seal(&b->attn_shape, open, open + b->open_part_bytes, part, part + b->part_bytes))
+            cpu_fail(b, ST_CORRUPT, UINT16_MAX);
+    }
+}
