@@ -114,7 +114,7 @@ void selector_text(const struct selector_spec *spec, char text_out[SELECTOR_TEXT
     }
     snprintf(density, sizeof density, "%u.%06u", spec->density / SELECTOR_DENSITY_ONE,
              spec->density % SELECTOR_DENSITY_ONE);
-    for (size_t n = strlen(density); density[n - 1] == '0' || density[n - 1] == '.'; n--) {
+    for (size_t n = strlen(density); n && (density[n - 1] == '0' || density[n - 1] == '.'); n--) {
         const bool point = density[n - 1] == '.';
         density[n - 1] = 0;
         if (point)
