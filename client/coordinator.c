@@ -48,6 +48,7 @@ int command_coordinator(int argc, char **argv)
         .kv_codec = s.kv_codec,
         .selector = s.selector,
         .template_date = s.template_date,
+        .chat_template = s.chat_template,
         .sched = { .positions_max = s.positions_max,
                    .step_rows_max = s.step_rows_max,
                    .prefill_chunk_rows = s.prefill_chunk_rows,

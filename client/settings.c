@@ -22,6 +22,7 @@ const struct config_field settings_fields[] = {
     { "selector", "dense", CONFIG_CHOICE, TEXT(selector), 0, 0, "dense", SERVE, "who picks the KV that takes part" },
     { "template-date", "start", CONFIG_TEXT, TEXT(template_date), 0, 0, NULL, SERVE,
       "day that chat templates may ask for: start (of the coordinator, UTC), YYYY-MM-DD, none; a new one changes the first tokens of every chat" },
+    { "chat-template", "", CONFIG_TEXT, TEXT(chat_template), 0, 0, NULL, SERVE, "file with the Jinja template of chats; none: the model's own" },
     { "positions-max", "0", CONFIG_U32, PLAIN(positions_max), 0, 1 << 24, NULL, SERVE, "longest context served; 0: the model's" },
 
     { "http", "127.0.0.1:8080", CONFIG_ADDRESS, TEXT(http), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_TOP, "OpenAI-compatible HTTP" },

@@ -31,7 +31,7 @@ enum command_scope {
 struct settings {
     char config[1024], log_level[8];
     /* what is served */
-    char model[1024], precision[8], kv_codec[8], selector[16], template_date[16];
+    char model[1024], precision[8], kv_codec[8], selector[16], template_date[16], chat_template[1024];
     uint32_t positions_max;
     /* where */
     char http[128], grpc[128], control[128], registry[1024], state[1024];

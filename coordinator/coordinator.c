@@ -90,6 +90,20 @@ static enum status state_lock(struct coordinator *c, struct error *err)
     return ST_OK;
 }
 
+static enum status template_load(struct coordinator *c, struct error *err)
+{
+    const char *path = c->config->chat_template;
+    char *text = NULL;
+    size_t bytes = 0;
+    if (!path || !*path)
+        return ST_OK;
+    enum status st = file_read(path, CHAT_TEMPLATE_BYTES_MAX, &text, &bytes, err);
+    if (!st)
+        st = tokenizer_set_template(c->tokenizer, text, bytes, err);
+    free(text);
+    return st;
+}
+
 static enum status model_load(struct coordinator *c, struct error *err)
 {
     const uint32_t wanted = c->config->sched.positions_max;
@@ -98,6 +112,8 @@ static enum status model_load(struct coordinator *c, struct error *err)
         st = tokenizer_new(c->model, &c->tokenizer, err);
     if (st == ST_OK)
         st = tokenizer_set_date(c->tokenizer, c->config->template_date ? c->config->template_date : "start", err);
+    if (st == ST_OK)
+        st = template_load(c, err);
     if (st)
         return st;
     if (chat_refusal(c->tokenizer))

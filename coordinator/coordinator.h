@@ -23,6 +23,7 @@ struct coordinator_config {
     const char *model; /* spec for model_open; workers open the same */
     const char *precision, *kv_codec, *selector;
     const char *template_date;         /* see tokenizer_set_date; NULL: "start" */
+    const char *chat_template;         /* a file with the template of chats; NULL or "": the model's own */
     struct sched_config sched;         /* positions_max 0: the model's; context and seed are filled in */
     uint32_t n_workers;                /* awaited before it is ready */
     uint32_t heartbeat_ms, silence_ms; /* of workers; see struct control_welcome */

@@ -30,6 +30,8 @@ static void completion_free(struct completion *c)
 {
     for (uint32_t i = 0; c->whole && i < c->n; i++)
         text_free(&c->whole[i]);
+    for (uint32_t i = 0; c->replies && i < c->n; i++)
+        reply_deinit(&c->replies[i]);
     free(c->whole);
     free(c->replies);
     loop_timer_free(c->ping);
@@ -118,7 +120,7 @@ static void on_output(void *user, struct generation *g)
         return;
     struct text json = { 0 };
     struct reply *r = reply_of(c, g);
-    if (r && send_role(c, r, g) && reply_chunk(r, g, &json))
+    if (r && send_role(c, r, g) && reply_chunk(r, g, false, &json))
         send_event(c, &json);
     else
         text_free(&json);
@@ -131,7 +133,7 @@ static void finish_choice(struct completion *c, struct reply *r, const struct ge
     struct text json = { 0 };
     if (!send_role(c, r, g))
         return;
-    if (reply_chunk(r, g, &json) && !send_event(c, &json))
+    if (reply_chunk(r, g, true, &json) && !send_event(c, &json))
         return;
     json = (struct text){ 0 };
     reply_chunk_last(r, g, done, &json);

@@ -14,6 +14,7 @@ struct base {
     int32_t *eos;
     size_t n_eos;
     struct grammar *grammar; /* NULL: none */
+    const char *field;       /* that asked for it */
     const struct vocabulary *vocabulary;
     const struct tokenizer *tokenizer;
 };
@@ -109,13 +110,13 @@ static enum status allow(struct edits *e, struct refusal *r)
     uint32_t n = 0;
     const enum status st = matcher_mask(e->matcher, e->allowed, &n);
     if (st == ST_TOO_LARGE)
-        return refuse(r, ST_TOO_LARGE, "response_format", "response_format: the schema has too many states");
+        return refuse(r, ST_TOO_LARGE, b->field, "%s: the schema has too many states", b->field);
     if (st)
         return refuse(r, st, "", "out of memory");
     for (size_t i = 0; i < b->n_eos && matcher_may_end(e->matcher); i++, n++)
         set_add(e->allowed, (uint32_t)b->eos[i]);
     if (!n && !matcher_may_end(e->matcher))
-        return refuse(r, ST_INTERNAL, "response_format", "response_format: no token of the vocabulary can come next");
+        return refuse(r, ST_INTERNAL, b->field, "%s: no token of the vocabulary can come next", b->field);
     return ST_OK;
 }
 
@@ -205,6 +206,7 @@ enum status edits_new(const struct edits_start *start, struct edits **edits_out,
     b->refs = 1;
     b->grammar = start->grammar ? grammar_ref(start->grammar) : NULL;
     b->vocabulary = start->vocabulary;
+    b->field = start->want->tools ? "tools" : "response_format";
     b->tokenizer = start->tokenizer;
     if (base_fill(b, start))
         *edits_out = edits_of(b, r);
@@ -234,7 +236,7 @@ static enum status follow(struct edits *e, int32_t token, struct refusal *r)
     const char *bytes = tokenizer_token_bytes(e->base->tokenizer, token, false, &n);
     const enum status st = matcher_push(e->matcher, bytes, n);
     if (st == ST_INVALID)
-        return refuse(r, ST_INTERNAL, "response_format", "response_format: token %d is not what was allowed",
+        return refuse(r, ST_INTERNAL, e->base->field, "%s: token %d is not what was allowed", e->base->field,
                       (int)token);
     if (st)
         return refuse(r, st, "", "out of memory");

@@ -17,9 +17,11 @@ void generation_free(struct generation *g)
         edits_free(p->edits);
         free(p->prepared.prompt);
         grammar_unref(p->prepared.grammar);
+        tools_unref(p->prepared.tools);
         free(p);
     }
     want_free(&g->want);
+    tools_unref(g->tools);
     free(g->prompt);
     free(g->tokens);
     free(g->tops);
@@ -286,6 +288,8 @@ static bool token_append(struct generation *g, const struct result_row *row)
     *t = (struct generation_token){ .id = row->token, .logprob = row->logprob, .text_from = g->text_all };
     if (!keep_top(g, row, &t->n_top, &t->top_from))
         return false;
+    if (g->tools && row->token == tools_mark(g->tools) && g->n_marks < GENERATION_MARKS_MAX)
+        g->marks[g->n_marks++] = g->text_all;
     size_t bytes = 0;
     const char *piece = is_end(g, row->token) ? NULL : token_stream_push(p->stream, row->token, &bytes);
     if (!text_append(g, piece, bytes))

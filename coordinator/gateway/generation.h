@@ -13,6 +13,7 @@
 #include "common/loop.h"
 #include "common/metrics.h"
 #include "coordinator/gateway/helper.h"
+#include "coordinator/gateway/tools.h"
 #include "coordinator/gateway/want.h"
 #include "coordinator/sched.h"
 #include "coordinator/tokenizer/tokenizer.h"
@@ -24,6 +25,7 @@ extern "C" {
 
 struct generation;
 
+enum { GENERATION_MARKS_MAX = 16 };
 enum { GENERATION_INLINE_BYTES_MAX = 16 << 10 }; /* a request of more is parsed and tokenized beside the loop */
 
 /* Shared by all generations; plain data, filled by the gateway. */
@@ -92,6 +94,9 @@ struct generation {
     size_t n_tops, tops_room;
     char *text;
     size_t n_text, text_all, text_room;
+    struct tools *tools; /* that the answer may call; NULL: none */
+    size_t marks[GENERATION_MARKS_MAX],
+        n_marks;                     /* places in the text where the control token came that is the mark of calls */
     struct generation_score *scores; /* [n_prompt] if want.score: of position i at i */
     size_t n_scored;
     uint32_t progress_done, progress_total;

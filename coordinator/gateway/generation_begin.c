@@ -28,15 +28,32 @@ enum status generation_model_check(const struct generation_host *host, const cha
                        model, host->model_name);
 }
 
-static enum status prepare_grammar(const struct want *w, struct grammar **grammar_out, struct refusal *r)
+static enum status prepare_grammar(const struct want *w, const struct tools *tools, struct grammar **grammar_out,
+                                   struct refusal *r)
 {
     struct error err = { 0 };
     enum status st = ST_OK;
-    if (w->json_schema)
+    if (tools && tools_held(tools))
+        st = tools_grammar(tools, w, grammar_out, &err);
+    else if (w->json_schema && !tools)
         st = grammar_of_schema(w->json_schema, w->schema_field, grammar_out, &err);
-    else if (w->json_object)
+    else if (w->json_object && !tools)
         st = grammar_of_object(grammar_out, &err);
-    return st ? refuse(r, st, w->own_schema ? "json_schema" : "response_format", "%s", err.text) : ST_OK;
+    if (!st)
+        return ST_OK;
+    const bool by_tools = tools && strncmp(err.text, "response_format", 15) != 0;
+    return refuse(r, st, by_tools ? "tools" : w->own_schema ? "json_schema" : "response_format", "%s", err.text);
+}
+
+/* The answer is to begin with a call, whose mark is a control token, that no grammar can ask for: it goes before the answer. */
+static enum status prepare_mark(struct generation_private *p, struct refusal *r)
+{
+    int32_t *more = realloc(p->prepared.prompt, (p->prepared.n_prompt + 1) * sizeof *more);
+    if (!more)
+        return refuse(r, ST_NO_MEMORY, "", "out of memory");
+    p->prepared.prompt = more;
+    more[p->prepared.n_prompt++] = tools_mark(p->prepared.tools);
+    return ST_OK;
 }
 
 static const char *token_bytes(void *ctx, uint32_t token, size_t *n_out)
@@ -67,9 +84,15 @@ static void prepare(void *arg)
         refuse(r, st, "stop", "stop: %s", status_text(st));
         return;
     }
-    if (prepare_grammar(w, &p->prepared.grammar, r))
+    if (w->tools && tools_new(w, host->tokenizer, &p->prepared.tools, r))
         return;
-    want_tokenize(w, host->tokenizer, host->model, host->positions_max, &p->prepared.prompt, &p->prepared.n_prompt, r);
+    if (prepare_grammar(w, p->prepared.tools, &p->prepared.grammar, r))
+        return;
+    if (want_tokenize(w, host->tokenizer, host->model, host->positions_max, &p->prepared.prompt, &p->prepared.n_prompt,
+                      r))
+        return;
+    if (p->prepared.tools && tools_marked(p->prepared.tools))
+        prepare_mark(p, r);
 }
 
 static const char *prompt_field(const struct want *w)
@@ -196,7 +219,9 @@ static void prepared(struct generation *g)
     if (!p->gone) {
         g->prompt = p->prepared.prompt;
         g->n_prompt = p->prepared.n_prompt;
+        g->tools = p->prepared.tools;
         p->prepared.prompt = NULL;
+        p->prepared.tools = NULL;
         p->refusal = p->prepared.refusal;
         if (p->refusal.status || begin(g, &p->refusal))
             generation_finish(g, NULL, false);
@@ -321,6 +346,7 @@ static enum status again_fill(const struct generation *first, struct generation 
         return ST_NO_MEMORY;
     memcpy(g->prompt, first->prompt, first->n_prompt * sizeof *g->prompt);
     g->n_prompt = first->n_prompt;
+    g->tools = first->tools ? tools_ref(first->tools) : NULL;
     g->created_s = first->created_s;
     memcpy(g->id, first->id, sizeof g->id);
     return ST_OK;

@@ -23,6 +23,7 @@ struct generation_private {
         int32_t *prompt;
         size_t n_prompt;
         struct grammar *grammar; /* NULL: none */
+        struct tools *tools;     /* NULL: none */
     } prepared;                  /* as want: the helper's own until it is done */
     enum stage stage;
     bool held;     /* a post or the helper still has it */

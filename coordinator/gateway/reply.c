@@ -1,5 +1,7 @@
 #include "coordinator/gateway/reply.h"
 
+#include "coordinator/gateway/reply_tools.h"
+
 #include <string.h>
 
 int reply_http_status(enum status st)
@@ -286,9 +288,38 @@ static void usage(const struct choices_done *done, struct text *out)
                 done->cached_tokens);
 }
 
-static const char *finish_text(const struct generation_done *done)
+static const char *finish_text(const struct reply *r, const struct generation_done *done)
 {
-    return done->stopped ? "\"stop\"" : "\"length\"";
+    if (!done->stopped)
+        return "\"length\"";
+    return r->tools && reply_tools_calls(r->tools) ? "\"tool_calls\"" : "\"stop\"";
+}
+
+/* Of an answer that may call tools: looks at what is new. -> there is something to tell. Without memory: the text as it is, which fails. */
+static bool look_for_calls(struct reply *r, const struct generation *g, bool chunk, bool end, struct text *out)
+{
+    if (!r->tools)
+        r->tools = reply_tools_new(g->tools, chunk);
+    out->bad = out->bad || !r->tools;
+    return r->tools && reply_tools_feed(r->tools, g, end);
+}
+
+void reply_deinit(struct reply *r)
+{
+    reply_tools_free(r->tools);
+    r->tools = NULL;
+}
+
+static void chat_choice(struct reply *r, const struct generation *g, bool chunk, struct text *out)
+{
+    text_str(out, chunk ? "\"delta\":{" : "\"message\":{\"role\":\"assistant\",");
+    if (r->tools) {
+        reply_tools_write(r->tools, out);
+    } else {
+        text_str(out, "\"content\":");
+        piece_text(r, g, false, out);
+    }
+    text_str(out, chunk ? "},\"logprobs\":" : ",\"refusal\":null},\"logprobs\":");
 }
 
 /* "index", the text and the log-probabilities of what is new */
@@ -296,9 +327,7 @@ static void choice(struct reply *r, const struct generation *g, bool chunk, bool
 {
     text_printf(out, "{\"index\":%u,", r->index);
     if (r->chat) {
-        text_str(out, chunk ? "\"delta\":{\"content\":" : "\"message\":{\"role\":\"assistant\",\"content\":");
-        piece_text(r, g, false, out);
-        text_str(out, chunk ? "},\"logprobs\":" : ",\"refusal\":null},\"logprobs\":");
+        chat_choice(r, g, chunk, out);
     } else {
         text_str(out, "\"text\":");
         piece_text(r, g, echo, out);
@@ -316,8 +345,10 @@ static void choice(struct reply *r, const struct generation *g, bool chunk, bool
 
 void reply_choice(struct reply *r, const struct generation *g, const struct generation_done *done, struct text *out)
 {
+    if (g->tools)
+        look_for_calls(r, g, false, true, out);
     choice(r, g, false, g->want.echo, out);
-    text_printf(out, ",\"finish_reason\":%s}", finish_text(done));
+    text_printf(out, ",\"finish_reason\":%s}", finish_text(r, done));
 }
 
 void reply_whole(const struct reply *r, const char *id, int64_t created_s, const struct text *choices,
@@ -349,10 +380,11 @@ void reply_chunk_role(struct reply *r, const struct generation *g, struct text *
     r->begun = true;
 }
 
-bool reply_chunk(struct reply *r, const struct generation *g, struct text *out)
+bool reply_chunk(struct reply *r, const struct generation *g, bool end, struct text *out)
 {
     const bool echo = g->want.echo && !r->echoed;
-    if (!echo && g->n_text == r->text && (!g->want.logprobs || g->n_tokens == r->tokens))
+    const bool more = g->tools ? look_for_calls(r, g, true, end, out) : g->n_text > r->text;
+    if (!echo && !more && !out->bad && (!g->want.logprobs || g->n_tokens == r->tokens))
         return false;
     head(r, g->id, g->created_s, true, out);
     choice(r, g, true, echo, out);
@@ -366,7 +398,7 @@ void reply_chunk_last(struct reply *r, const struct generation *g, const struct 
 {
     head(r, g->id, g->created_s, true, out);
     text_printf(out, "{\"index\":%u,%s,\"logprobs\":null,\"finish_reason\":%s}", r->index,
-                r->chat ? "\"delta\":{}" : "\"text\":\"\"", finish_text(done));
+                r->chat ? "\"delta\":{}" : "\"text\":\"\"", finish_text(r, done));
     chunk_tail(g, out);
 }
 

@@ -23,19 +23,22 @@ struct reply {
     bool chat;
     const struct tokenizer *tokenizer;
     const char *model, *fingerprint;
+    struct reply_tools *tools; /* calls of tools found so far; NULL: none may come, or nothing was looked at */
     bool begun, echoed;
     size_t text, tokens; /* told */
     size_t chars;        /* of the text before tokens[tokens], the echo's too */
 };
 
+/* Frees what a choice under way holds. */
+void reply_deinit(struct reply *r);
 /* A whole choice, and the answer around n_choices of them, joined by commas. id: the generation's. */
 void reply_choice(struct reply *r, const struct generation *g, const struct generation_done *done, struct text *out);
 void reply_whole(const struct reply *r, const char *id, int64_t created_s, const struct text *choices,
                  const struct choices_done *done, struct text *out);
 /* The first chunk of a chat stream, which says whose words follow. */
 void reply_chunk_role(struct reply *r, const struct generation *g, struct text *out);
-/* What is new, as one chunk's JSON; false, and nothing is written, if nothing is. */
-bool reply_chunk(struct reply *r, const struct generation *g, struct text *out);
+/* What is new, as one chunk's JSON; false, and nothing is written, if nothing is. end: no more comes. */
+bool reply_chunk(struct reply *r, const struct generation *g, bool end, struct text *out);
 void reply_chunk_last(struct reply *r, const struct generation *g, const struct generation_done *done,
                       struct text *out);
 /* stream_options.include_usage: the chunk after the last. */

@@ -42,6 +42,30 @@ enum status grammar_of_schema(const struct json_t *schema, const char *field, st
 /* Any JSON object. */
 enum status grammar_of_object(struct grammar **grammar_out, struct error *err);
 
+/* A function that may be called. */
+struct grammar_tool {
+    const char *name;                /* letters, digits, '_' and '-' */
+    const struct json_t *parameters; /* schema of its arguments, an object; NULL or empty: any object */
+    uint32_t index;                  /* in the request, for refusals: tools[3].function.parameters */
+};
+
+/* What there may be instead of calls: nothing; any text, which calls may follow; an object; what a schema allows. */
+enum grammar_text { GRAMMAR_TEXT_NONE, GRAMMAR_TEXT_FREE, GRAMMAR_TEXT_OBJECT, GRAMMAR_TEXT_SCHEMA };
+
+/* mark before {"name": NAME, ARGUMENTS: {...}} (between, another) end */
+struct grammar_tools {
+    const struct grammar_tool *tools;
+    size_t n_tools; /* 1 at least */
+    const char *arguments;
+    const char *mark, *before, *between, *end;
+    uint32_t calls_max;
+    enum grammar_text text;
+    const struct json_t *text_schema;
+    const char *text_mark; /* what free text may not have in it but before calls; its first byte comes in it once */
+    bool text_bare;        /* text does not begin with a brace, and no calls follow it */
+};
+enum status grammar_of_tools(const struct grammar_tools *tools, struct grammar **grammar_out, struct error *err);
+
 /* Counted: compilers give one reference. One thread. */
 struct grammar *grammar_ref(struct grammar *g);
 void grammar_unref(struct grammar *g);

@@ -170,6 +170,8 @@ node_id json_rule(struct builder *b, enum json_rule rule)
     if (b->rules[rule] == NODE_NONE) {
         /* known by its hole before it is built: rules call each other */
         b->rules[rule] = build_hole(b);
+        if (b->rules[rule] == NODE_NONE)
+            return NODE_NONE; /* the build has failed: nothing would stop them calling each other */
         const node_id body = rule_build(b, rule);
         build_fill(b, b->rules[rule], body, body);
     }

@@ -6,9 +6,9 @@
 
 #include <jansson.h>
 
-#include "coordinator/grammar/program.h"
+#include "coordinator/grammar/schema.h"
 
-enum { PATH_MAX_BYTES = 200, NAME_BYTES_MAX = 256, MEMBERS_MAX = 4096 };
+enum { NAME_BYTES_MAX = 256, MEMBERS_MAX = 4096 };
 
 struct reference {
     const json_t *schema;
@@ -16,21 +16,7 @@ struct reference {
     struct reference *next;
 };
 
-struct compiler {
-    struct builder b;
-    struct program program;
-    const json_t *root;
-    struct reference *references; /* definitions met so far */
-    char path[PATH_MAX_BYTES];    /* of the schema being read, for refusals */
-    uint32_t depth;
-};
-
-static node_id build_schema(struct compiler *c, const json_t *schema, node_id next);
-
-static node_id fail(struct compiler *c, enum status st, const char *keyword, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
-
-static node_id fail(struct compiler *c, enum status st, const char *keyword, const char *format, ...)
+node_id schema_fail(struct compiler *c, enum status st, const char *keyword, const char *format, ...)
 {
     char why[160];
     va_list args;
@@ -50,10 +36,10 @@ static size_t path_add(struct compiler *c, const char *part, const char *name)
     return n;
 }
 
-static node_id build_within(struct compiler *c, const char *part, const char *name, const json_t *schema, node_id next)
+node_id schema_within(struct compiler *c, const char *part, const char *name, const json_t *schema, node_id next)
 {
     const size_t n = path_add(c, part, name);
-    const node_id node = build_schema(c, schema, next);
+    const node_id node = schema_build(c, schema, next);
     c->path[n] = 0;
     return node;
 }
@@ -83,7 +69,7 @@ static bool check_keywords(struct compiler *c, const json_t *schema)
     json_object_foreach((json_t *)schema, key, value)
     {
         if (!IS_ONE_OF(key, notes) && !IS_ONE_OF(key, followed)) {
-            fail(c, ST_UNSUPPORTED, key, "this keyword is not supported");
+            schema_fail(c, ST_UNSUPPORTED, key, "this keyword is not supported");
             return false;
         }
     }
@@ -98,24 +84,24 @@ static bool check_alone(struct compiler *c, const json_t *schema, const char *ke
     json_object_foreach((json_t *)schema, key, value)
     {
         if (strcmp(key, keyword) != 0 && !IS_ONE_OF(key, notes)) {
-            fail(c, ST_UNSUPPORTED, key, "not supported beside %s", keyword);
+            schema_fail(c, ST_UNSUPPORTED, key, "not supported beside %s", keyword);
             return false;
         }
     }
     return true;
 }
 
-static bool read_count(struct compiler *c, const json_t *schema, const char *keyword, uint32_t *value)
+bool schema_count(struct compiler *c, const json_t *schema, const char *keyword, uint32_t *value)
 {
     const json_t *v = json_object_get(schema, keyword);
     if (!v)
         return true;
     if (!json_is_integer(v) || json_integer_value(v) < 0) {
-        fail(c, ST_INVALID, keyword, "must be an integer of 0 or more");
+        schema_fail(c, ST_INVALID, keyword, "must be an integer of 0 or more");
         return false;
     }
     if (json_integer_value(v) > GRAMMAR_REPEAT_MAX) {
-        fail(c, ST_TOO_LARGE, keyword, "at most %d", GRAMMAR_REPEAT_MAX);
+        schema_fail(c, ST_TOO_LARGE, keyword, "at most %d", GRAMMAR_REPEAT_MAX);
         return false;
     }
     *value = (uint32_t)json_integer_value(v);
@@ -158,11 +144,11 @@ static bool may_be(const json_t *types, const json_t *value)
     return false;
 }
 
-static node_id build_value(struct compiler *c, const json_t *value, node_id next)
+node_id schema_value(struct compiler *c, const json_t *value, node_id next)
 {
     char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
     if (!text)
-        return fail(c, ST_NO_MEMORY, "", "out of memory");
+        return schema_fail(c, ST_NO_MEMORY, "", "out of memory");
     const node_id n = build_text(&c->b, text, next);
     free(text);
     return n;
@@ -171,18 +157,18 @@ static node_id build_value(struct compiler *c, const json_t *value, node_id next
 static node_id build_enum(struct compiler *c, const json_t *schema, const json_t *values, node_id next)
 {
     if (!json_is_array(values) || !json_array_size(values))
-        return fail(c, ST_INVALID, "enum", "must be a list of values");
+        return schema_fail(c, ST_INVALID, "enum", "must be a list of values");
     node_id n = NODE_NONE;
     for (size_t i = 0; i < json_array_size(values); i++) {
         const json_t *value = json_array_get(values, i);
         if (!may_be(json_object_get(schema, "type"), value))
             continue;
-        const node_id one = build_value(c, value, next);
+        const node_id one = schema_value(c, value, next);
         if (one == NODE_NONE)
             return NODE_NONE;
         n = n == NODE_NONE ? one : build_split(&c->b, n, one);
     }
-    return n == NODE_NONE && !c->b.status ? fail(c, ST_INVALID, "enum", "no value is of the type") : n;
+    return n == NODE_NONE && !c->b.status ? schema_fail(c, ST_INVALID, "enum", "no value is of the type") : n;
 }
 
 /* ---- strings, lists ---- */
@@ -190,10 +176,10 @@ static node_id build_enum(struct compiler *c, const json_t *schema, const json_t
 static node_id build_string(struct compiler *c, const json_t *schema, node_id next)
 {
     uint32_t min = 0, max = UINT32_MAX;
-    if (!read_count(c, schema, "minLength", &min) || !read_count(c, schema, "maxLength", &max))
+    if (!schema_count(c, schema, "minLength", &min) || !schema_count(c, schema, "maxLength", &max))
         return NODE_NONE;
     if (min > max)
-        return fail(c, ST_INVALID, "minLength", "is more than maxLength");
+        return schema_fail(c, ST_INVALID, "minLength", "is more than maxLength");
     if (!min && max == UINT32_MAX)
         return build_json(&c->b, RULE_STRING, next);
     const node_id end = build_range(&c->b, '"', '"', next);
@@ -212,15 +198,15 @@ static node_id build_array(struct compiler *c, const json_t *schema, node_id nex
     struct builder *b = &c->b;
     const json_t *items = json_object_get(schema, "items"), *prefix = json_object_get(schema, "prefixItems");
     uint32_t min = 0, max = UINT32_MAX;
-    if (!read_count(c, schema, "minItems", &min) || !read_count(c, schema, "maxItems", &max))
+    if (!schema_count(c, schema, "minItems", &min) || !schema_count(c, schema, "maxItems", &max))
         return NODE_NONE;
     if (prefix && (!json_is_array(prefix) || !json_array_size(prefix)))
-        return fail(c, ST_INVALID, "prefixItems", "must be a list of schemas");
+        return schema_fail(c, ST_INVALID, "prefixItems", "must be a list of schemas");
     const uint32_t n_prefix = (uint32_t)json_array_size(prefix);
     if (json_is_false(items))
         max = max < n_prefix ? max : n_prefix;
     if (min > max)
-        return fail(c, ST_INVALID, "minItems", "is more than there may be");
+        return schema_fail(c, ST_INVALID, "minItems", "is more than there may be");
     const node_id close = build_json(b, RULE_SPACE, build_range(b, ']', ']', next));
     const node_id comma = build_comma(c, NODE_RETURN);
     const uint32_t rest_min = min > n_prefix ? min - n_prefix : 0;
@@ -228,7 +214,7 @@ static node_id build_array(struct compiler *c, const json_t *schema, node_id nex
     node_id list = close; /* what follows all of the prefix */
     if (rest_max) {
         const node_id item =
-            items && !json_is_true(items) ? build_within(c, "items", "", items, NODE_RETURN) : json_rule(b, RULE_ANY);
+            items && !json_is_true(items) ? schema_within(c, "items", "", items, NODE_RETURN) : json_rule(b, RULE_ANY);
         if (!n_prefix) {
             const node_id some =
                 build_json(b, RULE_SPACE, build_repeat(b, item, comma, rest_min ? rest_min : 1, rest_max, close));
@@ -241,7 +227,7 @@ static node_id build_array(struct compiler *c, const json_t *schema, node_id nex
     for (uint32_t i = n_prefix < max ? n_prefix : max; i-- > 0;) {
         char name[16];
         snprintf(name, sizeof name, "%u", i);
-        node_id at = build_within(c, "prefixItems", name, json_array_get(prefix, i), list);
+        node_id at = schema_within(c, "prefixItems", name, json_array_get(prefix, i), list);
         at = i ? build_comma(c, at) : build_json(b, RULE_SPACE, at);
         list = i >= min ? build_split(b, close, at) : at;
     }
@@ -265,10 +251,10 @@ static node_id build_member(struct compiler *c, const char *name, const json_t *
 {
     struct builder *b = &c->b;
     node_id value =
-        schema ? build_within(c, "properties", name, schema, NODE_RETURN) : build_json(b, RULE_ANY, NODE_RETURN);
+        schema ? schema_within(c, "properties", name, schema, NODE_RETURN) : build_json(b, RULE_ANY, NODE_RETURN);
     value = build_range(b, ':', ':', build_json(b, RULE_GAP, value));
     json_t *key = json_string(name);
-    const node_id n = key ? build_value(c, key, value) : fail(c, ST_NO_MEMORY, "", "out of memory");
+    const node_id n = key ? schema_value(c, key, value) : schema_fail(c, ST_NO_MEMORY, "", "out of memory");
     json_decref(key);
     return n;
 }
@@ -311,7 +297,7 @@ static node_id build_other_key(struct compiler *c, const char *const *names, siz
         const char **same = malloc(n * sizeof *same);
         size_t n_same = 0;
         if (!same)
-            return fail(c, ST_NO_MEMORY, "", "out of memory");
+            return schema_fail(c, ST_NO_MEMORY, "", "out of memory");
         for (size_t i = 0; i < n; i++)
             if (names[i][at] == heads[h])
                 same[n_same++] = names[i];
@@ -335,7 +321,7 @@ struct members {
 static bool add_member(struct compiler *c, struct members *m, const char *name, const json_t *schema, bool required)
 {
     if (strlen(name) > NAME_BYTES_MAX)
-        return fail(c, ST_TOO_LARGE, "properties", "a name of more than %d bytes", NAME_BYTES_MAX) != NODE_NONE;
+        return schema_fail(c, ST_TOO_LARGE, "properties", "a name of more than %d bytes", NAME_BYTES_MAX) != NODE_NONE;
     m->names[m->n] = name;
     m->required[m->n] = required;
     m->rules[m->n] = build_member(c, name, schema);
@@ -348,17 +334,17 @@ static bool read_members(struct compiler *c, const json_t *schema, struct member
     const char *name;
     json_t *value;
     if (properties && !json_is_object(properties))
-        return fail(c, ST_INVALID, "properties", "must be an object") != NODE_NONE;
+        return schema_fail(c, ST_INVALID, "properties", "must be an object") != NODE_NONE;
     if (required && !json_is_array(required))
-        return fail(c, ST_INVALID, "required", "must be a list of names") != NODE_NONE;
+        return schema_fail(c, ST_INVALID, "required", "must be a list of names") != NODE_NONE;
     if (json_object_size(properties) > MEMBERS_MAX || json_array_size(required) > MEMBERS_MAX)
-        return fail(c, ST_TOO_LARGE, "properties", "at most %d", MEMBERS_MAX) != NODE_NONE;
+        return schema_fail(c, ST_TOO_LARGE, "properties", "at most %d", MEMBERS_MAX) != NODE_NONE;
     const size_t room = json_object_size(properties) + json_array_size(required) + 1;
     m->names = calloc(room, sizeof *m->names);
     m->rules = calloc(room, sizeof *m->rules);
     m->required = calloc(room, sizeof *m->required);
     if (!m->names || !m->rules || !m->required)
-        return fail(c, ST_NO_MEMORY, "", "out of memory") != NODE_NONE;
+        return schema_fail(c, ST_NO_MEMORY, "", "out of memory") != NODE_NONE;
     json_object_foreach((json_t *)properties, name, value)
     {
         if (!add_member(c, m, name, value, is_required(required, name)))
@@ -367,11 +353,11 @@ static bool read_members(struct compiler *c, const json_t *schema, struct member
     for (size_t i = 0; i < json_array_size(required); i++) {
         name = json_string_value(json_array_get(required, i));
         if (!name)
-            return fail(c, ST_INVALID, "required", "must be a list of names") != NODE_NONE;
+            return schema_fail(c, ST_INVALID, "required", "must be a list of names") != NODE_NONE;
         if (json_object_get(properties, name))
             continue;
         if (json_is_false(json_object_get(schema, "additionalProperties")))
-            return fail(c, ST_INVALID, "required", "'%.40s' is not in properties", name) != NODE_NONE;
+            return schema_fail(c, ST_INVALID, "required", "'%.40s' is not in properties", name) != NODE_NONE;
         const json_t *other = json_object_get(schema, "additionalProperties");
         bool twice = false;
         for (size_t k = 0; k < m->n; k++)
@@ -391,8 +377,8 @@ static bool read_other(struct compiler *c, const json_t *schema, struct members 
     if (json_is_false(other) || (!other && m->n))
         return true;
     if (other && !json_is_true(other) && !json_is_object(other))
-        return fail(c, ST_INVALID, "additionalProperties", "must be a schema") != NODE_NONE;
-    const node_id value = json_is_object(other) ? build_within(c, "additionalProperties", "", other, NODE_RETURN)
+        return schema_fail(c, ST_INVALID, "additionalProperties", "must be a schema") != NODE_NONE;
+    const node_id value = json_is_object(other) ? schema_within(c, "additionalProperties", "", other, NODE_RETURN)
                                                 : build_json(b, RULE_ANY, NODE_RETURN);
     const node_id end = build_range(b, '"', '"', build_range(b, ':', ':', build_json(b, RULE_GAP, value)));
     m->other = build_range(b, '"', '"', build_other_key(c, m->names, m->n, 0, end));
@@ -449,7 +435,7 @@ static node_id build_type(struct compiler *c, const json_t *schema, const char *
         return build_text(b, "null", next);
     if (!strcmp(type, "boolean"))
         return build_split(b, build_text(b, "true", next), build_text(b, "false", next));
-    return fail(c, ST_INVALID, "type", "'%.40s' is no type", type);
+    return schema_fail(c, ST_INVALID, "type", "'%.40s' is no type", type);
 }
 
 static node_id build_types(struct compiler *c, const json_t *schema, const json_t *types, node_id next)
@@ -457,12 +443,12 @@ static node_id build_types(struct compiler *c, const json_t *schema, const json_
     if (json_is_string(types))
         return build_type(c, schema, json_string_value(types), next);
     if (!json_is_array(types) || !json_array_size(types) || json_array_size(types) > 7)
-        return fail(c, ST_INVALID, "type", "must be a type or a list of types");
+        return schema_fail(c, ST_INVALID, "type", "must be a type or a list of types");
     node_id n = NODE_NONE;
     for (size_t i = 0; i < json_array_size(types); i++) {
         const char *type = json_string_value(json_array_get(types, i));
-        const node_id one =
-            type ? build_type(c, schema, type, next) : fail(c, ST_INVALID, "type", "must be a type or a list of types");
+        const node_id one = type ? build_type(c, schema, type, next)
+                                 : schema_fail(c, ST_INVALID, "type", "must be a type or a list of types");
         if (one == NODE_NONE)
             return NODE_NONE;
         n = n == NODE_NONE ? one : build_split(&c->b, n, one);
@@ -487,14 +473,14 @@ static const char *implied_type(const json_t *schema)
 static node_id build_any_of(struct compiler *c, const json_t *schema, const json_t *list, node_id next)
 {
     if (!json_is_array(list) || !json_array_size(list))
-        return fail(c, ST_INVALID, "anyOf", "must be a list of schemas");
+        return schema_fail(c, ST_INVALID, "anyOf", "must be a list of schemas");
     if (!check_alone(c, schema, "anyOf"))
         return NODE_NONE;
     node_id n = NODE_NONE;
     for (size_t i = 0; i < json_array_size(list); i++) {
         char name[24];
         snprintf(name, sizeof name, "%zu", i);
-        const node_id one = build_within(c, "anyOf", name, json_array_get(list, i), next);
+        const node_id one = schema_within(c, "anyOf", name, json_array_get(list, i), next);
         if (one == NODE_NONE)
             return NODE_NONE;
         n = n == NODE_NONE ? one : build_split(&c->b, n, one);
@@ -505,10 +491,10 @@ static node_id build_any_of(struct compiler *c, const json_t *schema, const json
 static node_id build_all_of(struct compiler *c, const json_t *schema, const json_t *list, node_id next)
 {
     if (!json_is_array(list) || json_array_size(list) != 1)
-        return fail(c, ST_UNSUPPORTED, "allOf", "only a list of one schema is supported");
+        return schema_fail(c, ST_UNSUPPORTED, "allOf", "only a list of one schema is supported");
     if (!check_alone(c, schema, "allOf"))
         return NODE_NONE;
-    return build_within(c, "allOf", "0", json_array_get(list, 0), next);
+    return schema_within(c, "allOf", "0", json_array_get(list, 0), next);
 }
 
 /* "#", "#/$defs/name", ...: a JSON pointer into the schema. */
@@ -536,21 +522,21 @@ static const json_t *find_reference(struct compiler *c, const char *to)
 static node_id build_reference(struct compiler *c, const json_t *schema, const json_t *to, node_id next)
 {
     if (!json_is_string(to))
-        return fail(c, ST_INVALID, "$ref", "must be a string");
+        return schema_fail(c, ST_INVALID, "$ref", "must be a string");
     if (!check_alone(c, schema, "$ref"))
         return NODE_NONE;
     const json_t *target = find_reference(c, json_string_value(to));
     if (!target)
-        return fail(c, ST_INVALID, "$ref", "'%.60s' is not in this schema", json_string_value(to));
+        return schema_fail(c, ST_INVALID, "$ref", "'%.60s' is not in this schema", json_string_value(to));
     for (const struct reference *r = c->references; r; r = r->next)
         if (r->schema == target)
             return build_call(&c->b, r->rule, next);
     struct reference *r = calloc(1, sizeof *r);
     if (!r)
-        return fail(c, ST_NO_MEMORY, "", "out of memory");
+        return schema_fail(c, ST_NO_MEMORY, "", "out of memory");
     *r = (struct reference){ .schema = target, .rule = build_hole(&c->b), .next = c->references };
     c->references = r;
-    const node_id body = build_schema(c, target, NODE_RETURN);
+    const node_id body = schema_build(c, target, NODE_RETURN);
     build_fill(&c->b, r->rule, body, body);
     return build_call(&c->b, r->rule, body == NODE_NONE ? NODE_NONE : next);
 }
@@ -565,8 +551,8 @@ static node_id build_keywords(struct compiler *c, const json_t *schema, node_id 
     if ((v = json_object_get(schema, "allOf")))
         return build_all_of(c, schema, v, next);
     if ((v = json_object_get(schema, "const")))
-        return may_be(json_object_get(schema, "type"), v) ? build_value(c, v, next)
-                                                          : fail(c, ST_INVALID, "const", "is not of the type");
+        return may_be(json_object_get(schema, "type"), v) ? schema_value(c, v, next)
+                                                          : schema_fail(c, ST_INVALID, "const", "is not of the type");
     if ((v = json_object_get(schema, "enum")))
         return build_enum(c, schema, v, next);
     if ((v = json_object_get(schema, "type")))
@@ -575,16 +561,16 @@ static node_id build_keywords(struct compiler *c, const json_t *schema, node_id 
     return type ? build_type(c, schema, type, next) : build_json(&c->b, RULE_ANY, next);
 }
 
-static node_id build_schema(struct compiler *c, const json_t *schema, node_id next)
+node_id schema_build(struct compiler *c, const json_t *schema, node_id next)
 {
     if (c->b.status || next == NODE_NONE)
         return NODE_NONE;
     if (json_is_true(schema))
         return build_json(&c->b, RULE_ANY, next);
     if (!json_is_object(schema))
-        return fail(c, ST_INVALID, "", "must be a schema that something fits");
+        return schema_fail(c, ST_INVALID, "", "must be a schema that something fits");
     if (c->depth >= GRAMMAR_NESTING_MAX)
-        return fail(c, ST_TOO_LARGE, "", "nested deeper than %d", GRAMMAR_NESTING_MAX);
+        return schema_fail(c, ST_TOO_LARGE, "", "nested deeper than %d", GRAMMAR_NESTING_MAX);
     if (!check_keywords(c, schema))
         return NODE_NONE;
     c->depth++;
@@ -595,14 +581,14 @@ static node_id build_schema(struct compiler *c, const json_t *schema, node_id ne
 
 /* ---- the face ---- */
 
-static void compiler_init(struct compiler *c, const char *field, struct error *err)
+void compiler_init(struct compiler *c, const char *field, struct error *err)
 {
     *c = (struct compiler){ 0 };
     builder_init(&c->b, &c->program, err);
     snprintf(c->path, sizeof c->path, "%.100s", field);
 }
 
-static enum status compiler_finish(struct compiler *c, node_id start, const char *field, struct grammar **grammar_out)
+enum status compiler_finish(struct compiler *c, node_id start, const char *field, struct grammar **grammar_out)
 {
     enum status st = program_finish(&c->b, start, field);
     if (!st) {
@@ -626,7 +612,7 @@ enum status grammar_of_schema(const struct json_t *schema, const char *field, st
     struct compiler c;
     compiler_init(&c, field, err);
     c.root = schema;
-    return compiler_finish(&c, build_schema(&c, schema, NODE_END), field, grammar_out);
+    return compiler_finish(&c, schema_build(&c, schema, NODE_END), field, grammar_out);
 }
 
 enum status grammar_of_object(struct grammar **grammar_out, struct error *err)

@@ -267,6 +267,7 @@ static void on_choice(void *user, struct generation *g, const struct generation_
         reply_choice(&reply, g, done, &run->whole[g->index]);
     else
         run->output.bad = true;
+    reply_deinit(&reply);
 }
 
 static void on_end(void *user, const struct choices_done *done)

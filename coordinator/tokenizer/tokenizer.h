@@ -75,6 +75,7 @@ const char *token_stream_finish(struct token_stream *s, size_t *bytes_out);
  */
 enum status tokenizer_set_date(struct tokenizer *t, const char *date, struct error *err);
 
+enum { CHAT_TEMPLATE_BYTES_MAX = 1 << 20 };
 /* The template to render chats with instead of the model's own. Before the tokenizer is shared. Errors as jinja_template_new's, naming chat-template. */
 enum status tokenizer_set_template(struct tokenizer *t, const char *text, size_t bytes, struct error *err);
 /* The text of the template that chats are rendered with, NUL-terminated; NULL: none. */

@@ -21,10 +21,10 @@ extern "C" {
 #endif
 
 enum {
-    JINJA_TEMPLATE_BYTES_MAX = 1 << 20,
-    JINJA_NESTING_MAX = 200,   /* of blocks and of expressions in a template; of values */
-    JINJA_CALLS_MAX = 24,      /* of macros, one within the other */
-    JINJA_STEPS_MAX = 1 << 24, /* nodes evaluated, and a step for 64 bytes looked at */
+    JINJA_TEMPLATE_BYTES_MAX = 1 << 20, /* CHAT_TEMPLATE_BYTES_MAX, for those who only set one */
+    JINJA_NESTING_MAX = 200,            /* of blocks and of expressions in a template; of values */
+    JINJA_CALLS_MAX = 24,               /* of macros, one within the other */
+    JINJA_STEPS_MAX = 1 << 24,          /* nodes evaluated, and a step for 64 bytes looked at */
 };
 
 struct json_t;

@@ -126,7 +126,6 @@ static void test_refused(void **state)
         { OPENAI_CHAT, "prompt", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"prompt\":\"x\"}" },
         { OPENAI_CHAT, "top_logprobs", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"top_logprobs\":2}" },
         { OPENAI_CHAT, "logprobs", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"logprobs\":2}" },
-        { OPENAI_CHAT, "tools", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"tools\":[{}]}" },
         { OPENAI_CHAT, "tool_choice",
           "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"tool_choice\":\"auto\"}" },
         { OPENAI_CHAT, "parallel_tool_calls",
@@ -207,6 +206,148 @@ static void test_accepted(void **state)
     want_free(&w);
 }
 
+/* What may be wrong with tools, and with messages of calls and their results. */
+static void test_tools_refused(void **state)
+{
+    (void)state;
+    static const char add[] = "{\"type\":\"function\",\"function\":{\"name\":\"add\"}}";
+    static const struct {
+        const char *field, *message, *more; /* a message after the user's; members beside messages */
+    } cases[] = {
+        { "tools", NULL, "\"tools\":{}" },
+        { "tools[0]", NULL, "\"tools\":[5]" },
+        { "tools[0].type", NULL, "\"tools\":[{}]" },
+        { "tools[0].type", NULL, "\"tools\":[{\"type\":\"retrieval\",\"function\":{\"name\":\"a\"}}]" },
+        { "tools[0].x", NULL, "\"tools\":[{\"x\":1}]" },
+        { "tools[0].function", NULL, "\"tools\":[{\"type\":\"function\"}]" },
+        { "tools[0].function.name", NULL, "\"tools\":[{\"type\":\"function\",\"function\":{}}]" },
+        { "tools[0].function.name", NULL, "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"a b\"}}]" },
+        { "tools[0].function.name", NULL, "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"a\\u0000\"}}]" },
+        { "tools[0].function.parameters", NULL,
+          "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"a\",\"parameters\":[]}}]" },
+        { "tools[0].function.strict", NULL,
+          "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"a\",\"strict\":1}}]" },
+        { "tools[0].function.description", NULL,
+          "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"a\",\"description\":1}}]" },
+        { "tools[0].function.when", NULL,
+          "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"a\",\"when\":1}}]" },
+        { "tools", NULL, "\"tools\":[ADD,ADD]" },
+        { "tool_choice", NULL, "\"tool_choice\":\"required\"" },
+        { "tool_choice", NULL, "\"tool_choice\":\"required\",\"tools\":[]" },
+        { "tool_choice", NULL, "\"tool_choice\":\"any\",\"tools\":[ADD]" },
+        { "tool_choice.type", NULL, "\"tool_choice\":{\"type\":\"allowed_tools\"},\"tools\":[ADD]" },
+        { "tool_choice.function", NULL, "\"tool_choice\":{\"type\":\"function\"},\"tools\":[ADD]" },
+        { "tool_choice.function.name", NULL,
+          "\"tool_choice\":{\"type\":\"function\",\"function\":{}},\"tools\":[ADD]" },
+        { "tool_choice", NULL,
+          "\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"sub\"}},\"tools\":[ADD]" },
+        { "parallel_tool_calls", NULL, "\"parallel_tool_calls\":1,\"tools\":[ADD]" },
+        { "parallel_tool_calls", NULL, "\"parallel_tool_calls\":false" },
+        { "chat_template_kwargs", NULL, "\"chat_template_kwargs\":[]" },
+        { "messages[1].tool_call_id", "{\"role\":\"tool\",\"content\":\"5\"}", NULL },
+        { "messages[1].tool_call_id", "{\"role\":\"user\",\"content\":\"5\",\"tool_call_id\":\"x\"}", NULL },
+        { "messages[1].content", "{\"role\":\"tool\",\"tool_call_id\":\"x\"}", NULL },
+        { "messages[1].tool_calls", "{\"role\":\"user\",\"content\":\"a\",\"tool_calls\":[]}", NULL },
+        { "messages[1].tool_calls", "{\"role\":\"assistant\",\"tool_calls\":{}}", NULL },
+        { "messages[1].tool_calls[0]", "{\"role\":\"assistant\",\"tool_calls\":[1]}", NULL },
+        { "messages[1].tool_calls[0].id", "{\"role\":\"assistant\",\"tool_calls\":[{\"type\":\"function\"}]}", NULL },
+        { "messages[1].tool_calls[0].function",
+          "{\"role\":\"assistant\",\"tool_calls\":[{\"type\":\"function\",\"id\":\"x\"}]}", NULL },
+        { "messages[1].tool_calls[0].function.arguments",
+          "{\"role\":\"assistant\",\"tool_calls\":[{\"type\":\"function\",\"id\":\"x\",\"function\":{\"name\":\"f\","
+          "\"arguments\":\"[1]\"}}]}",
+          NULL },
+        { "messages[1].tool_calls[0].function.arguments",
+          "{\"role\":\"assistant\",\"tool_calls\":[{\"type\":\"function\",\"id\":\"x\",\"function\":{\"name\":\"f\","
+          "\"arguments\":{}}}]}",
+          NULL },
+        { "messages[1].tool_calls[0].function.arguments",
+          "{\"role\":\"assistant\",\"tool_calls\":[{\"type\":\"function\",\"id\":\"x\",\"function\":{\"name\":\"f\","
+          "\"arguments\":\"{\\\"a\\\":1,\"}}]}",
+          NULL },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char body[2048], more[1024] = "";
+        size_t n = 0;
+        for (const char *c = cases[i].more ? cases[i].more : ""; *c; c++) {
+            const bool named = !strncmp(c, "ADD", 3);
+            n += (size_t)snprintf(more + n, sizeof more - n, "%.*s", named ? (int)sizeof add : 1, named ? add : c);
+            c += named ? 2 : 0;
+        }
+        snprintf(body, sizeof body, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}%s%s]%s%s}",
+                 cases[i].message ? "," : "", cases[i].message ? cases[i].message : "", n ? "," : "", more);
+        struct want w;
+        struct refusal r;
+        const enum status st = parse(OPENAI_CHAT, body, &w, &r);
+        if (st == ST_OK || strcmp(r.field, cases[i].field) != 0 || !strstr(r.message, r.field))
+            fail_msg("%s: %d, field '%s', %s; wanted field '%s'", body, st, r.field, r.message, cases[i].field);
+        want_free(&w);
+    }
+    /* arguments count as values of the body */
+    char *body = malloc(4096);
+    int n = sprintf(body, "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[{\"type\":\"function\",\"id\":\"x\","
+                          "\"function\":{\"name\":\"f\",\"arguments\":\"{\\\"a\\\":[0");
+    for (int i = 0; i < 1000; i++)
+        n += sprintf(body + n, ",0");
+    sprintf(body + n, "]}\"}}]}]}");
+    struct want w;
+    struct refusal r;
+    assert_int_equal(parse(OPENAI_CHAT, body, &w, &r), ST_TOO_LARGE);
+    want_free(&w);
+    free(body);
+}
+
+/* What templates see. */
+static void test_tools_accepted(void **state)
+{
+    (void)state;
+    static const char body[] =
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"2+3?\"},{\"role\":\"assistant\",\"content\":null,\"refusal\":"
+        "null,"
+        "\"tool_calls\":[{\"id\":\"c1\",\"type\":\"function\",\"index\":0,\"function\":{\"name\":\"add\",\"arguments\":"
+        "\"{\\\"b\\\": 3, \\\"a\\\": 2}\"}},{\"id\":\"c2\",\"type\":\"function\",\"function\":{\"name\":\"now\","
+        "\"arguments\":\"\"}}]},{\"role\":\"tool\",\"tool_call_id\":\"c1\",\"name\":\"add\",\"content\":[{\"type\":"
+        "\"text\","
+        "\"text\":\"5\"}]}],\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"add\",\"description\":null}}],"
+        "\"tool_choice\":CHOICE,\"parallel_tool_calls\":false,\"chat_template_kwargs\":{\"x\":1}}";
+    static const char seen[] =
+        "[{\"role\":\"user\",\"content\":\"2+3?\"},{\"role\":\"assistant\",\"tool_calls\":[{\"id\":\"c1\",\"type\":"
+        "\"function\",\"function\":{\"name\":\"add\",\"arguments\":{\"b\":3,\"a\":2}}},{\"id\":\"c2\",\"type\":"
+        "\"function\","
+        "\"function\":{\"name\":\"now\",\"arguments\":{}}}],\"content\":\"\"},{\"role\":\"tool\",\"tool_call_id\":"
+        "\"c1\","
+        "\"name\":\"add\",\"content\":\"5\"}]";
+    static const struct {
+        const char *choice;
+        enum want_tool_choice means;
+    } choices[] = { { "\"auto\"", WANT_TOOL_AUTO },
+                    { "\"required\"", WANT_TOOL_REQUIRED },
+                    { "{\"type\":\"function\",\"function\":{\"name\":\"add\"}}", WANT_TOOL_NAMED },
+                    { "\"none\"", WANT_TOOL_AUTO } };
+    for (size_t i = 0; i < 4; i++) {
+        char text[2048];
+        const char *at = strstr(body, "CHOICE");
+        snprintf(text, sizeof text, "%.*s%s%s", (int)(at - body), body, choices[i].choice, at + 6);
+        struct want w;
+        struct refusal r;
+        if (parse(OPENAI_CHAT, text, &w, &r))
+            fail_msg("%s", r.message);
+        char *messages = json_dumps(w.messages, JSON_COMPACT);
+        assert_string_equal(messages, seen);
+        free(messages);
+        assert_int_equal(w.tool_choice, choices[i].means);
+        assert_int_equal(w.tools != NULL, i != 3);
+        if (w.tools) {
+            char *tools = json_dumps(w.tools, JSON_COMPACT);
+            assert_string_equal(tools, "[{\"type\":\"function\",\"function\":{\"name\":\"add\"}}]");
+            free(tools);
+        }
+        assert_true(w.one_tool_call);
+        assert_int_equal(json_object_size(w.template_args), 1);
+        want_free(&w);
+    }
+}
+
 /* Deep nesting and many values end in an error, not in the stack or in gigabytes. */
 static void test_depth_and_count(void **state)
 {
@@ -268,7 +409,8 @@ static void test_order(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_refused), cmocka_unit_test(test_accepted),
-                                        cmocka_unit_test(test_depth_and_count), cmocka_unit_test(test_order) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_refused),         cmocka_unit_test(test_accepted),
+                                        cmocka_unit_test(test_depth_and_count), cmocka_unit_test(test_order),
+                                        cmocka_unit_test(test_tools_refused),   cmocka_unit_test(test_tools_accepted) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -476,6 +476,26 @@ static void test_refused(void **state)
     json_decref(schema);
 }
 
+/* A rule that calls itself is first asked for when there are no nodes left, or nearly none. */
+static void test_limit_met_anywhere(void **state)
+{
+    (void)state;
+    for (int n = 0; n < 400; n++) {
+        json_t *list = json_array();
+        for (int i = 0; i < 8; i++)
+            json_array_append_new(list, json_pack("{s:s,s:i}", "type", "string", "minLength", 16250 + n));
+        json_array_append_new(list, json_object());
+        json_t *schema = json_pack("{s:o}", "prefixItems", list);
+        struct error err = { 0 };
+        struct grammar *g = NULL;
+        const enum status st = grammar_of_schema(schema, "schema", &g, &err);
+        assert_true(st == ST_OK || st == ST_TOO_LARGE);
+        grammar_unref(g);
+        json_decref(schema);
+        n += st == ST_TOO_LARGE ? 20 : 3;
+    }
+}
+
 /* More states than are kept: they are made anew, and matchers in the middle of a text go on. */
 static void test_renewed(void **state)
 {
@@ -506,7 +526,8 @@ static void test_renewed(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_accepts),        cmocka_unit_test(test_refused), cmocka_unit_test(test_renewed),
+        cmocka_unit_test(test_accepts),        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_renewed),        cmocka_unit_test(test_limit_met_anywhere),
         cmocka_unit_test(test_random_schemas), cmocka_unit_test(test_objects),
     };
     words_make();
