@@ -36,6 +36,19 @@ struct kv_pool;
 /* Takes n_blocks * block_bytes of memory at once (huge pages where the system offers them); touched as it is used. */
 enum status kv_pool_new(const struct kv_layout *layout, uint32_t n_blocks, struct kv_pool **pool_out,
                         struct error *err);
+/*
+ * The same in memory that the processor does not address (a GPU's). alloc: zeroed, or NULL. read, write: done when they return; false: failed. kept.
+ * Payloads are not zeroed when their slot is taken again; kv_pool_part's pointers are that memory's; kv_pool_export makes a copy, which the last
+ * unpin frees.
+ */
+struct kv_memory_ops {
+    void *(*alloc)(size_t bytes);
+    void (*free)(void *p);
+    bool (*read)(void *to, const void *from, size_t bytes);
+    bool (*write)(void *to, const void *from, size_t bytes);
+};
+enum status kv_pool_new_in(const struct kv_layout *layout, uint32_t n_blocks, const struct kv_memory_ops *memory,
+                           struct kv_pool **pool_out, struct error *err);
 void kv_pool_free(struct kv_pool *pool);
 
 /* The slot of a handle, or UINT32_MAX. */

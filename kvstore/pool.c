@@ -63,6 +63,21 @@ static enum status pool_arrays(struct kv_pool *pool)
 
 enum status kv_pool_new(const struct kv_layout *layout, uint32_t n_blocks, struct kv_pool **pool_out, struct error *err)
 {
+    return kv_pool_new_in(layout, n_blocks, NULL, pool_out, err);
+}
+
+static enum status pool_memory(struct kv_pool *pool, size_t bytes)
+{
+    if (!pool->ops)
+        return kv_memory_map(&pool->memory, bytes);
+    pool->layer = malloc(pool->layer_bytes);
+    pool->memory.at = pool->ops->alloc(bytes);
+    return pool->layer && pool->memory.at ? ST_OK : ST_NO_MEMORY;
+}
+
+enum status kv_pool_new_in(const struct kv_layout *layout, uint32_t n_blocks, const struct kv_memory_ops *memory,
+                           struct kv_pool **pool_out, struct error *err)
+{
     size_t block_bytes, bytes;
     if (!kv_layout_block_bytes(layout, &block_bytes))
         return error_set(err, ST_INVALID, "kv layout: %u layers of %u heads of %zu bytes", layout->n_layers,
@@ -77,13 +92,14 @@ enum status kv_pool_new(const struct kv_layout *layout, uint32_t n_blocks, struc
     if (!pool)
         return error_set(err, ST_NO_MEMORY, "kv pool: out of memory");
     pool->layout = *layout;
+    pool->ops = memory;
     pool->n_blocks = n_blocks;
     pool->part_bytes = layout->part_bytes;
     pool->layer_bytes = 2 * layout->part_bytes * layout->n_kv_heads;
     pool->block_bytes = block_bytes;
     enum status st = pool_arrays(pool);
     if (!st)
-        st = kv_memory_map(&pool->memory, bytes);
+        st = pool_memory(pool, bytes);
     if (st) {
         kv_pool_free(pool);
         return error_set(err, st, "kv pool: no memory for %u blocks of %zu bytes", n_blocks, block_bytes);
@@ -100,6 +116,11 @@ void kv_pool_free(struct kv_pool *pool)
 {
     if (!pool)
         return;
+    for (uint32_t i = 0; pool->slots && i < pool->n_blocks; i++)
+        free(pool->slots[i].copy);
+    if (pool->ops && pool->memory.at)
+        pool->ops->free(pool->memory.at);
+    free(pool->layer);
     kv_memory_unmap(&pool->memory);
     kv_rows_deinit(&pool->rows);
     free(pool->slots);
@@ -160,6 +181,10 @@ enum status kv_pool_open(struct kv_pool *pool, kv_handle handle, uint32_t *slot_
     uint32_t slot = kv_pool_find(pool, handle);
     if (slot != UINT32_MAX) {
         pool->slots[slot].summed = false; /* who opens it may write it */
+        if (!pool->slots[slot].pins) {
+            free(pool->slots[slot].copy);
+            pool->slots[slot].copy = NULL;
+        }
         *slot_out = slot;
         return ST_OK;
     }
@@ -167,7 +192,7 @@ enum status kv_pool_open(struct kv_pool *pool, kv_handle handle, uint32_t *slot_
     const enum status st = kv_pool_take(pool, handle, &slot, &fresh);
     if (st)
         return st;
-    if (!fresh && !pool->rows.n) /* else it is written whole, by sealing */
+    if (!fresh && !pool->rows.n && !pool->ops) /* with open rows it is written whole, by sealing */
         memset(kv_pool_payload(pool, slot), 0, pool->block_bytes);
     *slot_out = slot;
     return ST_OK;
@@ -175,6 +200,8 @@ enum status kv_pool_open(struct kv_pool *pool, kv_handle handle, uint32_t *slot_
 
 static void slot_release(struct kv_pool *pool, uint32_t slot)
 {
+    free(pool->slots[slot].copy);
+    pool->slots[slot].copy = NULL;
     pool->slots[slot].dropped = false;
     pool->free_slots[pool->n_free++] = slot;
     atomic_fetch_sub_explicit(&pool->used, 1, memory_order_relaxed);
@@ -207,6 +234,8 @@ void kv_pool_unpin(struct kv_pool *pool, uint32_t slot)
     assert(s->pins);
     if (--s->pins)
         return;
+    free(s->copy); /* it may be written from now on */
+    s->copy = NULL;
     atomic_fetch_sub_explicit(&pool->pinned, 1, memory_order_relaxed);
     if (s->dropped)
         slot_release(pool, slot);
@@ -222,12 +251,39 @@ void *kv_pool_part(const struct kv_pool *pool, uint32_t slot, uint32_t layer, ui
     return kv_pool_payload(pool, slot) + layer * pool->layer_bytes + kv_head * 2 * pool->part_bytes;
 }
 
+uint8_t *kv_pool_copy(struct kv_pool *pool, uint32_t slot)
+{
+    struct kv_pool_slot *s = &pool->slots[slot];
+    if (s->copy)
+        return s->copy;
+    uint8_t *copy = malloc(pool->block_bytes);
+    if (copy && !pool->ops->read(copy, kv_pool_payload(pool, slot), pool->block_bytes)) {
+        free(copy);
+        copy = NULL;
+    }
+    s->copy = copy;
+    return copy;
+}
+
+/* One layer of a payload, readable here; NULL: it can not be read. */
+static const uint8_t *layer_at(struct kv_pool *pool, uint32_t slot, uint32_t layer)
+{
+    const uint8_t *at = kv_pool_payload(pool, slot) + layer * pool->layer_bytes;
+    if (!pool->ops)
+        return at;
+    return pool->ops->read(pool->layer, at, pool->layer_bytes) ? pool->layer : NULL;
+}
+
 const uint64_t *kv_pool_sums(struct kv_pool *pool, uint32_t slot)
 {
     uint64_t *sums = pool->sums + (size_t)slot * pool->layout.n_layers;
     if (!pool->slots[slot].summed) {
-        for (uint32_t l = 0; l < pool->layout.n_layers; l++)
-            sums[l] = checksum64(kv_pool_payload(pool, slot) + l * pool->layer_bytes, pool->layer_bytes);
+        for (uint32_t l = 0; l < pool->layout.n_layers; l++) {
+            const uint8_t *layer = layer_at(pool, slot, l);
+            if (!layer)
+                return NULL;
+            sums[l] = checksum64(layer, pool->layer_bytes);
+        }
         pool->slots[slot].summed = true;
     }
     return sums;

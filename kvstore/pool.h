@@ -14,6 +14,7 @@ struct kv_pool_slot {
     bool dirty;    /* its memory has been written since it was mapped */
     bool summed;   /* its row of sums is that of its payload */
     uint32_t rows; /* place of its open rows + 1; 0: none */
+    uint8_t *copy; /* of its payload, for a transfer from memory that is not the processor's */
 };
 
 /* Memory that is touched as it is used, from a huge page's border on. */
@@ -36,6 +37,8 @@ struct kv_rows {
 
 struct kv_pool {
     struct kv_layout layout;
+    const struct kv_memory_ops *ops; /* NULL: the processor's memory */
+    uint8_t *layer;                  /* with ops: one layer of a payload */
     uint32_t n_blocks;
     size_t part_bytes, layer_bytes, block_bytes;
     struct kv_memory memory; /* n_blocks * block_bytes */
@@ -54,7 +57,9 @@ enum status kv_pool_take(struct kv_pool *pool, kv_handle handle, uint32_t *slot_
 /* The payload of a slot, block_bytes. */
 uint8_t *kv_pool_payload(const struct kv_pool *pool, uint32_t slot);
 void kv_rows_deinit(struct kv_rows *rows);
-/* The checksums of a slot's layers, computed if they are not kept. */
+/* A copy of a slot's payload on this side, made if there is none; with ops only. NULL: no memory, or it can not be read. */
+uint8_t *kv_pool_copy(struct kv_pool *pool, uint32_t slot);
+/* The checksums of a slot's layers, computed if they are not kept. NULL: the payload can not be read (with ops only). */
 const uint64_t *kv_pool_sums(struct kv_pool *pool, uint32_t slot);
 
 #endif

@@ -36,6 +36,9 @@ enum status kv_pool_export(struct kv_pool *pool, kv_handle handle, uint32_t posi
         return ST_NOT_FOUND;
     const size_t header_bytes = kv_header_bytes(&pool->layout);
     const uint64_t *sums = kv_pool_sums(pool, slot);
+    uint8_t *payload = pool->ops ? kv_pool_copy(pool, slot) : kv_pool_payload(pool, slot);
+    if (!sums || !payload)
+        return ST_IO;
     const uint32_t magic = KV_MAGIC;
     const uint64_t payload_bytes = pool->block_bytes;
     struct writer w = { header_out };
@@ -50,7 +53,7 @@ enum status kv_pool_export(struct kv_pool *pool, kv_handle handle, uint32_t posi
     const uint64_t own = checksum64(header_out, header_bytes - 8);
     put(&w, &own, 8);
     parts_out[0] = (struct iovec){ header_out, header_bytes };
-    parts_out[1] = (struct iovec){ kv_pool_payload(pool, slot), pool->block_bytes };
+    parts_out[1] = (struct iovec){ payload, pool->block_bytes };
     return ST_OK;
 }
 
@@ -116,6 +119,8 @@ static enum status payload_check(const struct kv_pool *pool, const struct block_
 static enum status copy_compare(struct kv_pool *pool, const struct block_header *h, uint32_t slot, struct error *err)
 {
     const uint64_t *sums = kv_pool_sums(pool, slot);
+    if (!sums)
+        return error_set(err, ST_IO, "kv block %" PRIx64 ": the one here can not be read", h->handle);
     for (uint32_t l = 0; l < h->n_layers; l++) {
         if (sums[l] != sum_at(h, l))
             return error_set(err, ST_CORRUPT, "kv block %" PRIx64 ": differs from the one here in layer %u", h->handle,
@@ -145,7 +150,12 @@ enum status kv_pool_import(struct kv_pool *pool, const uint8_t *data, size_t byt
         st = kv_pool_take(pool, h.handle, &slot, &fresh);
         if (st)
             return error_set(err, st, "kv block %" PRIx64 ": the pool of %u blocks is full", h.handle, pool->n_blocks);
-        memcpy(kv_pool_payload(pool, slot), payload, pool->block_bytes);
+        if (!pool->ops) {
+            memcpy(kv_pool_payload(pool, slot), payload, pool->block_bytes);
+        } else if (!pool->ops->write(kv_pool_payload(pool, slot), payload, pool->block_bytes)) {
+            kv_pool_drop(pool, h.handle);
+            return error_set(err, ST_IO, "kv block %" PRIx64 ": can not be written", h.handle);
+        }
         memcpy(pool->sums + (size_t)slot * h.n_layers, h.sums, 8 * (size_t)h.n_layers);
         pool->slots[slot].summed = true;
     }
