@@ -18,6 +18,7 @@ int command_bench(int argc, char **argv);
 int command_jobs(int argc, char **argv);
 int command_batch(int argc, char **argv);
 int command_model(int argc, char **argv);
+int command_pack(int argc, char **argv);
 int command_config(int argc, char **argv);
 
 #ifdef __cplusplus

@@ -19,6 +19,7 @@ static const struct command {
     { "jobs", "durable jobs: submit, list, get, watch, cancel", command_jobs },
     { "batch", "a file of requests (OpenAI's batch format) as jobs, and their answers as a file", command_batch },
     { "model", "what a model is: shape, sizes, memory", command_model },
+    { "pack", "a model as a directory that is read in place, its weights coded", command_pack },
     { "config", "all settings with their values, as a file", command_config },
 };
 

@@ -76,6 +76,8 @@ struct linear_shape {
     uint32_t n_out, n_in;
     enum weight_codec codec;
     enum dtype x; /* activations */
+    /* Of LOSSLESS_FAST only: bits of a class, 3 or 4, and bytes for a group's escapes, a multiple of 64 (model/lossless.h). */
+    uint32_t class_bits, escape_room;
 };
 
 /*
@@ -103,7 +105,10 @@ struct linear_impl {
     uint32_t needs; /* enum cpu_cap */
     bool (*accepts)(const struct linear_shape *shape);
     size_t (*group_bytes)(const struct linear_shape *shape); /* a multiple of 64 */
-    /* rows[i]: stored row of output group * LINEAR_GROUP + i in shape->codec, NULL past n_out. Groups may be packed in parallel. */
+    /*
+     * rows[i]: stored row of output group * LINEAR_GROUP + i in shape->codec, NULL past n_out. Groups may be packed in parallel. Rows of
+     * LOSSLESS_FAST are bf16, and need no more than escape_room escapes.
+     */
     void (*pack)(const struct linear_shape *shape, const void *const rows[LINEAR_GROUP], void *group_out);
     size_t (*scratch_bytes)(const struct linear_shape *shape, uint32_t n_rows);
     void (*run)(const struct linear_args *args);
@@ -116,6 +121,13 @@ extern const uint32_t n_linear_impls;
 /* The first variant whose needs are in caps and that accepts; never NULL: `c` accepts every shape. */
 const struct linear_impl *linear_find(const struct linear_shape *shape, uint32_t caps);
 size_t linear_packed_bytes(const struct linear_impl *impl, const struct linear_shape *shape);
+
+struct lossless_group;
+/*
+ * What pack makes of a group of LOSSLESS_FAST, from its stored form. The group has passed lossless_check, has the shape's class_bits and n_in, and no
+ * more escapes than there is room.
+ */
+void linear_pack_lossless(const struct linear_shape *shape, const struct lossless_group *group, void *group_out);
 
 /* ---- attention over blocks of KV (cpu/attn_*.c) ---- */
 

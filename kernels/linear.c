@@ -15,6 +15,8 @@ const struct linear_impl linear_impls[] = {
     /* name  needs  accepts  group_bytes  pack  scratch_bytes  run  rtol vs _c */
     { "amx", CPU_AMX, linear_accepts_bf16_amx, linear_group_bytes, linear_pack, linear_scratch_bf16_amx,
       linear_run_bf16_amx, 2e-6f },
+    { "amx", CPU_AMX, linear_accepts_lossless_amx, linear_group_bytes, linear_pack, linear_scratch_lossless_amx,
+      linear_run_lossless_amx, 2e-6f },
     { "amx", CPU_AMX, linear_accepts_q_amx, linear_group_bytes, linear_pack, linear_scratch_q_amx, linear_run_q_amx,
       5e-6f },
     { "amx", CPU_AMX, linear_accepts_q6_amx, linear_group_bytes, linear_pack, linear_scratch_q6_amx, linear_run_q6_amx,

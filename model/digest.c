@@ -92,6 +92,10 @@ static void add_tensor(struct gather *g, const struct model_tensor *t, bool whol
     const uint64_t head[] = { t->kind, t->layer, t->codec, t->n_rows, t->n_cols, t->interleaved_dim, t->data != NULL };
     const uint64_t bytes = (uint64_t)t->n_rows * t->row_bytes;
     gather_add(g, head, sizeof head);
+    if (t->checksum) { /* of all bytes */
+        gather_add(g, t->checksum, sizeof *t->checksum);
+        return;
+    }
     if (!t->data)
         return;
     if (whole || bytes <= 2 * END_BYTES) {

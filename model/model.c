@@ -6,13 +6,14 @@
 
 #include "model/source.h"
 
-static const struct model_source *const sources[] = { &model_source_random, &model_source_copy, &model_source_gguf,
-                                                      &model_source_hf };
+static const struct model_source *const sources[] = { &model_source_random, &model_source_copy, &model_source_pack,
+                                                      &model_source_gguf, &model_source_hf };
 
 static enum status refuse_spec(const char *spec, struct error *err)
 {
     if (file_is_dir(spec))
-        return error_set(err, ST_NOT_FOUND, "%s: neither a GGUF file nor a config.json in this directory", spec);
+        return error_set(err, ST_NOT_FOUND,
+                         "%s: neither a GGUF file nor a config.json nor a pack.json in this directory", spec);
     return error_set(err, ST_NOT_FOUND,
                      "%s: no such file, and no kind of model that is known (random:..., constructed:copy)", spec);
 }
@@ -55,6 +56,17 @@ struct digest model_digest(const struct model *m)
 uint64_t model_weight_bytes(const struct model *m)
 {
     return m->weight_bytes;
+}
+
+enum status model_tensor_check(const struct model_tensor *t, struct error *err)
+{
+    if (!t->checksum)
+        return ST_OK;
+    const struct digest d = digest_of(t->stored, t->stored_bytes);
+    if (memcmp(&d, t->checksum, sizeof d) == 0)
+        return ST_OK;
+    return error_set(err, ST_CORRUPT, "%s: tensor %s of layer %u: its checksum does not fit its %llu bytes",
+                     t->model->config.name, model_kind_name(t->kind), t->layer, (unsigned long long)t->stored_bytes);
 }
 
 void model_drop_pages(const struct model *m)

@@ -19,7 +19,10 @@ extern "C" {
 
 enum { MODEL_HEAD_DIM_MAX = 256, MODEL_EOS_MAX = 8 };
 
-/* How the elements of a stored weight row are coded. Layouts: the GGUF types of the same names; F32, F16, BF16 are plain arrays. */
+/*
+ * How the elements of a stored weight row are coded. Layouts: the GGUF types of the same names; F32, F16, BF16 are plain arrays. LOSSLESS_FAST codes
+ * groups of 16 rows together (model/lossless.h); its rows come as BF16.
+ */
 enum weight_codec {
     WEIGHT_F32,
     WEIGHT_F16,
@@ -32,6 +35,7 @@ enum weight_codec {
     WEIGHT_Q4_K,
     WEIGHT_Q5_K,
     WEIGHT_Q6_K,
+    WEIGHT_LOSSLESS_FAST,
     WEIGHT_CODECS
 };
 
@@ -102,6 +106,7 @@ enum model_tensor_kind {
 };
 
 struct model;
+struct lossless_tensor;
 
 /* One tensor, borrowed from the model. Plain data; rows are read by model_tensor_row only. */
 struct model_tensor {
@@ -114,10 +119,15 @@ struct model_tensor {
     size_t row_bytes;
     /* head size if the file holds q/k rows as adjacent RoPE pairs (undone by model_tensor_row), else 0 */
     uint32_t interleaved_dim;
+    uint64_t stored_bytes; /* of all rows, as the source holds them */
+    /* Of packs: what its header says of the stored bytes, and those; and of LOSSLESS_FAST the coded groups. NULL elsewhere. */
+    const struct digest *checksum;
+    const void *stored;
+    const struct lossless_tensor *lossless;
 };
 
 /*
- * spec: a GGUF file (of a split set: the first), a directory with one of these or with Hugging Face files, "constructed:copy[:POSITIONS]",
+ * spec: a GGUF file (of a split set: the first), a directory with one of these or with Hugging Face files or a pack, "constructed:copy[:POSITIONS]",
  * or "random:SHAPE[:LAYERS[:SEED]]" (SHAPE: llama-3.1-8b, llama-3.2-1b, smollm2-135m, mistral-7b, qwen2.5-7b, qwen3-8b or tiny, and key=value
  * pairs, all joined by commas: layers, d, heads, kv, head_dim, ff, vocab, positions, theta, tied, qkv_bias, qk_norm, codec). Refuses by name
  * what it cannot compute exactly. Errors:
@@ -133,6 +143,11 @@ enum status model_tensor(const struct model *m, enum model_tensor_kind kind, uin
                          struct model_tensor *tensor_out);
 /* One row in the tensor's codec: in the mapped file, or made in scratch (row_bytes, 64-byte aligned). Any thread. Cannot fail. */
 const void *model_tensor_row(const struct model_tensor *t, uint32_t row, void *scratch);
+/*
+ * Reads the stored bytes and compares their checksum, where the source has one (packs): ST_CORRUPT. Workers do so as they load; rows of a tensor that was
+ * not checked are read safely, but may be wrong.
+ */
+enum status model_tensor_check(const struct model_tensor *t, struct error *err);
 /* Bytes of all stored tensors: the weights' share of memory. */
 uint64_t model_weight_bytes(const struct model *m);
 /*

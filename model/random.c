@@ -105,8 +105,9 @@ static enum status parse_pair(const char *spec, const char *key, const char *val
     }
     if (strcmp(key, "codec") == 0) {
         if (!parse_codec(value, &s->codec))
-            INVALID("%s: codec=%s is unknown (f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k)", spec,
-                    value);
+            INVALID("%s: codec=%s is unknown (f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k, "
+                    "lossless-fast)",
+                    spec, value);
         return ST_OK;
     }
     INVALID("%s: unknown key %s (layers, d, heads, kv, head_dim, ff, vocab, positions, theta, tied, qkv_bias, qk_norm, "
@@ -262,7 +263,7 @@ static void plain_row(enum weight_codec codec, uint64_t base, uint32_t n, float 
             memcpy((float *)out + at, x, count * sizeof *x);
             continue;
         }
-        if (codec == WEIGHT_BF16) {
+        if (codec == WEIGHT_BF16 || codec == WEIGHT_LOSSLESS_FAST) {
             uint32_t u[PIECE];
             memcpy(u, x, sizeof u);
             for (uint32_t i = 0; i < PIECE; i++)

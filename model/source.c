@@ -236,6 +236,7 @@ enum status model_tensor_set(struct model *m, enum model_tensor_kind kind, uint3
         .data = data,
         .row_bytes = weight_row_bytes(codec, cols),
         .interleaved_dim = interleaved ? m->config.head_dim : 0,
+        .stored_bytes = (uint64_t)rows * weight_row_bytes(codec, cols),
     };
     return ST_OK;
 }
@@ -247,7 +248,7 @@ enum status model_finish(struct model *m, const char *where, struct error *err)
         for (uint32_t layer = 0; layer < (kinds[k].layered ? m->config.n_layers : 1); layer++) {
             const struct model_tensor *t = &m->tensors[model_slot(kind, layer)];
             if (t->n_rows)
-                m->weight_bytes += (uint64_t)t->n_rows * t->row_bytes;
+                m->weight_bytes += t->stored_bytes;
             else if (!model_kind_present(&m->config, kind))
                 continue;
             else if (kinds[k].layered)

@@ -31,7 +31,8 @@ struct model_source {
     const void *(*row)(const struct model_tensor *t, uint32_t row, void *scratch);
 };
 
-extern const struct model_source model_source_random, model_source_copy, model_source_gguf, model_source_hf;
+extern const struct model_source model_source_random, model_source_copy, model_source_pack, model_source_gguf,
+    model_source_hf;
 
 struct model_chunk;
 

@@ -10,10 +10,12 @@ static const struct {
     uint32_t block;
     size_t block_bytes;
 } codecs[WEIGHT_CODECS] = {
-    [WEIGHT_F32] = { "F32", 1, 4 },       [WEIGHT_F16] = { "F16", 1, 2 },       [WEIGHT_BF16] = { "BF16", 1, 2 },
-    [WEIGHT_Q8_0] = { "Q8_0", 32, 34 },   [WEIGHT_Q4_0] = { "Q4_0", 32, 18 },   [WEIGHT_Q4_1] = { "Q4_1", 32, 20 },
-    [WEIGHT_Q5_0] = { "Q5_0", 32, 22 },   [WEIGHT_Q5_1] = { "Q5_1", 32, 24 },   [WEIGHT_Q4_K] = { "Q4_K", 256, 144 },
-    [WEIGHT_Q5_K] = { "Q5_K", 256, 176 }, [WEIGHT_Q6_K] = { "Q6_K", 256, 210 },
+    [WEIGHT_F32] = { "F32", 1, 4 },       [WEIGHT_F16] = { "F16", 1, 2 },
+    [WEIGHT_BF16] = { "BF16", 1, 2 },     [WEIGHT_Q8_0] = { "Q8_0", 32, 34 },
+    [WEIGHT_Q4_0] = { "Q4_0", 32, 18 },   [WEIGHT_Q4_1] = { "Q4_1", 32, 20 },
+    [WEIGHT_Q5_0] = { "Q5_0", 32, 22 },   [WEIGHT_Q5_1] = { "Q5_1", 32, 24 },
+    [WEIGHT_Q4_K] = { "Q4_K", 256, 144 }, [WEIGHT_Q5_K] = { "Q5_K", 256, 176 },
+    [WEIGHT_Q6_K] = { "Q6_K", 256, 210 }, [WEIGHT_LOSSLESS_FAST] = { "lossless-fast", 1, 2 },
 };
 
 const char *weight_codec_name(enum weight_codec codec)
@@ -154,6 +156,7 @@ void weight_row_f32(enum weight_codec codec, const void *row, uint32_t n_cols, f
             out[i] = f16_to_f32(load_u16(p + 2 * (size_t)i));
         return;
     case WEIGHT_BF16:
+    case WEIGHT_LOSSLESS_FAST:
         for (uint32_t i = 0; i < n_cols; i++) {
             const uint32_t u = (uint32_t)load_u16(p + 2 * (size_t)i) << 16;
             memcpy(out + i, &u, 4);

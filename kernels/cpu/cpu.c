@@ -48,9 +48,9 @@ static uint32_t machine_caps(void)
     if ((saved & 0xE6) != 0xE6 || !has(b7, bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ))
         return caps;
     caps |= CPU_AVX512;
-    /* The AMX files are built with VBMI, VNNI and BF16 as well; no processor has tiles without them, but the compiler may count on it. */
+    /* The AMX files are built with VBMI, VBMI2, VNNI and BF16 as well; no processor has tiles without them, but the compiler may count on it. */
     const uint32_t amx = 1u << 22 | 1u << 24 | 1u << 25, bf16 = 1u << 5;
-    if ((saved & 0x60000) == 0x60000 && has(d7, amx) && has(c7, bit_AVX512VBMI | bit_AVX512VNNI) &&
+    if ((saved & 0x60000) == 0x60000 && has(d7, amx) && has(c7, bit_AVX512VBMI | bit_AVX512VBMI2 | bit_AVX512VNNI) &&
         __get_cpuid_count(7, 1, &a71, &b71, &c71, &d71) && has(a71, bf16) && amx_permitted())
         caps |= CPU_AMX;
     return caps;

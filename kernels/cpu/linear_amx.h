@@ -59,7 +59,7 @@ struct amx_chunk {
     uint32_t copied_from;   /* row tiles from here on are read from x_tiles, not from args->x */
     const float *sums;      /* [n_row_tiles][n_blocks][16]: sums of x per block and row, or NULL */
     float *partial;         /* [AMX_GROUP_BLOCK][n_row_tiles] C tiles, unfinished */
-    uint8_t *expand;        /* AMX_CHUNK_BLOCKS_MAX tiles for expanded weights, or NULL */
+    uint8_t *expand;        /* n_expand times AMX_CHUNK_BLOCKS_MAX tiles for expanded weights, or NULL */
 };
 
 static inline size_t amx_chunk_blocks(size_t n_blocks)
@@ -72,12 +72,14 @@ static inline size_t amx_row_tiles(uint32_t n_rows)
     return ((size_t)(n_rows < AMX_ROW_BLOCK ? n_rows : AMX_ROW_BLOCK) + AMX_ROWS - 1) / AMX_ROWS;
 }
 
-static inline size_t amx_many_rows_scratch(const struct linear_shape *s, uint32_t n_rows, bool wants_sums, bool expands)
+/* n_expand: groups whose chunks of expanded weights are held */
+static inline size_t amx_many_rows_scratch(const struct linear_shape *s, uint32_t n_rows, bool wants_sums,
+                                           size_t n_expand)
 {
     const size_t n_blocks = linear_n_blocks(s), tiles = amx_row_tiles(n_rows);
     return tiles * (amx_chunk_blocks(n_blocks) * AMX_TILE + AMX_GROUP_BLOCK * AMX_TILE +
                     (wants_sums ? n_blocks * AMX_ROWS * sizeof(float) : 0)) +
-           (expands ? AMX_CHUNK_BLOCKS_MAX * AMX_TILE : 0);
+           n_expand * AMX_CHUNK_BLOCKS_MAX * AMX_TILE;
 }
 
 /* Where a row tile's A tiles lie: bytes from row to row, and from block to block. */
@@ -159,18 +161,19 @@ typedef void amx_chunk_fn(const struct amx_chunk *chunk);
 typedef void amx_sums_fn(const struct linear_args *a, uint32_t row_begin, uint32_t n_rows, size_t n_blocks,
                          float *sums_out);
 
-static inline void amx_many_rows(const struct linear_args *a, amx_chunk_fn *run_chunk, amx_sums_fn *sum_x, bool expands)
+static inline void amx_many_rows(const struct linear_args *a, amx_chunk_fn *run_chunk, amx_sums_fn *sum_x,
+                                 size_t n_expand)
 {
     const size_t n_blocks = linear_n_blocks(a->shape), step = amx_chunk_blocks(n_blocks),
                  tiles = amx_row_tiles(a->n_rows);
     const uint32_t groups_end = (a->out_end + LINEAR_GROUP - 1) / LINEAR_GROUP;
     uint8_t *x_tiles = a->scratch, *partial = x_tiles + tiles * step * AMX_TILE;
     uint8_t *expand = partial + tiles * AMX_GROUP_BLOCK * AMX_TILE;
-    float *sums = (float *)(expand + (expands ? AMX_CHUNK_BLOCKS_MAX * AMX_TILE : 0));
+    float *sums = (float *)(expand + n_expand * AMX_CHUNK_BLOCKS_MAX * AMX_TILE);
     struct amx_chunk c = { .args = a,
                            .x_tiles = x_tiles,
                            .partial = (float *)partial,
-                           .expand = expands ? expand : NULL,
+                           .expand = n_expand ? expand : NULL,
                            .sums = sum_x ? sums : NULL };
     amx_configure(AMX_ROWS);
     for (uint32_t r0 = 0; r0 < a->n_rows; r0 += AMX_ROW_BLOCK) {

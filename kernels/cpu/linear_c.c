@@ -73,9 +73,15 @@ static void decode_parts(enum weight_codec codec, const uint8_t *group, size_t b
     }
 }
 
-static void decode(enum weight_codec codec, const uint8_t *group, size_t b, float w[LINEAR_BLOCK][LINEAR_GROUP])
+static void decode(const struct linear_shape *s, const uint8_t *group, size_t b, float w[LINEAR_BLOCK][LINEAR_GROUP])
 {
-    const uint8_t *p = linear_codes(codec, group, b);
+    const enum weight_codec codec = s->codec;
+    uint16_t block[LINEAR_BLOCK * LINEAR_GROUP];
+    if (codec == WEIGHT_LOSSLESS_FAST) {
+        const struct lossless_group parts = linear_lossless_group(s, group);
+        lossless_decode(&parts, (uint32_t)b, block);
+    }
+    const uint8_t *p = codec == WEIGHT_LOSSLESS_FAST ? (const uint8_t *)block : linear_codes(codec, group, b);
     const uint16_t *restrict h = (const uint16_t *)p;
     float *restrict out = w[0];
     switch (codec) {
@@ -87,6 +93,7 @@ static void decode(enum weight_codec codec, const uint8_t *group, size_t b, floa
             out[i] = f16_to_f32(h[i]);
         return;
     case WEIGHT_BF16:
+    case WEIGHT_LOSSLESS_FAST:
         for (int j = 0; j < LINEAR_BLOCK / 2; j++) {
             uint32_t pair[LINEAR_GROUP], even[LINEAR_GROUP];
             memcpy(pair, p + j * 64, 64);
@@ -154,7 +161,7 @@ void linear_run_c(const struct linear_args *a)
             float acc[ROWS][LINEAR_GROUP] = { 0 };
             for (size_t b = 0; b < n_blocks; b++) {
                 float w[LINEAR_BLOCK][LINEAR_GROUP], x[LINEAR_BLOCK];
-                decode(s->codec, group, b, w);
+                decode(s, group, b, w);
                 for (uint32_t r = 0; r < rows; r++) {
                     load_x(a, r0 + r, b, x);
                     add_block(w, x, acc[r]);

@@ -4,6 +4,8 @@
 
 size_t linear_group_bytes(const struct linear_shape *shape)
 {
+    if (shape->codec == WEIGHT_LOSSLESS_FAST)
+        return linear_lossless_stride(shape);
     return linear_group_stride(shape->codec, linear_n_blocks(shape));
 }
 
@@ -97,9 +99,35 @@ static void pack_blocks(const struct linear_shape *s, const uint8_t *row, uint32
     }
 }
 
+static void encode_lossless(const struct linear_shape *s, const void *const rows[LINEAR_GROUP], uint8_t *out)
+{
+    const uint16_t *halves[LINEAR_GROUP];
+    for (uint32_t n = 0; n < LINEAR_GROUP; n++)
+        halves[n] = rows[n];
+    uint8_t *planes = out + linear_lossless_records(s),
+            *escapes = planes + linear_n_blocks(s) * lossless_block_bytes(s->class_bits);
+    lossless_encode(halves, s->n_in, s->class_bits, planes, (uint32_t *)(void *)out, escapes);
+}
+
+void linear_pack_lossless(const struct linear_shape *shape, const struct lossless_group *group, void *group_out)
+{
+    const size_t planes = group->n_blocks * lossless_block_bytes(group->class_bits);
+    uint8_t *out = group_out;
+    memset(out, 0, linear_lossless_records(shape));
+    memcpy(out, group->records, group->n_blocks * sizeof *group->records);
+    out += linear_lossless_records(shape);
+    memcpy(out, group->planes, planes);
+    memcpy(out + planes, group->escapes, group->n_escapes);
+    memset(out + planes + group->n_escapes, 0, shape->escape_room - group->n_escapes);
+}
+
 void linear_pack(const struct linear_shape *shape, const void *const rows[LINEAR_GROUP], void *group_out)
 {
     memset(group_out, 0, linear_group_bytes(shape));
+    if (shape->codec == WEIGHT_LOSSLESS_FAST) {
+        encode_lossless(shape, rows, group_out);
+        return;
+    }
     for (uint32_t n = 0; n < LINEAR_GROUP; n++) {
         if (!rows[n])
             continue;

@@ -23,6 +23,7 @@
  */
 
 #include "kernels/kernels.h"
+#include "model/lossless.h"
 
 enum { LINEAR_BLOCK = 32, LINEAR_BLOCK_BF16 = 1024, LINEAR_CODES_Q4 = 256, LINEAR_CODES_Q8 = 512, LINEAR_SCALES = 64 };
 enum { LINEAR_CODES_Q5 = 320, LINEAR_CODES_Q6 = 384, LINEAR_K_BLOCKS = 8, LINEAR_K_SCALES = 64 + 256 };
@@ -34,7 +35,7 @@ static inline size_t linear_n_blocks(const struct linear_shape *s)
 
 static inline bool linear_is_q(enum weight_codec c)
 {
-    return c != WEIGHT_F32 && c != WEIGHT_F16 && c != WEIGHT_BF16;
+    return c != WEIGHT_F32 && c != WEIGHT_F16 && c != WEIGHT_BF16 && c != WEIGHT_LOSSLESS_FAST;
 }
 
 static inline bool linear_is_k(enum weight_codec c)
@@ -42,11 +43,12 @@ static inline bool linear_is_k(enum weight_codec c)
     return c == WEIGHT_Q4_K || c == WEIGHT_Q5_K || c == WEIGHT_Q6_K;
 }
 
-/* Bytes of a block's codes, and of a pair of blocks with its scales (of the K types: a quarter of eight with theirs). */
+/* Bytes of a block's codes (of LOSSLESS_FAST when they are decoded, which makes them BF16's), and of a pair of blocks with its scales (of the K types: a quarter of eight with theirs). */
 static inline size_t linear_codes_bytes(enum weight_codec c)
 {
-    return c == WEIGHT_F32                                            ? 2048
-           : c == WEIGHT_F16 || c == WEIGHT_BF16                      ? 1024
+    return c == WEIGHT_LOSSLESS_FAST                                  ? LINEAR_BLOCK_BF16
+           : c == WEIGHT_F32                                          ? 2048
+           : c == WEIGHT_F16 || c == WEIGHT_BF16                      ? LINEAR_BLOCK_BF16
            : c == WEIGHT_Q8_0                                         ? LINEAR_CODES_Q8
            : c == WEIGHT_Q6_K                                         ? LINEAR_CODES_Q6
            : c == WEIGHT_Q5_0 || c == WEIGHT_Q5_1 || c == WEIGHT_Q5_K ? LINEAR_CODES_Q5
@@ -108,6 +110,29 @@ static inline const int8_t *linear_scale(enum weight_codec c, const uint8_t *gro
 static inline const uint8_t *linear_min(enum weight_codec c, const uint8_t *group, size_t b)
 {
     return (const uint8_t *)linear_scale(c, group, b) + LINEAR_K_BLOCKS * LINEAR_GROUP;
+}
+
+/* Of LOSSLESS_FAST: a group is records, padded to whole lines, planes, and room for escapes; the parts of the group at `packed`. */
+static inline size_t linear_lossless_records(const struct linear_shape *s)
+{
+    return (linear_n_blocks(s) * sizeof(uint32_t) + 63) / 64 * 64;
+}
+
+static inline size_t linear_lossless_stride(const struct linear_shape *s)
+{
+    return linear_lossless_records(s) + linear_n_blocks(s) * lossless_block_bytes(s->class_bits) + s->escape_room;
+}
+
+static inline struct lossless_group linear_lossless_group(const struct linear_shape *s, const uint8_t *packed)
+{
+    const uint8_t *planes = packed + linear_lossless_records(s);
+    const size_t n_blocks = linear_n_blocks(s);
+    return (struct lossless_group){ .class_bits = s->class_bits,
+                                    .n_blocks = (uint32_t)n_blocks,
+                                    .n_escapes = s->escape_room,
+                                    .planes = planes,
+                                    .escapes = planes + n_blocks * lossless_block_bytes(s->class_bits),
+                                    .records = (const uint32_t *)packed };
 }
 
 /* linear_impl.group_bytes and .pack of every CPU variant */

@@ -16,6 +16,7 @@ enum { LINEAR_ROW_BLOCK = 32 };
 
 /* One call of the inner kernel: some rows by one group. */
 struct linear_tile {
+    const struct linear_shape *shape;
     const uint8_t *group;
     size_t n_blocks;
     const float *x; /* [rows][x_stride] */
@@ -84,9 +85,9 @@ static inline void linear_rows_run(const struct linear_args *a, const struct lin
     const size_t stride = linear_group_bytes(s);
     for (uint32_t r0 = 0; r0 < a->n_rows; r0 += LINEAR_ROW_BLOCK) {
         const uint32_t rows = a->n_rows - r0 < LINEAR_ROW_BLOCK ? a->n_rows - r0 : LINEAR_ROW_BLOCK;
-        struct linear_tile block = { .n_blocks = linear_n_blocks(s),
-                                     .y_stride = a->y_stride,
-                                     .accumulate = a->accumulate };
+        struct linear_tile block = {
+            .shape = s, .n_blocks = linear_n_blocks(s), .y_stride = a->y_stride, .accumulate = a->accumulate
+        };
         linear_rows_prepare(a, r0, rows, fns->wants_sums, &block);
         for (uint32_t o = a->out_begin; o < a->out_end; o += LINEAR_GROUP) {
             block.group = (const uint8_t *)a->packed + o / LINEAR_GROUP * stride;

@@ -7,6 +7,7 @@
 #endif
 
 #include "kernels/kernels.h"
+#include "model/lossless.h"
 #include "tests/kernels/check.h"
 
 /* ||c - float64|| / ||float64||: sums of up to 32 and then of n_in / 32 terms in float32. */
@@ -58,8 +59,10 @@ static void draw_weights(struct check *ck, struct problem *p)
                 memcpy(row + i, &f, 4);
                 continue;
             }
-            if (s->codec == WEIGHT_F16 || s->codec == WEIGHT_BF16) {
+            if (weight_codec_block(s->codec) == 1) {
                 h = s->codec == WEIGHT_F16 ? f16_of(ck) : h;
+                if (s->codec == WEIGHT_LOSSLESS_FAST && check_below(ck, 64) == 0) /* far from the rest: an escape */
+                    h = check_below(ck, 2) ? (uint16_t)((h & 0x807F) | check_below(ck, 130) << 7) : 0;
                 memcpy(row + i, &h, 2);
                 continue;
             }
@@ -75,6 +78,20 @@ static void draw_weights(struct check *ck, struct problem *p)
                 memcpy(row + i + 2, &h, 2);
             }
         }
+    }
+}
+
+/* Room for the escapes of the group that has most. */
+static void draw_lossless(struct check *ck, struct problem *p)
+{
+    struct linear_shape *s = &p->shape;
+    s->class_bits = check_between(ck, 3, 4);
+    for (uint32_t o = 0; o < s->n_out; o += LINEAR_GROUP) {
+        const uint16_t *rows[LINEAR_GROUP];
+        for (uint32_t i = 0; i < LINEAR_GROUP; i++)
+            rows[i] = o + i < s->n_out ? (const uint16_t *)(p->w + (o + i) * p->row_bytes) : NULL;
+        const uint32_t room = round_up(lossless_count(rows, s->n_in, s->class_bits), 64);
+        s->escape_room = room > s->escape_room ? room : s->escape_room;
     }
 }
 
@@ -142,6 +159,8 @@ static struct problem draw_problem(struct check *ck, enum weight_codec codec, en
     p.x = check_buffer(ck, x_elements * dtype_bytes(x));
     p.poisoned = check_below(ck, 4) ? p.n_rows : check_below(ck, p.n_rows);
     draw_weights(ck, &p);
+    if (codec == WEIGHT_LOSSLESS_FAST)
+        draw_lossless(ck, &p);
     draw_x(ck, &p);
     check_context(ck, "%s n_in %u n_out %u rows %u x %s x_stride %zu y_stride %zu", weight_codec_name(codec),
                   p.shape.n_in, p.shape.n_out, p.n_rows, x == DTYPE_F32 ? "f32" : "bf16", p.x_stride, p.y_stride);
@@ -279,6 +298,24 @@ static void check_identity(struct check *ck, const struct linear_impl *it, const
             check_rows_same(ck, p, "accumulated", sum + r * p->y_stride, before + r * p->y_stride, 1, 0, n_out);
 }
 
+/* lossless-fast has the bits of the same variant's bf16. */
+static void check_lossless(struct check *ck, const struct linear_impl *it, const struct problem *p, const float *y)
+{
+    struct problem plain = *p;
+    plain.shape.codec = WEIGHT_BF16;
+    for (uint32_t i = 0; i < n_linear_impls; i++) {
+        const struct linear_impl *same = &linear_impls[i];
+        if (strcmp(same->name, it->name) || !same->accepts(&plain.shape))
+            continue;
+        const float *want = run(ck, same, &plain, pack(ck, same, &plain), 0, p->n_rows, 0, p->shape.n_out, NULL);
+        for (uint32_t r = 0; r < p->n_rows; r++)
+            if (r != p->poisoned)
+                check_rows_same(ck, p, "bf16", y + r * p->y_stride, want + r * p->y_stride, 1, 0, p->shape.n_out);
+        return;
+    }
+    check_fail(ck, "no bf16 beside it");
+}
+
 static void check_shape(struct check *ck, enum weight_codec codec, enum dtype x)
 {
     struct problem p = { 0 };
@@ -286,7 +323,7 @@ static void check_shape(struct check *ck, enum weight_codec codec, enum dtype x)
     const struct linear_impl *ref = &linear_impls[n_linear_impls - 1];
     for (uint32_t i = n_linear_impls; i-- > 0;) { /* the reference first */
         const struct linear_impl *it = &linear_impls[i];
-        const struct linear_shape probe = { .n_out = 16, .n_in = 256, .codec = codec, .x = x };
+        const struct linear_shape probe = { .n_out = 16, .n_in = 256, .codec = codec, .x = x, .class_bits = 3 };
         if (it != ref && (!it->accepts(&probe) || !check_begin(ck, "linear", it->name, it->needs)))
             continue;
         ck->variant = it->name;
@@ -299,6 +336,8 @@ static void check_shape(struct check *ck, enum weight_codec codec, enum dtype x)
         void *packed = pack(ck, it, &p);
         const float *y = run(ck, it, &p, packed, 0, p.n_rows, 0, p.shape.n_out, NULL);
         check_rows_close(ck, &p, y, want, (double)it->rtol);
+        if (codec == WEIGHT_LOSSLESS_FAST)
+            check_lossless(ck, it, &p, y);
         if (!ck->failures)
             check_identity(ck, it, &p, packed, y);
     }
@@ -311,7 +350,9 @@ static void check_find(struct check *ck)
     for (uint32_t caps = 0; caps < 8; caps++)
         for (int codec = 0; codec < WEIGHT_CODECS; codec++)
             for (int x = 0; x < 2; x++) {
-                const struct linear_shape s = { 16, 256, (enum weight_codec)codec, (enum dtype)x };
+                const struct linear_shape s = {
+                    .n_out = 16, .n_in = 256, .codec = (enum weight_codec)codec, .x = (enum dtype)x, .class_bits = 3
+                };
                 uint32_t i = 0;
                 while ((linear_impls[i].needs & ~caps) || !linear_impls[i].accepts(&s))
                     i++;
@@ -419,10 +460,24 @@ static uint8_t *bench_pack(struct check *ck, const struct linear_impl *it, const
     return packed;
 }
 
+/* As bench_pack has it: sixteen times the same row. */
+static void bench_lossless(struct problem *p)
+{
+    const uint16_t *rows[LINEAR_GROUP];
+    for (uint32_t i = 0; i < LINEAR_GROUP; i++)
+        rows[i] = (const uint16_t *)p->w;
+    if (p->shape.codec != WEIGHT_LOSSLESS_FAST)
+        return;
+    p->shape.class_bits = getenv("CHECK_BITS") ? (uint32_t)atoi(getenv("CHECK_BITS")) : 3;
+    p->shape.escape_room = round_up(lossless_count(rows, p->shape.n_in, p->shape.class_bits), 64);
+}
+
 static void bench_one(struct check *ck, const struct linear_impl *it, enum weight_codec codec, enum dtype x,
                       uint32_t n_rows, uint32_t n_in, uint32_t n_out)
 {
-    struct problem p = { .shape = { n_out, n_in, codec, x }, .n_rows = n_rows, .poisoned = n_rows };
+    struct problem p = { .shape = { .n_out = n_out, .n_in = n_in, .codec = codec, .x = x },
+                         .n_rows = n_rows,
+                         .poisoned = n_rows };
     p.row_bytes = weight_row_bytes(codec, n_in);
     p.x_stride = n_in;
     p.y_stride = n_out;
@@ -431,6 +486,7 @@ static void bench_one(struct check *ck, const struct linear_impl *it, enum weigh
     p.shape.n_out = 1;
     draw_weights(ck, &p);
     p.shape.n_out = n_out;
+    bench_lossless(&p);
     draw_x(ck, &p);
     uint8_t *packed = bench_pack(ck, it, &p);
     const size_t bytes = linear_packed_bytes(it, &p.shape), scratch_bytes = it->scratch_bytes(&p.shape, n_rows);
@@ -472,7 +528,9 @@ static void bench(struct check *ck)
         for (int c = 0; c < WEIGHT_CODECS; c++)
             for (int x = DTYPE_BF16; x >= DTYPE_F32; x--) {
                 const enum weight_codec codec = (enum weight_codec)c;
-                const struct linear_shape probe = { 16, 4096, codec, (enum dtype)x };
+                const struct linear_shape probe = {
+                    .n_out = 16, .n_in = 4096, .codec = codec, .x = (enum dtype)x, .class_bits = 3, .escape_room = 2048
+                };
                 if (!it->accepts(&probe) ||
                     (getenv("CHECK_CODEC") && strcmp(getenv("CHECK_CODEC"), weight_codec_name(codec))))
                     continue;
@@ -506,7 +564,7 @@ static void check_linear(struct check *ck)
 
 int main(int argc, char **argv)
 {
-    /* with --bench, CHECK_CODEC=Q4_1 (say) in the environment limits it to one codec */
-    static const struct check_op ops[] = { { "linear", check_linear, 132 } };
+    /* with --bench, CHECK_CODEC=Q4_1 (say) in the environment limits it to one codec; CHECK_BITS=4: classes of lossless-fast */
+    static const struct check_op ops[] = { { "linear", check_linear, 144 } };
     return check_main(argc, argv, ops, 1);
 }

@@ -1,4 +1,5 @@
 #include "worker/cpu/cpu.h"
+#include "worker/cpu/lossless.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -38,6 +39,7 @@ struct pack_job {
     const struct model_tensor *tensor;
     uint8_t *scratch; /* [n_members][LINEAR_GROUP] rows */
     size_t row_room;
+    struct cpu_lossless *lossless; /* NULL: of another codec */
 };
 
 static void pack_groups(void *ctx, uint32_t member, uint32_t n_members)
@@ -48,12 +50,15 @@ static void pack_groups(void *ctx, uint32_t member, uint32_t n_members)
     uint32_t begin, end;
     team_share((shape->n_out + LINEAR_GROUP - 1) / LINEAR_GROUP, member, n_members, &begin, &end);
     for (uint32_t g = begin; g < end; g++) {
+        uint8_t *out = job->weight->packed + g * job->weight->group_bytes;
+        if (job->lossless && cpu_lossless_pack(job->lossless, shape, g, out))
+            continue;
         const void *rows[LINEAR_GROUP];
         for (uint32_t i = 0; i < LINEAR_GROUP; i++) {
             const uint32_t row = g * LINEAR_GROUP + i;
             rows[i] = row < shape->n_out ? model_tensor_row(job->tensor, row, scratch + i * job->row_room) : NULL;
         }
-        job->weight->impl->pack(shape, rows, job->weight->packed + g * job->weight->group_bytes);
+        job->weight->impl->pack(shape, rows, out);
     }
 }
 
@@ -61,15 +66,24 @@ static enum status load_matrix(struct backend *b, enum model_tensor_kind kind, u
                                struct error *err)
 {
     struct model_tensor t;
-    const enum status st = model_tensor(b->model, kind, layer, &t);
+    struct cpu_lossless lossless;
+    enum status st = model_tensor(b->model, kind, layer, &t);
     if (st)
         return error_set(err, st, "the model has no tensor of kind %d in layer %u", (int)kind, layer);
-    out->shape = (struct linear_shape){ t.n_rows, t.n_cols, t.codec, b->float32 ? DTYPE_F32 : DTYPE_BF16 };
+    if ((st = model_tensor_check(&t, err)))
+        return st;
+    out->shape = (struct linear_shape){
+        .n_out = t.n_rows, .n_in = t.n_cols, .codec = t.codec, .x = b->float32 ? DTYPE_F32 : DTYPE_BF16
+    };
+    const bool coded = t.codec == WEIGHT_LOSSLESS_FAST;
+    if (coded && (st = cpu_lossless_begin(b->team, b->n_threads, &t, &out->shape, &lossless, err)))
+        return st;
     out->impl = linear_find(&out->shape, b->caps);
     out->group_bytes = out->impl->group_bytes(&out->shape);
     const size_t bytes = linear_packed_bytes(out->impl, &out->shape), row_room = (t.row_bytes + 63) / 64 * 64;
     out->packed = packed_alloc(bytes);
-    struct pack_job job = { out, &t, cpu_alloc(b->n_threads * (size_t)LINEAR_GROUP * row_room), row_room };
+    struct pack_job job = { out, &t, cpu_alloc(b->n_threads * (size_t)LINEAR_GROUP * row_room), row_room,
+                            coded ? &lossless : NULL };
     if (!out->packed || !job.scratch) {
         free(job.scratch);
         return error_set(err, ST_NO_MEMORY, "no memory for %zu bytes of weights", bytes);
@@ -77,16 +91,18 @@ static enum status load_matrix(struct backend *b, enum model_tensor_kind kind, u
     team_run(b->team, pack_groups, &job);
     free(job.scratch);
     b->weights.bytes += bytes;
-    return ST_OK;
+    return coded ? cpu_lossless_end(&lossless, err) : ST_OK;
 }
 
 static enum status load_vector(struct backend *b, enum model_tensor_kind kind, uint32_t layer, float **out,
                                struct error *err)
 {
     struct model_tensor t;
-    const enum status st = model_tensor(b->model, kind, layer, &t);
+    enum status st = model_tensor(b->model, kind, layer, &t);
     if (st)
         return error_set(err, st, "the model has no tensor of kind %d in layer %u", (int)kind, layer);
+    if ((st = model_tensor_check(&t, err)))
+        return st;
     uint8_t *scratch = cpu_alloc(t.row_bytes);
     *out = cpu_alloc(t.n_cols * sizeof(float));
     if (scratch && *out)
@@ -127,6 +143,8 @@ enum status cpu_weights_load(struct backend *b, void (*progress)(void *ctx, floa
     enum status st = model_tensor(b->model, MODEL_EMBEDDING, 0, &b->weights.embedding);
     if (st)
         return error_set(err, st, "the model has no embedding");
+    if (!c->tied_output && (st = model_tensor_check(&b->weights.embedding, err)))
+        return st;
     for (uint32_t layer = 0; layer < c->n_layers && !st; layer++) {
         st = load_layer(b, layer, err);
         if (progress && !st)

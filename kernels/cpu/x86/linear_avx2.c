@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "kernels/cpu/linear_rows.h"
+#include "kernels/cpu/x86/lossless_avx2.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -20,7 +21,7 @@ INLINE void weights8(enum weight_codec codec, const uint8_t *codes, int j, int h
     } else if (codec == WEIGHT_F16) {
         for (int i = 0; i < 8; i++)
             w[i] = _mm256_cvtph_ps(_mm_load_si128((const __m128i *)(codes + (8 * j + i) * 32 + h * 16)));
-    } else if (codec == WEIGHT_BF16) {
+    } else if (codec == WEIGHT_BF16 || codec == WEIGHT_LOSSLESS_FAST) {
         for (int i = 0; i < 8; i += 2) {
             const __m256i pair = _mm256_load_si256((const __m256i *)(codes + (4 * j + i / 2) * 64 + h * 32));
             w[i] = _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
@@ -106,14 +107,29 @@ INLINE void tile_avx2(const struct linear_tile *tile, enum weight_codec codec, c
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
         acc[r][0] = acc[r][1] = _mm256_setzero_ps();
+    /* lossless-fast: a block is decoded while the one before is multiplied, so that what was patched has reached the cache */
+    uint16_t decoded[2][LINEAR_BLOCK * LINEAR_GROUP] __attribute__((aligned(64)));
+    struct lossless_group coded = { 0 };
+    if (codec == WEIGHT_LOSSLESS_FAST) {
+        coded = linear_lossless_group(tile->shape, tile->group);
+        lossless_decode_avx2(&coded, 0, decoded[0]);
+    }
     for (size_t b = 0; b < tile->n_blocks; b++) {
-        const uint8_t *codes = linear_codes(codec, tile->group, b);
+        const uint8_t *codes =
+            codec == WEIGHT_LOSSLESS_FAST ? (const uint8_t *)decoded[b % 2] : linear_codes(codec, tile->group, b);
         const float *x = tile->x + b * LINEAR_BLOCK;
         __m256 t[4][HALVES];
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++)
             t[r][0] = t[r][1] = _mm256_setzero_ps();
-        for (size_t at = 0; at < linear_pair_bytes(codec) / 2; at += 64)
+        if (codec == WEIGHT_LOSSLESS_FAST) {
+            const uint8_t *planes = coded.planes + b * lossless_block_bytes(coded.class_bits);
+            for (size_t at = 0; at < lossless_block_bytes(coded.class_bits); at += 64)
+                _mm_prefetch((const char *)planes + PREFETCH + at, _MM_HINT_T0);
+            if (b + 1 < tile->n_blocks)
+                lossless_decode_avx2(&coded, b + 1, decoded[(b + 1) % 2]);
+        }
+        for (size_t at = 0; codec != WEIGHT_LOSSLESS_FAST && at < linear_pair_bytes(codec) / 2; at += 64)
             _mm_prefetch((const char *)codes + PREFETCH + at, _MM_HINT_T0);
 #pragma GCC unroll 1
         for (int j = 0; j < 4; j++) {
@@ -173,10 +189,11 @@ FNS(Q5_1)
 FNS(Q4_K)
 FNS(Q5_K)
 FNS(Q6_K)
+FNS(LOSSLESS_FAST)
 
 static const struct linear_tile_fns fns[WEIGHT_CODECS] = {
     ROW(F32, false), ROW(F16, false), ROW(BF16, false), ROW(Q8_0, false), ROW(Q4_0, true),  ROW(Q4_1, true),
-    ROW(Q5_0, true), ROW(Q5_1, true), ROW(Q4_K, true),  ROW(Q5_K, true),  ROW(Q6_K, false),
+    ROW(Q5_0, true), ROW(Q5_1, true), ROW(Q4_K, true),  ROW(Q5_K, true),  ROW(Q6_K, false), ROW(LOSSLESS_FAST, false),
 };
 
 size_t linear_scratch_avx2(const struct linear_shape *shape, uint32_t n_rows)

@@ -1,6 +1,6 @@
 #include "kernels/cpu/linear_variants.h"
 
-#include "kernels/cpu/linear_amx.h"
+#include "kernels/cpu/x86/linear_tiles_amx.h"
 
 /*
  * bf16 weights as they stand are AMX's B operand: y is one C tile accumulated over n_in, block by block. The order of an output's sum: blocks
@@ -81,8 +81,9 @@ struct ahead {
     size_t left, per_step;
 };
 
-static inline void ahead_step(struct ahead *f)
+static inline void ahead_step(void *ctx)
 {
+    struct ahead *f = ctx;
     size_t n = f->per_step < f->left ? f->per_step : f->left;
     f->left -= n;
     for (; n; n--) {
@@ -91,88 +92,6 @@ static inline void ahead_step(struct ahead *f)
         f->at[0] += 64;
         f->at[1] += 64;
     }
-}
-
-/* Two row tiles by two groups (or one of either): C in tiles 0..3, A in 4 and 5, B in 6 and 7. */
-static inline __attribute__((always_inline)) void chunk_tiles(const struct amx_chunk *c, uint32_t row_tile,
-                                                              uint32_t group, struct ahead *ahead,
-                                                              const int n_row_tiles, const int n_groups)
-{
-    const size_t n_blocks = c->block_end - c->block_begin;
-    const struct amx_x x0 = amx_x_of(c, row_tile), x1 = n_row_tiles > 1 ? amx_x_of(c, row_tile + 1) : x0;
-    const uint8_t *x_at = x0.at, *x1_at = x1.at, *w = group_at(c->args, group) + c->block_begin * AMX_TILE;
-    const size_t w_next = linear_group_stride(WEIGHT_BF16, linear_n_blocks(c->args->shape));
-    float *const c0 = amx_partial(c, row_tile, group), *const c2 = c0 + AMX_TILE / 4;
-    float *const c1 = amx_partial(c, row_tile, group + 1), *const c3 = c1 + AMX_TILE / 4;
-    if (c->first) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    } else {
-        _tile_loadd(0, c0, 64);
-        if (n_groups > 1)
-            _tile_loadd(1, c1, 64);
-        if (n_row_tiles > 1)
-            _tile_loadd(2, c2, 64);
-        if (n_row_tiles > 1 && n_groups > 1)
-            _tile_loadd(3, c3, 64);
-    }
-    const bool expects =
-        c->last && amx_is_plain(c, row_tile + (uint32_t)n_row_tiles - 1, group + (uint32_t)n_groups - 1);
-    for (size_t b = 0; b < n_blocks; b++, x_at += x0.block, x1_at += x1.block, w += AMX_TILE) {
-        _tile_loadd(4, x_at, x0.row);
-        _tile_loadd(6, w, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        if (n_groups > 1) {
-            _tile_loadd(7, w + w_next, 64);
-            _tile_dpbf16ps(1, 4, 7);
-        }
-        if (n_row_tiles > 1) {
-            _tile_loadd(5, x1_at, x1.row);
-            _tile_dpbf16ps(2, 5, 6);
-            if (n_groups > 1)
-                _tile_dpbf16ps(3, 5, 7);
-        }
-        ahead_step(ahead);
-        if (expects && b < AMX_ROWS) {
-            amx_expect_y(c, (size_t)row_tile * AMX_ROWS + b, group);
-            if (n_groups > 1)
-                amx_expect_y(c, (size_t)row_tile * AMX_ROWS + b, group + 1);
-            if (n_row_tiles > 1)
-                amx_expect_y(c, (size_t)(row_tile + 1) * AMX_ROWS + b, group);
-            if (n_row_tiles > 1 && n_groups > 1)
-                amx_expect_y(c, (size_t)(row_tile + 1) * AMX_ROWS + b, group + 1);
-        }
-    }
-    /* A finished tile goes straight to y where it fits; else through memory of ours. */
-    for (int t = 0; t < n_row_tiles; t++)
-        for (int g = 0; g < n_groups; g++) {
-            const uint32_t rt = row_tile + (uint32_t)t, gr = group + (uint32_t)g;
-            const bool direct = c->last && amx_is_plain(c, rt, gr);
-            float *to = t ? (g ? c3 : c2) : (g ? c1 : c0);
-            size_t to_stride = 64;
-            if (direct) {
-                to =
-                    c->args->y + (c->row_begin + (size_t)rt * AMX_ROWS) * c->args->y_stride + (size_t)gr * LINEAR_GROUP;
-                to_stride = c->args->y_stride * 4;
-            }
-            switch (2 * t + g) {
-            case 0:
-                _tile_stored(0, to, to_stride);
-                break;
-            case 1:
-                _tile_stored(1, to, to_stride);
-                break;
-            case 2:
-                _tile_stored(2, to, to_stride);
-                break;
-            default:
-                _tile_stored(3, to, to_stride);
-            }
-            if (c->last && !direct)
-                amx_finish(c, rt, gr, to);
-        }
 }
 
 static void run_chunk(const struct amx_chunk *c)
@@ -190,19 +109,8 @@ static void run_chunk(const struct amx_chunk *c)
             ahead.at[1] = ahead.at[0] + linear_group_stride(WEIGHT_BF16, linear_n_blocks(c->args->shape));
             ahead.left = lines;
         }
-        uint32_t t = 0;
-        for (; t + 1 < c->n_row_tiles; t += 2) {
-            if (two)
-                chunk_tiles(c, t, g, &ahead, 2, 2);
-            else
-                chunk_tiles(c, t, g, &ahead, 2, 1);
-        }
-        if (t < c->n_row_tiles) {
-            if (two)
-                chunk_tiles(c, t, g, &ahead, 1, 2);
-            else
-                chunk_tiles(c, t, g, &ahead, 1, 1);
-        }
+        amx_chunk_groups(c, g, two, group_at(c->args, g) + c->block_begin * AMX_TILE,
+                         linear_group_stride(WEIGHT_BF16, linear_n_blocks(c->args->shape)), ahead_step, &ahead);
     }
 }
 
@@ -213,7 +121,7 @@ bool linear_accepts_bf16_amx(const struct linear_shape *shape)
 
 size_t linear_scratch_bf16_amx(const struct linear_shape *shape, uint32_t n_rows)
 {
-    return n_rows <= AMX_ROWS ? 0 : amx_many_rows_scratch(shape, n_rows, false, false);
+    return n_rows <= AMX_ROWS ? 0 : amx_many_rows_scratch(shape, n_rows, false, 0);
 }
 
 void linear_run_bf16_amx(const struct linear_args *a)
@@ -223,5 +131,5 @@ void linear_run_bf16_amx(const struct linear_args *a)
     if (a->n_rows <= AMX_ROWS)
         run_few_rows(a);
     else
-        amx_many_rows(a, run_chunk, NULL, false);
+        amx_many_rows(a, run_chunk, NULL, 0);
 }

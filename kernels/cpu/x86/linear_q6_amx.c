@@ -226,13 +226,13 @@ bool linear_accepts_q6_amx(const struct linear_shape *shape)
 
 size_t linear_scratch_q6_amx(const struct linear_shape *shape, uint32_t n_rows)
 {
-    return n_rows <= AMX_ROWS ? shape->n_in * sizeof(float) : amx_many_rows_scratch(shape, n_rows, false, true);
+    return n_rows <= AMX_ROWS ? shape->n_in * sizeof(float) : amx_many_rows_scratch(shape, n_rows, false, 1);
 }
 
 void linear_run_q6_amx(const struct linear_args *a)
 {
     if (a->n_rows > AMX_ROWS)
-        amx_many_rows(a, run_chunk, NULL, true);
+        amx_many_rows(a, run_chunk, NULL, 1);
     else if (a->n_rows == 1)
         linear_one_row_amx(a, NULL, a->scratch);
     else if (a->n_rows)

@@ -429,7 +429,7 @@ size_t linear_scratch_q_amx(const struct linear_shape *shape, uint32_t n_rows)
     const bool sums = fns[shape->codec].wants_sums;
     if (n_rows <= AMX_ROWS)
         return linear_n_blocks(shape) * (LINEAR_BLOCK + (sums ? AMX_ROWS : 0)) * sizeof(float);
-    return amx_many_rows_scratch(shape, n_rows, sums, true);
+    return amx_many_rows_scratch(shape, n_rows, sums, 1);
 }
 
 void linear_run_q_amx(const struct linear_args *a)
@@ -439,7 +439,7 @@ void linear_run_q_amx(const struct linear_args *a)
     if (a->n_rows == 0)
         return;
     if (a->n_rows > AMX_ROWS) {
-        amx_many_rows(a, fns[codec].chunk, sums, true);
+        amx_many_rows(a, fns[codec].chunk, sums, 1);
         return;
     }
     if (sums)

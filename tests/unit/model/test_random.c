@@ -71,7 +71,7 @@ static void test_rows(void **state)
 {
     (void)state;
     static const char *const codecs[] = { "f32",  "f16",  "bf16", "q8_0", "q4_0", "q4_1",
-                                          "q5_0", "q5_1", "q4_k", "q5_k", "q6_k" };
+                                          "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "lossless-fast" };
     for (int c = 0; c < WEIGHT_CODECS; c++) {
         char spec[64];
         const char *const shape = c < WEIGHT_Q4_K ? "d=320" : "d=256,heads=8,ff=256"; /* whole blocks */

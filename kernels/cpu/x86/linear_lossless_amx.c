@@ -1,0 +1,295 @@
+#include "kernels/cpu/linear_variants.h"
+
+#include "kernels/cpu/x86/linear_tiles_amx.h"
+
+/*
+ * lossless-fast weights (model/lossless.h) decoded in registers to rows of AMX's B operand, and then multiplied as linear_bf16_amx.c does: the
+ * bits are those of the same weights in bf16. One row goes without tiles, as in linear_one_amx.c.
+ *
+ * A step of 64 code bytes takes a byte permute for the classes, an expanding load for the escapes that puts each where its class is missing, and
+ * two shifts and two selections for two rows of B.
+ */
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { SELECT = 0xCA, PREFETCH = 2560, PREFETCH_ESCAPES = 256 };
+
+static const uint8_t iota[64] __attribute__((aligned(64))) = {
+    0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+    22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
+    44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63,
+};
+
+/* Where a block's decoding stands. */
+struct coded {
+    const uint8_t *at, *escapes;
+    __m512i table; /* by the low bits of an index of six: the exponent, 0 for the escape */
+};
+
+INLINE struct coded coded_block(const uint32_t bits, const struct lossless_group *g, size_t b)
+{
+    const uint32_t record = g->records[b], top = (1u << bits) - 1;
+    const __m512i c = _mm512_and_si512(_mm512_load_si512(iota), _mm512_set1_epi8((char)top));
+    const __mmask64 known = bits == 3 ? 0x7F7F7F7F7F7F7F7Full : 0x7FFF7FFF7FFF7FFFull;
+    return (struct coded){ .at = g->planes + b * lossless_block_bytes(bits),
+                           .escapes = g->escapes + lossless_escapes_before(record),
+                           .table = _mm512_maskz_add_epi8(known, c, _mm512_set1_epi8((char)record)) };
+}
+
+/* Rows 2p and 2p + 1 of B; p is a constant. */
+INLINE void coded_step(const uint32_t bits, struct coded *c, const unsigned p, __m512i rows_out[2])
+{
+    const uint8_t *classes = c->at + LOSSLESS_SIGNS_BYTES;
+    const __m512i keep = _mm512_set1_epi16((short)0x807F);
+    __m512i index;
+    if (bits == 4 || p < 6) {
+        index = _mm512_load_si512(classes + p / 2 * 64);
+        index = p % 2 ? _mm512_srli_epi16(index, bits) : index;
+    } else {
+        const __m512i low = _mm512_load_si512(classes + (size_t)(p - 6) * 64), high = _mm512_load_si512(classes + 128);
+        index = _mm512_ternarylogic_epi32(_mm512_set1_epi8(3), _mm512_srli_epi16(low, 6),
+                                          _mm512_srli_epi16(high, p - 2), SELECT);
+    }
+    __m512i e = _mm512_permutexvar_epi8(index, c->table);
+    const __mmask64 missing = _mm512_testn_epi8_mask(e, e);
+    e = _mm512_mask_expandloadu_epi8(e, missing, c->escapes);
+    c->escapes += __builtin_popcountll(missing);
+    const __m512i signs = _mm512_load_si512(c->at + (size_t)p * 64);
+    rows_out[0] = _mm512_ternarylogic_epi32(keep, signs, _mm512_slli_epi16(e, 7), SELECT);
+    rows_out[1] = _mm512_ternarylogic_epi32(keep, _mm512_rol_epi32(signs, 8), _mm512_srli_epi16(e, 1), SELECT);
+}
+
+INLINE void decode(const uint32_t bits, const struct lossless_group *g, size_t b, uint8_t *tile)
+{
+    struct coded c = coded_block(bits, g, b);
+#pragma GCC unroll 8
+    for (unsigned p = 0; p < 8; p++) {
+        __m512i rows[2];
+        coded_step(bits, &c, p, rows);
+        _mm512_store_si512(tile + (size_t)(2 * p) * 64, rows[0]);
+        _mm512_store_si512(tile + (size_t)(2 * p + 1) * 64, rows[1]);
+    }
+}
+
+INLINE void prefetch(const uint32_t bits, const struct lossless_group *g, size_t b)
+{
+    const uint8_t *at = g->planes + b * lossless_block_bytes(bits) + PREFETCH;
+    for (size_t i = 0; i < lossless_block_bytes(bits); i += 64)
+        _mm_prefetch((const char *)at + i, _MM_HINT_T0);
+    _mm_prefetch((const char *)g->escapes + lossless_escapes_before(g->records[b]) + PREFETCH_ESCAPES, _MM_HINT_T0);
+}
+
+INLINE struct lossless_group group_at(const struct linear_args *a, uint32_t group)
+{
+    return linear_lossless_group(a->shape, (const uint8_t *)a->packed + group * linear_lossless_stride(a->shape));
+}
+
+/* ---- one row ---- */
+
+INLINE __m512 group_row(const uint32_t bits, const struct lossless_group *g, const float *x)
+{
+    const __m512i upper = _mm512_set1_epi32((int)0xFFFF0000u);
+    __m512 acc = _mm512_setzero_ps();
+    for (size_t b = 0; b < g->n_blocks; b++, x += LINEAR_BLOCK) {
+        struct coded c = coded_block(bits, g, b);
+        __m512 e = _mm512_setzero_ps(), o = e;
+        prefetch(bits, g, b);
+#pragma GCC unroll 8
+        for (unsigned p = 0; p < 8; p++) {
+            __m512i rows[2];
+            coded_step(bits, &c, p, rows);
+#pragma GCC unroll 2
+            for (unsigned i = 0; i < 2; i++) {
+                const float *at = x + 4 * p + 2 * i;
+                e = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(rows[i], 16)), _mm512_set1_ps(at[0]), e);
+                o = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(rows[i], upper)), _mm512_set1_ps(at[1]), o);
+            }
+        }
+        acc = _mm512_add_ps(acc, _mm512_add_ps(e, o));
+    }
+    return acc;
+}
+
+INLINE void one_row(const struct linear_args *a, const uint32_t bits)
+{
+    const struct amx_chunk whole = { .args = a, .n_rows = 1 };
+    const uint16_t *x = a->x;
+    float *wide = a->scratch;
+    for (size_t k = 0; k < linear_n_blocks(a->shape) * LINEAR_BLOCK; k += 16) {
+        const __m512i v = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i *)(x + k)));
+        _mm512_store_si512(wide + k, _mm512_slli_epi32(v, 16));
+    }
+    for (uint32_t g = a->out_begin / LINEAR_GROUP; g * LINEAR_GROUP < a->out_end; g++) {
+        const struct lossless_group group = group_at(a, g);
+        float y[LINEAR_GROUP] __attribute__((aligned(64)));
+        _mm512_store_ps(y, group_row(bits, &group, wide));
+        amx_finish(&whole, 0, g, y);
+    }
+}
+
+/* ---- up to 16 rows: four groups side by side; blocks are decoded one round before they are multiplied ---- */
+
+INLINE void few_groups(const struct linear_args *a, const uint32_t bits, uint32_t group, const int n_groups)
+{
+    const size_t n_blocks = linear_n_blocks(a->shape), x_bytes = a->x_stride * 2;
+    const uint16_t *x = a->x;
+    const struct amx_chunk whole = { .args = a, .n_rows = a->n_rows };
+    uint8_t tiles[2][4][AMX_TILE] __attribute__((aligned(64)));
+    float c[4][AMX_ROWS * LINEAR_GROUP] __attribute__((aligned(64)));
+    struct lossless_group g[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < n_groups; i++)
+        g[i] = group_at(a, group + (uint32_t)i);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (size_t b = 0; b <= n_blocks; b++) {
+        const uint8_t(*ready)[AMX_TILE] = (const void *)tiles[(b + 1) % 2];
+        if (b < n_blocks) {
+#pragma GCC unroll 4
+            for (int i = 0; i < n_groups; i++) {
+                prefetch(bits, &g[i], b);
+                decode(bits, &g[i], b, tiles[b % 2][i]);
+            }
+            amx_sees(tiles);
+        }
+        if (b == 0)
+            continue;
+        _tile_loadd(4, x + (b - 1) * LINEAR_BLOCK, x_bytes);
+        _tile_loadd(6, ready[0], 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (n_groups > 1) {
+            _tile_loadd(7, ready[1], 64);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if (n_groups > 2) {
+            _tile_loadd(6, ready[2], 64);
+            _tile_dpbf16ps(2, 4, 6);
+        }
+        if (n_groups > 3) {
+            _tile_loadd(7, ready[3], 64);
+            _tile_dpbf16ps(3, 4, 7);
+        }
+    }
+    _tile_stored(0, c[0], 64);
+    _tile_stored(1, c[1], 64);
+    _tile_stored(2, c[2], 64);
+    _tile_stored(3, c[3], 64);
+#pragma GCC unroll 4
+    for (int i = 0; i < n_groups; i++)
+        amx_finish(&whole, 0, group + (uint32_t)i, c[i]);
+}
+
+INLINE void few_rows(const struct linear_args *a, const uint32_t bits)
+{
+    const uint32_t end = (a->out_end + LINEAR_GROUP - 1) / LINEAR_GROUP;
+    uint32_t g = a->out_begin / LINEAR_GROUP;
+    amx_configure(a->n_rows);
+    for (; end - g >= 4; g += 4)
+        few_groups(a, bits, g, 4);
+    for (; g < end; g++)
+        few_groups(a, bits, g, 1);
+    _tile_release();
+}
+
+/* ---- more rows: a pair of groups is multiplied while the next is decoded ---- */
+
+enum { EXPANDED = 4 }; /* groups: this pair and the next */
+
+struct ahead {
+    struct lossless_group group[2];
+    uint8_t *tiles;
+    size_t block_begin, n_blocks, n, done; /* n blocks of both groups to be decoded, so many are */
+    size_t steps, credit;
+};
+
+INLINE void ahead_decode(const uint32_t bits, struct ahead *f)
+{
+    const size_t which = f->done >= f->n_blocks, b = f->done - which * f->n_blocks;
+    decode(bits, &f->group[which], f->block_begin + b, f->tiles + (which * AMX_CHUNK_BLOCKS_MAX + b) * AMX_TILE);
+    f->done++;
+}
+
+INLINE void ahead_step(const uint32_t bits, struct ahead *f)
+{
+    f->credit += f->n;
+    if (f->credit < f->steps)
+        return;
+    for (; f->credit >= f->steps && f->done < f->n; f->credit -= f->steps)
+        ahead_decode(bits, f);
+    amx_sees(f->tiles);
+}
+
+static void ahead_step_3(void *f)
+{
+    ahead_step(3, f);
+}
+
+static void ahead_step_4(void *f)
+{
+    ahead_step(4, f);
+}
+
+INLINE void run_chunk(const struct amx_chunk *c, const uint32_t bits)
+{
+    const size_t n_blocks = c->block_end - c->block_begin, pair_bytes = 2 * AMX_CHUNK_BLOCKS_MAX * AMX_TILE;
+    struct ahead f = { .block_begin = c->block_begin,
+                       .n_blocks = n_blocks,
+                       .steps = (size_t)(c->n_row_tiles + 1) / 2 * n_blocks };
+    size_t turn = 0;
+    for (uint32_t g = c->group_begin; g < c->group_end + 2; g += 2, turn++) {
+        /* the pair from g on is decoded while the one before is multiplied; nothing is before the first */
+        f.n = f.done = f.credit = 0;
+        f.tiles = c->expand + turn % 2 * pair_bytes;
+        for (uint32_t i = 0; i < 2 && g + i < c->group_end; i++) {
+            f.group[i] = group_at(c->args, g + i);
+            f.n += n_blocks;
+        }
+        if (turn)
+            amx_chunk_groups(c, g - 2, g - 1 < c->group_end, c->expand + (turn + 1) % 2 * pair_bytes,
+                             AMX_CHUNK_BLOCKS_MAX * AMX_TILE, bits == 3 ? ahead_step_3 : ahead_step_4, &f);
+        while (f.done < f.n)
+            ahead_decode(bits, &f);
+        amx_sees(f.tiles);
+    }
+}
+
+static void run_chunk_3(const struct amx_chunk *c)
+{
+    run_chunk(c, 3);
+}
+
+static void run_chunk_4(const struct amx_chunk *c)
+{
+    run_chunk(c, 4);
+}
+
+bool linear_accepts_lossless_amx(const struct linear_shape *shape)
+{
+    return shape->x == DTYPE_BF16 && shape->codec == WEIGHT_LOSSLESS_FAST;
+}
+
+size_t linear_scratch_lossless_amx(const struct linear_shape *shape, uint32_t n_rows)
+{
+    const size_t one = linear_n_blocks(shape) * LINEAR_BLOCK * sizeof(float);
+    const size_t many = n_rows > AMX_ROWS ? amx_many_rows_scratch(shape, n_rows, false, EXPANDED) : 0;
+    return many > one ? many : one;
+}
+
+void linear_run_lossless_amx(const struct linear_args *a)
+{
+    const bool three = a->shape->class_bits == 3;
+    if (a->n_rows == 0)
+        return;
+    if (a->n_rows > AMX_ROWS)
+        amx_many_rows(a, three ? run_chunk_3 : run_chunk_4, NULL, EXPANDED);
+    else if (a->n_rows > 1 && three)
+        few_rows(a, 3);
+    else if (a->n_rows > 1)
+        few_rows(a, 4);
+    else if (three)
+        one_row(a, 3);
+    else
+        one_row(a, 4);
+}
