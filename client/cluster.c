@@ -16,7 +16,9 @@
 #include "common/clock.h"
 #include "common/file.h"
 #include "common/log.h"
+#include "kernels/kernels.h"
 #include "model/model.h"
+#include "worker/worker.h"
 
 enum {
     ARGS_MAX = 128,
@@ -213,6 +215,24 @@ static uint64_t memory_available(void)
     return kib << 10;
 }
 
+/* Bytes of a position, sealed and open (0: blocks are open in their sealed form). */
+static enum status token_bytes(const struct settings *s, const struct model_config *c, uint64_t *sealed_out,
+                               uint64_t *open_out, struct error *err)
+{
+    enum kv_codec codec;
+    const enum status st = kv_codec_find(s->kv_codec, !strcmp(s->precision, "float32"), &codec, err);
+    if (st)
+        return st;
+    const struct attn_shape sealed = { c->head_dim, codec, 1 }, open = { c->head_dim, kv_codecs[codec].open, 1 };
+    const struct attn_impl *impl = attn_find(&sealed, 0), *open_impl = attn_find(&open, 0);
+    if (!impl || !open_impl)
+        return error_set(err, ST_UNSUPPORTED, "kv-codec %s takes no heads of %u channels", s->kv_codec, c->head_dim);
+    const uint64_t parts = 2 * (uint64_t)c->n_layers * c->n_kv_heads;
+    *sealed_out = parts * impl->part_bytes(&sealed) / KV_BLOCK;
+    *open_out = open.codec == sealed.codec ? 0 : parts * open_impl->part_bytes(&open) / KV_BLOCK;
+    return ST_OK;
+}
+
 /*
  * Each worker gets an even share of the cores, and of a third of the memory that is left when all have their weights, at most what 16 sequences of the longest
  * context take together: a pool nobody fills is not worth its page tables. -> prints the arithmetic on stderr.
@@ -220,12 +240,17 @@ static uint64_t memory_available(void)
 static enum status fair_shares(struct settings *s, struct error *err)
 {
     struct model *m;
-    const enum status st = model_open(s->model, &m, err);
+    enum status st = model_open(s->model, &m, err);
     if (st)
         return st;
     const struct model_config *c = model_config(m);
-    const uint64_t element = strcmp(s->precision, "float32") ? 2 : 4;
-    const uint64_t token = 2 * element * c->n_layers * c->n_kv_heads * c->head_dim, weights = model_weight_bytes(m);
+    const uint64_t weights = model_weight_bytes(m);
+    uint64_t token, open;
+    st = token_bytes(s, c, &token, &open, err);
+    if (st) {
+        model_close(m);
+        return st;
+    }
     const uint64_t positions =
         s->positions_max && s->positions_max < c->positions_max ? s->positions_max : c->positions_max;
     const uint64_t available = memory_available(), all = weights * s->workers;
@@ -236,16 +261,21 @@ static enum status fair_shares(struct settings *s, struct error *err)
         const uint64_t room = available > all ? (available - all) / 3 / s->workers : 0,
                        wanted = 16 * positions * token / s->workers;
         s->kv_bytes = room < wanted ? room : wanted;
-        if (s->kv_bytes < 128 * token)
-            s->kv_bytes = 128 * token;
+        const uint64_t least = 128 * token + KV_BLOCK * open * worker_open_blocks(0, KV_BLOCK * open);
+        if (s->kv_bytes < least)
+            s->kv_bytes = least;
     }
-    const uint64_t fit = s->kv_bytes / (64 * token) * 64 * s->workers;
+    const uint64_t for_open = KV_BLOCK * open * worker_open_blocks(s->kv_bytes, KV_BLOCK * open);
+    const uint64_t fit = for_open < s->kv_bytes ? (s->kv_bytes - for_open) / (64 * token) * 64 * s->workers : 0;
+    char note[96] = "";
+    if (open)
+        snprintf(note, sizeof note, " of %s (%.0f MiB are for open blocks)", s->kv_codec, (double)for_open / 0x1p20);
     fprintf(
         stderr,
         "%s: %u layers, %u query heads, %u KV heads of %u; weights %.0f MiB a worker\n"
-        "KV cache: %llu bytes a token, %u workers x %.0f MiB = %llu tokens; longest context %llu (the model's: %u)\n",
+        "KV cache: %llu bytes a token, %u workers x %.0f MiB%s = %llu tokens; longest context %llu (the model's: %u)\n",
         c->name, c->n_layers, c->n_heads, c->n_kv_heads, c->head_dim, (double)weights / 0x1p20,
-        (unsigned long long)token, s->workers, (double)s->kv_bytes / 0x1p20, (unsigned long long)fit,
+        (unsigned long long)token, s->workers, (double)s->kv_bytes / 0x1p20, note, (unsigned long long)fit,
         (unsigned long long)(fit < positions ? fit : positions), c->positions_max);
     model_close(m);
     return ST_OK;

@@ -8,6 +8,7 @@
 #include "client/settings.h"
 #include "common/log.h"
 #include "coordinator/coordinator.h"
+#include "kernels/kernels.h"
 
 /* To `up` on its descriptor, to a person on standard output. */
 static void on_announce(void *ctx, const char *what, const char *address)
@@ -33,6 +34,11 @@ int command_coordinator(int argc, char **argv)
         return 2;
     if (positional) {
         fprintf(stderr, "longspan: coordinator takes no argument '%s'\n", positional);
+        return 2;
+    }
+    enum kv_codec codec;
+    if (kv_codec_find(s.kv_codec, !strcmp(s.precision, "float32"), &codec, &err)) {
+        fprintf(stderr, "longspan: %s\n", err.text);
         return 2;
     }
     log_set_name("coordinator");

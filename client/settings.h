@@ -25,14 +25,13 @@ enum command_scope {
     SCOPE_CHAT = 1 << 9,
     SCOPE_TOP = 1 << 10,
     SCOPE_CLUSTER = SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE,
-    SCOPE_PACK = 1 << 11,
-    SCOPE_ALL = (1 << 12) - 1,
+    SCOPE_ALL = (1 << 11) - 1,
 };
 
 struct settings {
     char config[1024], log_level[8];
     /* what is served */
-    char model[1024], precision[8], kv_codec[8], selector[16], template_date[16], chat_template[1024];
+    char model[1024], precision[8], kv_codec[16], selector[16], template_date[16], chat_template[1024];
     uint32_t positions_max;
     /* where */
     char http[128], grpc[128], control[128], registry[1024], state[1024];
@@ -59,10 +58,9 @@ struct settings {
     uint32_t max_tokens, top_k;
     /* jobs, batch */
     char key[257], name[129], output[1024];
-    char system[4096];           /* chat */
-    char weights[16], out[1024]; /* pack */
-    uint32_t interval_ms;        /* top */
-    uint32_t announce_fd;        /* coordinator: where bound addresses are written, for up; 0: nowhere */
+    char system[4096];    /* chat */
+    uint32_t interval_ms; /* top */
+    uint32_t announce_fd; /* coordinator: where bound addresses are written, for up; 0: nowhere */
 };
 
 extern const struct config_field settings_fields[];

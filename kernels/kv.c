@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/attn.h"
 #include "kernels/cpu/kv.h"
+#include "kernels/cpu/x86/kv_variants.h"
 
 const struct kv_codec_info kv_codecs[KV_CODECS] = {
     [KV_BF16] = { "bf16", 1, KV_BF16 },
@@ -25,20 +26,34 @@ enum status kv_codec_find(const char *name, bool float32, enum kv_codec *codec_o
     return ST_OK;
 }
 
-static bool accepts_int8(const struct attn_shape *shape)
-{
-    return shape->codec == KV_INT8 && kv_accepts_c(shape);
-}
+/* A codec is what seals and, if it rotates, turns outputs; a variant, what packs queries and reads blocks. All variants of a codec are found together. */
+#define CODED(name, needs, codec, tile_bytes, pack, block, merge, rtol, turn)                                          \
+    {                                                                                                                  \
+        name, needs, accepts_##codec##_##block, kv_part_bytes, NULL, tile_bytes, pack, block, merge, rtol,             \
+            kv_seal_##codec, turn                                                                                      \
+    }
+#define ACCEPTS(codec, variant)                                                                                        \
+    static bool accepts_##codec##_kv_block_##variant(const struct attn_shape *shape)                                   \
+    {                                                                                                                  \
+        return kv_accepts_##codec(shape) && kv_accepts_##variant(shape);                                               \
+    }
+ACCEPTS(int8, amx)
+ACCEPTS(int8, avx512)
+ACCEPTS(int8, c)
+ACCEPTS(int4_rot, amx)
+ACCEPTS(int4_rot, avx512)
+ACCEPTS(int4_rot, c)
 
-static bool accepts_int4_rot(const struct attn_shape *shape)
-{
-    return shape->codec == KV_INT4_ROT && kv_accepts_c(shape);
-}
-
+/* rtol: weights are rounded to 2^-15 of the largest, and a last-bit difference of a score moves them by that much. */
 const struct attn_impl coded_impls[] = {
-    { "c", 0, accepts_int8, kv_part_bytes, NULL, kv_q_tile_bytes, kv_pack_q, kv_block_c, attn_merge_c, 0, kv_seal_int8,
-      NULL },
-    { "c", 0, accepts_int4_rot, kv_part_bytes, NULL, kv_q_tile_bytes, kv_pack_q, kv_block_c, attn_merge_c, 0,
-      kv_seal_int4_rot, kv_rotate_partial },
+    CODED("amx", CPU_AMX, int8, kv_q_tile_bytes_amx, kv_pack_q_amx, kv_block_amx, attn_merge_avx512, 2e-4f, NULL),
+    CODED("avx512", CPU_AVX512, int8, kv_q_tile_bytes, kv_pack_q_avx512, kv_block_avx512, attn_merge_avx512, 2e-4f,
+          NULL),
+    CODED("c", 0, int8, kv_q_tile_bytes, kv_pack_q, kv_block_c, attn_merge_c, 0, NULL),
+    CODED("amx", CPU_AMX, int4_rot, kv_q_tile_bytes_amx, kv_pack_q_amx, kv_block_amx, attn_merge_avx512, 2e-4f,
+          kv_rotate_partial),
+    CODED("avx512", CPU_AVX512, int4_rot, kv_q_tile_bytes, kv_pack_q_avx512, kv_block_avx512, attn_merge_avx512, 2e-4f,
+          kv_rotate_partial),
+    CODED("c", 0, int4_rot, kv_q_tile_bytes, kv_pack_q, kv_block_c, attn_merge_c, 0, kv_rotate_partial),
 };
 const uint32_t n_coded_impls = sizeof coded_impls / sizeof coded_impls[0];

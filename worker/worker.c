@@ -600,11 +600,13 @@ static size_t pool_block_bytes(const struct worker *w)
     return pool.block_bytes;
 }
 
-/*
- * The pool. Where open blocks have another form, up to an eighth of kv_bytes is theirs: enough for OPEN_MIN of them even if that is little, and
- * OPEN_MAX are more than a worker's sequences have.
- */
-enum { OPEN_MIN = 16, OPEN_MAX = 512 };
+uint64_t worker_open_blocks(uint64_t kv_bytes, uint64_t open_bytes)
+{
+    enum { OPEN_MIN = 16, OPEN_MAX = 512 };
+    const uint64_t n = open_bytes ? kv_bytes / 8 / open_bytes : 0;
+    return !open_bytes ? 0 : n < OPEN_MIN ? OPEN_MIN : n > OPEN_MAX ? OPEN_MAX : n;
+}
+
 static enum status pool_open(struct worker *w, struct error *err)
 {
     const struct worker_config *c = &w->config;
@@ -615,12 +617,8 @@ static enum status pool_open(struct worker *w, struct error *err)
     if (!kv_layout_block_bytes(&w->layout, &block_bytes) ||
         (open.part_bytes && !kv_layout_block_bytes(&open, &open_bytes)))
         return error_set(err, ST_TOO_LARGE, "a KV block of this model does not fit in memory");
-    if (open_bytes && c->n_blocks) {
-        n_open = c->open_blocks;
-    } else if (open_bytes) {
-        n_open = c->kv_bytes / 8 / open_bytes;
-        n_open = n_open < OPEN_MIN ? OPEN_MIN : n_open > OPEN_MAX ? OPEN_MAX : n_open;
-    }
+    if (open_bytes)
+        n_open = c->n_blocks ? c->open_blocks : worker_open_blocks(c->kv_bytes, open_bytes);
     if (!c->n_blocks)
         n_blocks = c->kv_bytes > n_open * open_bytes ? (c->kv_bytes - n_open * open_bytes) / block_bytes : 0;
     if (n_blocks < 2 || n_blocks >= UINT32_MAX)

@@ -41,6 +41,12 @@ struct worker_config {
     void *ctx;
 };
 
+/*
+ * How many open blocks of so many bytes get a place of their own in kv_bytes (0 bytes: none do): an eighth of it, but enough for some sequences
+ * even where that is little, and no more than a worker's sequences have.
+ */
+uint64_t worker_open_blocks(uint64_t kv_bytes, uint64_t open_bytes);
+
 /* Loads the weights (on the calling thread), takes the pool, starts the step thread. model: kept until worker_free. */
 enum status worker_new(const struct worker_config *config, const struct model *model, struct worker **worker_out,
                        struct error *err);

@@ -1,0 +1,32 @@
+#ifndef LONGSPAN_KERNELS_CPU_X86_KV_VARIANTS_H
+#define LONGSPAN_KERNELS_CPU_X86_KV_VARIANTS_H
+
+/* Variants of attention over coded blocks: the functions behind the rows of coded_impls (kernels/kv.c). */
+
+#include "kernels/cpu/kv.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+bool kv_accepts_avx2(const struct attn_shape *shape);
+void kv_block_avx2(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
+                   const void *k_part, const void *v_part, const void *next_k_part, float *partial_out);
+
+bool kv_accepts_avx512(const struct attn_shape *shape);
+/* The tile of kv_pack_q, with the integers of each four in the order 0, 2, 1, 3. */
+void kv_pack_q_avx512(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile);
+void kv_block_avx512(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
+                     const void *k_part, const void *v_part, const void *next_k_part, float *partial_out);
+
+bool kv_accepts_amx(const struct attn_shape *shape);
+/* q_scale f32 [ATTN_ROWS], sum f32 [ATTN_ROWS], then A operands i8 [head_dim / 64][ATTN_ROWS][high, low][64]. */
+size_t kv_q_tile_bytes_amx(const struct attn_shape *shape);
+void kv_pack_q_amx(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile);
+void kv_block_amx(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
+                  const void *k_part, const void *v_part, const void *next_k_part, float *partial_out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
