@@ -25,7 +25,8 @@ enum command_scope {
     SCOPE_CHAT = 1 << 9,
     SCOPE_TOP = 1 << 10,
     SCOPE_CLUSTER = SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE,
-    SCOPE_ALL = (1 << 11) - 1,
+    SCOPE_PACK = 1 << 11,
+    SCOPE_ALL = (1 << 12) - 1,
 };
 
 struct settings {
@@ -58,9 +59,10 @@ struct settings {
     uint32_t max_tokens, top_k;
     /* jobs, batch */
     char key[257], name[129], output[1024];
-    char system[4096];    /* chat */
-    uint32_t interval_ms; /* top */
-    uint32_t announce_fd; /* coordinator: where bound addresses are written, for up; 0: nowhere */
+    char system[4096];           /* chat */
+    char weights[16], out[1024]; /* pack */
+    uint32_t interval_ms;        /* top */
+    uint32_t announce_fd;        /* coordinator: where bound addresses are written, for up; 0: nowhere */
 };
 
 extern const struct config_field settings_fields[];
