@@ -205,7 +205,7 @@ static enum status ask(struct answer *a, const char *address, const char *prompt
         q.prompt_case = LONGSPAN__V1__GENERATE_REQUEST__PROMPT_CHAT;
         q.chat = &chat;
     }
-    st = remote_open(address, &r, err);
+    st = remote_open(address, a->settings, &r, err);
     if (st)
         return st;
     st = remote_generate(r, &q, &events, err);

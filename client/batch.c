@@ -217,7 +217,7 @@ static enum status batch(const struct settings *s, const char *file, struct erro
     if (!b.out || !b.ids)
         st = error_set(err, ST_IO, "%s cannot be written", part);
     if (!st)
-        st = remote_open(s->grpc, &b.r, err);
+        st = remote_open(s->grpc, s, &b.r, err);
     if (!st)
         st = run(&b, text, bytes, err);
     if (b.out && fclose(b.out) && !st)

@@ -235,7 +235,7 @@ static enum status chat_at(const struct settings *s, const char *address, struct
     struct chat c = { .settings = s, .terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO) };
     enum status st = conversation_system(&c.conversation, s->system);
     if (!st)
-        st = remote_open(address, &c.remote, err);
+        st = remote_open(address, s, &c.remote, err);
     if (!st)
         st = converse(&c, err);
     remote_close(c.remote);

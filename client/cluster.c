@@ -27,6 +27,8 @@ enum {
     PAUSE_FIRST_MS = 100,
     PAUSE_MAX_MS = 5000,
     LOOK_MS = 1000,
+    DEAF_MS =
+        15000, /* without one answer to a call: it will not be called, as where its certificate is for another name */
     HUNG_MS = 2000
 };
 
@@ -290,6 +292,8 @@ enum status cluster_start(const struct settings *settings, struct cluster **clus
         return error_set(err, ST_NO_MEMORY, "no memory");
     c->settings = *settings;
     enum status st = fair_shares(&c->settings, err);
+    if (!st && settings->tls_cert[0] && !settings->tls_ca[0])
+        st = error_set(err, ST_INVALID, "tls-ca: is needed beside tls-cert: the cluster is called from here, too");
     if (!st)
         st = start_coordinator(c, err);
     for (uint32_t i = 0; i < settings->workers && !st; i++)
@@ -349,7 +353,8 @@ static void kill_hung(struct cluster *c, int64_t now)
     if (now < c->look_ms)
         return;
     c->look_ms = now + LOOK_MS;
-    if ((!c->watch && remote_open(c->grpc, &c->watch, &ignored)) || remote_status(c->watch, LOOK_MS, &status, &ignored))
+    if ((!c->watch && remote_open(c->grpc, &c->settings, &c->watch, &ignored)) ||
+        remote_status(c->watch, LOOK_MS, &status, &ignored))
         return;
     for (uint32_t i = 0; i < c->settings.workers; i++) {
         struct child *w = &c->worker[i];
@@ -398,18 +403,24 @@ static float loaded(const Longspan__V1__StatusResponse *s, uint32_t workers)
 enum status cluster_await(struct cluster *c, bool quiet, bool (*stop)(void), struct error *err)
 {
     struct remote *r;
-    enum status st = remote_open(c->grpc, &r, err);
+    enum status st = remote_open(c->grpc, &c->settings, &r, err);
     bool ready = false;
+    int64_t heard_ms = clock_ms();
     while (!st && !ready) {
         Longspan__V1__StatusResponse *status;
-        struct error ignored = { 0 };
+        struct error cause = { 0 };
         st = stop() ? error_set(err, ST_CANCELLED, "stopped") : cluster_tend(c, err);
-        if (!st && !remote_status(r, 2000, &status, &ignored)) {
+        if (st)
+            break;
+        if (!remote_status(r, 2000, &status, &cause)) {
+            heard_ms = clock_ms();
             const float fraction = loaded(status, c->settings.workers);
             if (!quiet)
                 terminal_bar("loading", fraction);
             ready = status->ready && fraction >= 1;
             longspan__v1__status_response__free_unpacked(status, NULL);
+        } else if (clock_ms() - heard_ms > DEAF_MS) {
+            st = error_set(err, ST_TIMEOUT, "%s", cause.text);
         }
         if (!ready)
             usleep(20000);

@@ -230,7 +230,7 @@ int command_jobs(int argc, char **argv)
         return 2;
     }
     interrupt_catch();
-    enum status st = remote_open(s.grpc, &r, &err);
+    enum status st = remote_open(s.grpc, &s, &r, &err);
     if (!st) {
         st = one                       ? run_one(r, &s, what, id, &err)
              : !strcmp(what, "submit") ? run_submit(r, &s, prompt, &err)

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "client/settings.h"
 #include "proto/rpc.h"
 
 enum { MESSAGE_BYTES_MAX = 1 << 30, WAIT_MS = 100 };
@@ -15,15 +16,22 @@ struct remote {
     char *address;
 };
 
-enum status remote_open(const char *address, struct remote **remote_out, struct error *err)
+enum status remote_open(const char *address, const struct settings *s, struct remote **remote_out, struct error *err)
 {
     struct remote *r = calloc(1, sizeof *r);
     if (!r || !(r->address = strdup(address))) {
         free(r);
         return error_set(err, ST_NO_MEMORY, "no memory");
     }
-    const struct rpc_channel_config config = { .target = r->address, .message_bytes_max = MESSAGE_BYTES_MAX };
-    const enum status st = rpc_channel_open(&config, &r->channel, err);
+    struct tls *tls = NULL;
+    const struct tls_files files = { s->tls_ca, s->tls_cert, s->tls_key };
+    enum status st = s->tls_ca[0] ? tls_load("tls", &files, false, &tls, err) : ST_OK;
+    const struct rpc_channel_config config = { .target = r->address,
+                                               .message_bytes_max = MESSAGE_BYTES_MAX,
+                                               .tls = tls };
+    if (!st)
+        st = rpc_channel_open(&config, &r->channel, err);
+    tls_free(tls); /* gRPC has copies */
     if (st) {
         remote_close(r);
         return st;

@@ -15,7 +15,9 @@ extern "C" {
 #endif
 
 struct remote;
-enum status remote_open(const char *address, struct remote **remote_out, struct error *err);
+struct settings;
+/* s: its tls-ca, tls-cert, tls-key */
+enum status remote_open(const char *address, const struct settings *s, struct remote **remote_out, struct error *err);
 void remote_close(struct remote *r);
 
 /* The answer is freed by longspan__v1__status_response__free_unpacked(., NULL). */

@@ -8,6 +8,7 @@
 #define TEXT(field)  offsetof(struct settings, field), sizeof(((struct settings *)0)->field)
 #define PLAIN(field) offsetof(struct settings, field), 0
 #define SERVE        (SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE | SCOPE_CHAT)
+#define CALL         (SCOPE_UP | SCOPE_GENERATE | SCOPE_STATUS | SCOPE_CHAT | SCOPE_TOP | SCOPE_JOBS | SCOPE_BATCH)
 #define WORK         (SCOPE_UP | SCOPE_WORKER | SCOPE_GENERATE | SCOPE_CHAT)
 
 /* clang-format off */
@@ -29,6 +30,16 @@ const struct config_field settings_fields[] = {
     { "grpc", "127.0.0.1:9090", CONFIG_ADDRESS, TEXT(grpc), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE | SCOPE_STATUS | SCOPE_CHAT | SCOPE_TOP | SCOPE_JOBS | SCOPE_BATCH, "gRPC for clients" },
     { "control", "127.0.0.1:9091", CONFIG_ADDRESS, TEXT(control), 0, 0, NULL, SCOPE_COORDINATOR | SCOPE_WORKER, "where workers attach" },
     { "registry", "", CONFIG_TEXT, TEXT(registry), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "embedded:FILE, or etcd:HOST:PORT[,HOST:PORT...][/NAMESPACE]; none: embedded, in the state directory" },
+    { "tls-cert", "", CONFIG_TEXT, TEXT(tls_cert), 0, 0, NULL, CALL | SCOPE_COORDINATOR, "certificate (PEM) of this side of HTTP and gRPC; none: in clear" },
+    { "tls-key", "", CONFIG_TEXT, TEXT(tls_key), 0, 0, NULL, CALL | SCOPE_COORDINATOR, "its key, without a passphrase" },
+    { "tls-client-ca", "", CONFIG_TEXT, TEXT(tls_client_ca), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "clients must show a certificate that this one signed" },
+    { "tls-ca", "", CONFIG_TEXT, TEXT(tls_ca), 0, 0, NULL, CALL, "call over TLS a server whose certificate this one signed; system: one that the host trusts" },
+    { "control-cert", "", CONFIG_TEXT, TEXT(control_cert), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_WORKER, "certificate of this side between coordinator and workers; none: in clear" },
+    { "control-key", "", CONFIG_TEXT, TEXT(control_key), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_WORKER, "its key" },
+    { "control-ca", "", CONFIG_TEXT, TEXT(control_ca), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_WORKER, "who signed the other side's" },
+    { "etcd-cert", "", CONFIG_TEXT, TEXT(etcd_cert), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "certificate that etcd is shown" },
+    { "etcd-key", "", CONFIG_TEXT, TEXT(etcd_key), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "its key" },
+    { "etcd-ca", "", CONFIG_TEXT, TEXT(etcd_ca), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "who signed etcd's; system: who the host trusts; none: etcd in clear" },
     { "state", "", CONFIG_TEXT, TEXT(state), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR,
       "state directory; none: ${XDG_STATE_HOME:-~/.local/state}/longspan/HTTP-PORT" },
     { "workers", "2", CONFIG_U32, PLAIN(workers), 1, 64, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE | SCOPE_CHAT, "worker processes (coordinator: how many are awaited)" },

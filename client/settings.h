@@ -36,6 +36,8 @@ struct settings {
     uint32_t positions_max;
     /* where */
     char http[128], grpc[128], control[128], registry[1024], state[1024];
+    char tls_cert[1024], tls_key[1024], tls_client_ca[1024], tls_ca[1024]; /* to clients, and as one */
+    char control_cert[1024], control_key[1024], control_ca[1024], etcd_cert[1024], etcd_key[1024], etcd_ca[1024];
     uint32_t workers;
     /* a worker */
     char bind[128], device[16], lanes[8];

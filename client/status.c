@@ -82,7 +82,7 @@ int command_status(int argc, char **argv)
     if (!settings_read(&s, SCOPE_STATUS, "usage: longspan status [--grpc HOST:PORT] [--json]", argc, argv, &prompt,
                        &positional))
         return 2;
-    enum status st = remote_open(s.grpc, &r, &err);
+    enum status st = remote_open(s.grpc, &s, &r, &err);
     if (!st) {
         st = remote_status(r, 5000, &status, &err);
         remote_close(r);

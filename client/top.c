@@ -274,7 +274,7 @@ int command_top(int argc, char **argv)
         fprintf(stderr, "longspan: top needs a terminal; --once prints one screen\n");
         return 2;
     }
-    enum status st = remote_open(s.grpc, &t.remote, &t.err);
+    enum status st = remote_open(s.grpc, &s, &t.remote, &t.err);
     if (!st) {
         interrupt_catch();
         if (s.once)

@@ -35,8 +35,8 @@ static enum status run(struct settings *s, const char *prompt, struct error *err
         st = answer_print(cluster_grpc(c), s, prompt, interrupted, err);
     }
     if (!st && !(prompt && s->once)) {
-        fprintf(stderr, "\nserving: http://%s/v1 (OpenAI-compatible), gRPC %s; state in %s; Ctrl-C stops\n",
-                cluster_http(c), cluster_grpc(c), s->state);
+        fprintf(stderr, "\nserving: %s://%s/v1 (OpenAI-compatible), gRPC %s; state in %s; Ctrl-C stops\n",
+                s->tls_cert[0] ? "https" : "http", cluster_http(c), cluster_grpc(c), s->state);
         st = serve(c, err);
         fprintf(stderr, "stopping\n");
     }

@@ -41,6 +41,7 @@ int command_worker(int argc, char **argv)
     log_set_name("worker");
     const struct worker_process_config config = {
         .control = s.control,
+        .tls = { s.control_ca, s.control_cert, s.control_key },
         .bind = host[0] ? host : NULL,
         .port_first = first,
         .port_last = last,

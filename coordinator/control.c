@@ -608,6 +608,7 @@ static enum status control_build(struct control *c, struct error *err)
     const struct rpc_server_config server = {
         .address = c->config.address,
         .message_bytes_max = MESSAGE_BYTES_MAX,
+        .tls = c->config.tls,
         .keepalive_ms = c->config.welcome.silence_ms, /* for workers that load and cannot beat */
     };
     return rpc_server_start(&server, &c->method, 1, &c->server, err);

@@ -26,6 +26,7 @@ struct control;
 struct control_config {
     struct loop *loop;              /* kept */
     const char *address;            /* "127.0.0.1:9091"; port 0: any */
+    const struct tls *tls;          /* NULL: in clear */
     struct sched_config sched;      /* of the scheduler that is made */
     struct control_welcome welcome; /* what workers are to serve; worker_id is filled in; strings kept */
     struct digest model_digest;     /* a worker that has loaded another model is refused */

@@ -29,6 +29,7 @@ struct coordinator {
     uint32_t positions_max;
     struct model *model;
     struct tokenizer *tokenizer;
+    struct tls *tls, *control_tls, *etcd_tls;
     struct loop *loop;
     struct control *control;
     struct gateway *gateway;
@@ -128,6 +129,16 @@ static enum status model_load(struct coordinator *c, struct error *err)
     return ST_OK;
 }
 
+static enum status tls_begin(struct coordinator *c, struct error *err)
+{
+    enum status st = tls_load("tls", &c->config->tls, false, &c->tls, err);
+    if (!st && c->tls && !c->tls->cert)
+        st = error_set(err, ST_INVALID, "tls-cert: is needed beside tls-client-ca");
+    if (!st)
+        st = tls_load("control", &c->config->control_tls, true, &c->control_tls, err);
+    return st ? st : tls_load("etcd", &c->config->etcd_tls, false, &c->etcd_tls, err);
+}
+
 /* All that decides a block's bits beside its tokens and the workers' kernels: part of every block id. */
 static struct digest id_context(const struct coordinator *c)
 {
@@ -154,6 +165,7 @@ static enum status control_begin(struct coordinator *c, struct error *err)
     struct control_config control = {
         .loop = c->loop,
         .address = config->control,
+        .tls = c->control_tls,
         .sched = config->sched,
         .welcome = { .model = config->model,
                      .precision = config->precision,
@@ -219,6 +231,7 @@ static enum status gateway_begin(struct coordinator *c, struct error *err)
     struct gateway_config gateway = {
         .http = config->http,
         .grpc = config->grpc,
+        .tls = c->tls,
         .body_bytes_max = config->body_bytes_max,
         .requests_max = config->requests_max,
         .n_max = 1,
@@ -261,6 +274,7 @@ static enum status membership_begin(struct coordinator *c, const char *http, con
         snprintf(spec, sizeof spec, "embedded:%s/registry.db", config->state);
     const struct membership_config membership = { .loop = c->loop,
                                                   .registry = spec,
+                                                  .tls = c->etcd_tls,
                                                   .http = http,
                                                   .grpc = grpc,
                                                   .control = control,
@@ -288,7 +302,9 @@ static enum status addresses_tell(struct coordinator *c, struct error *err)
 
 static enum status coordinator_start(struct coordinator *c, struct error *err)
 {
-    enum status st = state_lock(c, err);
+    enum status st = tls_begin(c, err);
+    if (st == ST_OK)
+        st = state_lock(c, err);
     if (st == ST_OK)
         st = model_load(c, err);
     if (st == ST_OK && loop_new(&c->loop))
@@ -345,6 +361,9 @@ static void coordinator_free(struct coordinator *c)
     loop_free(c->loop);
     tokenizer_free(c->tokenizer);
     model_close(c->model);
+    tls_free(c->tls);
+    tls_free(c->control_tls);
+    tls_free(c->etcd_tls);
     if (c->lock_fd >= 0)
         close(c->lock_fd);
 }

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "common/error.h"
+#include "common/tls.h"
 #include "coordinator/sched.h"
 
 #ifdef __cplusplus
@@ -22,8 +23,10 @@ struct coordinator_config {
         state; /* directory, made if it is not there, locked; NULL or "": none (then a registry must be named, or there is none) */
     const char *model; /* spec for model_open; workers open the same */
     const char *precision, *kv_codec, *selector;
-    const char *template_date;         /* see tokenizer_set_date; NULL: "start" */
-    const char *chat_template;         /* a file with the template of chats; NULL or "": the model's own */
+    const char *template_date; /* see tokenizer_set_date; NULL: "start" */
+    const char *chat_template; /* a file with the template of chats; NULL or "": the model's own */
+    /* Of the ways to clients, workers and etcd; none named: in clear. The workers' names all three files or none: both sides show certificates. */
+    struct tls_files tls, control_tls, etcd_tls;
     struct sched_config sched;         /* positions_max 0: the model's; context and seed are filled in */
     uint32_t n_workers;                /* awaited before it is ready */
     uint32_t heartbeat_ms, silence_ms; /* of workers; see struct control_welcome */

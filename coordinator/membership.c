@@ -144,7 +144,7 @@ enum status membership_start(const struct membership_config *config, struct memb
     if (!m)
         return error_set(err, ST_NO_MEMORY, "registry: out of memory");
     m->ttl_ms = config->ttl_ms ? config->ttl_ms : TTL_MS;
-    enum status st = registry_open(config->registry, config->loop, &m->registry, err);
+    enum status st = registry_open(config->registry, config->tls, config->loop, &m->registry, err);
     if (st == ST_OK) {
         m->timer = loop_timer_new(config->loop, on_tick, m);
         st = m->timer ? election_begin(m, config) : ST_NO_MEMORY;

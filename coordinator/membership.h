@@ -22,6 +22,7 @@ struct membership;
 struct membership_config {
     struct loop *loop;                         /* kept */
     const char *registry;                      /* spec for registry_open */
+    const struct tls *tls;                     /* to it; NULL: in clear */
     const char *http, *grpc, *control, *model; /* what others are told */
     uint32_t ttl_ms;                           /* after which the entries of a coordinator that is gone go; 0: 5000 */
 };

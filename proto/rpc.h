@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "common/error.h"
+#include "common/tls.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -76,6 +77,7 @@ struct rpc_server_config {
     const char *address;      /* "127.0.0.1:9090", port 0: any */
     size_t message_bytes_max; /* received; larger: RESOURCE_EXHAUSTED */
     uint32_t keepalive_ms;    /* 0: gRPC's default; else pings after so long, and time-out after as long */
+    const struct tls *tls;    /* NULL: in clear. With a ca: clients must show a certificate that it signed */
 };
 struct rpc_server;
 /* methods: kept. Unknown paths get UNIMPLEMENTED. ST_IO: the address cannot be bound (no reuse of a busy port). */
@@ -92,6 +94,7 @@ struct rpc_channel_config {
     const char *target; /* "127.0.0.1:9090" */
     size_t message_bytes_max;
     uint32_t keepalive_ms;
+    const struct tls *tls; /* NULL: in clear. Without a ca: what the host trusts */
 };
 /* Never uses a proxy. Reconnects by itself (100 ms to 1 s); keeps a connectivity watch outstanding. */
 enum status rpc_channel_open(const struct rpc_channel_config *config, struct rpc_channel **channel_out,

@@ -56,7 +56,13 @@ static grpc_channel *core_new(const struct rpc_channel_config *config)
         list[n++] = arg_int(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
     }
     const grpc_channel_args args = { n, list };
-    grpc_channel_credentials *creds = grpc_insecure_credentials_create();
+    grpc_channel_credentials *creds;
+    if (config->tls) {
+        grpc_ssl_pem_key_cert_pair pair = { config->tls->key, config->tls->cert };
+        creds = grpc_ssl_credentials_create(config->tls->ca, config->tls->cert ? &pair : NULL, NULL, NULL);
+    } else {
+        creds = grpc_insecure_credentials_create();
+    }
     grpc_channel *core = grpc_channel_create(config->target, creds, &args);
     grpc_channel_credentials_release(creds);
     return core;

@@ -151,6 +151,17 @@ static grpc_server *core_new(const struct rpc_server_config *config)
     return grpc_server_create(&args, NULL);
 }
 
+static grpc_server_credentials *credentials(const struct tls *tls)
+{
+    if (!tls)
+        return grpc_insecure_server_credentials_create();
+    grpc_ssl_pem_key_cert_pair pair = { tls->key, tls->cert };
+    return grpc_ssl_server_credentials_create_ex(tls->ca, &pair, 1,
+                                                 tls->ca ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
+                                                         : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE,
+                                                 NULL);
+}
+
 static enum status server_build(struct rpc_server *s, const struct rpc_server_config *config, struct error *err)
 {
     enum status st = rpc_engine_start(&s->engine, "rpc-server");
@@ -158,7 +169,9 @@ static enum status server_build(struct rpc_server *s, const struct rpc_server_co
         return error_set(err, st, "grpc server: no thread");
     s->core = core_new(config);
     grpc_server_register_completion_queue(s->core, s->engine.queue, NULL);
-    grpc_server_credentials *creds = grpc_insecure_server_credentials_create();
+    grpc_server_credentials *creds = credentials(config->tls);
+    if (!creds)
+        return error_set(err, ST_INVALID, "grpc server: the certificate is not taken");
     const int port = grpc_server_add_http2_port(s->core, config->address, creds);
     grpc_server_credentials_release(creds);
     if (port <= 0)
@@ -178,6 +191,8 @@ enum status rpc_server_start(const struct rpc_server_config *config, const struc
 {
     if (config->message_bytes_max > INT32_MAX || config->keepalive_ms > INT32_MAX)
         return error_set(err, ST_INVALID, "grpc server: message_bytes_max or keepalive_ms is over 2^31");
+    if (config->tls && !config->tls->cert)
+        return error_set(err, ST_INVALID, "grpc server: TLS without a certificate");
     struct rpc_server *s = calloc(1, sizeof *s);
     if (!s)
         return error_set(err, ST_NO_MEMORY, "grpc server: out of memory");

@@ -30,6 +30,7 @@ struct outgoing {
  */
 struct session {
     const struct worker_process_config *config;
+    const struct tls *tls;
     struct rpc_channel *channel;
     struct rpc_call *call;
     struct model *model;
@@ -347,7 +348,7 @@ static bool session_run(struct session *s)
 {
     const struct rpc_handlers handlers = { .on_message = on_message, .on_done = on_done };
     struct error err = { 0 };
-    const struct rpc_channel_config channel = { s->config->control, MESSAGE_BYTES_MAX, 1000 };
+    const struct rpc_channel_config channel = { s->config->control, MESSAGE_BYTES_MAX, 1000, s->tls };
     bool served = true;
     if (rpc_channel_open(&channel, &s->channel, &err) ||
         rpc_call_start(s->channel, "/longspan.v1.Control/Attach", 0, true, &handlers, s, &s->call)) {
@@ -397,8 +398,15 @@ int worker_process_run(const struct worker_process_config *config)
     cpu_caps(); /* asks for AMX before threads start */
     if (!mine.n_threads)
         mine.n_threads = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
-    while (!stopping) {
-        struct session s = { .config = &mine, .out_last = &s.out_first };
+    struct tls *tls;
+    struct error err = { 0 };
+    if (tls_load("control", &mine.tls, true, &tls, &err)) {
+        log_error("%s", err.text);
+        return 1;
+    }
+    bool refused = false;
+    while (!stopping && !refused) {
+        struct session s = { .config = &mine, .tls = tls, .out_last = &s.out_first };
         pthread_condattr_t monotonic;
         pthread_condattr_init(&monotonic);
         pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -409,10 +417,10 @@ int worker_process_run(const struct worker_process_config *config)
         pthread_cond_init(&s.out_changed, NULL);
         const bool served = session_run(&s);
         session_end(&s);
-        if (!stopping && (!served || mine.once))
-            return 1;
-        if (!stopping)
+        refused = !stopping && (!served || mine.once);
+        if (!stopping && !refused)
             usleep(RETRY_MS * 1000);
     }
-    return 0;
+    tls_free(tls);
+    return refused;
 }

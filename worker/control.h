@@ -10,14 +10,16 @@
 #include <stdint.h>
 
 #include "common/error.h"
+#include "common/tls.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 struct worker_process_config {
-    const char *control; /* host:port of the coordinator's control address */
-    const char *bind;    /* address that peers reach this worker at; NULL: any */
+    const char *control;  /* host:port of the coordinator's control address */
+    struct tls_files tls; /* all three files, or none: in clear */
+    const char *bind;     /* address that peers reach this worker at; NULL: any */
     uint16_t port_first, port_last;
     const char *device; /* "cpu" */
     uint32_t n_threads; /* 0: one a core */

@@ -109,6 +109,7 @@ enum status api_start(const struct api_config *config, struct api **api_out, str
     a->config = *config;
     const struct http_config http = { .loop = config->host->loop,
                                       .address = config->address,
+                                      .tls = config->tls,
                                       .body_bytes_max = config->body_bytes_max,
                                       .idle_ms = config->idle_ms,
                                       .routes = routes,

@@ -14,6 +14,7 @@ extern "C" {
 
 struct api_config {
     const char *address;
+    const struct tls *tls; /* NULL: in clear */
     size_t body_bytes_max;
     struct generation_host *host; /* kept */
     const char *fingerprint;      /* kept; may change */

@@ -116,6 +116,7 @@ static enum status start_doors(struct gateway *g, struct error *err)
 {
     const struct api_config http = {
         .address = g->config.http,
+        .tls = g->config.tls,
         .body_bytes_max = g->config.body_bytes_max ? g->config.body_bytes_max : 64 << 20,
         .host = &g->host,
         .fingerprint = g->fingerprint,

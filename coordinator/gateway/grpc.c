@@ -347,7 +347,8 @@ enum status grpc_gateway_start(const struct grpc_config *config, struct grpc_gat
         memcpy(g->methods + METHODS, config->config->methods, n_more * sizeof *g->methods);
     const size_t body = config->config->body_bytes_max;
     const struct rpc_server_config server = { .address = config->config->grpc,
-                                              .message_bytes_max = body ? body : 64 << 20 };
+                                              .message_bytes_max = body ? body : 64 << 20,
+                                              .tls = config->config->tls };
     const enum status st = rpc_server_start(&server, g->methods, METHODS + n_more, &g->server, err);
     if (st) {
         gateway_unref(g);

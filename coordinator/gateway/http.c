@@ -13,6 +13,8 @@
 
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
+#include <event2/bufferevent_ssl.h>
+#include <openssl/ssl.h>
 #include <event2/event.h>
 #include <event2/http.h>
 #include <event2/http_struct.h>
@@ -32,6 +34,7 @@ struct http_server {
     struct http_config config;
     struct evhttp *evhttp;
     struct evconnlistener *listener;
+    struct ssl_ctx_st *tls;
     struct loop_timer *accept_again;
     struct timeval idle;
     uint16_t port;
@@ -474,6 +477,22 @@ static enum status server_listen(struct http_server *s, struct error *err)
     return ST_OK;
 }
 
+/* The connection's bytes, behind TLS. */
+static struct bufferevent *secured(struct event_base *base, void *server)
+{
+    const struct http_server *s = server;
+    SSL *ssl = SSL_new(s->tls);
+    if (!ssl)
+        return NULL;
+    struct bufferevent *bev =
+        bufferevent_openssl_socket_new(base, -1, ssl, BUFFEREVENT_SSL_ACCEPTING, BEV_OPT_CLOSE_ON_FREE);
+    if (bev)
+        bufferevent_openssl_set_allow_dirty_shutdown(bev, 1); /* many clients just go */
+    else
+        SSL_free(ssl);
+    return bev;
+}
+
 enum status http_server_start(const struct http_config *config, struct http_server **server_out, struct error *err)
 {
     struct http_server *s = calloc(1, sizeof *s);
@@ -499,7 +518,14 @@ enum status http_server_start(const struct http_config *config, struct http_serv
                                               EVHTTP_REQ_DELETE | EVHTTP_REQ_OPTIONS | EVHTTP_REQ_TRACE |
                                               EVHTTP_REQ_CONNECT | EVHTTP_REQ_PATCH);
     evhttp_set_gencb(s->evhttp, on_request, s);
-    const enum status st = server_listen(s, err);
+    enum status st = ST_OK;
+    if (config->tls) {
+        s->tls = tls_server_context(config->tls, err);
+        st = s->tls ? ST_OK : ST_INVALID;
+        evhttp_set_bevcb(s->evhttp, secured, s);
+    }
+    if (!st)
+        st = server_listen(s, err);
     if (st) {
         http_server_free(s);
         return st;
@@ -529,6 +555,7 @@ void http_server_free(struct http_server *s)
         *link = s->next;
     if (s->evhttp)
         evhttp_free(s->evhttp);
+    tls_context_free(s->tls);
     loop_timer_free(s->accept_again);
     free(s);
 }

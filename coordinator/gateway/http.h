@@ -12,6 +12,7 @@
 
 #include "common/error.h"
 #include "common/loop.h"
+#include "common/tls.h"
 #include "coordinator/gateway/openai.h"
 #include "coordinator/gateway/text.h"
 
@@ -36,7 +37,8 @@ struct http_route {
 
 struct http_config {
     struct loop *loop;
-    const char *address; /* "127.0.0.1:8080", "[::1]:0" */
+    const char *address;   /* "127.0.0.1:8080", "[::1]:0" */
+    const struct tls *tls; /* NULL: in clear */
     size_t body_bytes_max;
     uint32_t
         idle_ms; /* a connection on which neither a request comes nor an answer goes for so long is closed; 0: 60 s */

@@ -616,9 +616,10 @@ static struct embedded *embedded_new(const char *path, struct loop *loop)
     return e;
 }
 
-enum status registry_embedded_open(const char *path, struct loop *loop, struct registry **registry_out,
-                                   struct error *err)
+enum status registry_embedded_open(const char *path, const struct tls *tls, struct loop *loop,
+                                   struct registry **registry_out, struct error *err)
 {
+    (void)tls; /* nothing leaves this host */
     struct embedded *e = embedded_new(path, loop);
     if (!e)
         return error_set(err, ST_NO_MEMORY, "registry: out of memory");

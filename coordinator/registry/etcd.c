@@ -507,7 +507,8 @@ static const struct registry_ops etcd_ops = { .put = etcd_put,
                                               .close = etcd_close };
 
 /* "A:P[,A:P...][/NAMESPACE]" */
-enum status registry_etcd_open(const char *spec, struct loop *loop, struct registry **registry_out, struct error *err)
+enum status registry_etcd_open(const char *spec, const struct tls *tls, struct loop *loop,
+                               struct registry **registry_out, struct error *err)
 {
     const char *slash = strchr(spec, '/');
     const char *ns = slash ? slash + 1 : "longspan";
@@ -522,7 +523,7 @@ enum status registry_etcd_open(const char *spec, struct loop *loop, struct regis
         e->base = (struct registry){ &etcd_ops, loop };
         e->last = &e->first;
         snprintf(e->ns, sizeof e->ns, "%s/", ns);
-        st = etcd_net_open(addresses, loop, on_moved, e, &e->net, err);
+        st = etcd_net_open(addresses, tls, loop, on_moved, e, &e->net, err);
     }
     free(addresses);
     if (st) {

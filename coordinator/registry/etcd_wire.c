@@ -213,7 +213,8 @@ bool etcd_code_passes(enum rpc_code code)
 
 /* ---- the net ---- */
 
-static enum status member_add(struct etcd_net *net, const char *address, size_t n, struct error *err)
+static enum status member_add(struct etcd_net *net, const char *address, size_t n, const struct tls *tls,
+                              struct error *err)
 {
     struct member *m = &net->members[net->n_members];
     char *end;
@@ -226,17 +227,17 @@ static enum status member_add(struct etcd_net *net, const char *address, size_t 
     const long port = digits ? strtol(colon + 1, &end, 10) : 0;
     if (port < 1 || port > 65535 || *end || colon == m->address)
         return error_set(err, ST_INVALID, "registry etcd: '%.*s' is no HOST:PORT", (int)(n < 200 ? n : 200), address);
-    const struct rpc_channel_config config = { .target = m->address,
-                                               .message_bytes_max = MESSAGE_BYTES_MAX,
-                                               .keepalive_ms = KEEPALIVE_MS };
+    const struct rpc_channel_config config = {
+        .target = m->address, .message_bytes_max = MESSAGE_BYTES_MAX, .keepalive_ms = KEEPALIVE_MS, .tls = tls
+    };
     const enum status st = rpc_channel_open(&config, &m->channel, err);
     if (!st)
         net->n_members++;
     return st;
 }
 
-enum status etcd_net_open(const char *addresses, struct loop *loop, void (*moved)(void *ctx), void *ctx,
-                          struct etcd_net **net_out, struct error *err)
+enum status etcd_net_open(const char *addresses, const struct tls *tls, struct loop *loop, void (*moved)(void *ctx),
+                          void *ctx, struct etcd_net **net_out, struct error *err)
 {
     struct etcd_net *net = calloc(1, sizeof *net);
     if (!net)
@@ -255,7 +256,7 @@ enum status etcd_net_open(const char *addresses, struct loop *loop, void (*moved
     enum status st = ST_OK;
     for (const char *at = addresses, *end; !st; at = end + 1) {
         end = strchrnul(at, ',');
-        st = member_add(net, at, (size_t)(end - at), err);
+        st = member_add(net, at, (size_t)(end - at), tls, err);
         if (!*end)
             break;
     }

@@ -33,8 +33,8 @@ struct etcd_reply {
 typedef void etcd_reply_fn(void *ctx, const struct etcd_reply *reply);
 
 /* addresses: "A:P[,A:P...]". moved: another member is current from now on (loop thread). ST_INVALID: err names the address. */
-enum status etcd_net_open(const char *addresses, struct loop *loop, void (*moved)(void *ctx), void *ctx,
-                          struct etcd_net **net_out, struct error *err);
+enum status etcd_net_open(const char *addresses, const struct tls *tls, struct loop *loop, void (*moved)(void *ctx),
+                          void *ctx, struct etcd_net **net_out, struct error *err);
 /* Cancels what runs, tells nobody. Not from a callback. Accepts NULL. */
 void etcd_net_close(struct etcd_net *net);
 /* Waits until something was told, or until_ms (clock_ms()): for close, when the loop does not run. false: the time is over. */

@@ -13,6 +13,7 @@
 
 #include "common/error.h"
 #include "common/loop.h"
+#include "common/tls.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -97,22 +98,24 @@ struct registry {
 
 /*
  * spec: "embedded:FILE" or "etcd:HOST:PORT[,HOST:PORT...][/NAMESPACE]". Loop thread, as all that follows. ST_UNSUPPORTED: no such kind; ST_IO,
- * ST_CORRUPT: err names the file; ST_INVALID: err names the address. An etcd that is away is no error here: what is asked of it fails until it is there.
+ * ST_CORRUPT: err names the file; ST_INVALID: err names the address. tls: of the way to etcd, NULL: in clear. An etcd that is away is no error here: what is asked of it fails until it is there.
  */
-enum status registry_open(const char *spec, struct loop *loop, struct registry **registry_out, struct error *err);
+enum status registry_open(const char *spec, const struct tls *tls, struct loop *loop, struct registry **registry_out,
+                          struct error *err);
 /* What was asked for is finished and answered first. Not from a callback. Accepts NULL. */
 void registry_close(struct registry *r);
 
 /* registry/embedded.c: leases end with the process that holds the file; a second process may read, and writes once the first is gone. */
-enum status registry_embedded_open(const char *path, struct loop *loop, struct registry **registry_out,
-                                   struct error *err);
+enum status registry_embedded_open(const char *path, const struct tls *tls, struct loop *loop,
+                                   struct registry **registry_out, struct error *err);
 
 /*
  * registry/etcd.c: over etcd's v3 API. Keys lie in etcd under "NAMESPACE/" ("longspan/"). Every call is answered within 4 s. A lease lasts at least as long as
  * asked (etcd counts in seconds, and from 1.5 of its election timeouts on) and is told nothing of the time that etcd itself was away. Writers who
  * contend for a key must write values or leases that differ: that is how a repeated write knows its own.
  */
-enum status registry_etcd_open(const char *spec, struct loop *loop, struct registry **registry_out, struct error *err);
+enum status registry_etcd_open(const char *spec, const struct tls *tls, struct loop *loop,
+                               struct registry **registry_out, struct error *err);
 
 /* ---- leader election: one key, a lease, the revision of its writing as token (registry/election.c) ---- */
 

@@ -149,7 +149,7 @@ class Cluster:
         self.reader.start()
         _clusters.append(self)
         try:
-            line = self.wait_log(r"serving: http://(\S+):(\d+)/v1 .* gRPC (\S+);", 60)
+            line = self.wait_log(r"serving: https?://(\S+):(\d+)/v1 .* gRPC (\S+);", 60)
         except BaseException:
             self.kill()
             raise

@@ -31,9 +31,9 @@ pb, _pb_grpc, health, _health_grpc = _stubs()
 
 
 class Rpc:
-    def __init__(self, address):
-        self.channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1),
-                                                               ("grpc.max_receive_message_length", -1)])
+    def __init__(self, address, credentials=None):
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+        self.channel = grpc.secure_channel(address, credentials, options) if credentials else grpc.insecure_channel(address, options)
         self.inference = _pb_grpc.InferenceStub(self.channel)
         self.cluster = _pb_grpc.ClusterStub(self.channel)
         self.health = _health_grpc.HealthStub(self.channel)

@@ -115,7 +115,7 @@ static struct registry *open_it(void)
 {
     struct registry *r;
     struct error err = { 0 };
-    if (registry_open(spec, loop, &r, &err))
+    if (registry_open(spec, NULL, loop, &r, &err))
         fail_msg("%s", err.text);
     return r;
 }
@@ -394,7 +394,7 @@ static int writer_main(const char *file, int fd)
 {
     struct writer w = { .fd = fd };
     struct error err = { 0 };
-    if (loop_new(&loop) || registry_open(file, loop, &w.r, &err))
+    if (loop_new(&loop) || registry_open(file, NULL, loop, &w.r, &err))
         return 2;
     write_next(&w);
     loop_run(loop);
@@ -463,7 +463,7 @@ static void test_kill(void **state)
         assert_true(WIFSIGNALED(status));
         struct registry *r;
         struct error err = { 0 };
-        if (registry_open(file, loop, &r, &err))
+        if (registry_open(file, NULL, loop, &r, &err))
             fail_msg("%s", err.text);
         struct check c = { .last = -1, .acked = acked };
         r->ops->list(r, "crash/", false, on_listed, &c);

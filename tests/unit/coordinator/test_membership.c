@@ -56,7 +56,7 @@ static const char *list_all(void)
     static struct listed l;
     struct registry *r;
     struct error err = { 0 };
-    if (registry_open(spec, loop, &r, &err))
+    if (registry_open(spec, NULL, loop, &r, &err))
         fail_msg("%s", err.text);
     l.done = false;
     r->ops->list(r, "", false, on_list, &l);

@@ -53,9 +53,9 @@ static void test_bad_files(void **state)
     (void)state;
     struct registry *r;
     struct error err = { 0 };
-    assert_int_equal(registry_open("paper:x", loop, &r, &err), ST_UNSUPPORTED);
+    assert_int_equal(registry_open("paper:x", NULL, loop, &r, &err), ST_UNSUPPORTED);
     memset(&err, 0, sizeof err);
-    assert_int_equal(registry_open("embedded:/nowhere/at/all", loop, &r, &err), ST_IO);
+    assert_int_equal(registry_open("embedded:/nowhere/at/all", NULL, loop, &r, &err), ST_IO);
     assert_non_null(strstr(err.text, "/nowhere/at/all"));
     char other[160];
     snprintf(other, sizeof other, "%s/garbage", dir);
@@ -66,7 +66,7 @@ static void test_bad_files(void **state)
     char bad[200];
     snprintf(bad, sizeof bad, "embedded:%s", other);
     memset(&err, 0, sizeof err);
-    assert_int_equal(registry_open(bad, loop, &r, &err), ST_CORRUPT);
+    assert_int_equal(registry_open(bad, NULL, loop, &r, &err), ST_CORRUPT);
     assert_non_null(strstr(err.text, "garbage"));
 }
 

@@ -289,7 +289,7 @@ static int leader_main(const char *where, int fd)
     const struct registry_election_config config = {
         .name = "coordinator", .value = "child", .ttl_ms = 1000, .won = on_child_won, .lost = on_lost, .ctx = &fd
     };
-    if (loop_new(&loop) || registry_open(where, loop, &r, &err) || registry_election_start(r, &config, &e))
+    if (loop_new(&loop) || registry_open(where, NULL, loop, &r, &err) || registry_election_start(r, &config, &e))
         return 2;
     loop_run(loop);
     return 0;
@@ -377,7 +377,7 @@ static void test_bad_specs(void **state)
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct registry *r;
         struct error err = { 0 };
-        if (registry_open(bad[i], loop, &r, &err) != ST_INVALID)
+        if (registry_open(bad[i], NULL, loop, &r, &err) != ST_INVALID)
             fail_msg("%s was taken", bad[i]);
         assert_non_null(strstr(err.text, "etcd"));
     }

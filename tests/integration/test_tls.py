@@ -1,0 +1,236 @@
+"""TLS: clients over HTTPS and gRPC, with certificates of their own where they are asked for; workers and etcd likewise; what is not trusted gets nothing."""
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+import unittest
+
+import cluster
+from cluster import Cluster, run, wait_for
+from rpc import Rpc, grpc, pb
+
+openai, httpx = cluster.need_module("openai"), cluster.need_module("httpx")
+for program in ("openssl", "etcd"):
+    if not shutil.which(program):
+        cluster.lacking(f"{program} is not installed (scripts/install.sh)")
+
+FILES = tempfile.mkdtemp(prefix="longspan-tls-")
+unittest.addModuleCleanup(shutil.rmtree, FILES, True)
+
+
+def openssl(*args):
+    subprocess.run(["openssl", *args], check=True, capture_output=True, cwd=FILES)
+
+
+def authority(name):
+    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", f"/CN={name}",
+            "-keyout", f"{name}.key", "-out", f"{name}.crt")
+
+
+def certificate(name, by, san="IP:127.0.0.1,DNS:localhost"):
+    with open(os.path.join(FILES, f"{name}.ext"), "w", encoding="utf-8") as f:
+        f.write(f"subjectAltName={san}\nextendedKeyUsage=serverAuth,clientAuth\n")
+    openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+    openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{by}.crt", "-CAkey", f"{by}.key", "-CAcreateserial", "-days", "2", "-extfile", f"{name}.ext",
+            "-out", f"{name}.crt")
+
+
+def path(name):
+    return os.path.join(FILES, name)
+
+
+def text(name):
+    with open(path(name), "rb") as f:
+        return f.read()
+
+
+def setUpModule():
+    for name in ("root", "stranger"):
+        authority(name)
+    certificate("server", "root")
+    certificate("client", "root")
+    certificate("other", "stranger")
+    certificate("elsewhere", "root", "DNS:elsewhere.example")
+
+
+SERVED = ["--tls-cert", path("server.crt"), "--tls-key", path("server.key"), "--tls-ca", path("root.crt")]
+MUTUAL = [*SERVED, "--tls-client-ca", path("root.crt")]
+CONTROL = ["--control-cert", path("server.crt"), "--control-key", path("server.key"), "--control-ca", path("root.crt")]
+
+
+def context(cert=None, ca="root.crt"):
+    c = ssl.create_default_context(cafile=path(ca))
+    if cert:
+        c.load_cert_chain(path(f"{cert}.crt"), path(f"{cert}.key"))
+    return c
+
+
+def models(c, **kw):
+    connection = http.client.HTTPSConnection(c.host, c.port, timeout=20, context=context(**kw))
+    try:
+        connection.request("GET", "/v1/models")
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def secure(c, cert=None, ca="root.crt"):
+    keys = {"private_key": text(f"{cert}.key"), "certificate_chain": text(f"{cert}.crt")} if cert else {}
+    return Rpc(c.grpc, grpc.ssl_channel_credentials(root_certificates=text(ca), **keys))
+
+
+class Tls(unittest.TestCase):
+    def test_clients(self):
+        with Cluster(*SERVED, *CONTROL) as c:
+            with httpx.Client(verify=context()) as h:
+                client = openai.OpenAI(base_url=f"https://127.0.0.1:{c.port}/v1", api_key="-", http_client=h, max_retries=0)
+                ask = {"model": "default", "prompt": "The capital of France is", "max_tokens": 12, "temperature": 0}
+                whole = client.completions.create(**ask).choices[0].text
+                pieces = "".join(e.choices[0].text for e in client.completions.create(stream=True, **ask))
+            self.assertEqual(whole, pieces)
+            rpc = secure(c)
+            self.assertEqual(rpc.whole(text="The capital of France is", max_tokens=12, temperature=0)[0], whole)
+            rpc.close()
+            out = run("generate", "--grpc", c.grpc, "--tls-ca", path("root.crt"), "--raw", "--max-tokens", "12", "--temperature", "0", "--prompt",
+                      "The capital of France is")[0]
+            self.assertIn(whole.strip(), out)
+            # a body of megabytes
+            with httpx.Client(verify=context()) as h:
+                answer = h.post(f"https://127.0.0.1:{c.port}/tokenize", json={"prompt": "word " * 1000, "unknown": "x" * 4000000}, timeout=60)
+                self.assertEqual((answer.status_code, answer.json()["error"]["param"]), (400, "unknown"))
+            # in clear, with a stranger's root, under another name
+            plain = http.client.HTTPConnection(c.host, c.port, timeout=10)
+            with self.assertRaises((http.client.HTTPException, OSError)):
+                plain.request("GET", "/v1/models")
+                plain.getresponse()
+            plain.close()
+            with self.assertRaises(ssl.SSLError):
+                models(c, ca="stranger.crt")
+            for wrong in (Rpc(c.grpc), secure(c, ca="stranger.crt")):
+                with self.assertRaises(grpc.RpcError) as e:
+                    wrong.whole(timeout=5, text="x", max_tokens=1)
+                self.assertIn(e.exception.code(), (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED))
+                wrong.close()
+            _, err = run("status", "--grpc", c.grpc, "--tls-ca", path("stranger.crt"), check=1, timeout_s=60)
+            self.assertIn("certificate verify failed", err)
+            self.assertEqual(models(c), 200)
+
+    def test_another_name(self):
+        """A certificate that its root signed for another host."""
+        flags = ["--tls-cert", path("elsewhere.crt"), "--tls-key", path("elsewhere.key"), "--tls-ca", path("root.crt")]
+        _, err = run("up", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--workers", "1", "--model", cluster.MODEL, "--state",
+                     path("state"), "--prompt", "x", "--once", *flags, check=1, timeout_s=60)
+        self.assertIn("certificate", err)
+
+    def test_mutual(self):
+        with Cluster(*MUTUAL, *CONTROL, workers=1) as c:
+            self.assertEqual(models(c, cert="client"), 200)
+            for cert in (None, "other"):
+                with self.assertRaises((ssl.SSLError, http.client.HTTPException, OSError)):
+                    models(c, cert=cert)
+                wrong = secure(c, cert)
+                with self.assertRaises(grpc.RpcError):
+                    wrong.whole(timeout=5, text="x", max_tokens=1)
+                wrong.close()
+            right = secure(c, "client")
+            self.assertTrue(right.whole(text="x", max_tokens=2)[1])
+            right.close()
+
+    def test_handshakes_that_never_end(self):
+        """Connections that say nothing, or nonsense, hold nobody up."""
+        with Cluster(*SERVED, workers=1) as c:
+            silent = [socket.create_connection((c.host, c.port)) for _ in range(50)]
+            for i in range(50):
+                s = socket.create_connection((c.host, c.port))
+                s.sendall(os.urandom(200) if i % 2 else b"\x16\x03\x01\x02\x00\x01")
+                silent.append(s)
+            start = time.monotonic()
+            self.assertEqual(models(c), 200)
+            self.assertLess(time.monotonic() - start, 5)
+            for s in silent:
+                s.close()
+
+    def test_workers_need_a_certificate(self):
+        state = tempfile.mkdtemp(prefix="longspan-test-")
+        self.addCleanup(shutil.rmtree, state, True)
+        coordinator = subprocess.Popen(
+            [cluster.LONGSPAN, "coordinator", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--control", "127.0.0.1:0", "--workers", "1", "--model",
+             cluster.MODEL, "--state", state, *CONTROL], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        addresses = dict(coordinator.stdout.readline().split() for _ in range(3))
+        workers = []
+
+        def worker(*flags):
+            workers.append(subprocess.Popen([cluster.LONGSPAN, "worker", "--control", addresses["control"], *flags], stdout=subprocess.DEVNULL,
+                                            stderr=subprocess.DEVNULL))
+
+        def states():
+            return [w["state"] for w in json.loads(run("status", "--grpc", addresses["grpc"], "--json")[0])["workers"]]
+
+        try:
+            worker()
+            worker("--control-cert", path("other.crt"), "--control-key", path("other.key"), "--control-ca", path("root.crt"))
+            worker("--control-cert", path("client.crt"), "--control-key", path("client.key"), "--control-ca", path("stranger.crt"))
+            time.sleep(3)
+            self.assertEqual(states(), [])
+            worker("--control-cert", path("client.crt"), "--control-key", path("client.key"), "--control-ca", path("root.crt"))
+            wait_for("the worker with a certificate", lambda: states() == ["ready"], 30)
+        finally:
+            for p in [*workers, coordinator]:
+                p.kill()
+                p.wait()
+            coordinator.stdout.close()
+
+    def test_etcd(self):
+        ports = []
+        for _ in range(2):
+            with socket.create_server(("127.0.0.1", 0)) as s:
+                ports.append(s.getsockname()[1])
+        client, peer = (f"127.0.0.1:{p}" for p in ports)
+        data = tempfile.mkdtemp(prefix="longspan-etcd-")
+        self.addCleanup(shutil.rmtree, data, True)
+        etcd = subprocess.Popen(
+            ["etcd", "--name", "n", "--data-dir", os.path.join(data, "data"), "--listen-client-urls", f"https://{client}", "--advertise-client-urls",
+             f"https://{client}", "--listen-peer-urls", f"http://{peer}", "--initial-advertise-peer-urls", f"http://{peer}", "--initial-cluster",
+             f"n=http://{peer}", "--cert-file", path("server.crt"), "--key-file", path("server.key"), "--trusted-ca-file", path("root.crt"),
+             "--client-cert-auth", "--logger", "zap", "--log-level", "error"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            with Cluster("--registry", f"etcd:{client}", "--etcd-ca", path("root.crt"), "--etcd-cert", path("client.crt"), "--etcd-key",
+                         path("client.key"), workers=1) as c:
+                self.assertTrue(c.complete("The", 4)[0])
+                done = subprocess.run(["etcdctl", f"--endpoints=https://{client}", "--cacert", path("root.crt"), "--cert", path("client.crt"), "--key",
+                                       path("client.key"), "get", "--prefix", "longspan/", "--keys-only"], capture_output=True, timeout=20,
+                                      env={**os.environ, "ETCDCTL_API": "3"})
+                self.assertIn(b"longspan/election/coordinator", done.stdout)
+        finally:
+            etcd.kill()
+            etcd.wait()
+
+    def test_settings_are_checked(self):
+        with open(path("nonsense.pem"), "w", encoding="utf-8") as f:
+            f.write("no certificate\n")
+        subprocess.run(["openssl", "ec", "-in", "server.key", "-aes128", "-passout", "pass:secret", "-out", "locked.key"], check=True, capture_output=True,
+                       cwd=FILES)
+        cases = [
+            (["--tls-cert", path("server.crt"), "--tls-ca", path("root.crt")], "tls-key"),
+            (["--tls-cert", path("server.crt"), "--tls-key", path("client.key"), "--tls-ca", path("root.crt")], "is not the key of"),
+            (["--tls-cert", path("nonsense.pem"), "--tls-key", path("server.key"), "--tls-ca", path("root.crt")], "tls-cert"),
+            (["--tls-cert", path("server.crt"), "--tls-key", path("locked.key"), "--tls-ca", path("root.crt")], "passphrase"),
+            (["--tls-cert", path("nowhere.crt"), "--tls-key", path("server.key"), "--tls-ca", path("root.crt")], "nowhere.crt"),
+            (["--tls-client-ca", path("root.crt")], "tls-cert"),
+            (["--tls-cert", path("server.crt"), "--tls-key", path("server.key")], "tls-ca"),
+            (["--control-ca", path("root.crt")], "go together"),
+            (["--etcd-cert", path("client.crt")], "etcd-key"),
+        ]
+        for flags, says in cases:
+            _, err = run("up", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--once", *flags, check=1, timeout_s=30)
+            self.assertIn(says, err, flags)
+
+
+if __name__ == "__main__":
+    cluster.main()
