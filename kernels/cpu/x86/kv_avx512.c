@@ -131,8 +131,9 @@ static inline __attribute__((always_inline)) void block(const struct attn_shape 
         products(q + (size_t)r * d, d, k_part, KV_BLOCK, d, half, x, rows, (const char *)v_part);
         kv_weights4(&planes, x, see + r, half, shape->scale, q_scale + r, q_sum + r, attn_live4(r, n), &w, partial + r,
                     partial_l(partial) + r);
-        for (int i = 0; i < 4 * KV_BLOCK; i += 32)
-            _mm512_store_si512(&w.w[0][i], pair_order(_mm512_load_si512(&w.w[0][i])));
+        for (int i = 0; i < 4; i++)
+            for (int j = 0; j < KV_BLOCK; j += 32)
+                _mm512_store_si512(&w.w[i][j], pair_order(_mm512_load_si512(&w.w[i][j])));
         products(w.w[0], KV_BLOCK, v_part, d, KV_BLOCK, half, x, rows, after);
         for (uint32_t i = 0; i < rows; i++)
             for (uint32_t c = 0; c < d; c += 16)
