@@ -44,6 +44,8 @@ static enum status seqs_to_wire(const struct plan *plan, struct wire_arena *aren
     COLUMN(seq_seed, plan->n_seqs);
     COLUMN(seq_min_p, plan->n_seqs);
     COLUMN(seq_committed, plan->n_seqs);
+    COLUMN(seq_density, plan->n_seqs);
+    COLUMN(seq_cast, plan->n_seqs);
     COLUMN(tables, n_tables);
     COLUMN(readers, n_readers);
     uint64_t *table = w.tables;
@@ -62,6 +64,8 @@ static enum status seqs_to_wire(const struct plan *plan, struct wire_arena *aren
         w.seq_seed[i] = s->sampling.seed;
         w.seq_min_p[i] = s->sampling.min_p;
         w.seq_committed[i] = s->committed;
+        w.seq_density[i] = s->density;
+        w.seq_cast[i] = s->cast;
         for (uint32_t j = 0; j < s->n_table; j++)
             *table++ = s->table[j];
         for (uint32_t j = 0; j < s->n_readers; j++)
@@ -263,6 +267,8 @@ static enum status seqs_check(const plan_wire *w, struct wire_arena *arena, stru
     SAME_COUNT(seq_id, seq_seed);
     SAME_COUNT(seq_id, seq_min_p);
     SAME_COUNT(seq_id, seq_committed);
+    SAME_COUNT(seq_id, seq_density);
+    SAME_COUNT(seq_id, seq_cast);
     enum status st = ids_check(w, arena, err);
     if (st == ST_OK)
         st = parts_check(w->seq_table_from, w->seq_n_table, w->n_seq_id, BLOCKS_MAX, w->n_tables, "tables", err);
@@ -280,6 +286,10 @@ static enum status seqs_check(const plan_wire *w, struct wire_arena *arena, stru
             return error_set(err, ST_CORRUPT, "plan.seq_top_p[%zu]: out of range", i);
         if (!(w->seq_min_p[i] >= 0 && w->seq_min_p[i] <= 1))
             return error_set(err, ST_CORRUPT, "plan.seq_min_p[%zu]: out of range", i);
+        if (w->seq_density[i] > PLAN_DENSITY_ONE)
+            return error_set(err, ST_CORRUPT, "plan.seq_density[%zu]: %u millionths", i, w->seq_density[i]);
+        if (w->n_members < 64 && w->seq_cast[i] >> w->n_members)
+            return error_set(err, ST_CORRUPT, "plan.seq_cast[%zu]: more workers than members", i);
     }
     for (size_t i = 0; i < w->n_tables; i++)
         if (!w->tables[i])
@@ -562,6 +572,8 @@ struct plan *plan_wire_fill(const plan_wire *w, struct wire_room *room)
             .n_table = w->seq_n_table[i],
             .table = table,
             .committed = w->seq_committed[i],
+            .density = w->seq_density[i],
+            .cast = w->seq_cast[i],
             .reader_from = w->seq_reader_from[i],
             .n_readers = w->seq_n_readers[i],
             .readers = reader,

@@ -28,6 +28,7 @@ enum {
     PLAN_POSITIONS_MAX = 1 << 24,
     PLAN_TOP_MAX = 20,
     PLAN_VOCAB_MAX = 1 << 22, /* tokens that edits may name */
+    PLAN_DENSITY_ONE = 1000000,
 };
 
 /* A block's name: unique in the cluster's life, given by the coordinator. 0 is none. Its content id is the coordinator's business. */
@@ -75,6 +76,9 @@ struct plan_seq {
     const kv_handle *table;
     uint32_t
         committed; /* positions before this are committed: the open rows of blocks that end there are needed no more */
+    uint32_t density; /* millionths: what its sparse rows read; 0: everything, there is no selector */
+    uint64_t
+        cast; /* bit i: members[i] is home of sparse rows of it in this plan or will be, and has the sketches of its blocks */
     uint32_t reader_from, n_readers; /* worker that reads leaf reader_from + i; of a row's own leaf: its home */
     const uint16_t *readers;
     struct plan_sampling sampling;

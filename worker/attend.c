@@ -33,9 +33,15 @@ static void *grow(void *array, uint32_t n, uint32_t *room, size_t size)
         (array) = bigger_;                                                                                             \
     } while (0)
 
+static enum status push_slot(struct builder *b, uint32_t value, uint32_t block)
+{
+    const enum status st = u32_list_push(&b->a->code, value);
+    return st ? st : u32_list_push(&b->a->blocks, block);
+}
+
 static enum status push_code(struct builder *b, uint32_t value)
 {
-    return u32_list_push(&b->a->code, value);
+    return push_slot(b, value, 0);
 }
 
 /* The slots of n blocks from block c on, joined by adjacent pairs. */
@@ -46,7 +52,7 @@ static enum status push_blocks(struct builder *b, uint32_t seq, uint32_t c, uint
         if (slot == UINT32_MAX)
             return error_set(b->err, ST_PROTOCOL, "plan %llu: block %u of sequence %llu is not here",
                              (unsigned long long)b->plan->number, c, (unsigned long long)b->plan->seqs[seq].id);
-        return push_code(b, slot);
+        return push_slot(b, slot, c);
     }
     uint32_t half = 1;
     while (half * 2 < n)
@@ -69,9 +75,12 @@ static uint32_t shared_leaf(const struct attend *a, uint32_t r, uint32_t leaf)
     return id == SHARE_NONE ? SHARE_NONE : a->share.leaves[id].leaf;
 }
 
-static void user_add(struct builder *b, uint32_t index, uint32_t job, uint32_t item)
+static void user_add(struct builder *b, uint32_t index, uint32_t number, uint32_t job, uint32_t item)
 {
     struct attend_leaf *leaf = &b->a->leaves[index];
+    uint32_t block = number * b->plan->leaf_blocks; /* equal for all users: equal blocks stand at equal positions */
+    for (uint32_t i = leaf->begin; i < leaf->end; i++)
+        b->a->blocks.v[i] = b->a->code.v[i] == TREE_MERGE ? 0 : block++;
     b->a->users[leaf->user + leaf->n_users++] =
         (struct attend_user){ .job = job, .item = item, .vector = leaf->n_vectors };
     leaf->n_vectors += b->a->jobs[job].n_rows * (b->shape->n_heads / b->shape->n_kv_heads);
@@ -89,7 +98,7 @@ static enum status push_fines(struct builder *b, uint32_t job)
         a->fines[index].begin = a->code.n;
         const uint32_t shared = fine->n_leaves == 1 ? shared_leaf(a, r, a->tree.leaves.v[fine->begin]) : SHARE_NONE;
         if (shared != SHARE_NONE)
-            user_add(b, shared, job, f);
+            user_add(b, shared, a->tree.leaves.v[fine->begin], job, f);
         for (uint32_t i = fine->begin; i < fine->end && shared == SHARE_NONE; i++) {
             const uint32_t leaf = a->tree.leaves.v[i];
             const enum status st = leaf == TREE_MERGE
@@ -398,7 +407,8 @@ enum status attend_build(struct attend *a, const struct plan *plan, uint16_t sel
                          const struct attend_lookup *at, struct error *err)
 {
     struct builder b = { a, plan, shape, at, err, self, 0 };
-    a->n_jobs = a->n_local = a->n_fines = a->n_nodes = a->n_refs = a->n_store = a->n_remote_rows = a->code.n = 0;
+    a->n_jobs = a->n_local = a->n_fines = a->n_nodes = a->n_refs = a->n_store = a->n_remote_rows = a->code.n =
+        a->blocks.n = 0;
     for (int i = 0; i < ATTEND_TRAFFICS; i++)
         a->n_messages[i] = 0;
     enum status st = leaves_share(&b);
@@ -428,6 +438,7 @@ void attend_free(struct attend *a)
     for (int i = 0; i < ATTEND_TRAFFICS; i++)
         free(a->messages[i]);
     u32_list_free(&a->code);
+    u32_list_free(&a->blocks);
     u32_list_free(&a->ids);
     u32_list_free(&a->from);
     u32_list_free(&a->apart);

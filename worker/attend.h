@@ -93,7 +93,7 @@ struct attend {
     uint32_t n_leaves, n_local_leaves;
     struct attend_user *users;
     uint32_t n_users;
-    struct u32_list code;
+    struct u32_list code, blocks; /* blocks: of each slot in code, its block's number in the sequence */
     struct attend_message *messages[ATTEND_TRAFFICS]; /* ascending peers */
     uint32_t n_messages[ATTEND_TRAFFICS];
     struct attend_ref *refs;

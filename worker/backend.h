@@ -19,6 +19,7 @@
 #include "proto/plan.h"
 #include "worker/attend.h"
 #include "worker/exchange/exchange.h"
+#include "worker/select.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -92,6 +93,7 @@ struct step_input {
     const struct step_seal *seals;
     uint32_t n_seals;
     const struct attend *attend;
+    struct select *select; /* NULL, or not active: everything is read */
     struct kv_pool *pool;
     struct exchange_key key; /* epoch, plan, group of the step's messages */
 };
@@ -130,6 +132,12 @@ struct backend_ops {
     void (*rope_store)(struct backend *b, uint32_t layer);
     /* The step's complete blocks enter their sealed form: rows after them read that, in this step too. */
     void (*seal)(struct backend *b, uint32_t layer);
+    /* Sketches of the step's complete blocks, of their open form, to the sequences' casts. */
+    void (*sketch)(struct backend *b, uint32_t layer);
+    /* Those that others make. */
+    void (*sketch_receive)(struct backend *b, uint32_t layer);
+    /* The lists of blocks that sparse rows here read. */
+    void (*select)(struct backend *b, uint32_t layer);
     void (*send)(struct backend *b, uint32_t layer, enum attend_traffic what);
     void (*receive)(struct backend *b, uint32_t layer, enum attend_traffic what);
     /* Partials of local jobs (own leaf, fine nodes read here), or of other homes' jobs. */
@@ -140,7 +148,7 @@ struct backend_ops {
     /* Output norm, logits, sampling and scores of the asked rows. */
     void (*answer)(struct backend *b);
     /* Executes what was recorded. ST_PEER, ST_TIMEOUT, ST_STALE, ST_PROTOCOL from the exchange (peer_out: whom it waited for, or UINT16_MAX);
-       ST_CORRUPT: a partial, key or value that is not finite. answers_out [n_asks]. */
+       ST_CORRUPT: a partial, key, value or sketch that is not finite; ST_NOT_FOUND: a sketch is missing. answers_out [n_asks]. */
     enum status (*run)(struct backend *b, const struct exchange_ops *exchange_ops, struct exchange *exchange,
                        int64_t deadline_ns, const struct step_answer **answers_out, struct step_cost *cost_out,
                        uint16_t *peer_out);

@@ -34,7 +34,7 @@ struct session {
     struct rpc_channel *channel;
     struct rpc_call *call;
     struct model *model;
-    char model_spec[1024], precision[16], kv_codec[16];
+    char model_spec[1024], precision[16], kv_codec[16], selector[SELECTOR_TEXT];
     uint16_t id;
     uint32_t step_rows_max, positions_max, heartbeat_ms, silence_ms;
 
@@ -163,6 +163,7 @@ static void welcome_take(struct session *s, const struct control_welcome *w)
         snprintf(s->model_spec, sizeof s->model_spec, "%s", w->model);
         snprintf(s->precision, sizeof s->precision, "%s", w->precision);
         snprintf(s->kv_codec, sizeof s->kv_codec, "%s", w->kv_codec);
+        snprintf(s->selector, sizeof s->selector, "%s", w->selector);
         s->step_rows_max = w->step_rows_max;
         s->positions_max = w->positions_max;
         s->heartbeat_ms = w->heartbeat_ms ? w->heartbeat_ms : 500;
@@ -263,6 +264,7 @@ static enum status serve_model(struct session *s)
         .device = s->config->device,
         .float32 = float32,
         .kv_codec = kv_codec,
+        .selector = s->selector,
         .n_threads = s->config->n_threads,
         .step_rows_max = s->step_rows_max,
         .positions_max = s->positions_max,

@@ -19,10 +19,18 @@ static const struct backend_part down[] = { { .weight = MODEL_FFN_DOWN, .out = T
 
 /*
  * Local work comes first: queries travel meanwhile, in both directions. Nothing waits in a circle: storing keys needs nothing from outside, a query
- * only the rows' own projection, an answer only queries.
+ * only the rows' own projection, and where it is sparse, sketches, an answer only queries.
  */
-static void attention(const struct backend_ops *ops, struct backend *b, uint32_t layer, const struct attend *a)
+static void attention(const struct backend_ops *ops, struct backend *b, uint32_t layer, const struct step_input *input)
 {
+    const struct attend *a = input->attend;
+    const struct select *s = input->select && select_layer(input->select, layer) ? input->select : NULL;
+    if (s && input->n_rows)
+        ops->sketch(b, layer);
+    if (s && s->n_gets && s->awaited)
+        ops->sketch_receive(b, layer);
+    if (s && s->n_units)
+        ops->select(b, layer);
     if (a->n_messages[SEND_QUERIES])
         ops->send(b, layer, SEND_QUERIES);
     if (a->n_local)
@@ -34,6 +42,8 @@ static void attention(const struct backend_ops *ops, struct backend *b, uint32_t
     }
     if (a->n_messages[RECEIVE_NODES])
         ops->receive(b, layer, RECEIVE_NODES);
+    if (s && s->n_gets && !s->awaited)
+        ops->sketch_receive(b, layer);
     if (a->n_local)
         ops->attend_finish(b);
 }
@@ -56,7 +66,7 @@ void step_record(const struct backend_ops *ops, struct backend *b, const struct 
             if (input->n_seals)
                 ops->seal(b, layer);
         }
-        attention(ops, b, layer, input->attend);
+        attention(ops, b, layer, input);
         if (rows) {
             ops->linear(b, TENSOR_A, layer, attn_out, 1, true);
             ops->norm(b, TENSOR_X, MODEL_FFN_NORM, layer, TENSOR_H);

@@ -46,6 +46,7 @@ struct worker {
     /* the step thread's */
     struct attend attend;
     struct open_blocks open;
+    struct select select;
     struct step_row *rows;
     struct step_seal *seals; /* at most one a row */
     struct step_ask *asks;
@@ -111,6 +112,13 @@ static uint32_t lookup_slot(void *ctx, uint32_t seq, uint32_t block)
     const struct lookup *l = ctx;
     const struct sequence *s = l->worker->plan_sequences[seq];
     return block < s->n_table ? kv_pool_find(l->worker->pool, s->table[block]) : UINT32_MAX;
+}
+
+static kv_handle lookup_handle(void *ctx, uint32_t seq, uint32_t block)
+{
+    const struct lookup *l = ctx;
+    const struct sequence *s = l->worker->plan_sequences[seq];
+    return block < s->n_table ? s->table[block] : 0;
 }
 
 static const uint16_t *lookup_readers(void *ctx, uint32_t seq, uint32_t n)
@@ -385,6 +393,7 @@ static void plan_run(struct worker *w, const struct plan *plan)
     struct error err = { 0 };
     struct step_input input = {
         .attend = &w->attend,
+        .select = &w->select,
         .pool = w->pool,
         .key = { .epoch = plan->epoch, .plan = plan->number, .group = plan->group },
     };
@@ -394,6 +403,9 @@ static void plan_run(struct worker *w, const struct plan *plan)
     };
     struct lookup lookup = { w, plan };
     const struct attend_lookup at = { lookup_slot, lookup_readers, &lookup };
+    const struct select_lookup handles = { lookup_handle, &lookup };
+    const int64_t deadline_ns = start + (int64_t)plan->deadline_ms * 1000000;
+    uint16_t peer = UINT16_MAX;
     enum status st = ST_OK;
     if (plan->leaf_blocks != w->ops->leaf_blocks)
         st = error_set(&err, ST_PROTOCOL, "plan %llu: leaves of %u blocks", (unsigned long long)plan->number,
@@ -401,19 +413,24 @@ static void plan_run(struct worker *w, const struct plan *plan)
     if (!st)
         st = plan_take(w, plan, &err);
     if (!st)
+        st = select_take(&w->select, plan, w->config.exchange.self, &handles, &err);
+    if (!st)
         st = input_take(w, plan, &input, &err);
     if (!st)
         st = attend_build(&w->attend, plan, w->config.exchange.self, &shape, &at, &err);
     if (!st)
+        st = select_build(&w->select, plan, w->config.exchange.self, &w->attend, c->n_kv_heads, &at, &err);
+    if (!st)
+        st = select_catch_up(&w->select, plan, w->config.exchange.self, &at, &handles, w->config.exchange_ops,
+                             w->exchange, &input.key, deadline_ns, &peer, &err);
+    if (!st)
         st = w->ops->begin(w->backend, &input);
-    uint16_t peer = UINT16_MAX;
     if (!st) {
         const struct step_answer *answers = NULL;
         struct step_cost cost = { 0 };
         step_record(w->ops, w->backend, c, &input);
         const int64_t recorded = clock_ns();
-        st = w->ops->run(w->backend, w->config.exchange_ops, w->exchange, start + (int64_t)plan->deadline_ms * 1000000,
-                         &answers, &cost, &peer);
+        st = w->ops->run(w->backend, w->config.exchange_ops, w->exchange, deadline_ns, &answers, &cost, &peer);
         cost.busy_ns += recorded - start;
         if (!st)
             report(w, plan, &input, answers, &cost);
@@ -446,9 +463,15 @@ static void on_block(void *ctx, uint16_t source, const uint8_t *data, size_t byt
     struct control_copied copied = { .source = source };
     struct digest id;
     uint32_t position;
-    enum status st = kv_pool_import(w->pool, data, bytes, &copied.handle, &position, &id, &err);
+    const size_t sketch = sketch_wire_bytes(&w->select.store), block = bytes > sketch ? bytes - sketch : 0;
+    enum status st = kv_pool_import(w->pool, data, block, &copied.handle, &position, &id, &err);
     if (st == ST_EXISTS)
         st = ST_OK;
+    if (!st && sketch) {
+        st = sketch_import(&w->select.store, data + block, sketch, copied.handle, &err);
+        if (!st)
+            sketch_hold(sketch_find(&w->select.store, copied.handle));
+    }
     if (st)
         log_warn("block from worker %u refused: %s", source, err.text);
     copied.status = st;
@@ -466,21 +489,24 @@ static void on_sent(void *ctx, enum status st)
 
 static void copy_run(struct worker *w, const struct control_copy *copy)
 {
-    struct outgoing *out = malloc(sizeof *out + kv_header_bytes(&w->layout));
-    struct iovec parts[2];
+    const size_t header = kv_header_bytes(&w->layout), sketch = sketch_wire_bytes(&w->select.store);
+    struct outgoing *out = malloc(sizeof *out + header + sketch);
+    struct iovec parts[3];
     struct digest id;
     memcpy(id.byte, copy->id, sizeof id.byte);
     if (!out)
         return;
     *out = (struct outgoing){ w, kv_pool_find(w->pool, copy->handle) };
-    if (out->slot == UINT32_MAX || kv_pool_export(w->pool, copy->handle, copy->position, &id, out->header, parts)) {
+    if (out->slot == UINT32_MAX || kv_pool_export(w->pool, copy->handle, copy->position, &id, out->header, parts) ||
+        (sketch && sketch_export(&w->select.store, copy->handle, out->header + header))) {
         log_warn("block %llu is not here to be copied to worker %u", (unsigned long long)copy->handle,
                  copy->destination);
         free(out);
         return;
     }
     kv_pool_pin(w->pool, out->slot);
-    if (w->config.exchange_ops->send_block(w->exchange, copy->destination, parts, 2, on_sent, out))
+    parts[2] = (struct iovec){ out->header + header, sketch };
+    if (w->config.exchange_ops->send_block(w->exchange, copy->destination, parts, sketch ? 3 : 2, on_sent, out))
         on_sent(out, ST_PEER);
 }
 
@@ -630,6 +656,17 @@ static enum status pool_open(struct worker *w, struct error *err)
     return st ? st : open_blocks_init(&w->open, w->pool, open.part_bytes, (uint32_t)n_open, err);
 }
 
+static enum status selector_open(struct worker *w, struct error *err)
+{
+    const struct model_config *c = model_config(w->model);
+    const struct selector_shape shape = { .n_heads = c->n_heads,
+                                          .n_kv_heads = c->n_kv_heads,
+                                          .head_dim = c->head_dim,
+                                          .open = w->config.float32 ? KV_F32 : KV_BF16 };
+    return select_init(&w->select, w->config.selector ? w->config.selector : "dense", &shape, c->n_layers,
+                       w->config.positions_max, w->ops->leaf_blocks, w->config.float32 ? 0 : cpu_caps(), err);
+}
+
 static enum status open_parts(struct worker *w, struct error *err)
 {
     const struct worker_config *c = &w->config;
@@ -642,6 +679,9 @@ static enum status open_parts(struct worker *w, struct error *err)
         return st;
     w->ops->fingerprint(w->backend, w->fingerprint, sizeof w->fingerprint);
     w->ops->kv_layout(w->backend, &w->layout);
+    st = selector_open(w, err);
+    if (st)
+        return st;
     st = pool_open(w, err);
     if (st)
         return st;
@@ -710,6 +750,7 @@ void worker_free(struct worker *w)
         w->ops->close(w->backend);
     sequences_free(w->sequences);
     attend_free(&w->attend);
+    select_deinit(&w->select);
     free(w->rows);
     free(w->seals);
     free(w->asks);
@@ -745,5 +786,6 @@ void worker_stats(const struct worker *w, struct worker_stats *stats_out)
         .bytes_sent = atomic_load(&w->bytes_sent),
         .bytes_received = atomic_load(&w->bytes_received),
         .blocks_used = atomic_load(&w->blocks_used),
+        .sketch_bytes = atomic_load(&w->select.store.bytes),
     };
 }

@@ -25,6 +25,7 @@ struct worker_config {
     const char *device; /* "cpu" */
     bool float32;
     enum kv_codec kv_codec; /* of sealed blocks; KV_BF16 */
+    const char *selector;   /* as selector_parse() takes it; NULL: "dense" */
     bool reads_apart;       /* every sequence reads its blocks by itself: shows what sharing saves */
     uint32_t n_threads;
     uint32_t step_rows_max, positions_max;
@@ -64,6 +65,7 @@ enum status worker_post(struct worker *w, struct control_message *message);
 struct worker_stats {
     uint64_t plans_done, bytes_sent, bytes_received;
     uint32_t blocks_used;
+    uint64_t sketch_bytes; /* of all sketches here, with what is kept to choose by them */
 };
 void worker_stats(const struct worker *w, struct worker_stats *stats_out); /* any thread */
 

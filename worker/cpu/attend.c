@@ -163,15 +163,15 @@ static bool own_visible(const struct backend *b, const struct attend_job *job, u
     return any;
 }
 
-static void partial_clear(const struct backend *b, float *tile)
+void cpu_partial_clear(const struct backend *b, float *tile)
 {
     for (int i = 0; i < ATTN_ROWS; i++)
         tile[i] = -INFINITY;
     memset(tile + ATTN_ROWS, 0, (b->partial_floats - ATTN_ROWS) * sizeof(float));
 }
 
-static float *stack_tile(const struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t depth,
-                         uint32_t t)
+float *cpu_stack_tile(const struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t depth,
+                      uint32_t t)
 {
     return m->stack +
            ((size_t)depth * (u->leaf == UINT32_MAX ? CPU_UNIT_TILES : CPU_LEAF_TILES) + t) * b->partial_floats;
@@ -187,7 +187,7 @@ static uint32_t next_slot(const uint32_t *code, uint32_t i, uint32_t end)
 }
 
 /* Vectors in the unit's tile t. */
-static uint32_t unit_vectors(const struct backend *b, const struct cpu_unit *u, uint32_t t)
+uint32_t cpu_unit_vectors(const struct backend *b, const struct cpu_unit *u, uint32_t t)
 {
     const struct attend *a = b->input->attend;
     if (u->leaf == UINT32_MAX)
@@ -197,20 +197,20 @@ static uint32_t unit_vectors(const struct backend *b, const struct cpu_unit *u, 
 }
 
 /* next: the slot that will be read after this one (UINT32_MAX: none) */
-static void attend_block(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer,
-                         uint32_t slot, uint32_t next, uint32_t depth, uint32_t t, const uint8_t *visible)
+void cpu_attend_block(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer,
+                      uint32_t slot, uint32_t next, uint32_t depth, uint32_t t, const uint8_t *visible)
 {
     const uint8_t *part = kv_pool_part(b->input->pool, slot, layer, u->head);
     const uint8_t *next_part = next == UINT32_MAX ? NULL : kv_pool_part(b->input->pool, next, layer, u->head);
-    b->attn->block(&b->attn_shape, m->q_tiles + t * b->q_tile_bytes, unit_vectors(b, u, t), visible, part,
-                   part + b->part_bytes, next_part, stack_tile(b, m, u, depth, t));
+    b->attn->block(&b->attn_shape, m->q_tiles + t * b->q_tile_bytes, cpu_unit_vectors(b, u, t), visible, part,
+                   part + b->part_bytes, next_part, cpu_stack_tile(b, m, u, depth, t));
 }
 
 static void merge_top(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t depth)
 {
     for (uint32_t t = 0; t < u->n_tiles; t++)
-        b->attn->merge(&b->attn_shape, unit_vectors(b, u, t), stack_tile(b, m, u, depth, t),
-                       stack_tile(b, m, u, depth + 1, t));
+        b->attn->merge(&b->attn_shape, cpu_unit_vectors(b, u, t), cpu_stack_tile(b, m, u, depth, t),
+                       cpu_stack_tile(b, m, u, depth + 1, t));
 }
 
 /* Whole leaves: all positions visible. A block is read once for the unit's tiles, so that it comes from the nearest cache. */
@@ -219,7 +219,12 @@ static void attend_whole(struct backend *b, const struct cpu_member *m, const st
 {
     const struct attend *a = b->input->attend;
     uint8_t all[ATTN_ROWS];
+    struct cpu_lists lists;
     uint32_t depth = 0;
+    if (cpu_unit_lists(b, u, layer, &lists)) {
+        cpu_attend_whole_sparse(b, m, u, layer, begin, end, &lists);
+        return;
+    }
     memset(all, KV_BLOCK, sizeof all);
     for (uint32_t i = begin; i < end; i++) {
         if (a->code.v[i] == TREE_MERGE) {
@@ -228,7 +233,8 @@ static void attend_whole(struct backend *b, const struct cpu_member *m, const st
             continue;
         }
         for (uint32_t t = 0; t < u->n_tiles; t++)
-            attend_block(b, m, u, layer, a->code.v[i], t ? UINT32_MAX : next_slot(a->code.v, i, end), depth, t, all);
+            cpu_attend_block(b, m, u, layer, a->code.v[i], t ? UINT32_MAX : next_slot(a->code.v, i, end), depth, t,
+                             all);
         depth++;
     }
 }
@@ -243,29 +249,50 @@ static bool own_open(const struct backend *b, const struct attend_job *job, uint
     return true;
 }
 
+/* own_visible(), and of the blocks that the vectors' lists have. lists: NULL: all */
+static bool own_chosen(const struct backend *b, const struct cpu_unit *u, const struct cpu_lists *lists, uint32_t t,
+                       uint32_t first, enum own which, uint8_t visible[ATTN_ROWS])
+{
+    return own_visible(b, &b->input->attend->jobs[u->job], u->tile + t, first, which, visible) &&
+           (!lists || cpu_lists_filter(lists, t, cpu_unit_vectors(b, u, t), first / KV_BLOCK, visible));
+}
+
+/* Counts the block if the unit would read it, but for the lists. */
+static void own_skipped(struct backend *b, const struct cpu_unit *u, const struct cpu_lists *lists, uint32_t first)
+{
+    bool dense = false, chosen = false;
+    uint8_t visible[ATTN_ROWS];
+    for (uint32_t t = 0; t < u->n_tiles; t++) {
+        dense = dense || own_chosen(b, u, NULL, t, first, OWN_ALL, visible);
+        chosen = chosen || own_chosen(b, u, lists, t, first, OWN_ALL, visible);
+    }
+    if (dense && !chosen)
+        atomic_fetch_add_explicit(&b->parts_skipped, 1, memory_order_relaxed);
+}
+
 /*
  * Block i of the own leaf for tile t of the unit, where open blocks have a form of their own: rows of the block read that, later ones the sealed
  * block, so one vector reads one of them. What is read open is turned to the basis of sealed blocks' outputs.
  */
 static void attend_own_block(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer,
-                             uint32_t i, uint32_t t)
+                             uint32_t i, uint32_t t, const struct cpu_lists *lists)
 {
     const struct attend_job *job = &b->input->attend->jobs[u->job];
     const uint32_t leaf = CPU_LEAF_BLOCKS * KV_BLOCK, first = job->pos / leaf * leaf + i * KV_BLOCK,
-                   n = unit_vectors(b, u, t), slot = b->input->attend->code.v[job->own_begin + i];
+                   n = cpu_unit_vectors(b, u, t), slot = b->input->attend->code.v[job->own_begin + i];
     uint8_t visible[ATTN_ROWS];
     uint32_t open;
-    float *to = stack_tile(b, m, u, i, t);
-    const bool sealed = own_visible(b, job, u->tile + t, first, OWN_SEALED, visible);
+    float *to = cpu_stack_tile(b, m, u, i, t);
+    const bool sealed = own_chosen(b, u, lists, t, first, OWN_SEALED, visible);
     if (sealed)
-        attend_block(b, m, u, layer, slot, UINT32_MAX, i, t, visible);
-    if (!own_open(b, job, first, &open) || !own_visible(b, job, u->tile + t, first, OWN_OPEN, visible)) {
+        cpu_attend_block(b, m, u, layer, slot, UINT32_MAX, i, t, visible);
+    if (!own_open(b, job, first, &open) || !own_chosen(b, u, lists, t, first, OWN_OPEN, visible)) {
         if (!sealed)
-            partial_clear(b, to);
+            cpu_partial_clear(b, to);
         return;
     }
     const uint8_t *part = cpu_open_part(b, slot, open, layer, u->head);
-    float *own = sealed ? stack_tile(b, m, u, CPU_LEAF_BLOCKS, t) : to;
+    float *own = sealed ? cpu_stack_tile(b, m, u, CPU_LEAF_BLOCKS, t) : to;
     b->open->block(&b->open_shape, m->open_q_tiles + t * b->open_q_tile_bytes, n, visible, part,
                    part + b->open_part_bytes, NULL, own);
     if (b->attn->rotate)
@@ -280,23 +307,26 @@ static void attend_own(struct backend *b, const struct cpu_member *m, const stru
     const struct attend *a = b->input->attend;
     const struct attend_job *job = &a->jobs[u->job];
     const uint32_t leaf = CPU_LEAF_BLOCKS * KV_BLOCK, first = job->pos / leaf * leaf, n = job->own_end - job->own_begin;
+    struct cpu_lists chosen, *lists = cpu_unit_lists(b, u, layer, &chosen) ? &chosen : NULL;
     for (uint32_t i = 0; i < n; i++) {
+        if (lists)
+            own_skipped(b, u, lists, first + i * KV_BLOCK);
         for (uint32_t t = 0; t < u->n_tiles; t++) {
             uint8_t visible[ATTN_ROWS];
             if (b->open != b->attn)
-                attend_own_block(b, m, u, layer, i, t);
-            else if (own_visible(b, job, u->tile + t, first + i * KV_BLOCK, OWN_ALL, visible))
-                attend_block(b, m, u, layer, a->code.v[job->own_begin + i],
-                             t || i + 1 == n ? UINT32_MAX : a->code.v[job->own_begin + i + 1], i, t, visible);
+                attend_own_block(b, m, u, layer, i, t, lists);
+            else if (own_chosen(b, u, lists, t, first + i * KV_BLOCK, OWN_ALL, visible))
+                cpu_attend_block(b, m, u, layer, a->code.v[job->own_begin + i],
+                                 t || i + 1 == n ? UINT32_MAX : a->code.v[job->own_begin + i + 1], i, t, visible);
             else
-                partial_clear(b, stack_tile(b, m, u, i, t));
+                cpu_partial_clear(b, cpu_stack_tile(b, m, u, i, t));
         }
     }
     for (uint32_t step = 1; step < n; step *= 2)
         for (uint32_t i = 0; i + step < n; i += 2 * step)
             for (uint32_t t = 0; t < u->n_tiles; t++)
-                b->attn->merge(&b->attn_shape, cpu_tile_vectors(b, job, u->tile + t), stack_tile(b, m, u, i, t),
-                               stack_tile(b, m, u, i + step, t));
+                b->attn->merge(&b->attn_shape, cpu_tile_vectors(b, job, u->tile + t), cpu_stack_tile(b, m, u, i, t),
+                               cpu_stack_tile(b, m, u, i + step, t));
 }
 
 /* Where a user's vector is among the unit's, and among its job's: the unit has some of the leaf's vectors. */
@@ -352,7 +382,7 @@ static void hand_out(struct backend *b, const struct cpu_member *m, const struct
     for (uint32_t i = leaf->user; i < leaf->user + leaf->n_users; i++) {
         const struct attend_user *user = &a->users[i];
         for (uint32_t v = 0; part_next(b, u, user, v, &part); v = part.v + 1) {
-            const float *from = stack_tile(b, m, u, 0, part.tile);
+            const float *from = cpu_stack_tile(b, m, u, 0, part.tile);
             float *to = cpu_store_tile(b, &a->jobs[user->job], user->item, u->head, part.v / ATTN_ROWS);
             const uint32_t at = part.v % ATTN_ROWS;
             to[at] = from[part.at];
@@ -375,7 +405,7 @@ static void attend_job_unit(struct backend *b, struct cpu_member *m, const struc
     else
         attend_whole(b, m, u, layer, a->fines[u->fine].begin, a->fines[u->fine].end);
     for (uint32_t t = 0; t < u->n_tiles; t++)
-        memcpy(cpu_store_tile(b, job, u->item, u->head, u->tile + t), stack_tile(b, m, u, 0, t),
+        memcpy(cpu_store_tile(b, job, u->item, u->head, u->tile + t), cpu_stack_tile(b, m, u, 0, t),
                b->partial_floats * sizeof(float));
 }
 

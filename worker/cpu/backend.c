@@ -35,6 +35,7 @@ static void cpu_close(struct backend *b)
         free(b->members[i].open_q_tiles);
         free(b->members[i].sample_scratch);
         free(b->members[i].row_scratch);
+        free(b->members[i].select);
     }
     free(b->members);
     free(b->cos);
@@ -43,6 +44,7 @@ static void cpu_close(struct backend *b)
     free(b->logit_rows);
     free(b->ops);
     free(b->units);
+    free(b->lists);
     free(b->store);
     free(b->scratch);
     free(b->window);
@@ -326,7 +328,7 @@ static enum status cpu_begin(struct backend *b, const struct step_input *input)
     b->overflow = false;
     if (!cpu_units_build(b) || !answers_reserve(b) ||
         !cpu_reserve(&b->window, &b->window_room, a->n_remote_rows * query) ||
-        !cpu_reserve(&b->wire, &b->wire_room, wire_bytes(a)))
+        !cpu_reserve(&b->wire, &b->wire_room, wire_bytes(a)) || !cpu_select_reserve(b))
         return ST_NO_MEMORY;
     angles(b);
     return ST_OK;
@@ -375,6 +377,29 @@ static void record_seal(struct backend *b, uint32_t layer)
 {
     if (b->attn->seal)
         record(b, cpu_seal)->layer = layer;
+}
+
+static void record_sketch(struct backend *b, uint32_t layer)
+{
+    const struct select *s = b->input->select;
+    if (!s->store.impl->by_row)
+        record(b, cpu_sketch_queries)->layer = layer;
+    if (s->n_seals)
+        record(b, cpu_sketch_make)->layer = layer;
+    if (s->n_sends)
+        record(b, cpu_sketch_send)->layer = layer;
+}
+
+static void record_sketch_receive(struct backend *b, uint32_t layer)
+{
+    record(b, cpu_sketch_receive)->layer = layer;
+}
+
+static void record_select(struct backend *b, uint32_t layer)
+{
+    if (!b->input->select->store.impl->by_row)
+        record(b, cpu_select_weights)->layer = layer;
+    record(b, cpu_select)->layer = layer;
 }
 
 static void record_traffic(struct backend *b, cpu_op_fn *fn, uint32_t layer, enum attend_traffic what)
@@ -456,6 +481,7 @@ static enum status cpu_run(struct backend *b, const struct exchange_ops *exchang
     b->deadline_ns = deadline_ns;
     b->cost = (struct step_cost){ 0 };
     b->failed_peer = UINT16_MAX;
+    atomic_store(&b->parts_skipped, 0);
     atomic_store(&b->failed, ST_OK);
     atomic_store(&b->stop_at, UINT32_MAX);
     const int64_t start = clock_ns();
@@ -463,7 +489,7 @@ static enum status cpu_run(struct backend *b, const struct exchange_ops *exchang
     b->cost.busy_ns = clock_ns() - start - b->cost.wait_ns;
     const uint64_t part = 2 * (uint64_t)b->part_bytes * b->config->n_layers;
     const uint64_t open = 2 * (uint64_t)b->open_part_bytes * b->config->n_layers * b->open_read;
-    b->cost.kv_bytes_read = b->parts_read * part + open;
+    b->cost.kv_bytes_read = b->parts_read * part + open - 2 * (uint64_t)b->part_bytes * atomic_load(&b->parts_skipped);
     b->cost.kv_bytes_dense = b->parts_dense * part + open;
     *answers_out = b->answers;
     *cost_out = b->cost;
@@ -487,6 +513,9 @@ const struct backend_ops backend_cpu = {
     .norm_heads = record_norm_heads,
     .rope_store = record_rope_store,
     .seal = record_seal,
+    .sketch = record_sketch,
+    .sketch_receive = record_sketch_receive,
+    .select = record_select,
     .send = record_send,
     .receive = record_receive,
     .attend = record_attend,

@@ -74,6 +74,13 @@ struct cpu_member {
     uint8_t *open_q_tiles; /* [CPU_UNIT_TILES]; NULL: q_tiles serve */
     uint8_t *sample_scratch;
     uint8_t *row_scratch; /* one stored embedding row */
+    uint8_t *select;      /* select.c's */
+    size_t select_room;
+};
+
+/* Of each vector of a unit's tiles: the blocks that it reads, or NULL: all. */
+struct cpu_lists {
+    const uint64_t *of[CPU_LEAF_TILES][ATTN_ROWS];
 };
 
 struct backend {
@@ -102,6 +109,10 @@ struct backend {
     uint32_t n_ops, ops_room;
     struct cpu_unit *units;
     uint32_t n_units, n_local_units, units_room;
+    bool selects;    /* some row of the step is sparse */
+    uint64_t *lists; /* of one layer: struct select says where */
+    size_t lists_room;
+    _Atomic uint64_t parts_skipped;   /* of parts_read in one layer: in all layers together */
     uint64_t open_read;               /* the same of open blocks that are not open in place */
     uint64_t parts_read, parts_dense; /* pairs of a block's keys and values of one KV head, in one layer */
     float *store;                     /* partial tiles of attend's items */
@@ -148,7 +159,30 @@ cpu_op_fn cpu_seal;
 /* Keys of an open block's KV head; values open_part_bytes behind. slot, open: as in struct step_row. */
 uint8_t *cpu_open_part(const struct backend *b, uint32_t slot, uint32_t open, uint32_t layer, uint32_t head);
 
+/* select.c */
+bool cpu_select_reserve(struct backend *b);
+cpu_op_fn cpu_sketch_queries, cpu_sketch_make, cpu_sketch_send, cpu_sketch_receive, cpu_select_weights, cpu_select;
+/* Bytes of choices behind the queries of message i of a kind. */
+size_t cpu_choices_bytes(const struct backend *b, uint32_t kind, uint32_t message, uint32_t layer);
+void cpu_choices_put(struct backend *b, uint32_t message, uint8_t *wire);
+void cpu_choices_get(struct backend *b, uint32_t message, uint8_t *wire);
+
+/* attend_sparse.c */
+/* The lists of the unit's vectors in a layer; false: they read everything. */
+bool cpu_unit_lists(const struct backend *b, const struct cpu_unit *u, uint32_t layer, struct cpu_lists *lists);
+/* As attend_whole(), where some of the vectors have lists. */
+void cpu_attend_whole_sparse(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer,
+                             uint32_t begin, uint32_t end, const struct cpu_lists *lists);
+/* visible [n] of tile t becomes 0 where the list lacks the block. false: none of them sees any of it. */
+bool cpu_lists_filter(const struct cpu_lists *lists, uint32_t t, uint32_t n, uint32_t block, uint8_t *visible);
+
 /* attend.c: partials */
+uint32_t cpu_unit_vectors(const struct backend *b, const struct cpu_unit *u, uint32_t t);
+float *cpu_stack_tile(const struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t depth,
+                      uint32_t t);
+void cpu_attend_block(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer,
+                      uint32_t slot, uint32_t next, uint32_t depth, uint32_t t, const uint8_t *visible);
+void cpu_partial_clear(const struct backend *b, float *tile);
 bool cpu_units_build(struct backend *b);
 cpu_op_fn cpu_attend, cpu_attend_join, cpu_attend_finish;
 

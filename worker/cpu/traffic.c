@@ -114,14 +114,17 @@ void cpu_send(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_
                     put_node(b, job, a->code.v[a->nodes[job->node + k].begin],
                              (float *)(void *)(b->wire + ref->offset) + k * node_floats(b, job));
         }
+        const size_t choices = op->kind == SEND_QUERIES ? cpu_choices_bytes(b, op->kind, i, op->layer) : 0;
+        if (choices)
+            cpu_choices_put(b, i, b->wire + m->bytes);
         const struct exchange_key key = message_key(b, op, m->peer);
-        const struct iovec part = { b->wire, m->bytes };
+        const struct iovec part = { b->wire, m->bytes + choices };
         const enum status st = b->exchange_ops->send(b->exchange, &key, &part, 1);
         if (st) {
             cpu_fail(b, st, m->peer);
             return;
         }
-        b->cost.bytes_sent += m->bytes;
+        b->cost.bytes_sent += m->bytes + choices;
     }
 }
 
@@ -132,10 +135,13 @@ void cpu_receive(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t
     for (uint32_t i = 0; member == 0 && i < a->n_messages[op->kind]; i++) {
         const struct attend_message *m = &a->messages[op->kind][i];
         const struct exchange_key key = message_key(b, op, m->peer);
+        const size_t choices = op->kind == RECEIVE_QUERIES ? cpu_choices_bytes(b, op->kind, i, op->layer) : 0;
         const int64_t start = clock_ns();
-        enum status st = b->exchange_ops->recv(b->exchange, &key, b->wire, m->bytes, b->deadline_ns);
+        enum status st = b->exchange_ops->recv(b->exchange, &key, b->wire, m->bytes + choices, b->deadline_ns);
         b->cost.wait_ns += clock_ns() - start;
-        b->cost.bytes_received += m->bytes;
+        b->cost.bytes_received += m->bytes + choices;
+        if (!st && choices)
+            cpu_choices_get(b, i, b->wire + m->bytes);
         for (uint32_t r = m->job_begin; r < m->job_end && !st; r++) {
             const struct attend_ref *ref = &a->refs[r];
             const struct attend_job *job = &a->jobs[ref->job];

@@ -127,6 +127,9 @@ static inline struct plan *plan_case_make(struct plan_case *c, struct rng *rng, 
                                 .table_from = first,
                                 .n_table = n_blocks,
                                 .table = c->tables[s],
+                                .density = rng_below(rng, PLAN_DENSITY_ONE + 1),
+                                .cast = p->n_members < 64 ? rng_next(rng) & (((uint64_t)1 << p->n_members) - 1)
+                                                          : rng_next(rng),
                                 .reader_from = leaf_from,
                                 .n_readers = n_leaves,
                                 .readers = c->readers[s],
@@ -163,7 +166,8 @@ static inline bool plan_equal(const struct plan *a, const struct plan *b)
             s->reader_from != t->reader_from || s->n_readers != t->n_readers ||
             s->sampling.temperature != t->sampling.temperature || s->sampling.top_p != t->sampling.top_p ||
             s->sampling.top_k != t->sampling.top_k || s->sampling.seed != t->sampling.seed ||
-            s->sampling.min_p != t->sampling.min_p || memcmp(s->table, t->table, s->n_table * sizeof *s->table) ||
+            s->density != t->density || s->cast != t->cast || s->sampling.min_p != t->sampling.min_p ||
+            memcmp(s->table, t->table, s->n_table * sizeof *s->table) ||
             memcmp(s->readers, t->readers, s->n_readers * sizeof *s->readers))
             return false;
     }

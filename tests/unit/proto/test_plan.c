@@ -256,6 +256,12 @@ static void break_rule(int rule, struct plan *p, struct plan_seq *s, struct plan
     case 43:
         r[1].edits = &large_set;
         break;
+    case 44:
+        s[1].density = PLAN_DENSITY_ONE + 1;
+        break;
+    case 45:
+        s[0].cast = (uint64_t)1 << 63;
+        break;
     }
 }
 
@@ -307,6 +313,8 @@ static void each_rule_is_kept(void **state)
         { "plan.sets", 41 },
         { "add_token[0]", 42 },
         { "edit_allowed_bytes", 43 },
+        { "seq_density[1]", 44 },
+        { "seq_cast[0]", 45 },
     };
     for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
         struct plan_seq seqs[] = {

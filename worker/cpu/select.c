@@ -1,0 +1,380 @@
+/* Sparse attention: sketches of the blocks that the step completes, and the lists of blocks that its rows read. */
+#include <string.h>
+
+#include "common/clock.h"
+#include "worker/cpu/cpu.h"
+
+/* What one thread needs: pointers to sketches, rows of weights or keys; queries; scores, and two words a block for the choice. */
+struct scratch {
+    const void **pointers;
+    const float **q;
+    float *queries, *scores, *logits;
+    uint32_t *words;
+};
+
+static size_t scratch_pointers(const struct backend *b)
+{
+    const size_t blocks = (size_t)b->input->select->own_max + 1;
+    return blocks > b->config->n_kv_heads ? blocks : b->config->n_kv_heads;
+}
+
+static size_t scratch_bytes(const struct backend *b)
+{
+    const size_t blocks = (size_t)b->input->select->own_max + 1, heads = b->config->n_heads;
+    return (scratch_pointers(b) + heads) * sizeof(void *) + heads * b->config->head_dim * sizeof(float) +
+           blocks * (2 * sizeof(float) + 2 * sizeof(uint32_t));
+}
+
+static struct scratch scratch_of(const struct backend *b, uint32_t member)
+{
+    const size_t blocks = (size_t)b->input->select->own_max + 1, heads = b->config->n_heads;
+    struct scratch x = { .pointers = (const void **)(void *)b->members[member].select };
+    x.q = (const float **)(void *)(x.pointers + scratch_pointers(b));
+    x.queries = (float *)(void *)(x.q + heads);
+    x.scores = x.queries + heads * b->config->head_dim;
+    x.logits = x.scores + blocks;
+    x.words = (uint32_t *)(void *)(x.logits + blocks);
+    return x;
+}
+
+bool cpu_select_reserve(struct backend *b)
+{
+    const struct select *s = b->input->select;
+    size_t most = 0;
+    b->selects = s && select_active(s) && s->sparse;
+    if (!s || !select_active(s))
+        return true;
+    for (uint32_t i = 0; i < s->n_sends; i++)
+        most = s->sends[i].end - s->sends[i].begin > most ? s->sends[i].end - s->sends[i].begin : most;
+    for (uint32_t i = 0; i < s->n_gets; i++)
+        most = s->gets[i].end - s->gets[i].begin > most ? s->gets[i].end - s->gets[i].begin : most;
+    most *= s->store.layer_bytes;
+    for (int kind = SEND_QUERIES; kind <= RECEIVE_QUERIES; kind++) {
+        for (uint32_t i = 0; i < b->input->attend->n_messages[kind]; i++) {
+            const size_t bytes = b->input->attend->messages[kind][i].bytes + s->choices[kind][i];
+            most = bytes > most ? bytes : most;
+        }
+    }
+    if (!cpu_reserve(&b->wire, &b->wire_room, most) ||
+        !cpu_reserve(&b->lists, &b->lists_room, s->list_words * sizeof(uint64_t)))
+        return false;
+    for (uint32_t i = 0; i < b->n_threads; i++)
+        if (!cpu_reserve(&b->members[i].select, &b->members[i].select_room, scratch_bytes(b)))
+            return false;
+    return true;
+}
+
+static uint32_t sparse_index(const struct select *s, uint32_t layer)
+{
+    return layer - s->store.spec.dense_layers;
+}
+
+/* ---- sketches ---- */
+
+void cpu_sketch_queries(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_members)
+{
+    const struct select *s = b->input->select;
+    const struct cpu_tensor *q = &b->tensor[TENSOR_Q];
+    uint32_t begin, end;
+    team_share(b->input->n_rows, member, n_members, &begin, &end);
+    for (uint32_t r = begin; r < end; r++) {
+        float *means = sketch_queries(&s->store, s->rows[r], op->layer);
+        selector_q_mean(&s->store.shape, (const float *)(const void *)q->data + r * q->stride,
+                        means + (size_t)(b->input->rows[r].pos % KV_BLOCK) * b->config->head_dim);
+    }
+}
+
+void cpu_sketch_make(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_members)
+{
+    const struct select *s = b->input->select;
+    for (uint32_t i = member; i < s->n_seals; i += n_members) {
+        const struct step_seal *seal = &b->input->seals[i];
+        struct sketch *sketch = s->seals[i];
+        const void **parts = scratch_of(b, member).pointers;
+        for (uint32_t j = 0; j < b->config->n_kv_heads; j++)
+            parts[j] = cpu_open_part(b, seal->slot, seal->open, op->layer, j);
+        s->store.impl->sketch(&s->store.shape, parts,
+                              sketch->queries ? sketch_queries(&s->store, sketch, op->layer) : NULL,
+                              sketch_layer(&s->store, sketch, op->layer));
+        sketch->have[sparse_index(s, op->layer)] = 1;
+    }
+}
+
+static struct exchange_key sketch_key(const struct backend *b, const struct cpu_op *op, uint16_t peer)
+{
+    struct exchange_key key = b->input->key;
+    key.layer = (uint16_t)op->layer;
+    key.phase = PHASE_SKETCH;
+    key.peer = peer;
+    return key;
+}
+
+void cpu_sketch_send(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_members)
+{
+    const struct select *s = b->input->select;
+    (void)n_members;
+    for (uint32_t i = 0; member == 0 && i < s->n_sends; i++) {
+        const struct select_message *m = &s->sends[i];
+        const struct exchange_key key = sketch_key(b, op, m->peer);
+        const size_t bytes = (m->end - m->begin) * s->store.layer_bytes;
+        for (uint32_t k = m->begin; k < m->end; k++)
+            memcpy(b->wire + (k - m->begin) * s->store.layer_bytes, sketch_layer(&s->store, s->sent[k], op->layer),
+                   s->store.layer_bytes);
+        const struct iovec part = { b->wire, bytes };
+        const enum status st = b->exchange_ops->send(b->exchange, &key, &part, 1);
+        if (st) {
+            cpu_fail(b, st, m->peer);
+            return;
+        }
+        b->cost.bytes_sent += bytes;
+    }
+}
+
+void cpu_sketch_receive(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_members)
+{
+    const struct select *s = b->input->select;
+    (void)n_members;
+    for (uint32_t i = 0; member == 0 && i < s->n_gets; i++) {
+        const struct select_message *m = &s->gets[i];
+        const struct exchange_key key = sketch_key(b, op, m->peer);
+        const size_t bytes = (m->end - m->begin) * s->store.layer_bytes;
+        const int64_t start = clock_ns();
+        enum status st = b->exchange_ops->recv(b->exchange, &key, b->wire, bytes, b->deadline_ns);
+        b->cost.wait_ns += clock_ns() - start;
+        b->cost.bytes_received += bytes;
+        if (!st && !sketch_finite(&s->store, b->wire, bytes))
+            st = ST_CORRUPT;
+        if (st) {
+            cpu_fail(b, st, m->peer);
+            return;
+        }
+        for (uint32_t k = m->begin; k < m->end; k++) {
+            memcpy(sketch_layer(&s->store, s->sent[k], op->layer), b->wire + (k - m->begin) * s->store.layer_bytes,
+                   s->store.layer_bytes);
+            s->sent[k]->have[sparse_index(s, op->layer)] = 1;
+        }
+    }
+}
+
+/* Those of blocks 0 .. n - 1 in one layer. false: one is not here, which no plan of a sound coordinator brings about. */
+static bool sketches_point(struct backend *b, const struct select_seq *q, uint32_t n, uint32_t layer, const void **out)
+{
+    const struct select *s = b->input->select;
+    for (uint32_t c = 0; c < n; c++) {
+        const struct sketch *sketch = q->sketches[c];
+        if (!sketch->have || !sketch->have[sparse_index(s, layer)]) {
+            cpu_fail(b, ST_NOT_FOUND, UINT16_MAX);
+            return false;
+        }
+        out[c] = sketch_layer(&s->store, sketch, layer);
+    }
+    return true;
+}
+
+/* ---- by row ---- */
+
+static uint64_t *unit_list(const struct backend *b, const struct select_unit *u)
+{
+    const struct select_job *job = &b->input->select->jobs[u->job];
+    return b->lists + job->at + (size_t)u->index * job->words;
+}
+
+/* The words of a job's lists are as many as its last row needs. */
+static void choose(struct backend *b, const struct select_unit *u, const float *scores, uint32_t *words)
+{
+    const struct select *s = b->input->select;
+    const uint32_t own_words = selector_words(u->own);
+    memset(unit_list(b, u) + own_words, 0, (s->jobs[u->job].words - own_words) * sizeof(uint64_t));
+    const struct selector_choice choice = { .own = u->own,
+                                            .density = s->jobs[u->job].density,
+                                            .leaf_blocks = s->leaf_blocks,
+                                            .by_slot = s->store.spec.by_slot };
+    selector_choose(&choice, scores, words, unit_list(b, u));
+}
+
+/* Queries as attention rounds them. */
+static const float *rounded(const struct backend *b, const float *q, float *to)
+{
+    for (uint32_t d = 0; d < b->config->head_dim; d++)
+        to[d] = b->float32 ? q[d] : bf16_to_f32(f32_to_bf16(q[d]));
+    return to;
+}
+
+static void choose_by_row(struct backend *b, const struct select_unit *u, uint32_t layer, const struct scratch *x)
+{
+    const struct select *s = b->input->select;
+    const struct model_config *c = b->config;
+    const struct attend_job *job = &b->input->attend->jobs[u->job];
+    const struct cpu_tensor *tensor = &b->tensor[TENSOR_Q];
+    const uint32_t head = u->index % c->n_kv_heads, group = c->n_heads / c->n_kv_heads,
+                   row = job->row + u->index / c->n_kv_heads;
+    if (!selector_reads_all(u->own, s->jobs[u->job].density)) {
+        const float *from = (const float *)(const void *)tensor->data + row * tensor->stride;
+        if (!sketches_point(b, s->jobs[u->job].seq, u->own, layer, x->pointers))
+            return;
+        for (uint32_t i = 0; i < group; i++)
+            x->q[i] = rounded(b, from + (size_t)(head * group + i) * c->head_dim, x->queries + (size_t)i * c->head_dim);
+        s->store.impl->score(&s->store.shape, head, x->q, x->pointers, u->own, x->scores);
+    }
+    choose(b, u, x->scores, x->words);
+}
+
+/* ---- by block: a walk ---- */
+
+/* Rows of the layer's weights that are not kept yet: row i by one thread, whichever sequences name it. */
+void cpu_select_weights(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_members)
+{
+    struct select *s = b->input->select;
+    const struct scratch x = scratch_of(b, member);
+    const uint32_t layer = sparse_index(s, op->layer);
+    for (uint32_t k = 0; k < s->n_units; k++) {
+        const struct select_unit *u = &s->units[k];
+        const struct select_job *job = &s->jobs[u->job];
+        const bool last = k + 1 == s->n_units || s->units[k + 1].job != u->job; /* of the job: it needs the most */
+        bool pointed = false;
+        for (uint32_t i = member; last && i < u->own; i += n_members) {
+            struct sketch *sketch = job->seq->sketches[i];
+            if (sketch->weights && sketch->weights[layer])
+                continue;
+            if (!pointed && !sketches_point(b, job->seq, u->own, op->layer, x.pointers))
+                return;
+            pointed = true;
+            if (!sketch->weights)
+                sketch->weights = sketch_alloc(&s->store, s->store.n_layers * sizeof(uint16_t *));
+            uint16_t *w = sketch->weights ? sketch_alloc(&s->store, (i + 1) * sizeof *w) : NULL;
+            if (!w) {
+                cpu_fail(b, ST_NO_MEMORY, UINT16_MAX);
+                return;
+            }
+            s->store.impl->weights(&s->store.shape, x.pointers, i, x.logits, w);
+            sketch->weights[layer] = w;
+        }
+    }
+}
+
+/* One layer on from where the walk of the block's last sketch is; from the first layer if it is not at the layer before. */
+static const float *walk_to(struct backend *b, struct sketch *at, const struct select_seq *q, uint32_t n,
+                            uint32_t layer, const struct scratch *x)
+{
+    struct select *s = b->input->select;
+    if (!at->walk)
+        at->walk = sketch_alloc(&s->store, n * sizeof *at->walk);
+    if (!at->walk) {
+        cpu_fail(b, ST_NO_MEMORY, UINT16_MAX);
+        return NULL;
+    }
+    uint32_t from = layer;
+    if (!(at->walk_n && at->walk_layer + 1 == layer))
+        from = 0;
+    for (uint32_t l = from; l <= layer; l++) {
+        if (l == 0) {
+            for (uint32_t j = 0; j < n; j++)
+                at->walk[j] = bf16_to_f32(at->weights[0][j]);
+        } else {
+            for (uint32_t i = 0; i < n; i++)
+                x->pointers[i] = q->sketches[i]->weights[l];
+            selector_walk((const uint16_t *const *)(const void *)x->pointers, n, at->walk, x->scores);
+            memcpy(at->walk, x->scores, n * sizeof *at->walk);
+        }
+    }
+    at->walk_n = n;
+    at->walk_layer = layer;
+    return at->walk;
+}
+
+/* A list is kept with the sketch that it was made with, behind the density that it was made for. */
+static void choose_by_block(struct backend *b, const struct select_unit *u, uint32_t layer, const struct scratch *x)
+{
+    struct select *s = b->input->select;
+    const struct select_job *job = &s->jobs[u->job];
+    const size_t bytes = selector_words(u->own) * sizeof(uint64_t);
+    uint64_t *list = unit_list(b, u);
+    if (selector_reads_all(u->own, job->density)) {
+        choose(b, u, NULL, x->words);
+        return;
+    }
+    struct sketch *at = job->seq->sketches[u->own - 1];
+    if (at->lists && at->lists[layer] && at->lists[layer][0] == job->density) {
+        memset(list, 0, job->words * sizeof *list);
+        memcpy(list, at->lists[layer] + 1, bytes);
+        return;
+    }
+    const float *walk = walk_to(b, at, job->seq, u->own, layer, x);
+    if (!walk)
+        return;
+    choose(b, u, walk, x->words);
+    if (!at->lists)
+        at->lists = sketch_alloc(&s->store, s->store.n_layers * sizeof(uint64_t *));
+    if (at->lists && !at->lists[layer])
+        at->lists[layer] = sketch_alloc(&s->store, sizeof(uint64_t) + bytes);
+    if (!at->lists || !at->lists[layer]) {
+        cpu_fail(b, ST_NO_MEMORY, UINT16_MAX);
+        return;
+    }
+    at->lists[layer][0] = job->density;
+    memcpy(at->lists[layer] + 1, list, bytes);
+}
+
+/* A sketch's walk and lists are made by one thread: rows of the same block of several sequences may share it. */
+void cpu_select(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_members)
+{
+    const struct select *s = b->input->select;
+    const struct scratch x = scratch_of(b, member);
+    for (uint32_t i = 0; i < s->n_units; i++) {
+        const struct select_unit *u = &s->units[i];
+        if (s->store.impl->by_row && i % n_members == member)
+            choose_by_row(b, u, op->layer, &x);
+        else if (!s->store.impl->by_row && u->own % n_members == member)
+            choose_by_block(b, u, sparse_index(s, op->layer), &x);
+    }
+}
+
+/* ---- choices with queries ---- */
+
+size_t cpu_choices_bytes(const struct backend *b, uint32_t kind, uint32_t message, uint32_t layer)
+{
+    return b->selects && select_layer(b->input->select, layer) ? b->input->select->choices[kind][message] : 0;
+}
+
+static void put_bit(uint64_t *list, uint32_t at, bool on)
+{
+    list[at / 64] |= (uint64_t)on << (at % 64);
+}
+
+/* Copies bits of a job's lists to the wire, or from it: the blocks of the reader's leaves stand side by side there. */
+static void choices_move(struct backend *b, uint32_t kind, uint32_t message, uint8_t *wire)
+{
+    const struct select *s = b->input->select;
+    const struct attend_message *m = &b->input->attend->messages[kind][message];
+    for (uint32_t r = m->job_begin; r < m->job_end; r++) {
+        const struct select_ref *ref = &s->refs[r];
+        const struct select_job *job = &s->jobs[b->input->attend->refs[r].job];
+        const uint32_t n = (ref->leaf_end - ref->leaf_begin) * s->leaf_blocks, words = selector_words(n);
+        for (uint32_t i = 0; job->density && i < job->n_lists; i++) {
+            uint64_t *list = b->lists + job->at + (size_t)i * job->words;
+            uint8_t *at = wire + ref->offset + (size_t)i * words * sizeof(uint64_t);
+            if (kind == RECEIVE_QUERIES)
+                memset(list, 0, job->words * sizeof *list);
+            else
+                memset(at, 0, words * sizeof(uint64_t));
+            for (uint32_t k = 0; k < n; k++) {
+                const uint32_t leaf = s->leaves.v[ref->leaf_begin + k / s->leaf_blocks],
+                               block = leaf * s->leaf_blocks + k % s->leaf_blocks;
+                if (kind == RECEIVE_QUERIES)
+                    put_bit(list, block, at[k / 8] >> k % 8 & 1);
+                else
+                    at[k / 8] |= (uint8_t)(selector_has(list, block) << k % 8);
+            }
+        }
+    }
+}
+
+void cpu_choices_put(struct backend *b, uint32_t message, uint8_t *wire)
+{
+    choices_move(b, SEND_QUERIES, message, wire);
+}
+
+void cpu_choices_get(struct backend *b, uint32_t message, uint8_t *wire)
+{
+    choices_move(b, RECEIVE_QUERIES, message, wire);
+}

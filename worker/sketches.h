@@ -1,0 +1,102 @@
+#ifndef LONGSPAN_WORKER_SKETCHES_H
+#define LONGSPAN_WORKER_SKETCHES_H
+
+/*
+ * Sketches of KV blocks, by handle: of the blocks in this worker's pool, and of those before the rows that sequences have, or will have, here. A sketch stays as
+ * long as its block is in the pool or a sequence names it. Beside the sketch itself an entry keeps what can be made again: the positions'
+ * query means of a block that is not committed, and a walk's weights and lists.
+ *
+ * The step thread owns the store; a step's threads write what select.h hands them, each entry's layer by one thread.
+ */
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "kernels/selector.h"
+#include "kvstore/kvstore.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct sketch {
+    kv_handle handle;
+    struct sketch *next; /* of its bucket */
+    uint32_t refs;       /* sequences that name it */
+    bool held;           /* its block is in the pool, or was taken from the wire */
+    uint8_t *data;       /* [sparse layers][layer_bytes]; NULL: nothing is known yet */
+    uint8_t *have;       /* [sparse layers]: that layer's is there */
+    float
+        *queries; /* [sparse layers][KV_BLOCK][head_dim]: means of the queries by position; NULL: none, or committed */
+    /* A walk through the sketches up to this one: caches. */
+    uint16_t **weights; /* [sparse layers]: row of this block, [position + 1], or NULL */
+    uint64_t **lists;   /* [sparse layers]: for rows of the next block: a density, then the list; or NULL */
+    float *walk;        /* [position + 1]: after layer walk_layer */
+    uint32_t walk_layer, walk_n;
+};
+
+struct sketches {
+    const struct selector_impl *impl; /* NULL: dense, nothing is kept */
+    struct selector_spec spec;
+    struct selector_shape shape;
+    uint32_t n_layers; /* sparse ones */
+    size_t layer_bytes;
+    struct sketch **buckets;
+    uint32_t n_buckets, n;
+    _Atomic uint64_t bytes; /* of all that is kept */
+};
+
+/* impl NULL: a store that keeps nothing. ST_NO_MEMORY. */
+enum status sketches_init(struct sketches *all, const struct selector_impl *impl, const struct selector_spec *spec,
+                          const struct selector_shape *shape, uint32_t n_model_layers);
+void sketches_deinit(struct sketches *all);
+
+/* NULL: not here. */
+struct sketch *sketch_find(const struct sketches *all, kv_handle handle);
+/* The same, made if it is not here: NULL: no memory. */
+struct sketch *sketch_open(struct sketches *all, kv_handle handle);
+/* A sequence names it, or no longer does. */
+void sketch_ref(struct sketch *s);
+void sketch_unref(struct sketches *all, struct sketch *s);
+/* Its block is here from now on; or has left. Nothing if there is no such sketch. */
+void sketch_hold(struct sketch *s);
+void sketch_drop(struct sketches *all, kv_handle handle);
+
+/* Memory for the sketch itself, for the query means. false: there is none. */
+bool sketch_take(struct sketches *all, struct sketch *s);
+bool sketch_take_queries(struct sketches *all, struct sketch *s);
+/* Memory of caches, counted: for one thread at a time an entry. Freed with the entry. */
+void *sketch_alloc(struct sketches *all, size_t bytes);
+/* Are all numbers of some layers' sketches finite? */
+bool sketch_finite(const struct sketches *all, const uint8_t *data, size_t bytes);
+/* The query means go: its block is committed. */
+void sketch_commit(struct sketches *all, struct sketch *s);
+/* All layers are there. */
+bool sketch_complete(const struct sketches *all, const struct sketch *s);
+
+/* layer: of the model, not below dense_layers */
+static inline uint8_t *sketch_layer(const struct sketches *all, const struct sketch *s, uint32_t layer)
+{
+    return s->data + (layer - all->spec.dense_layers) * all->layer_bytes;
+}
+static inline float *sketch_queries(const struct sketches *all, const struct sketch *s, uint32_t layer)
+{
+    return s->queries + (size_t)(layer - all->spec.dense_layers) * KV_BLOCK * all->shape.head_dim;
+}
+
+/*
+ * Wire form, behind a block's: u32 magic, u32 layer bytes, u64 handle, u32 layers, u32 zero, u64 checksum64 of the payload and the fields before;
+ * then the layers. 0 bytes where nothing is kept.
+ */
+size_t sketch_wire_bytes(const struct sketches *all);
+/* out [sketch_wire_bytes]. ST_NOT_FOUND: it is not complete here. */
+enum status sketch_export(const struct sketches *all, kv_handle handle, uint8_t *out);
+/* Checks all of it. ST_CORRUPT: err says what. What is here already stays. */
+enum status sketch_import(struct sketches *all, const uint8_t *data, size_t bytes, kv_handle handle, struct error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
