@@ -256,7 +256,8 @@ uint16_t sim_join_as(struct sim *sim, uint32_t n_blocks, const char *fingerprint
     const uint16_t id = (uint16_t)sim->n_workers++;
     const struct control_ready ready = { .fingerprint = fingerprint,
                                          .leaf_blocks = sim->options.leaf_blocks,
-                                         .n_blocks = n_blocks };
+                                         .n_blocks = n_blocks,
+                                         .open_blocks = sim->options.open_blocks };
     assert(id < 256);
     sim->workers[id] = sim_worker_new(sim, id, n_blocks);
     if (sched_worker_ready(sim->s, id, &ready, NULL))

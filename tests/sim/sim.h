@@ -22,6 +22,7 @@ struct sim_options {
     const char *replay; /* command that replays it, for messages */
     struct sched_config config;
     uint32_t n_workers, leaf_blocks, n_blocks[SIM_WORKERS_MAX];
+    uint32_t open_blocks;  /* of each worker: places for blocks that are not sealed and committed; 0: no such limit */
     bool choices;          /* draw what policy may decide freely */
     uint32_t copy_faults;  /* of 1000 copies, this many fail or vanish */
     uint32_t delay_max_ms; /* of messages */

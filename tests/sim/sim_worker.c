@@ -12,12 +12,14 @@ struct held {
     uint32_t position, pins;
     bool valid[PLAN_BLOCK];
     int32_t tokens[PLAN_BLOCK];
+    bool open;                         /* has a place for open rows */
+    uint64_t seq;                      /* whose they are */
     uint64_t before, hash[PLAN_BLOCK]; /* of all tokens before the block; up to each position */
 };
 
 struct known {
     uint64_t id;
-    uint32_t n_table, n_readers;
+    uint32_t n_table, n_readers, committed;
     kv_handle table[TABLE_MAX];
     uint16_t readers[TABLE_MAX];
     uint32_t sampled_pos[SAMPLED];
@@ -180,11 +182,56 @@ static void learn(struct sim *sim, struct sim_worker *w, const struct plan_seq *
     assert(seq->table_from + seq->n_table <= TABLE_MAX);
     for (uint32_t i = 0; i < seq->n_table; i++)
         k->table[seq->table_from + i] = seq->table[i];
+    if (seq->committed < k->committed)
+        sim_wrong(sim, "worker %u: sequence %llu: committed were %u positions, now %u", w->id,
+                  (unsigned long long)seq->id, k->committed, seq->committed);
+    k->committed = seq->committed;
     k->n_table = seq->n_table + seq->table_from > k->n_table ? seq->n_table + seq->table_from : k->n_table;
     for (uint32_t i = 0; i < seq->n_readers; i++)
         k->readers[seq->reader_from + i] = seq->readers[i];
     if (seq->reader_from + seq->n_readers > k->n_readers)
         k->n_readers = seq->reader_from + seq->n_readers;
+}
+
+/* ---- open rows: the rule of worker/open.h ---- */
+
+static void open_release(struct sim_worker *w)
+{
+    for (uint32_t i = 0; i < w->n_held; i++) {
+        struct held *b = w->blocks[i];
+        const struct known *k = b->open ? known(w, b->seq) : NULL;
+        b->open = k && k->committed / PLAN_BLOCK <= b->position;
+    }
+}
+
+static bool runs_join(const struct plan_run *a, const struct plan_run *b)
+{
+    return a->seq == b->seq && a->home == b->home && a->pos + a->n_rows == b->pos;
+}
+
+/* The run comes to position pos of block b: are the rows before it still open, and is there a place for those that will be asked for later? */
+static void open_take(struct sim *sim, struct sim_worker *w, const struct plan *plan, const struct plan_run *run,
+                      struct held *b, uint32_t pos)
+{
+    const struct plan_run *first = run, *last = run;
+    while (first > plan->runs && runs_join(first - 1, first))
+        first--;
+    while (last + 1 < plan->runs + plan->n_runs && runs_join(last, last + 1))
+        last++;
+    const uint32_t begin = b->position * PLAN_BLOCK;
+    if (b->open || (first->pos <= begin && last->pos + last->n_rows >= begin + PLAN_BLOCK))
+        return;
+    if (pos % PLAN_BLOCK && first->pos > begin)
+        sim_wrong(sim, "worker %u: sequence %llu row %u: the open rows before it are gone", w->id,
+                  (unsigned long long)plan->seqs[run->seq].id, pos);
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < w->n_held; i++)
+        n += w->blocks[i]->open;
+    if (sim->options.open_blocks && n >= sim->options.open_blocks)
+        sim_wrong(sim, "worker %u: no place for open block %llu, all %u are taken", w->id,
+                  (unsigned long long)b->handle, n);
+    b->open = true;
+    b->seq = plan->seqs[run->seq].id;
 }
 
 /* ---- a step ---- */
@@ -274,6 +321,8 @@ static void run_rows(struct sim *sim, const struct plan *plan, const struct plan
                           run->home);
             b = take(sim, home, k->table[pos / PLAN_BLOCK], pos / PLAN_BLOCK);
         }
+        if (!i || !offset)
+            open_take(sim, home, plan, run, b, pos);
         if (!offset)
             b->before = hash;
         if (i == 0 && offset) {
@@ -341,6 +390,8 @@ static void abandon(struct sim *sim, struct sim_worker *w)
             struct held *b = find(w, k->table[pos / PLAN_BLOCK]);
             if (!b)
                 b = take(sim, w, k->table[pos / PLAN_BLOCK], pos / PLAN_BLOCK);
+            if (!j || pos % PLAN_BLOCK == 0)
+                open_take(sim, w, plan, run, b, pos);
             b->valid[pos % PLAN_BLOCK] = false;
         }
     }
@@ -376,6 +427,7 @@ static void plan_begin(struct sim *sim, struct sim_worker *w, const struct plan 
         forget(w, plan->forgets[i]);
     for (uint32_t i = 0; i < plan->n_seqs; i++)
         learn(sim, w, &plan->seqs[i]);
+    open_release(w);
     w->phase = AT_BARRIER;
     w->since = sim->now;
     sim->n_plans++;
@@ -429,6 +481,7 @@ static void send_block(struct sim *sim, struct sim_worker *w, const struct contr
     p->source = w->id;
     p->block = *b;
     p->block.pins = 0;
+    p->block.open = false;
     if (sim_draw(sim, 1000) < sim->options.copy_faults) {
         bool *const faults[] = { &p->lost, &p->refused, &p->late };
         *faults[sim_draw(sim, 3)] = true;

@@ -62,6 +62,7 @@ static struct sim_options options(struct life *l, uint64_t seed)
         .tenant_weights = draw(l, 2) ? NULL : "a=2,b=0.5",
         .seed = seed,
     };
+    o.open_blocks = draw(l, 2) ? 0 : (o.config.plans_ahead + 1) * (1 + draw(l, 6));
     return o;
 }
 
