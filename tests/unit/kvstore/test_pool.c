@@ -220,13 +220,51 @@ static void test_random(void **state)
     kv_pool_free(pool);
 }
 
+/* Places of open rows: zeroed, kept while the block is there, back with it or before. */
+static void test_rows(void **state)
+{
+    (void)state;
+    struct kv_pool *pool = pool_new(3);
+    struct error err = { 0 };
+    uint32_t slot[3], place[3], other;
+    assert_int_equal(kv_pool_rows_new(pool, 65, 2, &err), ST_INVALID);
+    assert_int_equal(kv_pool_rows_new(pool, 128, 0, &err), ST_INVALID);
+    assert_int_equal(kv_pool_rows_new(pool, (size_t)1 << 62, 2, &err), ST_INVALID);
+    assert_int_equal(kv_pool_rows_new(pool, 128, 2, &err), ST_OK);
+    struct kv_pool_stats stats;
+    kv_pool_stats(pool, &stats);
+    assert_int_equal(stats.n_rows, 2);
+    assert_int_equal(stats.rows_bytes, 2 * 3 * 2 * 128);
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(kv_pool_open(pool, 7 + i, &slot[i]), ST_OK);
+        assert_int_equal(kv_pool_rows(pool, slot[i]), UINT32_MAX);
+        assert_int_equal(kv_pool_rows_take(pool, slot[i], &place[i]), i < 2 ? ST_OK : ST_BUSY);
+    }
+    assert_int_not_equal(place[0], place[1]);
+    assert_int_equal(kv_pool_rows_take(pool, slot[1], &other), ST_OK); /* it has one */
+    assert_int_equal(other, place[1]);
+    assert_int_equal(kv_pool_rows(pool, slot[1]), place[1]);
+    uint8_t *first = kv_pool_rows_part(pool, place[1], 0, 0), *last = kv_pool_rows_part(pool, place[1], 1, 2);
+    assert_int_equal(last - first, 5 * 2 * 128);
+    assert_int_equal((uintptr_t)first % 64, 0);
+    memset(first, 0xff, stats.rows_bytes);
+    kv_pool_rows_drop(pool, slot[2]); /* it has none */
+    kv_pool_drop(pool, 8);            /* with the block */
+    assert_int_equal(kv_pool_rows_take(pool, slot[2], &other), ST_OK);
+    assert_int_equal(other, place[1]);
+    for (size_t i = 0; i < stats.rows_bytes; i++)
+        assert_int_equal(first[i], 0);
+    kv_pool_rows_drop(pool, slot[0]); /* the block stays */
+    assert_int_equal(kv_pool_rows(pool, slot[0]), UINT32_MAX);
+    assert_int_equal(kv_pool_find(pool, 7), slot[0]);
+    kv_pool_free(pool);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_layout),
-        cmocka_unit_test(test_open_drop),
-        cmocka_unit_test(test_pins),
-        cmocka_unit_test(test_random),
+        cmocka_unit_test(test_rows), cmocka_unit_test(test_layout), cmocka_unit_test(test_open_drop),
+        cmocka_unit_test(test_pins), cmocka_unit_test(test_random),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

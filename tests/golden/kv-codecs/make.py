@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""
+Sealed blocks and attention over them, by an implementation in numpy that shares nothing with the kernels: codecs.bin is what tests/unit/kernels/test_kv_golden.c
+reads. Run it again only when a codec's version changes:  python3 tests/golden/kv-codecs/make.py
+
+A record, little endian: u32 codec (0 int8, 1 int4-rot), u32 head_dim; keys, then values u16 bf16 [64][head_dim]; sealed keys, then values, as bytes; query
+u16 bf16 [head_dim]; f32 m, l, and o [head_dim] of attention over the decoded block in float64, in the plain basis.
+"""
+import os
+import struct
+
+import numpy as np
+
+BLOCK = 64
+
+
+def bf16(x):
+    """Nearest even, as the upper halves of float32."""
+    u = np.asarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    return ((u + 0x7FFF + (u >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def wide(h):
+    return (h.astype(np.uint32) << 16).view(np.float32)
+
+
+def hadamard(order):
+    h = np.ones((1, 1))
+    while len(h) < order:
+        h = np.block([[h, h], [h, -h]])
+    return h / np.sqrt(order)
+
+
+def rotation(d):
+    order = d & -d
+    return np.kron(np.eye(d // order), hadamard(order))
+
+
+def planes(values):
+    return np.asarray(values, np.float16).tobytes()
+
+
+def in_fours(codes):
+    """[rows][columns] -> rows in fours beside one another: [rows/4][columns][4]"""
+    r, c = codes.shape
+    return codes.reshape(r // 4, 4, c).transpose(0, 2, 1).tobytes()
+
+
+def int8_part(x, value):
+    """x [64][d] -> (bytes, decoded [64][d])"""
+    top = np.abs(x).max(1).astype(np.float32)
+    scale = (top / np.float32(127)).astype(np.float16)
+    scale = np.where(scale.astype(np.float32) * 127 < top, np.nextafter(scale, np.float16(np.inf)), scale).astype(np.float16)
+    wide_scale = scale.astype(np.float32)
+    inverse = np.where(wide_scale > 0, np.float32(1) / np.where(wide_scale > 0, wide_scale, 1), 0).astype(np.float32)
+    codes = np.clip(np.rint(x.astype(np.float32) * inverse[:, None]), -127, 127).astype(np.int8)
+    return in_fours(codes if value else codes.T) + planes(scale), codes * wide_scale[:, None].astype(np.float64)
+
+
+def int4_part(x, value):
+    """x [64][d] -> (bytes, decoded [64][d] in the rotated basis)"""
+    d = x.shape[1]
+    turned = butterflies(x.astype(np.float32))
+    least = turned.min(1).astype(np.float16)
+    low = least.astype(np.float32)
+    scale = np.maximum((turned.max(1) - low) / np.float32(15), np.float32(0)).astype(np.float16)
+    wide_scale = scale.astype(np.float32)
+    inverse = np.where(wide_scale > 0, np.float32(1) / np.where(wide_scale > 0, wide_scale, 1), 0).astype(np.float32)
+    codes = np.clip(np.floor((turned - low[:, None]) * inverse[:, None] + np.float32(0.5)), 0, 15).astype(np.uint8)
+    rows = codes if value else codes.T
+    half = len(rows) // 2
+    packed = rows[:half] | rows[half:] << 4
+    decoded = codes * wide_scale[:, None].astype(np.float64) + low[:, None].astype(np.float64)
+    return in_fours(packed) + planes(scale) + planes(least), decoded
+
+
+def butterflies(x):
+    """x times the rotation, in float32 in the order that the codec states: nearest pairs first, then one product with 1/sqrt(order)."""
+    d = x.shape[1]
+    order, half = d & -d, 1
+    x = x.copy()
+    while half < order:
+        y = x.reshape(-1, d // (2 * half), 2, half)
+        a, b = y[:, :, 0].copy(), y[:, :, 1].copy()
+        y[:, :, 0], y[:, :, 1] = a + b, a - b
+        half *= 2
+    return x * np.float32(np.float32(1) / np.sqrt(np.float32(order)))
+
+
+def record(rng, codec, d):
+    k, v = rng.normal(size=(BLOCK, d)), rng.normal(size=(BLOCK, d)) * 0.3
+    k[:, 3] += 6
+    v[7] *= 20
+    k[11] = 0
+    v[12] = 2
+    keys, values, query = bf16(k), bf16(v), bf16(rng.normal(size=d) * 1.5)
+    part = int4_part if codec else int8_part
+    k_bytes, k_decoded = part(wide(keys), False)
+    v_bytes, v_decoded = part(wide(values), True)
+    turn = rotation(d) if codec else np.eye(d)
+    assert np.abs(butterflies(wide(keys)) - wide(keys) @ rotation(d)).max() < 1e-4
+    s = (k_decoded @ turn) @ wide(query).astype(np.float64) / np.sqrt(d)
+    p = np.exp(s - s.max())
+    o = p @ (v_decoded @ turn)
+    out = struct.pack("<II", codec, d) + keys.tobytes() + values.tobytes() + k_bytes + v_bytes + query.tobytes()
+    return out + struct.pack("<ff", s.max(), p.sum()) + o.astype(np.float32).tobytes()
+
+
+def main():
+    rng = np.random.default_rng(20240611)
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "codecs.bin")
+    with open(path, "wb") as f:
+        for codec in (0, 1):
+            for d in (32, 64, 80, 128):
+                f.write(record(rng, codec, d))
+    print(path, os.path.getsize(path), "bytes")
+
+
+if __name__ == "__main__":
+    main()
