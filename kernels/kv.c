@@ -39,9 +39,11 @@ enum status kv_codec_find(const char *name, bool float32, enum kv_codec *codec_o
     }
 ACCEPTS(int8, amx)
 ACCEPTS(int8, avx512)
+ACCEPTS(int8, avx2)
 ACCEPTS(int8, c)
 ACCEPTS(int4_rot, amx)
 ACCEPTS(int4_rot, avx512)
+ACCEPTS(int4_rot, avx2)
 ACCEPTS(int4_rot, c)
 
 /* rtol: weights are rounded to 2^-15 of the largest, and a last-bit difference of a score moves them by that much. */
@@ -49,10 +51,13 @@ const struct attn_impl coded_impls[] = {
     CODED("amx", CPU_AMX, int8, kv_q_tile_bytes_amx, kv_pack_q_amx, kv_block_amx, attn_merge_avx512, 2e-4f, NULL),
     CODED("avx512", CPU_AVX512, int8, kv_q_tile_bytes, kv_pack_q_avx512, kv_block_avx512, attn_merge_avx512, 2e-4f,
           NULL),
+    CODED("avx2", CPU_AVX2, int8, kv_q_tile_bytes, kv_pack_q_avx2, kv_block_avx2, attn_merge_avx2, 2e-4f, NULL),
     CODED("c", 0, int8, kv_q_tile_bytes, kv_pack_q, kv_block_c, attn_merge_c, 0, NULL),
     CODED("amx", CPU_AMX, int4_rot, kv_q_tile_bytes_amx, kv_pack_q_amx, kv_block_amx, attn_merge_avx512, 2e-4f,
           kv_rotate_partial),
     CODED("avx512", CPU_AVX512, int4_rot, kv_q_tile_bytes, kv_pack_q_avx512, kv_block_avx512, attn_merge_avx512, 2e-4f,
+          kv_rotate_partial),
+    CODED("avx2", CPU_AVX2, int4_rot, kv_q_tile_bytes, kv_pack_q_avx2, kv_block_avx2, attn_merge_avx2, 2e-4f,
           kv_rotate_partial),
     CODED("c", 0, int4_rot, kv_q_tile_bytes, kv_pack_q, kv_block_c, attn_merge_c, 0, kv_rotate_partial),
 };

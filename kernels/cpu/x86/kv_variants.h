@@ -10,11 +10,13 @@ extern "C" {
 #endif
 
 bool kv_accepts_avx2(const struct attn_shape *shape);
+/* The tile of kv_pack_q, with the integers of each four in the order 0, 2, 1, 3. */
+void kv_pack_q_avx2(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile);
 void kv_block_avx2(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
                    const void *k_part, const void *v_part, const void *next_k_part, float *partial_out);
 
 bool kv_accepts_avx512(const struct attn_shape *shape);
-/* The tile of kv_pack_q, with the integers of each four in the order 0, 2, 1, 3. */
+/* As kv_pack_q_avx2. */
 void kv_pack_q_avx512(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile);
 void kv_block_avx512(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
                      const void *k_part, const void *v_part, const void *next_k_part, float *partial_out);
