@@ -294,6 +294,11 @@ enum status cluster_start(const struct settings *settings, struct cluster **clus
     enum status st = fair_shares(&c->settings, err);
     if (!st && settings->tls_cert[0] && !settings->tls_ca[0])
         st = error_set(err, ST_INVALID, "tls-ca: is needed beside tls-cert: the cluster is called from here, too");
+    const char *key = getenv("LONGSPAN_API_KEY");
+    if (!st && settings->api_keys[0] && !settings->api_key_file[0] && !(key && *key))
+        st = error_set(
+            err, ST_INVALID,
+            "api-key-file (or LONGSPAN_API_KEY): is needed beside api-keys: the cluster is called from here, too");
     if (!st)
         st = start_coordinator(c, err);
     for (uint32_t i = 0; i < settings->workers && !st; i++)

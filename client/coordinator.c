@@ -57,6 +57,7 @@ int command_coordinator(int argc, char **argv)
         .chat_template = s.chat_template,
         .tls = { s.tls_client_ca, s.tls_cert, s.tls_key },
         .control_tls = { s.control_ca, s.control_cert, s.control_key },
+        .api_keys = s.api_keys,
         .etcd_tls = { s.etcd_ca, s.etcd_cert, s.etcd_key },
         .sched = { .positions_max = s.positions_max,
                    .step_rows_max = s.step_rows_max,

@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "client/settings.h"
+#include "common/file.h"
 #include "proto/rpc.h"
 
 enum { MESSAGE_BYTES_MAX = 1 << 30, WAIT_MS = 100 };
@@ -16,6 +17,22 @@ struct remote {
     char *address;
 };
 
+/* Of the file that is named, or the environment; *key_out: NULL: none; freed with free(). */
+static enum status key_read(const struct settings *s, char **key_out, struct error *err)
+{
+    const char *set = getenv("LONGSPAN_API_KEY");
+    size_t bytes;
+    enum status st = ST_OK;
+    *key_out = NULL;
+    if (s->api_key_file[0])
+        st = file_read(s->api_key_file, 4096, key_out, &bytes, err);
+    else if (set && *set && !(*key_out = strdup(set)))
+        st = error_set(err, ST_NO_MEMORY, "no memory");
+    if (*key_out)
+        (*key_out)[strcspn(*key_out, "\r\n")] = 0;
+    return st;
+}
+
 enum status remote_open(const char *address, const struct settings *s, struct remote **remote_out, struct error *err)
 {
     struct remote *r = calloc(1, sizeof *r);
@@ -24,14 +41,18 @@ enum status remote_open(const char *address, const struct settings *s, struct re
         return error_set(err, ST_NO_MEMORY, "no memory");
     }
     struct tls *tls = NULL;
+    char *key = NULL;
     const struct tls_files files = { s->tls_ca, s->tls_cert, s->tls_key };
     enum status st = s->tls_ca[0] ? tls_load("tls", &files, false, &tls, err) : ST_OK;
-    const struct rpc_channel_config config = { .target = r->address,
-                                               .message_bytes_max = MESSAGE_BYTES_MAX,
-                                               .tls = tls };
+    if (!st)
+        st = key_read(s, &key, err);
+    const struct rpc_channel_config config = {
+        .target = r->address, .message_bytes_max = MESSAGE_BYTES_MAX, .tls = tls, .key = key
+    };
     if (!st)
         st = rpc_channel_open(&config, &r->channel, err);
     tls_free(tls); /* gRPC has copies */
+    free(key);
     if (st) {
         remote_close(r);
         return st;

@@ -16,7 +16,7 @@ extern "C" {
 
 struct remote;
 struct settings;
-/* s: its tls-ca, tls-cert, tls-key */
+/* s: its tls-ca, tls-cert, tls-key, api-key-file */
 enum status remote_open(const char *address, const struct settings *s, struct remote **remote_out, struct error *err);
 void remote_close(struct remote *r);
 

@@ -34,6 +34,8 @@ const struct config_field settings_fields[] = {
     { "tls-key", "", CONFIG_TEXT, TEXT(tls_key), 0, 0, NULL, CALL | SCOPE_COORDINATOR, "its key, without a passphrase" },
     { "tls-client-ca", "", CONFIG_TEXT, TEXT(tls_client_ca), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "clients must show a certificate that this one signed" },
     { "tls-ca", "", CONFIG_TEXT, TEXT(tls_ca), 0, 0, NULL, CALL, "call over TLS a server whose certificate this one signed; system: one that the host trusts" },
+    { "api-keys", "", CONFIG_TEXT, TEXT(api_keys), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "file of API keys, a line each: TENANT SHA256-OF-KEY; none: everybody may call" },
+    { "api-key-file", "", CONFIG_TEXT, TEXT(api_key_file), 0, 0, NULL, CALL, "file with the key to call with; none: LONGSPAN_API_KEY of the environment, if set" },
     { "control-cert", "", CONFIG_TEXT, TEXT(control_cert), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_WORKER, "certificate of this side between coordinator and workers; none: in clear" },
     { "control-key", "", CONFIG_TEXT, TEXT(control_key), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_WORKER, "its key" },
     { "control-ca", "", CONFIG_TEXT, TEXT(control_ca), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_WORKER, "who signed the other side's" },

@@ -36,6 +36,7 @@ struct settings {
     uint32_t positions_max;
     /* where */
     char http[128], grpc[128], control[128], registry[1024], state[1024];
+    char api_keys[1024], api_key_file[1024];
     char tls_cert[1024], tls_key[1024], tls_client_ca[1024], tls_ca[1024]; /* to clients, and as one */
     char control_cert[1024], control_key[1024], control_ca[1024], etcd_cert[1024], etcd_key[1024], etcd_ca[1024];
     uint32_t workers;

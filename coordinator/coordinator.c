@@ -17,6 +17,7 @@
 #include "common/loop.h"
 #include "coordinator/control.h"
 #include "coordinator/gateway.h"
+#include "coordinator/gateway/keys.h"
 #include "coordinator/jobs/jobs.h"
 #include "coordinator/membership.h"
 #include "coordinator/tokenizer/tokenizer.h"
@@ -30,6 +31,7 @@ struct coordinator {
     struct model *model;
     struct tokenizer *tokenizer;
     struct tls *tls, *control_tls, *etcd_tls;
+    struct keys *keys;
     struct loop *loop;
     struct control *control;
     struct gateway *gateway;
@@ -129,14 +131,18 @@ static enum status model_load(struct coordinator *c, struct error *err)
     return ST_OK;
 }
 
-static enum status tls_begin(struct coordinator *c, struct error *err)
+static enum status secrets_read(struct coordinator *c, struct error *err)
 {
     enum status st = tls_load("tls", &c->config->tls, false, &c->tls, err);
     if (!st && c->tls && !c->tls->cert)
         st = error_set(err, ST_INVALID, "tls-cert: is needed beside tls-client-ca");
     if (!st)
         st = tls_load("control", &c->config->control_tls, true, &c->control_tls, err);
-    return st ? st : tls_load("etcd", &c->config->etcd_tls, false, &c->etcd_tls, err);
+    if (!st)
+        st = tls_load("etcd", &c->config->etcd_tls, false, &c->etcd_tls, err);
+    if (!st && c->config->api_keys && *c->config->api_keys)
+        st = keys_load(c->config->api_keys, &c->keys, err);
+    return st;
 }
 
 /* All that decides a block's bits beside its tokens and the workers' kernels: part of every block id. */
@@ -232,6 +238,7 @@ static enum status gateway_begin(struct coordinator *c, struct error *err)
         .http = config->http,
         .grpc = config->grpc,
         .tls = c->tls,
+        .keys = c->keys,
         .body_bytes_max = config->body_bytes_max,
         .requests_max = config->requests_max,
         .n_max = 1,
@@ -302,7 +309,7 @@ static enum status addresses_tell(struct coordinator *c, struct error *err)
 
 static enum status coordinator_start(struct coordinator *c, struct error *err)
 {
-    enum status st = tls_begin(c, err);
+    enum status st = secrets_read(c, err);
     if (st == ST_OK)
         st = state_lock(c, err);
     if (st == ST_OK)
@@ -364,6 +371,7 @@ static void coordinator_free(struct coordinator *c)
     tls_free(c->tls);
     tls_free(c->control_tls);
     tls_free(c->etcd_tls);
+    keys_free(c->keys);
     if (c->lock_fd >= 0)
         close(c->lock_fd);
 }

@@ -27,6 +27,7 @@ struct coordinator_config {
     const char *chat_template; /* a file with the template of chats; NULL or "": the model's own */
     /* Of the ways to clients, workers and etcd; none named: in clear. The workers' names all three files or none: both sides show certificates. */
     struct tls_files tls, control_tls, etcd_tls;
+    const char *api_keys;              /* a file: see gateway/keys.h; NULL or "": everybody may call */
     struct sched_config sched;         /* positions_max 0: the model's; context and seed are filled in */
     uint32_t n_workers;                /* awaited before it is ready */
     uint32_t heartbeat_ms, silence_ms; /* of workers; see struct control_welcome */

@@ -36,9 +36,10 @@ struct gateway_worker {
 struct gateway_config {
     const char *http; /* "127.0.0.1:8080"; port 0: any */
     const char *grpc;
-    const struct tls *tls; /* of both; NULL: in clear; kept */
-    size_t body_bytes_max; /* 64 MiB */
-    uint32_t requests_max; /* open at once; more get 429 */
+    const struct tls *tls;   /* of both; NULL: in clear; kept */
+    const struct keys *keys; /* who may call; NULL: everybody; kept */
+    size_t body_bytes_max;   /* 64 MiB */
+    uint32_t requests_max;   /* open at once; more get 429 */
     uint32_t n_max;
     struct loop *loop; /* all kept */
     struct sched *sched;

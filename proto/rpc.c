@@ -230,7 +230,8 @@ void rpc_call_arm(struct rpc_call *call)
     } else {
         const grpc_op open[] = {
             { .op = GRPC_OP_SEND_INITIAL_METADATA,
-              .flags = call->wait_ready ? GRPC_INITIAL_METADATA_WAIT_FOR_READY : 0 },
+              .flags = call->wait_ready ? GRPC_INITIAL_METADATA_WAIT_FOR_READY : 0,
+              .data.send_initial_metadata = { .count = call->engine->n_headers, .metadata = &call->engine->header } },
             { .op = GRPC_OP_RECV_INITIAL_METADATA, .data.recv_initial_metadata.recv_initial_metadata = &call->initial },
         };
         const grpc_op end = { .op = GRPC_OP_RECV_STATUS_ON_CLIENT,

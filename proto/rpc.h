@@ -31,7 +31,8 @@ enum rpc_code {
     RPC_OUT_OF_RANGE = 11,
     RPC_UNIMPLEMENTED = 12,
     RPC_INTERNAL = 13,
-    RPC_UNAVAILABLE = 14
+    RPC_UNAVAILABLE = 14,
+    RPC_UNAUTHENTICATED = 16
 };
 
 /* One call, either side. Counted: callbacks hold it for their duration; whoever keeps it takes a reference. */
@@ -61,6 +62,8 @@ void rpc_call_half_close(struct rpc_call *call);
 void rpc_call_cancel(struct rpc_call *call);
 /* Milliseconds until the client's deadline, or -1 if it set none. Server side. */
 int64_t rpc_call_deadline_ms(const struct rpc_call *call);
+/* Who calls, as rpc_server_config.admit said, or NULL. Server side. */
+const char *rpc_call_identity(const struct rpc_call *call);
 /* "ipv4:127.0.0.1:4242"; to be freed with free(). */
 char *rpc_call_peer(struct rpc_call *call);
 
@@ -78,6 +81,10 @@ struct rpc_server_config {
     size_t message_bytes_max; /* received; larger: RESOURCE_EXHAUSTED */
     uint32_t keepalive_ms;    /* 0: gRPC's default; else pings after so long, and time-out after as long */
     const struct tls *tls;    /* NULL: in clear. With a ca: clients must show a certificate that it signed */
+    /* Who calls path with that "authorization" (or NULL): a name that lasts as long as the server, or NULL, and the call ends UNAUTHENTICATED. gRPC's
+       thread. NULL: everybody may call, as nobody in particular. */
+    const char *(*admit)(void *ctx, const char *path, const char *authorization);
+    void *admit_ctx;
 };
 struct rpc_server;
 /* methods: kept. Unknown paths get UNIMPLEMENTED. ST_IO: the address cannot be bound (no reuse of a busy port). */
@@ -95,6 +102,8 @@ struct rpc_channel_config {
     size_t message_bytes_max;
     uint32_t keepalive_ms;
     const struct tls *tls; /* NULL: in clear. Without a ca: what the host trusts */
+    const char
+        *key; /* shown with every call ("authorization: Bearer KEY"); NULL: none. Printable ASCII, else ST_INVALID */
 };
 /* Never uses a proxy. Reconnects by itself (100 ms to 1 s); keeps a connectivity watch outstanding. */
 enum status rpc_channel_open(const struct rpc_channel_config *config, struct rpc_channel **channel_out,

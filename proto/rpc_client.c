@@ -1,6 +1,7 @@
 #include "proto/rpc.h"
 
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -12,6 +13,7 @@
 #include "proto/rpc_internal.h"
 
 enum {
+    KEY_MAX = 1024,
     BACKOFF_FIRST_MS = 100,
     BACKOFF_MAX_MS = 700,    /* gRPC adds up to a fifth: a server that is back is found within a second */
     CONNECT_MAX_MS = 1000,   /* for one attempt */
@@ -90,11 +92,22 @@ static void on_watch(struct rpc_tag *tag, bool ok)
     pthread_mutex_unlock(&c->engine.lock);
 }
 
+static bool key_fits(const char *key)
+{
+    size_t n = 0;
+    while (key[n] > ' ' && key[n] < 127 && n < KEY_MAX)
+        n++;
+    return n && !key[n];
+}
+
 enum status rpc_channel_open(const struct rpc_channel_config *config, struct rpc_channel **channel_out,
                              struct error *err)
 {
     if (config->message_bytes_max > INT32_MAX || config->keepalive_ms > INT32_MAX)
         return error_set(err, ST_INVALID, "grpc channel: message_bytes_max or keepalive_ms is over 2^31");
+    char bearer[KEY_MAX + 16];
+    if (config->key && !key_fits(config->key))
+        return error_set(err, ST_INVALID, "the API key is empty, too long or not of printable ASCII");
     struct rpc_channel *c = calloc(1, sizeof *c);
     if (!c)
         return error_set(err, ST_NO_MEMORY, "grpc channel: out of memory");
@@ -107,6 +120,12 @@ enum status rpc_channel_open(const struct rpc_channel_config *config, struct rpc
     const enum status st = rpc_engine_start(&c->engine, "rpc-client");
     if (st == ST_OK) {
         c->core = core_new(config);
+        if (config->key) {
+            snprintf(bearer, sizeof bearer, "Bearer %s", config->key);
+            c->engine.header.key = grpc_slice_from_static_string("authorization");
+            c->engine.header.value = grpc_slice_from_copied_string(bearer);
+            c->engine.n_headers = 1;
+        }
         pthread_mutex_lock(&c->engine.lock);
         watch_start(c);
         pthread_mutex_unlock(&c->engine.lock);
@@ -151,6 +170,8 @@ void rpc_channel_close(struct rpc_channel *channel)
         grpc_channel_destroy(channel->core); /* ends the watch */
     }
     rpc_engine_stop(e);
+    if (e->n_headers)
+        grpc_slice_unref(e->header.value);
     grpc_shutdown();
     free(channel);
 }

@@ -43,6 +43,8 @@ struct rpc_engine {
     struct rpc_call *calls;
     size_t n_calls;
     bool closing;
+    grpc_metadata header; /* sent with each of its calls, if n_headers is 1 */
+    size_t n_headers;
 };
 
 enum status rpc_engine_start(struct rpc_engine *e, const char *name); /* grpc_init first */
@@ -64,6 +66,7 @@ struct rpc_call {
     void *user;
     int64_t deadline_at_ms; /* clock_ms(), or -1 */
     char *peer;             /* server: kept, as the call may be over when it is asked for */
+    const char *identity;   /* server: who calls */
 
     pthread_mutex_t lock; /* all below, but what a batch in flight owns */
     grpc_call *call;      /* NULL: over */

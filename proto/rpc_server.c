@@ -27,6 +27,8 @@ struct rpc_server {
     uint16_t port;
     struct rpc_tag on_shutdown;
     bool shut; /* engine.lock */
+    const char *(*admit)(void *ctx, const char *path, const char *authorization);
+    void *admit_ctx;
 };
 
 struct accept {
@@ -72,6 +74,27 @@ static const struct rpc_method *method_find(const struct rpc_server *s, const gr
     return NULL;
 }
 
+/* The call's "authorization", to be freed, or NULL. */
+static char *authorization_of(const struct accept *a)
+{
+    for (size_t i = 0; i < a->metadata.count; i++)
+        if (!grpc_slice_str_cmp(a->metadata.metadata[i].key, "authorization"))
+            return grpc_slice_to_c_string(a->metadata.metadata[i].value);
+    return NULL;
+}
+
+/* Whether it may come in. */
+static bool admitted(const struct rpc_server *s, const struct accept *a, struct rpc_call *call)
+{
+    if (!s->admit)
+        return true;
+    char *path = grpc_slice_to_c_string(a->details.method), *authorization = authorization_of(a);
+    call->identity = s->admit(s->admit_ctx, path, authorization);
+    gpr_free(path);
+    gpr_free(authorization);
+    return call->identity;
+}
+
 static void call_accept(struct rpc_server *s, const struct accept *a)
 {
     struct rpc_call *call;
@@ -88,10 +111,12 @@ static void call_accept(struct rpc_server *s, const struct accept *a)
 
     rpc_call_arm(call);
     const struct rpc_method *m = method_find(s, a->details.method);
-    if (m)
-        m->open(m->service, call, &call->handlers, &call->user);
-    else
+    if (!m)
         rpc_call_finish(call, RPC_UNIMPLEMENTED, "unknown method");
+    else if (!admitted(s, a, call))
+        rpc_call_finish(call, RPC_UNAUTHENTICATED, "no key, or one that is not known: authorization: Bearer KEY");
+    else
+        m->open(m->service, call, &call->handlers, &call->user);
     rpc_call_receive(call);
 }
 
@@ -198,6 +223,8 @@ enum status rpc_server_start(const struct rpc_server_config *config, const struc
         return error_set(err, ST_NO_MEMORY, "grpc server: out of memory");
     s->methods = methods;
     s->n_methods = n_methods;
+    s->admit = config->admit;
+    s->admit_ctx = config->admit_ctx;
     s->on_shutdown.fn = on_shutdown;
     /* gRPC's threads inherit the mask: signals are for the process's own threads */
     sigset_t all, old;
@@ -213,6 +240,11 @@ enum status rpc_server_start(const struct rpc_server_config *config, const struc
     }
     *server_out = s;
     return ST_OK;
+}
+
+const char *rpc_call_identity(const struct rpc_call *call)
+{
+    return call->identity;
 }
 
 uint16_t rpc_server_port(const struct rpc_server *server)

@@ -350,7 +350,7 @@ static bool session_run(struct session *s)
 {
     const struct rpc_handlers handlers = { .on_message = on_message, .on_done = on_done };
     struct error err = { 0 };
-    const struct rpc_channel_config channel = { s->config->control, MESSAGE_BYTES_MAX, 1000, s->tls };
+    const struct rpc_channel_config channel = { s->config->control, MESSAGE_BYTES_MAX, 1000, s->tls, NULL };
     bool served = true;
     if (rpc_channel_open(&channel, &s->channel, &err) ||
         rpc_call_start(s->channel, "/longspan.v1.Control/Attach", 0, true, &handlers, s, &s->call)) {

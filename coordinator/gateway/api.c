@@ -6,6 +6,7 @@
 #include <event2/http.h>
 
 #include "coordinator/gateway/api_internal.h"
+#include "coordinator/gateway/keys.h"
 #include "coordinator/gateway/reply.h"
 
 static void reply_status(struct http_exchange *x, int code, const char *status)
@@ -101,6 +102,17 @@ static const struct http_route routes[] = {
     { HTTP_METHOD_GET, "/metrics", on_metrics },
 };
 
+/* Probes of whoever runs the cluster need no key. */
+static const char *admit(void *ctx, const char *path, const char *authorization)
+{
+    static const char *const open[] = { "/health", "/ready", "/metrics" };
+    const struct api *a = ctx;
+    for (size_t i = 0; i < sizeof open / sizeof *open; i++)
+        if (!strcmp(path, open[i]))
+            return "";
+    return keys_tenant(a->config.keys, authorization);
+}
+
 enum status api_start(const struct api_config *config, struct api **api_out, struct error *err)
 {
     struct api *a = calloc(1, sizeof *a);
@@ -110,6 +122,7 @@ enum status api_start(const struct api_config *config, struct api **api_out, str
     const struct http_config http = { .loop = config->host->loop,
                                       .address = config->address,
                                       .tls = config->tls,
+                                      .admit = config->keys ? admit : NULL,
                                       .body_bytes_max = config->body_bytes_max,
                                       .idle_ms = config->idle_ms,
                                       .routes = routes,

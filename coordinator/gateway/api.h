@@ -14,7 +14,8 @@ extern "C" {
 
 struct api_config {
     const char *address;
-    const struct tls *tls; /* NULL: in clear */
+    const struct tls *tls;   /* NULL: in clear */
+    const struct keys *keys; /* NULL: everybody may ask */
     size_t body_bytes_max;
     struct generation_host *host; /* kept */
     const char *fingerprint;      /* kept; may change */

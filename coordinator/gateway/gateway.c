@@ -117,6 +117,7 @@ static enum status start_doors(struct gateway *g, struct error *err)
     const struct api_config http = {
         .address = g->config.http,
         .tls = g->config.tls,
+        .keys = g->config.keys,
         .body_bytes_max = g->config.body_bytes_max ? g->config.body_bytes_max : 64 << 20,
         .host = &g->host,
         .fingerprint = g->fingerprint,

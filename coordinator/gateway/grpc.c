@@ -8,6 +8,7 @@
 #include "coordinator/gateway/choices.h"
 #include "coordinator/gateway/grpc_messages.h"
 #include "coordinator/gateway/grpc_reflection.h"
+#include "coordinator/gateway/keys.h"
 #include "proto/health.pb-c.h"
 #include "proto/rpc.h"
 
@@ -160,6 +161,7 @@ static void generate_begin(struct call *c)
                                             .source = c->source,
                                             .source_free = free,
                                             .source_bytes = c->source->bytes,
+                                            .tenant = rpc_call_identity(c->rpc),
                                             .timeout_ms = deadline > 0 ? deadline : 0,
                                             .parse = grpc_parse };
     c->source = NULL;
@@ -322,6 +324,16 @@ static void on_open(void *service, struct rpc_call *rpc, struct rpc_handlers *ha
 
 /* ---- the face ---- */
 
+/* Health is asked for by whoever runs the cluster; reflection tells what anybody may read. */
+static const char *admit(void *ctx, const char *path, const char *authorization)
+{
+    static const char *const open[] = { "/grpc.health.", "/grpc.reflection." };
+    for (size_t i = 0; i < sizeof open / sizeof *open; i++)
+        if (!strncmp(path, open[i], strlen(open[i])))
+            return "";
+    return keys_tenant(ctx, authorization);
+}
+
 enum status grpc_gateway_start(const struct grpc_config *config, struct grpc_gateway **gateway_out, struct error *err)
 {
     static const char *const paths[KINDS] = { [KIND_GENERATE] = "/longspan.v1.Inference/Generate",
@@ -348,7 +360,9 @@ enum status grpc_gateway_start(const struct grpc_config *config, struct grpc_gat
     const size_t body = config->config->body_bytes_max;
     const struct rpc_server_config server = { .address = config->config->grpc,
                                               .message_bytes_max = body ? body : 64 << 20,
-                                              .tls = config->config->tls };
+                                              .tls = config->config->tls,
+                                              .admit = config->config->keys ? admit : NULL,
+                                              .admit_ctx = (void *)(uintptr_t)config->config->keys };
     const enum status st = rpc_server_start(&server, g->methods, METHODS + n_more, &g->server, err);
     if (st) {
         gateway_unref(g);

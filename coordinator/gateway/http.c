@@ -50,6 +50,7 @@ struct http_exchange {
     struct http_server *server;
     struct http_exchange *next, **link;
     struct evhttp_request *req;
+    const char *identity;
     struct evhttp_connection *connection;
     struct bufferevent *bev;
     struct evbuffer *chunk;
@@ -243,6 +244,16 @@ static void reply_message(struct http_exchange *x, int code, const char *message
     http_reply_json(x, code, &body);
 }
 
+static void reply_unknown(struct http_exchange *x)
+{
+    struct text body = { 0 };
+    text_str(&body,
+             "{\"error\":{\"message\":\"no API key, or one that is not known: Authorization: Bearer KEY\",\"type\":"
+             "\"invalid_request_error\",\"param\":null,\"code\":\"invalid_api_key\"}}");
+    evhttp_add_header(evhttp_request_get_output_headers(x->req), "WWW-Authenticate", "Bearer");
+    http_reply_json(x, 401, &body);
+}
+
 static bool path_matches(const struct http_route *route, const char *path)
 {
     const size_t n = strlen(route->path);
@@ -260,6 +271,13 @@ static void dispatch(struct http_exchange *x)
         if (!path_matches(route, path))
             continue;
         other = route;
+        if (config->admit && !x->identity) {
+            x->identity = config->admit(config->ctx, path, http_asked_header(x, "Authorization"));
+            if (!x->identity) {
+                reply_unknown(x);
+                return;
+            }
+        }
         if (route->method == HTTP_METHOD_POST ? type == EVHTTP_REQ_POST
                                               : type == EVHTTP_REQ_GET || type == EVHTTP_REQ_HEAD) {
             route->handle(config->ctx, x);
@@ -299,6 +317,11 @@ void http_on_close(struct http_exchange *x, void (*fn)(void *user), void *user)
 {
     x->on_close = fn;
     x->user = user;
+}
+
+const char *http_identity(const struct http_exchange *x)
+{
+    return x->identity;
 }
 
 const char *http_path(const struct http_exchange *x)

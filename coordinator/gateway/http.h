@@ -39,6 +39,9 @@ struct http_config {
     struct loop *loop;
     const char *address;   /* "127.0.0.1:8080", "[::1]:0" */
     const struct tls *tls; /* NULL: in clear */
+    /* Who asks for path with that Authorization header (or NULL): a name that lasts as long as the server, or NULL, and the answer is 401. NULL:
+       everybody may ask. */
+    const char *(*admit)(void *ctx, const char *path, const char *authorization);
     size_t body_bytes_max;
     uint32_t
         idle_ms; /* a connection on which neither a request comes nor an answer goes for so long is closed; 0: 60 s */
@@ -56,6 +59,8 @@ void http_server_free(struct http_server *s);
 
 /* fn(user) when the client goes away before the answer is complete; the exchange is gone then. */
 void http_on_close(struct http_exchange *x, void (*fn)(void *user), void *user);
+/* Who asks, as http_config.admit said, or NULL. */
+const char *http_identity(const struct http_exchange *x);
 /* The path, without query; percent-encoding as it came. */
 const char *http_path(const struct http_exchange *x);
 size_t http_body_bytes(const struct http_exchange *x);

@@ -39,6 +39,18 @@ void jobs_call_unref(struct jobs_call *call)
     free(call);
 }
 
+const char *jobs_call_owner(const struct jobs_call *call)
+{
+    const char *identity = rpc_call_identity(call->rpc);
+    return identity ? identity : "";
+}
+
+/* Where keys are asked for, each sees what came with its own tenant's. */
+static bool may_see(const struct jobs_call *call, const struct job *job)
+{
+    return !rpc_call_identity(call->rpc) || !strcmp(jobs_call_owner(call), job->r.owner);
+}
+
 static void job_leave(struct jobs_call *call)
 {
     if (!call->job_link)
@@ -174,7 +186,7 @@ void job_tell(struct job *job)
 static struct job *job_of(struct jobs_call *call, const char *id)
 {
     struct job *job = jobs_find(call->jobs, id);
-    if (!job || job->stage == STAGE_REMOVING) {
+    if (!job || job->stage == STAGE_REMOVING || !may_see(call, job)) {
         jobs_call_fail(call, RPC_NOT_FOUND, "no such job");
         return NULL;
     }
@@ -267,7 +279,7 @@ static void begin_list(struct jobs_call *call)
     const uint32_t limit = m->limit && m->limit < LIST_MAX ? m->limit : LIST_MAX;
     const struct job *after = m->after_id[0] ? jobs_find(call->jobs, m->after_id) : NULL;
     const Longspan__V1__JobState state = m->state;
-    const bool lost = m->after_id[0] && !after;
+    const bool lost = m->after_id[0] && (!after || !may_see(call, after));
     longspan__v1__list_jobs_request__free_unpacked(m, NULL);
     if (lost) {
         jobs_call_fail(call, RPC_NOT_FOUND, "after_id: no such job");
@@ -277,7 +289,7 @@ static void begin_list(struct jobs_call *call)
     uint32_t n = 0;
     const struct job *job = after ? after->newer : call->jobs->oldest;
     for (; job && n < limit; job = job->newer) {
-        if (!listed(job, state))
+        if (!listed(job, state) || !may_see(call, job))
             continue;
         job_write_listed(job, &out);
         n++;

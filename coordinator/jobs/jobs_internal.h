@@ -107,6 +107,8 @@ void jobs_submit(struct jobs *jobs, struct jobs_call *call, const uint8_t *data,
 void jobs_calls_open(void *service, struct rpc_call *rpc, struct rpc_handlers *handlers_out, void **user_out);
 void jobs_call_ref(struct jobs_call *call);
 void jobs_call_unref(struct jobs_call *call);
+/* The tenant whose key it came with, or "". */
+const char *jobs_call_owner(const struct jobs_call *call);
 void jobs_call_fail(struct jobs_call *call, enum rpc_code code, const char *message);
 /* Answers with the job and ends the call. */
 void jobs_call_answer(struct jobs_call *call, const struct job *job);

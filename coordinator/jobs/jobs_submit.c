@@ -48,6 +48,8 @@ static void id_make(const struct submit_message *m, struct job_record *r)
         struct hasher *h = hasher_new();
         hasher_add_text(h, "job idempotency key");
         hasher_add(h, m->key, m->key_bytes);
+        if (r->owner[0]) /* each owner's keys are its own */
+            hasher_add_text(h, r->owner);
         digest = hasher_end(h);
     } else {
         digest = digest_of(bits, 16);
@@ -191,6 +193,7 @@ void jobs_submit(struct jobs *jobs, struct jobs_call *call, const uint8_t *data,
     s->values_max = (size_t)gateway_host(jobs->serve.gateway)->positions_max + VALUES_MAX_MORE;
     s->r.created_ms = jobs_now_ms();
     memcpy(s->r.home, jobs->home, sizeof s->r.home);
+    snprintf(s->r.owner, sizeof s->r.owner, "%s", jobs_call_owner(call));
     jobs_ref(jobs);
     jobs_call_ref(call);
     jobs->n_submitting++;

@@ -18,7 +18,8 @@ static const char *const kinds[] = { [JOB_GENERATE] = "generate", [JOB_HTTP] = "
 
 /* ---- fields: one row each, read and written alike ---- */
 
-enum form { FORM_TEXT, FORM_NAME, FORM_HEX, FORM_U64, FORM_U32 }; /* a name: of letters, digits and '-', not empty */
+/* a name: of letters, digits and '-', not empty; later: a text that older records lack */
+enum form { FORM_TEXT, FORM_LATER, FORM_NAME, FORM_HEX, FORM_U64, FORM_U32 };
 
 static const struct field {
     const char *key;
@@ -34,7 +35,7 @@ static const struct field {
     ROW(body_bytes, FORM_U64), ROW(output_bytes, FORM_U64),  ROW(seed, FORM_U64),
     ROW(created_ms, FORM_U64), ROW(finished_ms, FORM_U64),   ROW(http_status, FORM_U32),
     ROW(error_code, FORM_U32), ROW(prompt_tokens, FORM_U32), ROW(completion_tokens, FORM_U32),
-    ROW(error, FORM_TEXT),
+    ROW(error, FORM_TEXT),     ROW(owner, FORM_LATER),
 #undef ROW
 };
 
@@ -95,6 +96,8 @@ static bool field_read(const struct field *f, const json_t *json, struct job_rec
 {
     char *at = (char *)r + f->offset;
     const char *text = json_string_value(json);
+    if (f->form == FORM_LATER && !json)
+        return true;
     if (f->form == FORM_U32) {
         const json_int_t n = json_integer_value(json);
         if (!json_is_integer(json) || n < 0 || n > UINT32_MAX)

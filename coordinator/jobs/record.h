@@ -14,7 +14,14 @@
 extern "C" {
 #endif
 
-enum { JOB_ID_MAX = 47, JOB_URL_MAX = 63, JOB_NAME_MAX = 128, JOB_ERROR_MAX = 400, JOB_DIGEST_MAX = 32 };
+enum {
+    JOB_ID_MAX = 47,
+    JOB_URL_MAX = 63,
+    JOB_NAME_MAX = 128,
+    JOB_OWNER_MAX = 127,
+    JOB_ERROR_MAX = 400,
+    JOB_DIGEST_MAX = 32
+};
 
 /* Running is never written: what runs is queued for whoever starts anew. */
 enum job_state { JOB_QUEUED, JOB_RUNNING, JOB_DONE, JOB_FAILED, JOB_CANCELLED };
@@ -26,6 +33,7 @@ struct job_record {
     enum job_state state;
     char url[JOB_URL_MAX + 1];       /* JOB_HTTP */
     char name[JOB_NAME_MAX + 1];     /* UTF-8 */
+    char owner[JOB_OWNER_MAX + 1];   /* the tenant whose key it came with; "": anybody's */
     char home[JOB_DIGEST_MAX + 1];   /* the state directory that holds its blobs */
     char body[JOB_DIGEST_MAX + 1];   /* digest */
     char output[JOB_DIGEST_MAX + 1]; /* "": none */

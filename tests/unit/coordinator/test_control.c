@@ -219,7 +219,8 @@ static void fake_attach(struct fake *f, struct rpc_channel *channel, const char 
     f->owns_channel = !channel;
     if (!channel)
         assert_int_equal(
-            rpc_channel_open(&(struct rpc_channel_config){ target, MESSAGE_MAX, 0, NULL }, &f->channel, NULL), ST_OK);
+            rpc_channel_open(&(struct rpc_channel_config){ target, MESSAGE_MAX, 0, NULL, NULL }, &f->channel, NULL),
+            ST_OK);
     assert_int_equal(rpc_call_start(f->channel, "/longspan.v1.Control/Attach", 0, true, &handlers, f, &f->call), ST_OK);
 }
 
@@ -573,7 +574,8 @@ static void so_many_and_no_more(void **state)
     static struct fake fakes[MANY];
     struct rpc_channel *channel;
     assert_int_equal(
-        rpc_channel_open(&(struct rpc_channel_config){ site->target, MESSAGE_MAX, 0, NULL }, &channel, NULL), ST_OK);
+        rpc_channel_open(&(struct rpc_channel_config){ site->target, MESSAGE_MAX, 0, NULL, NULL }, &channel, NULL),
+        ST_OK);
     for (int i = 0; i < MANY; i++) {
         fake_attach(&fakes[i], channel, NULL);
         fake_hello(&fakes[i], CONTROL_VERSION);

@@ -131,7 +131,8 @@ static void it_serves_until_a_signal(void **state)
     uint8_t *reply;
     size_t n;
     struct error err = { 0 };
-    assert_int_equal(rpc_channel_open(&(struct rpc_channel_config){ r.grpc, 1 << 20, 0, NULL }, &channel, NULL), ST_OK);
+    assert_int_equal(rpc_channel_open(&(struct rpc_channel_config){ r.grpc, 1 << 20, 0, NULL, NULL }, &channel, NULL),
+                     ST_OK);
     if (rpc_call_unary(channel, "/longspan.v1.Cluster/Status", 5000, NULL, 0, &reply, &n, NULL, &err))
         fail_msg("%s", err.text);
     Longspan__V1__StatusResponse *status = longspan__v1__status_response__unpack(NULL, n, reply);
