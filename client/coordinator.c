@@ -41,6 +41,11 @@ int command_coordinator(int argc, char **argv)
         fprintf(stderr, "longspan: %s\n", err.text);
         return 2;
     }
+    char selector[SELECTOR_TEXT];
+    if (settings_selector(&s, selector, &err)) {
+        fprintf(stderr, "longspan: %s\n", err.text);
+        return 2;
+    }
     log_set_name("coordinator");
     settings_state_default(&s);
     const struct coordinator_config config = {
@@ -52,7 +57,7 @@ int command_coordinator(int argc, char **argv)
         .model = s.model,
         .precision = s.precision,
         .kv_codec = s.kv_codec,
-        .selector = s.selector,
+        .selector = selector,
         .template_date = s.template_date,
         .chat_template = s.chat_template,
         .tls = { s.tls_client_ca, s.tls_cert, s.tls_key },

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "common/config.h"
+#include "kernels/selector.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -32,8 +33,9 @@ enum command_scope {
 struct settings {
     char config[1024], log_level[8];
     /* what is served */
-    char model[1024], precision[8], kv_codec[16], selector[16], template_date[16], chat_template[1024];
-    uint32_t positions_max;
+    char model[1024], precision[8], kv_codec[16], selector[40], selector_scope[8], selector_prompt[8],
+        template_date[16], chat_template[1024];
+    uint32_t positions_max, selector_dense_layers;
     /* where */
     char http[128], grpc[128], control[128], registry[1024], state[1024];
     char api_keys[1024], api_key_file[1024];
@@ -76,6 +78,9 @@ extern const struct config_field settings_fields[];
  */
 bool settings_read(struct settings *s, uint32_t scope, const char *usage, int argc, char **argv,
                    const char **prompt_out, const char **positional_out);
+
+/* The selector's settings as one text, for selector_parse(). ST_INVALID. */
+enum status settings_selector(const struct settings *s, char text_out[SELECTOR_TEXT], struct error *err);
 
 /* Fills in the state directory if none is set: one for each HTTP port, so that clusters on one host never meet. */
 void settings_state_default(struct settings *s);

@@ -21,6 +21,7 @@
 #include "coordinator/jobs/jobs.h"
 #include "coordinator/membership.h"
 #include "coordinator/tokenizer/tokenizer.h"
+#include "kernels/selector.h"
 #include "model/model.h"
 
 enum { DRAIN_MS = 8500, DRAIN_LOOK_MS = 10, ID_CONTEXT_VERSION = 1 };
@@ -28,6 +29,8 @@ enum { DRAIN_MS = 8500, DRAIN_LOOK_MS = 10, ID_CONTEXT_VERSION = 1 };
 struct coordinator {
     const struct coordinator_config *config;
     uint32_t positions_max;
+    struct selector_spec selector;
+    char selector_text[SELECTOR_TEXT]; /* all of it */
     struct model *model;
     struct tokenizer *tokenizer;
     struct tls *tls, *control_tls, *etcd_tls;
@@ -107,6 +110,34 @@ static enum status template_load(struct coordinator *c, struct error *err)
     return st;
 }
 
+/* What cannot work with this model is refused before a worker loads it. A model's own limit may be beyond the selector's; a wanted one may not. */
+static enum status selector_begin(struct coordinator *c, struct error *err)
+{
+    const struct model_config *m = model_config(c->model);
+    const enum status st = selector_parse(c->config->selector, &c->selector, err);
+    if (st)
+        return st;
+    selector_text(&c->selector, c->selector_text);
+    const struct selector_impl *impl = selector_find(c->selector.name, 0);
+    if (!impl)
+        return ST_OK;
+    if (c->selector.dense_layers >= m->n_layers)
+        return error_set(err, ST_UNSUPPORTED,
+                         "selector-dense-layers: %u, but model %s has %u layers: nothing would be selected",
+                         c->selector.dense_layers, m->name, m->n_layers);
+    const uint64_t most = (uint64_t)impl->blocks_max * PLAN_BLOCK;
+    if (!impl->blocks_max || c->positions_max <= most)
+        return ST_OK;
+    if (c->config->sched.positions_max)
+        return error_set(err, ST_UNSUPPORTED,
+                         "positions-max: %u, but selector %s walks over at most %u blocks (%llu positions)",
+                         c->positions_max, impl->name, impl->blocks_max, (unsigned long long)most);
+    log_warn("contexts end at %llu positions, the most that selector %s takes; the model was made for %u",
+             (unsigned long long)most, impl->name, c->positions_max);
+    c->positions_max = (uint32_t)most;
+    return ST_OK;
+}
+
 static enum status model_load(struct coordinator *c, struct error *err)
 {
     const uint32_t wanted = c->config->sched.positions_max;
@@ -128,7 +159,7 @@ static enum status model_load(struct coordinator *c, struct error *err)
     c->positions_max = wanted ? wanted : most;
     if (c->positions_max > PLAN_POSITIONS_MAX)
         c->positions_max = PLAN_POSITIONS_MAX;
-    return ST_OK;
+    return selector_begin(c, err);
 }
 
 static enum status secrets_read(struct coordinator *c, struct error *err)
@@ -154,7 +185,7 @@ static struct digest id_context(const struct coordinator *c)
     hasher_add(h, model.byte, sizeof model.byte);
     hasher_add_text(h, c->config->precision);
     hasher_add_text(h, c->config->kv_codec);
-    hasher_add_text(h, c->config->selector);
+    hasher_add_text(h, c->selector_text);
     return hasher_end(h);
 }
 
@@ -176,7 +207,7 @@ static enum status control_begin(struct coordinator *c, struct error *err)
         .welcome = { .model = config->model,
                      .precision = config->precision,
                      .kv_codec = config->kv_codec,
-                     .selector = config->selector,
+                     .selector = c->selector_text,
                      .positions_max = c->positions_max,
                      .step_rows_max = config->sched.step_rows_max,
                      .heartbeat_ms = config->heartbeat_ms,
@@ -188,6 +219,8 @@ static enum status control_begin(struct coordinator *c, struct error *err)
     };
     control.sched.positions_max = c->positions_max;
     control.sched.context = id_context(c);
+    control.sched.density = selector_find(c->selector.name, 0) ? c->selector.density : 0;
+    control.sched.prompt_sparse = c->selector.prompt;
     if (getrandom(&control.sched.seed, sizeof control.sched.seed, 0) < 0)
         control.sched.seed = (uint64_t)clock_ns();
     return control_start(&control, &c->control, err);
@@ -250,7 +283,7 @@ static enum status gateway_begin(struct coordinator *c, struct error *err)
         .positions_max = c->positions_max,
         .precision = config->precision,
         .kv_codec = config->kv_codec,
-        .selector = config->selector,
+        .selector = c->selector_text,
         .workers = gateway_workers,
         .ready = gateway_ready,
         .kick = gateway_kick,

@@ -41,7 +41,9 @@ struct sched_config {
     const char *tenant_weights; /* shares: "name=weight,..." (others: 1), or NULL; copied */
     struct digest
         context; /* all that decides bits beside tokens: hashed into block ids (model, precision, codec, selector; fingerprint is added) */
-    uint64_t seed; /* of free choices (ties); layouts may be drawn at random by tests through `choose` */
+    uint32_t density;   /* what sparse rows read, in millionths, where a request does not say; 0: no selector */
+    bool prompt_sparse; /* prompt rows are sparse too: both classes of rows have the same bits */
+    uint64_t seed;      /* of free choices (ties); layouts may be drawn at random by tests through `choose` */
 };
 
 /*
@@ -68,9 +70,10 @@ struct sched_want {
     const int32_t *eos;  /* tokens that end it (none if ignore_eos) */
     uint32_t n_eos;
     struct plan_sampling sampling;
-    uint8_t n_top; /* alternatives a token */
-    bool score;    /* log-probabilities of prompt tokens 1.. (then no prefix hit is taken: every row is computed) */
-    bool logits;   /* whole logit rows of every computed row (tests, --dump-logits) */
+    uint32_t density; /* millionths; 0: the deployment's */
+    uint8_t n_top;    /* alternatives a token */
+    bool score;       /* log-probabilities of prompt tokens 1.. (then no prefix hit is taken: every row is computed) */
+    bool logits;      /* whole logit rows of every computed row (tests, --dump-logits) */
     const int32_t *forced; /* tests and replay: generated tokens that are forced, not sampled */
     uint32_t n_forced;
     bool edits;   /* events.edit says what is done to the logits of each row that samples */

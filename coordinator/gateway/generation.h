@@ -38,6 +38,7 @@ struct generation_host {
     struct vocabulary *vocabulary; /* of the tokenizer, for grammars: made at the first use */
     const char *model_name;
     uint32_t positions_max;
+    bool selects;                /* there is a selector: a request may name its density */
     uint32_t max_tokens_default; /* of a request that names none; 0: the rest of the context */
     uint32_t requests_max;       /* open at once */
     void (*kick)(void *ctx);

@@ -142,6 +142,7 @@ static enum status submit(struct generation *g, struct refusal *r)
         .eos = config->eos,
         .n_eos = w->ignore_eos ? 0 : config->n_eos,
         .sampling = { w->temperature, w->top_p, w->top_k, g->seed, w->min_p },
+        .density = w->density,
         .n_top = w->n_top,
         .score = w->score,
         .logits = w->logits,
@@ -190,6 +191,8 @@ static enum status begin(struct generation *g, struct refusal *r)
         st = choices_fit(g, r);
     if (st)
         return st;
+    if (w->density && !p->host->selects)
+        return refuse(r, ST_INVALID, "density", "density: this deployment reads everything (selector dense)");
     for (size_t i = 0; i < w->n_forced; i++)
         if (w->forced[i] < 0 || (uint32_t)w->forced[i] >= config->n_vocab)
             return refuse(r, ST_INVALID, "forced_token_ids", "forced_token_ids: %d is not in the vocabulary",

@@ -45,6 +45,7 @@ static const struct known {
                        [17] = { "progress", KIND_SKIP },
                        [18] = { "min_p", KIND_SKIP },
                        [19] = { "n", KIND_SKIP },
+                       [20] = { "density", KIND_SKIP },
                        [30] = { "presence_penalty", KIND_SKIP },
                        [31] = { "frequency_penalty", KIND_SKIP },
                        [32] = { "repetition_penalty", KIND_SKIP },
@@ -236,6 +237,8 @@ static enum status read_edits(struct want *w, const Longspan__V1__GenerateReques
     if (want_set_min_p(w, (double)m->min_p, r) || want_set_presence_penalty(w, (double)m->presence_penalty, r) ||
         want_set_frequency_penalty(w, (double)m->frequency_penalty, r) || want_set_min_tokens(w, m->min_tokens, r) ||
         want_set_n(w, m->n ? m->n : 1, r) || read_bias(w, m, r))
+        return r->status;
+    if (m->density != 0 && want_set_density(w, m->density, r))
         return r->status;
     if (m->repetition_penalty_set_case == LONGSPAN__V1__GENERATE_REQUEST__REPETITION_PENALTY_SET_REPETITION_PENALTY)
         return want_set_repetition_penalty(w, (double)m->repetition_penalty, r);

@@ -94,6 +94,13 @@ static enum status read_min_p(struct openai_parse *p, const char *field, const j
     return st ? st : want_set_min_p(p->w, x, p->r);
 }
 
+static enum status read_density(struct openai_parse *p, const char *field, const json_t *v)
+{
+    double x;
+    const enum status st = openai_number(p, field, v, &x);
+    return st ? st : want_set_density(p->w, x, p->r);
+}
+
 static enum status read_presence_penalty(struct openai_parse *p, const char *field, const json_t *v)
 {
     double x;
@@ -388,6 +395,7 @@ static const struct field {
     { "frequency_penalty", BOTH, read_frequency_penalty },
     { "repetition_penalty", BOTH, read_repetition_penalty },
     { "min_p", BOTH, read_min_p },
+    { "density", BOTH, read_density },
     { "min_tokens", BOTH, read_min_tokens },
     { "logit_bias", BOTH, read_logit_bias },
     { "response_format", BOTH, read_response_format },

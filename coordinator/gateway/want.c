@@ -245,6 +245,15 @@ enum status want_set_min_p(struct want *w, double value, struct refusal *r)
     return ST_OK;
 }
 
+enum status want_set_density(struct want *w, double value, struct refusal *r)
+{
+    if (!(value > 0 && value <= 1))
+        return refuse(r, ST_INVALID, "density", "density must be above 0 and at most 1");
+    const uint32_t density = (uint32_t)(value * PLAN_DENSITY_ONE + 0.5);
+    w->density = density ? density : 1;
+    return ST_OK;
+}
+
 enum status want_set_presence_penalty(struct want *w, double value, struct refusal *r)
 {
     if (!(value >= -2 && value <= 2))

@@ -66,6 +66,7 @@ struct want {
     uint32_t max_tokens;
     float temperature, top_p, min_p;
     uint32_t top_k;
+    uint32_t density; /* of sparse attention, millionths; 0: the deployment's */
     uint64_t seed;
     float presence_penalty, frequency_penalty, repetition_penalty;
     const struct plan_edit *bias; /* [n_bias], tokens ascending, each once */
@@ -113,6 +114,7 @@ enum status want_set_temperature(struct want *w, double value, struct refusal *r
 enum status want_set_top_p(struct want *w, double value, struct refusal *r);
 enum status want_set_top_k(struct want *w, int64_t value, struct refusal *r);
 enum status want_set_min_p(struct want *w, double value, struct refusal *r);
+enum status want_set_density(struct want *w, double value, struct refusal *r);
 enum status want_set_presence_penalty(struct want *w, double value, struct refusal *r);
 enum status want_set_frequency_penalty(struct want *w, double value, struct refusal *r);
 enum status want_set_repetition_penalty(struct want *w, double value, struct refusal *r);

@@ -42,7 +42,8 @@ static bool hits_find(struct sched *s, struct sched_request *r, const struct dig
         if (i == r->n_ids_known) {
             if (!left--)
                 return false;
-            r->ids[i] = kv_block_id(i ? &r->ids[i - 1] : NULL, context, r->tokens + i * PLAN_BLOCK, 0);
+            r->ids[i] = kv_block_id(i ? &r->ids[i - 1] : NULL, context, r->tokens + i * PLAN_BLOCK,
+                                    request_prompt_rows(s, r, i));
             r->n_ids_known++;
         }
         struct block *b = directory_find(&s->dir, &r->ids[i]);
@@ -130,7 +131,8 @@ static enum found find_place(struct sched *s, struct sched_request *r, bool shar
             place_prepare(&s->place, r->n_prompt, r->n_rows, w->leaf_blocks);
             s->place.may_copy = sharing && !r->alone;
             s->place.n_hits = 0;
-            if (sharing && !hits_find(s, r, &w->context))
+            const struct digest context = request_context(r, &w->context);
+            if (sharing && !hits_find(s, r, &context))
                 return LATER;
             if (home_find(s, usable, place_spreads(s, r->n_rows, usable)))
                 return FOUND;

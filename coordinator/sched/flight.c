@@ -127,15 +127,18 @@ static enum status rows_take(struct flight *f, uint8_t slot, const struct result
 /* Blocks that the positions up to r->done complete. */
 static void blocks_commit(struct sched *s, struct sched_request *r)
 {
-    const struct digest *context = &s->workers[r->home].context;
-    const bool known = !memcmp(&r->ids_context, context, sizeof *context);
-    if (s->n_awaiting && r->n_committed < r->done / PLAN_BLOCK)
+    if (r->n_committed == r->done / PLAN_BLOCK)
+        return;
+    const struct digest context = request_context(r, &s->workers[r->home].context);
+    const bool known = !memcmp(&r->ids_context, &context, sizeof context);
+    if (s->n_awaiting)
         s->admit_changed = true;
     for (; r->n_committed < r->done / PLAN_BLOCK; r->n_committed++) {
         const uint32_t c = r->n_committed;
         r->last_id = known && c < r->n_ids_known
                          ? r->ids[c]
-                         : kv_block_id(c ? &r->last_id : NULL, context, r->tokens + c * PLAN_BLOCK, 0);
+                         : kv_block_id(c ? &r->last_id : NULL, &context, r->tokens + c * PLAN_BLOCK,
+                                       request_prompt_rows(s, r, c));
         directory_commit(&s->dir, r->copies[c], &r->last_id, s->config.prefix_sharing);
     }
 }

@@ -261,6 +261,18 @@ static void rows_choose(struct sched *s, struct group *g, struct flight *f)
     prefills_choose(s, g, f, budget, decodes || (g->company_ms && now - g->company_ms < SCHED_COMPANY_MS));
 }
 
+/* Members that are home of rows of it that select, from the first that is not committed on. */
+static uint64_t cast_of(const struct sched *s, const struct group *g, const struct sched_request *r)
+{
+    const uint32_t first = s->config.prompt_sparse || r->done > r->n_prompt ? r->done : r->n_prompt;
+    uint64_t slots = 0, cast = 0;
+    for (uint32_t leaf = first / request_leaf_rows(r); leaf < r->n_leaves; leaf++)
+        slots |= SCHED_BIT(r->at[leaf]);
+    for (uint32_t i = 0; i < g->n_members; i++)
+        cast |= slots & SCHED_BIT(g->slots[i]) ? (uint64_t)1 << i : 0;
+    return cast;
+}
+
 /* What the workers lack of its table and readers, up to its last row of this plan. */
 static void seq_describe(struct sched *s, struct group *g, struct flight *f, struct sched_request *r)
 {
@@ -268,6 +280,8 @@ static void seq_describe(struct sched *s, struct group *g, struct flight *f, str
     const uint32_t blocks = (r->ahead - 1) / PLAN_BLOCK + 1, leaves = (r->ahead - 1) / request_leaf_rows(r) + 1;
     seq->table_from = r->fresh ? 0 : r->sent_table;
     seq->committed = r->done;
+    seq->density = r->density;
+    seq->cast = r->density && r->density < PLAN_DENSITY_ONE ? cast_of(s, g, r) : 0;
     seq->reader_from = r->fresh ? 0 : r->readers_changed < r->sent_readers ? r->readers_changed : r->sent_readers;
     seq->n_table = blocks - seq->table_from;
     seq->n_readers = leaves - seq->reader_from;

@@ -16,6 +16,24 @@ uint32_t request_rows(const struct sched_want *want)
     return want->logits || want->n_tokens == 1 ? want->n_tokens : want->n_tokens - 1;
 }
 
+struct digest request_context(const struct sched_request *r, const struct digest *worker)
+{
+    if (!r->density)
+        return *worker;
+    struct hasher *h = hasher_new();
+    hasher_add(h, worker->byte, sizeof worker->byte);
+    hasher_add_u64(h, r->density);
+    return hasher_end(h);
+}
+
+uint32_t request_prompt_rows(const struct sched *s, const struct sched_request *r, uint32_t c)
+{
+    const uint32_t first = c * PLAN_BLOCK;
+    if (!r->density || r->density >= PLAN_DENSITY_ONE || s->config.prompt_sparse || r->n_prompt <= first)
+        return 0;
+    return r->n_prompt - first < PLAN_BLOCK ? r->n_prompt - first : PLAN_BLOCK;
+}
+
 enum status request_new(struct sched *s, const struct sched_want *want, struct sched_request **r_out)
 {
     struct sched_request *r = calloc(1, sizeof *r);
@@ -34,6 +52,7 @@ enum status request_new(struct sched *s, const struct sched_want *want, struct s
     r->history = want->history;
     r->n_top = want->n_top;
     r->sampling = want->sampling;
+    r->density = want->density && s->config.density ? want->density : s->config.density;
     r->priority = want->priority;
     snprintf(r->label, sizeof r->label, "%s", want->label ? want->label : "");
     r->tokens_cap = r->n_known + PLAN_BLOCK;

@@ -92,6 +92,7 @@ struct sched_request {
     uint32_t n_eos;
     struct plan_sampling sampling;
     uint8_t n_top;
+    uint32_t density; /* of its sparse rows, millionths; 0: no selector */
     bool score, logits;
     bool edits, history; /* of logits */
     struct digest *ids;  /* [n_ids] of the prompt's blocks that a hit may cover, for ids_context; n_ids_known so far */
@@ -350,6 +351,10 @@ void sched_leave(struct sched *s);
 const char *sched_names(const struct sched *s, uint64_t mask, char *text_out, size_t n);
 
 /* request.c */
+/* The context of its blocks' ids: the workers', and what the request itself says that decides bits. */
+struct digest request_context(const struct sched_request *r, const struct digest *worker);
+/* Prompt rows of its block c, where they and generated rows differ in bits; else 0. */
+uint32_t request_prompt_rows(const struct sched *s, const struct sched_request *r, uint32_t c);
 /* Positions to compute. */
 uint32_t request_rows(const struct sched_want *want);
 enum status request_new(struct sched *s, const struct sched_want *want, struct sched_request **r_out);

@@ -1,6 +1,6 @@
 /*
  * The identity contract, with the real scheduler and real workers in one process: tokens and log-probabilities do not depend on the number of workers, on
- * homes, owners, chunks, batches, codecs of KV, prefix hits, leaves that are read once for several sequences, leaves that move meanwhile, or pools so small that requests
+ * homes, owners, chunks, batches, codecs of KV, selectors, prefix hits, leaves that are read once for several sequences, leaves that move meanwhile, or pools so small that requests
  * give way to others and are computed again. Each life draws all of these from its seed and is compared with every request alone on one worker.
  *
  * ctest-labels: tsan
@@ -21,6 +21,7 @@
 #include "common/log.h"
 #include "common/rng.h"
 #include "coordinator/sched.h"
+#include "kernels/selector.h"
 #include "worker/worker.h"
 
 #define MODEL "random:layers=2,d=64,heads=4,kv=2,head_dim=32,ff=96,vocab=256,positions=2048,codec=bf16:2:5"
@@ -128,6 +129,7 @@ static uint32_t choose(void *ctx, const char *what, uint32_t n)
 struct shape {
     uint32_t n_workers, n_threads, rows_max, chunk, spread_min, plans_ahead, n_blocks;
     enum kv_codec codec;
+    const char *selector;
     uint32_t open_blocks;
     bool sharing, reads_apart;
     uint64_t seed; /* 0: policy chooses */
@@ -136,7 +138,13 @@ struct shape {
 static struct cluster *cluster_new(const struct model *model, const struct shape *s)
 {
     struct cluster *c = calloc(1, sizeof *c);
+    struct selector_spec selector;
+    struct error err = { 0 };
+    if (selector_parse(s->selector, &selector, &err))
+        fail_msg("%s", err.text);
     const struct sched_config config = {
+        .density = strcmp(selector.name, "dense") ? selector.density : 0,
+        .prompt_sparse = selector.prompt,
         .positions_max = POSITIONS,
         .step_rows_max = s->rows_max,
         .prefill_chunk_rows = s->chunk,
@@ -150,7 +158,6 @@ static struct cluster *cluster_new(const struct model *model, const struct shape
         .starve_ms = 20,
     };
     const struct sched_ops ops = { .send = sched_send, .now_ms = now_ms, .choose = s->seed ? choose : NULL };
-    struct error err = { 0 };
     c->n = s->n_workers;
     c->rng = (struct rng){ s->seed, 0 };
     c->last = &c->first;
@@ -170,6 +177,7 @@ static struct cluster *cluster_new(const struct model *model, const struct shape
             .n_blocks = s->n_blocks,
             .open_blocks = s->open_blocks,
             .kv_codec = s->codec,
+            .selector = s->selector,
             .exchange_ops = &exchange_local,
             .exchange = { .self = (uint16_t)i, .spin_us = 20, .stash_bytes_max = 64 << 20, .hub = c->hub },
             .on_result = on_result,
@@ -257,6 +265,7 @@ struct request {
     int32_t prompt[PROMPT_MAX];
     uint32_t n_prompt, n_new;
     struct plan_sampling sampling;
+    uint32_t density;
     bool score;
 };
 
@@ -307,6 +316,7 @@ static void submit(struct cluster *c, const struct request *r, int32_t priority,
         .n_tokens = r->n_prompt,
         .max_tokens = r->n_new,
         .sampling = r->sampling,
+        .density = r->density,
         .n_top = 3,
         .score = r->score,
         .label = "test",
@@ -335,6 +345,7 @@ static void requests_make(struct request *all, uint64_t set)
             r->prompt[p] = (int32_t)(rng_at(p < shared ? family / 2 : 77 + i, p, set) % 256);
         r->sampling = (struct plan_sampling){ i % 2 ? 0 : 1, i % 3 ? 1 : 0.9f, i % 3 ? 0 : 40, i, i % 5 ? 0 : 0.01f };
         r->score = i % 4 == 3;
+        r->density = i % 8 == 2 ? SELECTOR_DENSITY_ONE : i % 8 == 5 ? 350000 : 0;
     }
 }
 
@@ -351,10 +362,11 @@ static void compare(const struct outcome *got, const struct outcome *want, uint3
 static struct request requests[REQUESTS];
 static struct outcome truth[REQUESTS];
 
-static void alone_on_one_worker(const struct model *model, enum kv_codec codec)
+static void alone_on_one_worker(const struct model *model, enum kv_codec codec, const char *selector)
 {
     const struct shape shape = { .n_workers = 1,
                                  .codec = codec,
+                                 .selector = selector,
                                  .open_blocks = 2,
                                  .n_threads = 1,
                                  .rows_max = 1024,
@@ -373,7 +385,7 @@ static void alone_on_one_worker(const struct model *model, enum kv_codec codec)
 
 static uint64_t hits, kv_read, kv_dense, preemptions;
 
-static void life(const struct model *model, uint64_t seed, enum kv_codec codec)
+static void life(const struct model *model, uint64_t seed, enum kv_codec codec, const char *selector)
 {
     static struct outcome outcome[REQUESTS];
     static const uint32_t chunks[] = { 1, 64, 100, 500, 1024 };
@@ -390,6 +402,7 @@ static void life(const struct model *model, uint64_t seed, enum kv_codec codec)
         .seed = rng_below(&rng, 3) ? seed : 0,
         .n_blocks = rng_below(&rng, 2) ? 320 : POSITIONS / PLAN_BLOCK + 8 + rng_below(&rng, 32),
         .codec = codec,
+        .selector = selector,
         .open_blocks = 3 + rng_below(&rng, 3 * REQUESTS),
     };
     struct cluster *c = cluster_new(model, &shape);
@@ -418,7 +431,7 @@ static void life(const struct model *model, uint64_t seed, enum kv_codec codec)
         hits += outcome[i].cached;
         kv_read += outcome[i].kv_read;
         kv_dense += outcome[i].kv_dense;
-        if (shape.reads_apart)
+        if (shape.reads_apart && !strcmp(selector, "dense"))
             assert_int_equal(outcome[i].kv_read, outcome[i].kv_dense);
         assert_true(outcome[i].kv_read <= outcome[i].kv_dense);
     }
@@ -434,14 +447,18 @@ static void bits_do_not_depend_on_the_cluster(void **state)
     if (model_open(MODEL, &model, &err))
         fail_msg("%s", err.text);
     static const enum kv_codec codecs[] = { KV_BF16, KV_INT8, KV_INT4_ROT };
+    static const char *const selectors[] = { "dense", "quest@0.4,layers=0", "sketch-walk@0.5,layers=1",
+                                             "quest@0.5,layers=1,scope=local,prompt=sparse",
+                                             "sketch-walk@0.4,layers=0" };
     for (uint64_t seed = first_seed, set = 0; seed < first_seed + n_lives; seed++) {
         const enum kv_codec codec = codecs[seed / 2 % 3];
+        const char *selector = selectors[seed / 2 % 5];
         if (set != 1 + seed / 2) {
             set = 1 + seed / 2;
             requests_make(requests, set);
-            alone_on_one_worker(model, codec);
+            alone_on_one_worker(model, codec, selector);
         }
-        life(model, seed, codec);
+        life(model, seed, codec, selector);
     }
     print_message("%llu lives of %d requests, %llu tokens from prefix hits, %.0f of %.0f MB of keys and values read, "
                   "%llu preemptions\n",

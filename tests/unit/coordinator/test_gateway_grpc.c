@@ -290,6 +290,12 @@ static void test_refused(void **state)
     m = request("a");
     m.min_p = 2;
     refused(m, "min_p");
+    m.min_p = 0;
+    m.density = -0.5;
+    refused(m, "density");
+    m.density = 0.5; /* there is no selector here */
+    refused(m, "density");
+    m.density = 0;
     m = request("a");
     m.frequency_penalty = NAN;
     refused(m, "frequency_penalty");
