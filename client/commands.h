@@ -19,6 +19,7 @@ int command_jobs(int argc, char **argv);
 int command_batch(int argc, char **argv);
 int command_model(int argc, char **argv);
 int command_pack(int argc, char **argv);
+int command_eval(int argc, char **argv);
 int command_config(int argc, char **argv);
 
 #ifdef __cplusplus

@@ -27,7 +27,8 @@ enum command_scope {
     SCOPE_TOP = 1 << 10,
     SCOPE_CLUSTER = SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE,
     SCOPE_PACK = 1 << 11,
-    SCOPE_ALL = (1 << 12) - 1,
+    SCOPE_EVAL = 1 << 12,
+    SCOPE_ALL = (1 << 13) - 1,
 };
 
 struct settings {
@@ -64,10 +65,13 @@ struct settings {
     uint32_t max_tokens, top_k;
     /* jobs, batch */
     char key[257], name[129], output[1024];
-    char system[4096];           /* chat */
-    char weights[16], out[1024]; /* pack */
-    uint32_t interval_ms;        /* top */
-    uint32_t announce_fd;        /* coordinator: where bound addresses are written, for up; 0: nowhere */
+    char system[4096];                   /* chat */
+    char weights[16], out[1024];         /* pack */
+    char configs[4096], text_file[1024]; /* eval */
+    uint32_t length;
+    bool quick;
+    uint32_t interval_ms; /* top */
+    uint32_t announce_fd; /* coordinator: where bound addresses are written, for up; 0: nowhere */
 };
 
 extern const struct config_field settings_fields[];

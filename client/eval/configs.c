@@ -1,0 +1,57 @@
+#include "client/eval/configs.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "common/rng.h"
+
+static enum status take(const char *from, size_t bytes, char *out, size_t room, const char *whole, struct error *err)
+{
+    if (bytes == 0 || bytes >= room)
+        return error_set(err, ST_INVALID, "--configs: '%s' is not CODEC:SELECTOR[@DENSITY][:WEIGHTS]", whole);
+    memcpy(out, from, bytes);
+    out[bytes] = 0;
+    return ST_OK;
+}
+
+static enum status parse_one(const char *text, size_t bytes, struct eval_config *c, struct error *err)
+{
+    char shown[sizeof c->text];
+    snprintf(shown, sizeof shown, "%.*s", (int)(bytes < sizeof shown ? bytes : sizeof shown - 1), text);
+    *c = (struct eval_config){ 0 };
+    const char *end = text + bytes, *first = memchr(text, ':', bytes);
+    if (!first)
+        return error_set(err, ST_INVALID, "--configs: '%s' is not CODEC:SELECTOR[@DENSITY][:WEIGHTS]", shown);
+    const char *second = memchr(first + 1, ':', (size_t)(end - first - 1)), *stop = second ? second : end;
+    enum status st = take(text, bytes, c->text, sizeof c->text, shown, err);
+    if (!st)
+        st = take(text, (size_t)(first - text), c->kv_codec, sizeof c->kv_codec, shown, err);
+    if (!st)
+        st = take(first + 1, (size_t)(stop - first - 1), c->selector, sizeof c->selector, shown, err);
+    if (!st && second)
+        st = take(second + 1, (size_t)(end - second - 1), c->weights, sizeof c->weights, shown, err);
+    return st;
+}
+
+enum status eval_configs_parse(const char *text, struct eval_config *configs_out, uint32_t *n_out, struct error *err)
+{
+    uint32_t n = 0;
+    for (const char *at = text;;) {
+        const size_t bytes = strcspn(at, ",");
+        if (n == EVAL_CONFIGS_MAX)
+            return error_set(err, ST_INVALID, "--configs: more than %d", EVAL_CONFIGS_MAX);
+        const enum status st = parse_one(at, bytes, &configs_out[n++], err);
+        if (st)
+            return st;
+        if (!at[bytes])
+            break;
+        at += bytes + 1;
+    }
+    *n_out = n;
+    return ST_OK;
+}
+
+uint64_t eval_window_at(uint64_t seed, uint32_t i, uint64_t n_tokens, uint64_t length)
+{
+    return rng_at(seed, i, 0) % (n_tokens - length + 1);
+}

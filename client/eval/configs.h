@@ -1,0 +1,34 @@
+#ifndef LONGSPAN_CLIENT_EVAL_CONFIGS_H
+#define LONGSPAN_CLIENT_EVAL_CONFIGS_H
+
+/* What --configs names: CODEC:SELECTOR[@DENSITY][:WEIGHTS], separated by commas. */
+
+#include <stdint.h>
+
+#include "common/error.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { EVAL_CONFIGS_MAX = 64 };
+
+struct eval_config {
+    char text[160];    /* as it was given */
+    char kv_codec[32]; /* values of the settings of these names */
+    char selector[64]; /* with @DENSITY, if one was given */
+    char weights[32];  /* of a pack to be made; "": the model as it is */
+};
+
+/* Splits; what the parts name is checked by who uses them. ST_INVALID names the part. configs_out [EVAL_CONFIGS_MAX] */
+enum status eval_configs_parse(const char *text, struct eval_config *configs_out, uint32_t *n_out, struct error *err);
+
+/*
+ * Where window i of a text of n_tokens begins: a function of (seed, i) alone. length: at most n_tokens.
+ */
+uint64_t eval_window_at(uint64_t seed, uint32_t i, uint64_t n_tokens, uint64_t length);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
