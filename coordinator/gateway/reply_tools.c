@@ -115,16 +115,21 @@ uint32_t reply_tools_calls(const struct reply_tools *t)
     return tool_parser_calls(t->parser);
 }
 
+static void look_to(struct reply_tools *t, const struct generation *g, size_t to)
+{
+    if (to > t->text)
+        tool_parser_push(t->parser, g->text + t->text, to - t->text);
+    t->text = to;
+}
+
 bool reply_tools_feed(struct reply_tools *t, const struct generation *g, bool end)
 {
     t->g = g;
     for (; t->n_marks < g->n_marks && g->marks[t->n_marks] <= g->n_text; t->n_marks++) {
-        tool_parser_push(t->parser, g->text + t->text, g->marks[t->n_marks] - t->text);
-        t->text = g->marks[t->n_marks];
+        look_to(t, g, g->marks[t->n_marks]);
         tool_parser_mark(t->parser);
     }
-    tool_parser_push(t->parser, g->text + t->text, g->n_text - t->text);
-    t->text = g->n_text;
+    look_to(t, g, g->n_text);
     if (end && !tool_parser_finish(t->parser))
         t->bad = true;
     t->g = NULL;

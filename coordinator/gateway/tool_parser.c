@@ -76,12 +76,6 @@ static void push(struct tool_parser *p, char c);
 
 /* ---- text ---- */
 
-static void tell(struct tool_parser *p, const char *data, size_t n)
-{
-    if (n)
-        p->sink->content(p->ctx, data, n);
-}
-
 static void hold(struct tool_parser *p, char c)
 {
     text_add(&p->held, &c, 1);
@@ -94,7 +88,8 @@ static void held_tell(struct tool_parser *p)
     size_t from = 0;
     while (p->n_calls && !p->began && from < p->held.n && is_space(p->held.data[from]))
         from++;
-    tell(p, p->held.data + from, p->held.n - from);
+    if (from < p->held.n)
+        p->sink->content(p->ctx, p->held.data + from, p->held.n - from);
     p->held.n = 0;
 }
 

@@ -80,6 +80,46 @@ node_id build_text(struct builder *b, const char *text, node_id next)
     return build_bytes(b, text, strlen(text), next);
 }
 
+static bool all_are(const uint8_t *bytes, uint32_t n, uint8_t value)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (bytes[i] != value)
+            return false;
+    return true;
+}
+
+/* Either may be NODE_NONE, unless the build has failed. */
+static node_id either(struct builder *b, node_id a, node_id c)
+{
+    return a == NODE_NONE ? c : c == NODE_NONE ? a : build_split(b, a, c);
+}
+
+node_id build_between(struct builder *b, const uint8_t *low, const uint8_t *high, uint32_t n, uint8_t least,
+                      uint8_t most, node_id next)
+{
+    if (!n || b->status)
+        return b->status ? NODE_NONE : next;
+    if (*low == *high)
+        return build_range(b, *low, *high, build_between(b, low + 1, high + 1, n - 1, least, most, next));
+    uint8_t lows[20], highs[20]; /* of any n - 1 bytes */
+    memset(lows, least, sizeof lows);
+    memset(highs, most, sizeof highs);
+    const bool low_edge = !all_are(low + 1, n - 1, least), high_edge = !all_are(high + 1, n - 1, most);
+    const int from = *low + low_edge, to = *high - high_edge;
+    node_id all = NODE_NONE;
+    if (from <= to) {
+        node_id rest = next;
+        for (uint32_t i = 1; i < n; i++)
+            rest = build_range(b, least, most, rest);
+        all = build_range(b, (uint8_t)from, (uint8_t)to, rest);
+    }
+    if (low_edge)
+        all = either(b, all, build_range(b, *low, *low, build_between(b, low + 1, highs, n - 1, least, most, next)));
+    if (high_edge)
+        all = either(b, all, build_range(b, *high, *high, build_between(b, lows, high + 1, n - 1, least, most, next)));
+    return b->status ? NODE_NONE : all;
+}
+
 node_id build_hole(struct builder *b)
 {
     return node_new(b, (struct node){ .op = OP_SPLIT, .a = NODE_NONE, .b = NODE_NONE });

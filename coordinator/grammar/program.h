@@ -72,6 +72,9 @@ node_id build_split(struct builder *b, node_id a, node_id c);
 node_id build_call(struct builder *b, node_id rule, node_id next);
 node_id build_bytes(struct builder *b, const char *bytes, size_t n, node_id next);
 node_id build_text(struct builder *b, const char *text, node_id next);
+/* n bytes that are low .. high in order of bytes; after a first that differs from theirs, each is one of least .. most. */
+node_id build_between(struct builder *b, const uint8_t *low, const uint8_t *high, uint32_t n, uint8_t least,
+                      uint8_t most, node_id next);
 /* A split whose parts are set later: for loops and rules that call themselves. */
 node_id build_hole(struct builder *b);
 void build_fill(struct builder *b, node_id hole, node_id a, node_id c);

@@ -56,11 +56,28 @@ static bool is_one_of(const char *word, const char *const *words, size_t n)
 static const char *const notes[] = { "title", "description", "default",    "examples", "$schema",
                                      "$id",   "$comment",    "deprecated", "readOnly", "writeOnly",
                                      "$defs", "definitions", "$anchor",    "example",  "x-order" };
-static const char *const followed[] = { "type",       "enum",        "const",
-                                        "anyOf",      "allOf",       "$ref",
-                                        "properties", "required",    "additionalProperties",
-                                        "items",      "prefixItems", "minItems",
-                                        "maxItems",   "minLength",   "maxLength" };
+static const char *const followed[] = { "type",
+                                        "enum",
+                                        "const",
+                                        "anyOf",
+                                        "oneOf",
+                                        "allOf",
+                                        "$ref",
+                                        "properties",
+                                        "required",
+                                        "items",
+                                        "pattern",
+                                        "format",
+                                        "minLength",
+                                        "maxLength",
+                                        "minimum",
+                                        "exclusiveMinimum",
+                                        "maximum",
+                                        "minItems",
+                                        "maxItems",
+                                        "prefixItems",
+                                        "exclusiveMaximum",
+                                        "additionalProperties" };
 
 static bool check_keywords(struct compiler *c, const json_t *schema)
 {
@@ -76,8 +93,13 @@ static bool check_keywords(struct compiler *c, const json_t *schema)
     return true;
 }
 
+bool schema_is_note(const char *keyword)
+{
+    return IS_ONE_OF(keyword, notes);
+}
+
 /* Nothing but notes beside `keyword`. */
-static bool check_alone(struct compiler *c, const json_t *schema, const char *keyword)
+bool schema_alone(struct compiler *c, const json_t *schema, const char *keyword)
 {
     const char *key;
     json_t *value;
@@ -130,7 +152,7 @@ static bool is_type(const json_t *value, const char *type)
     }
 }
 
-static bool may_be(const json_t *types, const json_t *value)
+bool schema_may_be(const json_t *types, const json_t *value)
 {
     if (!types)
         return true;
@@ -154,38 +176,41 @@ node_id schema_value(struct compiler *c, const json_t *value, node_id next)
     return n;
 }
 
-static node_id build_enum(struct compiler *c, const json_t *schema, const json_t *values, node_id next)
+/* const and enum; nothing else is looked at, so nothing else may narrow them. */
+static node_id build_values(struct compiler *c, const json_t *schema, node_id next)
 {
-    if (!json_is_array(values) || !json_array_size(values))
-        return schema_fail(c, ST_INVALID, "enum", "must be a list of values");
+    static const char *const beside[] = { "type", "const", "enum" };
+    const json_t *values = json_object_get(schema, "enum"), *only = json_object_get(schema, "const");
+    const size_t n_values = only ? 1 : json_array_size(values);
+    const char *key, *keyword = only ? "const" : "enum";
+    json_t *value;
+    bool among = !values;
     node_id n = NODE_NONE;
-    for (size_t i = 0; i < json_array_size(values); i++) {
-        const json_t *value = json_array_get(values, i);
-        if (!may_be(json_object_get(schema, "type"), value))
-            continue;
-        const node_id one = schema_value(c, value, next);
-        if (one == NODE_NONE)
-            return NODE_NONE;
-        n = n == NODE_NONE ? one : build_split(&c->b, n, one);
+    json_object_foreach((json_t *)schema, key, value)
+    {
+        if (!IS_ONE_OF(key, notes) && !IS_ONE_OF(key, beside))
+            return schema_fail(c, ST_UNSUPPORTED, key, "not supported beside %s", keyword);
     }
-    return n == NODE_NONE && !c->b.status ? schema_fail(c, ST_INVALID, "enum", "no value is of the type") : n;
+    if (values && (!json_is_array(values) || !json_array_size(values)))
+        return schema_fail(c, ST_INVALID, "enum", "must be a list of values");
+    for (size_t i = 0; only && i < json_array_size(values); i++)
+        among = among || json_equal(json_array_get(values, i), only);
+    if (only && !among)
+        return schema_fail(c, ST_INVALID, "const", "is not in enum");
+    for (size_t i = 0; i < n_values; i++) {
+        const json_t *v = only ? only : json_array_get(values, i);
+        const node_id one =
+            schema_may_be(json_object_get(schema, "type"), v) ? schema_value(c, v, next) : (node_id)NODE_NONE;
+        if (c->b.status)
+            return NODE_NONE;
+        if (one != NODE_NONE)
+            n = n == NODE_NONE ? one : build_split(&c->b, n, one);
+    }
+    return n == NODE_NONE ? schema_fail(c, ST_INVALID, keyword, only ? "is not of the type" : "no value is of the type")
+                          : n;
 }
 
-/* ---- strings, lists ---- */
-
-static node_id build_string(struct compiler *c, const json_t *schema, node_id next)
-{
-    uint32_t min = 0, max = UINT32_MAX;
-    if (!schema_count(c, schema, "minLength", &min) || !schema_count(c, schema, "maxLength", &max))
-        return NODE_NONE;
-    if (min > max)
-        return schema_fail(c, ST_INVALID, "minLength", "is more than maxLength");
-    if (!min && max == UINT32_MAX)
-        return build_json(&c->b, RULE_STRING, next);
-    const node_id end = build_range(&c->b, '"', '"', next);
-    const node_id text = build_repeat(&c->b, json_rule(&c->b, RULE_CHAR), NODE_NONE, min, max, end);
-    return build_range(&c->b, '"', '"', text);
-}
+/* ---- lists ---- */
 
 static node_id build_comma(struct compiler *c, node_id next)
 {
@@ -426,11 +451,11 @@ static node_id build_type(struct compiler *c, const json_t *schema, const char *
     if (!strcmp(type, "array"))
         return build_array(c, schema, next);
     if (!strcmp(type, "string"))
-        return build_string(c, schema, next);
+        return schema_string(c, schema, next);
     if (!strcmp(type, "integer"))
-        return build_json(b, RULE_INTEGER, next);
+        return schema_integer(c, schema, next);
     if (!strcmp(type, "number"))
-        return build_json(b, RULE_NUMBER, next);
+        return schema_number(c, schema, next);
     if (!strcmp(type, "null"))
         return build_text(b, "null", next);
     if (!strcmp(type, "boolean"))
@@ -461,44 +486,29 @@ static const char *implied_type(const json_t *schema)
 {
     static const struct {
         const char *keyword, *type;
-    } implied[] = { { "properties", "object" }, { "required", "object" },   { "additionalProperties", "object" },
-                    { "items", "array" },       { "prefixItems", "array" }, { "minItems", "array" },
-                    { "maxItems", "array" },    { "minLength", "string" },  { "maxLength", "string" } };
+    } implied[] = { { "properties", "object" },
+                    { "required", "object" },
+                    { "additionalProperties", "object" },
+                    { "items", "array" },
+                    { "prefixItems", "array" },
+                    { "minItems", "array" },
+                    { "maxItems", "array" },
+                    { "minLength", "string" },
+                    { "maxLength", "string" },
+                    { "pattern", "string" },
+                    { "format", "string" },
+                    { "minimum", "integer" },
+                    { "maximum", "integer" },
+                    { "exclusiveMinimum", "integer" },
+                    { "exclusiveMaximum", "integer" } };
     for (size_t i = 0; i < sizeof implied / sizeof *implied; i++)
         if (json_object_get(schema, implied[i].keyword))
             return implied[i].type;
     return NULL;
 }
 
-static node_id build_any_of(struct compiler *c, const json_t *schema, const json_t *list, node_id next)
-{
-    if (!json_is_array(list) || !json_array_size(list))
-        return schema_fail(c, ST_INVALID, "anyOf", "must be a list of schemas");
-    if (!check_alone(c, schema, "anyOf"))
-        return NODE_NONE;
-    node_id n = NODE_NONE;
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        char name[24];
-        snprintf(name, sizeof name, "%zu", i);
-        const node_id one = schema_within(c, "anyOf", name, json_array_get(list, i), next);
-        if (one == NODE_NONE)
-            return NODE_NONE;
-        n = n == NODE_NONE ? one : build_split(&c->b, n, one);
-    }
-    return n;
-}
-
-static node_id build_all_of(struct compiler *c, const json_t *schema, const json_t *list, node_id next)
-{
-    if (!json_is_array(list) || json_array_size(list) != 1)
-        return schema_fail(c, ST_UNSUPPORTED, "allOf", "only a list of one schema is supported");
-    if (!check_alone(c, schema, "allOf"))
-        return NODE_NONE;
-    return schema_within(c, "allOf", "0", json_array_get(list, 0), next);
-}
-
 /* "#", "#/$defs/name", ...: a JSON pointer into the schema. */
-static const json_t *find_reference(struct compiler *c, const char *to)
+const json_t *schema_find(const struct compiler *c, const char *to)
 {
     const json_t *at = c->root;
     if (*to++ != '#')
@@ -523,9 +533,9 @@ static node_id build_reference(struct compiler *c, const json_t *schema, const j
 {
     if (!json_is_string(to))
         return schema_fail(c, ST_INVALID, "$ref", "must be a string");
-    if (!check_alone(c, schema, "$ref"))
+    if (!schema_alone(c, schema, "$ref"))
         return NODE_NONE;
-    const json_t *target = find_reference(c, json_string_value(to));
+    const json_t *target = schema_find(c, json_string_value(to));
     if (!target)
         return schema_fail(c, ST_INVALID, "$ref", "'%.60s' is not in this schema", json_string_value(to));
     for (const struct reference *r = c->references; r; r = r->next)
@@ -544,17 +554,16 @@ static node_id build_reference(struct compiler *c, const json_t *schema, const j
 static node_id build_keywords(struct compiler *c, const json_t *schema, node_id next)
 {
     const json_t *v;
+    if (json_object_get(schema, "allOf"))
+        return schema_all_of(c, schema, next);
     if ((v = json_object_get(schema, "$ref")))
         return build_reference(c, schema, v, next);
     if ((v = json_object_get(schema, "anyOf")))
-        return build_any_of(c, schema, v, next);
-    if ((v = json_object_get(schema, "allOf")))
-        return build_all_of(c, schema, v, next);
-    if ((v = json_object_get(schema, "const")))
-        return may_be(json_object_get(schema, "type"), v) ? schema_value(c, v, next)
-                                                          : schema_fail(c, ST_INVALID, "const", "is not of the type");
-    if ((v = json_object_get(schema, "enum")))
-        return build_enum(c, schema, v, next);
+        return schema_any_of(c, schema, "anyOf", v, next);
+    if ((v = json_object_get(schema, "oneOf")))
+        return schema_any_of(c, schema, "oneOf", v, next);
+    if (json_object_get(schema, "const") || json_object_get(schema, "enum"))
+        return build_values(c, schema, next);
     if ((v = json_object_get(schema, "type")))
         return build_types(c, schema, v, next);
     const char *type = implied_type(schema);
@@ -599,6 +608,7 @@ enum status compiler_finish(struct compiler *c, node_id start, const char *field
             st = error_set(c->b.err, ST_NO_MEMORY, "out of memory");
     }
     program_deinit(&c->program);
+    json_decref(c->made);
     for (struct reference *r = c->references, *next; r; r = next) {
         next = r->next;
         free(r);

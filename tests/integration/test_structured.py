@@ -1,10 +1,14 @@
 """Choices, edits of logits and JSON by schema, through the `openai` client; models of random weights say it, so only the grammar keeps it in shape."""
 
+import datetime
+import ipaddress
 import json
 import random
+import re
 import threading
 import time
 import unittest
+import uuid
 
 import cluster
 from cluster import Cluster
@@ -15,6 +19,14 @@ NAMES = ["a", "b", "name", "kind"]
 
 
 def draw_schema(r, depth=0):
+    if r.random() < 0.25:
+        low = r.randrange(-500, 500)
+        return r.choice([{"type": "integer", "minimum": low, "exclusiveMaximum": low + r.randrange(1, 2000)},
+                         {"type": "string", "pattern": "^[A-F]{2,4}(-[0-9]{1,3})?$"},
+                         {"type": "string", "format": r.choice(["date", "date-time", "uuid", "ipv4"])},
+                         {"oneOf": [{"type": "object", "properties": {"kind": {"const": "x"}, "v": {"type": "integer"}}, "required": ["kind", "v"],
+                                     "additionalProperties": False}, {"const": "nothing"}]},
+                         {"allOf": [{"type": "integer", "minimum": 0}, {"maximum": 9}]}])
     kind = r.randrange(8 if depth < 3 else 4)
     if kind == 0:
         return {"type": "string", "maxLength": r.randrange(1, 9)}
@@ -37,6 +49,12 @@ def fits(schema, v):
     """What the schemas drawn here mean, said again."""
     if "anyOf" in schema:
         return any(fits(s, v) for s in schema["anyOf"])
+    if "oneOf" in schema:
+        return sum(fits(s, v) for s in schema["oneOf"]) == 1
+    if "allOf" in schema:
+        return type(v) is int and all(s.get("minimum", v) <= v <= s.get("maximum", v) for s in schema["allOf"])
+    if "const" in schema:
+        return v == schema["const"]
     if "enum" in schema:
         return any(type(e) is type(v) and e == v for e in schema["enum"])
     types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
@@ -44,7 +62,13 @@ def fits(schema, v):
     if type(v) not in [of[t] for t in types]:
         return False
     if isinstance(v, str):
-        return len(v) <= schema["maxLength"]
+        readers = {"date": datetime.date.fromisoformat, "date-time": lambda t: datetime.datetime.fromisoformat(t.replace("Z", "+00:00")),
+                   "uuid": uuid.UUID, "ipv4": ipaddress.IPv4Address}
+        if "format" in schema:
+            readers[schema["format"]](v)
+        return len(v) <= schema.get("maxLength", 99) and re.search(schema.get("pattern", ""), v) is not None
+    if type(v) is int and "minimum" in schema:
+        return schema["minimum"] <= v < schema["exclusiveMaximum"]
     if isinstance(v, list):
         return schema["minItems"] <= len(v) <= schema["maxItems"] and all(fits(schema["items"], x) for x in v)
     if isinstance(v, dict):
@@ -199,7 +223,7 @@ class Structured(unittest.TestCase):
         self.cluster.check_quiet()
 
     def test_refused(self):
-        for schema, word in [({"type": "string", "pattern": "a+"}, "schema.pattern"), ({"type": "object", "properties": {"x": {"type": "string", "format": "uri"}}}, "x.format"),
+        for schema, word in [({"type": "string", "pattern": "a(?=b)"}, "schema.pattern"), ({"type": "object", "properties": {"x": {"type": "string", "format": "uri"}}}, "x.format"),
                              ({"$ref": "#/$defs/none"}, "$ref")]:
             with self.assertRaises(openai.BadRequestError) as e:
                 self.complete(extra_body={"response_format": named(schema)})

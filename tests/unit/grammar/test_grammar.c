@@ -1,5 +1,7 @@
 /* Random schemas, texts drawn under their masks, and a validator of the test's own. */
-#include <math.h>
+#define _GNU_SOURCE /* strptime */
+#include <locale.h>
+#include <regex.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 #include <jansson.h>
@@ -85,8 +88,67 @@ static void words_make(void)
 
 static const char *const names[] = { "a", "ab", "b", "name", "kind", "k\"q", "\xC3\xA9t\xC3\xA9" };
 
+/* Expressions that mean the same to regcomp. */
+static const char *const patterns[] = { "^[a-c]{2,5}$", "^(x|yz)+[0-9]?$", "^b\"?[^a-y]c$", "^\\(.{0,9}\\)$",
+                                        "^$|^k*m$" };
+
+/* As the formats are written; a validator of its own: what a printed value of such a kind looks like, read back. */
+static bool fits_format(const char *format, const char *text)
+{
+    unsigned a, b, c, d;
+    int n = 0;
+    if (!strcmp(format, "ipv4"))
+        return sscanf(text, "%3u.%3u.%3u.%3u%n", &a, &b, &c, &d, &n) == 4 && !text[n] && a < 256 && b < 256 &&
+               c < 256 && d < 256;
+    if (!strcmp(format, "uuid"))
+        return strlen(text) == 36 && strspn(text, "0123456789abcdef-") == 36 && text[8] == '-' && text[23] == '-';
+    if (!strcmp(format, "email"))
+        return strchr(text, '@') > text && strrchr(text, '.') > strchr(text, '@') && !strpbrk(text, " \"\\");
+    struct tm day = { 0 };
+    const char *end = !strcmp(format, "time") ? text : strptime(text, "%Y-%m-%d", &day);
+    const int asked = day.tm_mday;
+    if (end && end != text && (timegm(&day), day.tm_mday != asked))
+        return false;
+    if (!strcmp(format, "date"))
+        return end && !*end;
+    if (end != text && (!end || *end++ != 'T'))
+        return false;
+    return sscanf(end, "%2u:%2u:%2u", &a, &b, &c) == 3 && a < 24 && b < 60 && c < 60 && strpbrk(end, "Z+-");
+}
+
+/* One of the keywords that narrow values. */
+static json_t *draw_narrow(void)
+{
+    static const char *const formats[] = { "date", "time", "date-time", "uuid", "email", "ipv4" };
+    const int low = (int)rng_below(&rng, 4000) - 2000, wide = (int)rng_below(&rng, 3000);
+    switch (rng_below(&rng, 5)) {
+    case 0:
+        return json_pack("{s:s, s:i, s:f}", "type", "integer", "minimum", low, "maximum", low + wide + 0.5);
+    case 1:
+        return json_pack("{s:[s,s], s:i, s:i}", "type", "integer", "boolean", "exclusiveMinimum", low,
+                         "exclusiveMaximum", low + wide + 2);
+    case 2:
+        return json_pack("{s:s}", "pattern", patterns[rng_below(&rng, sizeof patterns / sizeof *patterns)]);
+    case 3:
+        return json_pack("{s:[{s:s,s:i},{s:i},{s:i}]}", "allOf", "type", "integer", "minimum", low, "maximum",
+                         low + wide, "minimum", low - 5);
+    default:
+        return json_pack("{s:s, s:s}", "type", "string", "format", formats[rng_below(&rng, 6)]);
+    }
+}
+
+/* Kinds told apart by a member, and by type. */
+static json_t *draw_one_of(json_t *a, json_t *b)
+{
+    return json_pack("{s:[{s:s,s:{s:{s:s},s:o},s:[s,s]},{s:s,s:{s:{s:[s,s]},s:o},s:[s]},{s:s}]}", "oneOf", "type",
+                     "object", "properties", "kind", "const", "one", "a", a, "required", "kind", "a", "type", "object",
+                     "properties", "kind", "enum", "two", "three", "b", b, "required", "kind", "type", "null");
+}
+
 static json_t *draw_scalar(void)
 {
+    if (rng_below(&rng, 3) == 0)
+        return draw_narrow();
     switch (rng_below(&rng, 5)) {
     case 0:
         return json_pack("{s:s, s:i, s:i}", "type", "string", "minLength", (int)rng_below(&rng, 3), "maxLength",
@@ -134,6 +196,8 @@ static json_t *draw_schema(int depth)
         return s;
     }
     json_decref(s);
+    if (kind == 6 && rng_below(&rng, 2))
+        return draw_one_of(draw_scalar(), draw_schema(depth + 2));
     if (kind == 6)
         return json_pack("{s:[o,o]}", "anyOf", draw_schema(depth + 1), draw_schema(depth + 1));
     if (kind == 7)
@@ -151,7 +215,7 @@ static json_t *draw_root(void)
                              "v", "type", "string", "maxLength", 4, "next", "anyOf", "$ref", "#/$defs/node", "type",
                              "null", "required", "v", "additionalProperties", 0);
     json_object_set_new(root, "$defs", json_pack("{s:o}", "node", node));
-    if (json_object_get(root, "$ref") || json_object_get(root, "anyOf"))
+    if (json_object_get(root, "$ref") || json_object_get(root, "anyOf") || json_object_get(root, "oneOf"))
         json_object_set_new(root, "title", json_string("t"));
     return root;
 }
@@ -212,6 +276,29 @@ static bool fits_array(const json_t *root, const json_t *schema, const json_t *v
     return within(schema, "minItems", "maxItems", json_array_size(v));
 }
 
+static bool fits_bounds(const json_t *schema, double x)
+{
+    const json_t *k;
+    return (!(k = json_object_get(schema, "minimum")) || x >= json_number_value(k)) &&
+           (!(k = json_object_get(schema, "maximum")) || x <= json_number_value(k)) &&
+           (!(k = json_object_get(schema, "exclusiveMinimum")) || x > json_number_value(k)) &&
+           (!(k = json_object_get(schema, "exclusiveMaximum")) || x < json_number_value(k));
+}
+
+static bool fits_text(const json_t *schema, const json_t *v)
+{
+    const char *pattern = json_string_value(json_object_get(schema, "pattern"));
+    const char *format = json_string_value(json_object_get(schema, "format"));
+    bool ok = !format || fits_format(format, json_string_value(v));
+    if (pattern) {
+        regex_t r;
+        assert_int_equal(regcomp(&r, pattern, REG_EXTENDED | REG_NOSUB), 0);
+        ok = ok && !regexec(&r, json_string_value(v), 0, NULL, 0);
+        regfree(&r);
+    }
+    return ok;
+}
+
 static bool fits(const json_t *root, const json_t *schema, const json_t *v)
 {
     const json_t *k;
@@ -221,6 +308,14 @@ static bool fits(const json_t *root, const json_t *schema, const json_t *v)
         return fits(root, json_object_get(json_object_get(root, "$defs"), "node"), v);
     if ((k = json_object_get(schema, "const")) && !json_equal(k, v))
         return false;
+    size_t n_fit = 0;
+    for (size_t i = 0; i < json_array_size(json_object_get(schema, "oneOf")); i++)
+        n_fit += fits(root, json_array_get(json_object_get(schema, "oneOf"), i), v);
+    if (json_object_get(schema, "oneOf") && n_fit != 1)
+        return false;
+    for (size_t i = 0; i < json_array_size(json_object_get(schema, "allOf")); i++)
+        if (!fits(root, json_array_get(json_object_get(schema, "allOf"), i), v))
+            return false;
     bool any = !(k = json_object_get(schema, "anyOf"));
     for (size_t i = 0; i < json_array_size(k); i++)
         any = any || fits(root, json_array_get(k, i), v);
@@ -236,15 +331,17 @@ static bool fits(const json_t *root, const json_t *schema, const json_t *v)
         return false;
     return json_is_object(v)   ? fits_object(root, schema, v)
            : json_is_array(v)  ? fits_array(root, schema, v)
-           : json_is_string(v) ? within(schema, "minLength", "maxLength", characters(v))
+           : json_is_number(v) ? fits_bounds(schema, json_number_value(v))
+           : json_is_string(v) ? within(schema, "minLength", "maxLength", characters(v)) && fits_text(schema, v)
                                : true;
 }
 
 /* ---- drawing ---- */
 
+/* Near enough, and cheap: it is asked for once a token of the vocabulary and step. */
 static float normal(void)
 {
-    return (float)(sqrt(-2 * log(rng_unit(rng_next(&rng)))) * cos(6.283185307179586 * rng_unit(rng_next(&rng))));
+    return (float)(2 * (rng_unit(rng_next(&rng)) + rng_unit(rng_next(&rng)) + rng_unit(rng_next(&rng)) - 1.5));
 }
 
 /* What a model of random weights would say; ends of things are likelier, so that they come. -> bytes; 0: too long */
@@ -313,8 +410,8 @@ static void test_random_schemas(void **state)
             json_t *v = json_loadb(text, n, JSON_DECODE_ANY | JSON_ALLOW_NUL, &e);
             if (!v || !fits(schema, schema, v)) {
                 char *s = json_dumps(schema, 0);
-                fail_msg("round %u: %s\nunder %s\nis %s (%s)", round, text, s, v ? "not what it says" : "no JSON",
-                         e.text);
+                print_error("round %u: under %s\n", round, s);
+                fail_msg("%s: %s (%s)", text, v ? "not what it says" : "no JSON", e.text);
             }
             json_decref(v);
             whole++;
@@ -403,6 +500,69 @@ static void test_accepts(void **state)
           "definitions/t\"}}}}",
           { "[]", "[[],[[]]]" },
           { "[1]", "{}" } },
+        { "{\"type\":\"integer\",\"minimum\":-12,\"exclusiveMaximum\":305}",
+          { "0", "-12", "304", "99", "100", "-9" },
+          { "-13", "305", "01", "-0", "1000", "-100", "1.0", "" } },
+        { "{\"type\":[\"integer\",\"null\"],\"exclusiveMinimum\":1999,\"maximum\":100000.5}",
+          { "2000", "99999", "100000", "null", "9999", "10000" },
+          { "1999", "100001", "0", "-5", "999", "200000" } },
+        { "{\"minimum\":1e21,\"maximum\":5,\"type\":\"null\"}", { "null" }, { "5" } },
+        { "{\"type\":\"integer\",\"maximum\":-1000000000000000}",
+          { "-1000000000000000", "-999999999999999999" },
+          { "-999999999999999", "0", "-1000000000000000000" } },
+        { "{\"pattern\":\"^[A-Z]{2,3}-\\\\d+(?:\\\\.x|y)?$\",\"minLength\":4}",
+          { "\"AB-1\"", "\"ABC-123\"", "\"AB-0.x\"", "\"AB-0y\"" },
+          { "\"A-1\"", "\"ABCD-1\"", "\"AB-\"", "\"AB-1.y\"", "\"ab-1\"", "\"AB-1 \"", "AB-1" } },
+        { "{\"pattern\":\"a.c|^x$\"}",
+          { "\"abc\"",
+            "\"..a\xC3\xA9"
+            "c!\"",
+            "\"x\"", "\"a\\\"c\"", "\"a\\\\c\"" },
+          { "\"ac\"", "\"xx\"", "\"\"", "\"a\"c\"", "\"a\\c\"", "\"a\nc\"" } },
+        { "{\"pattern\":\"^[^a-y\\\\s\xC3\xA0-\xC3\xB6]*?\\\\W\\\\x41\\\\u00e9$\"}",
+          { "\"zZ\xE2\x82\xAC\xF0\x9F\x98\x80!A\xC3\xA9\"", "\"-A\xC3\xA9\"" },
+          { "\"b!A\xC3\xA9\"", "\" !A\xC3\xA9\"", "\"\xC3\xA4!A\xC3\xA9\"", "\"_A\xC3\xA9\"", "\"!A\xC3\"",
+            "\"!Ae\"" } },
+        { "{\"pattern\":\"^[\\\\n\\\\t\\\"]{1,2}$\"}",
+          { "\"\\n\"", "\"\\t\\\"\"" },
+          { "\"\"", "\"\n\"", "\"n\"", "\"\\n\\n\\n\"" } },
+        { "{\"format\":\"date\"}",
+          { "\"2024-02-28\"", "\"1999-12-31\"", "\"2000-04-30\"" },
+          { "\"2024-02-30\"", "\"2024-04-31\"", "\"2024-13-01\"", "\"2024-1-1\"", "\"0000-01-01\"", "\"x\"" } },
+        { "{\"type\":\"string\",\"format\":\"date-time\",\"maxLength\":40}",
+          { "\"2024-01-01T00:00:00Z\"", "\"2024-01-01T23:59:59.5+01:00\"" },
+          { "\"2024-01-01\"", "\"2024-01-01T24:00:00Z\"", "\"2024-01-01T00:00:00\"" } },
+        { "{\"format\":\"ipv4\"}",
+          { "\"0.10.255.249\"", "\"1.1.1.1\"" },
+          { "\"256.1.1.1\"", "\"1.1.1\"", "\"01.1.1.1\"", "\"1.1.1.1.\"" } },
+        { "{\"format\":\"email\"}",
+          { "\"a@b.de\"", "\"first.last+tag@mail-1.example.org\"" },
+          { "\"a@b\"", "\"@b.de\"", "\"a b@c.de\"", "\"a@-b.de\"", "\".a@b.de\"" } },
+        { "{\"format\":\"uuid\"}",
+          { "\"123e4567-e89b-12d3-a456-426614174000\"" },
+          { "\"123e4567e89b12d3a456426614174000\"", "\"123e4567-e89b-12d3-a456-42661417400g\"" } },
+        { "{\"format\":\"time\"}", { "\"12:00:59Z\"" }, { "\"12:00Z\"", "\"12:60:00Z\"" } },
+        { "{\"oneOf\":[{\"type\":\"object\",\"properties\":{\"k\":{\"const\":\"a\"},\"x\":{\"type\":\"integer\"}},"
+          "\"required\":[\"k\",\"x\"]"
+          "},{\"$ref\":\"#/$defs/"
+          "b\"},{\"type\":[\"null\",\"string\"]},{\"const\":7}],\"$defs\":{\"b\":{\"type\":\"object\","
+          "\"properties\":{\"k\":{\"enum\":[\"b\",\"c\"]}},\"required\":[\"k\"]}}}",
+          { "{\"k\":\"a\",\"x\":1}", "{\"k\":\"c\"}", "null", "\"\"", "7" },
+          { "{\"k\":\"a\"}", "{}", "8", "{\"k\":\"b\",\"x\":1}" } },
+        { "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\",\"minimum\":3}},\"allOf\":[{\"$ref\":\"#/"
+          "$defs/b\"},{"
+          "\"properties\":{\"a\":{\"maximum\":5}}}],\"required\":[\"a\"],\"$defs\":{\"b\":{\"type\":\"object\","
+          "\"properties\":{\"b\":"
+          "{\"allOf\":[{\"type\":[\"string\",\"number\"]},{\"type\":\"integer\"}]}},\"required\":[\"b\"]}}}",
+          { "{\"b\":1,\"a\":3}", "{\"b\":-1,\"a\":5}" },
+          { "{\"b\":1,\"a\":2}", "{\"b\":1,\"a\":6}", "{\"b\":1}", "{\"a\":3}", "{\"b\":1.5,\"a\":3}" } },
+        { "{\"allOf\":[{\"enum\":[1,2,\"x\"]},{\"enum\":[2.0,\"x\",4]},{\"type\":\"string\"}]}",
+          { "\"x\"" },
+          { "1", "2" } },
+        { "{\"allOf\":[{\"minLength\":2},{\"type\":\"string\",\"maxLength\":5,\"minLength\":1},{\"maxLength\":3},true]"
+          "}",
+          { "\"ab\"", "\"abc\"" },
+          { "\"a\"", "\"abcd\"" } },
         { "true", { "{\"a\":[1,{\"b\":null}]}", "[]", "\"\"", "3" }, { "", "{a:1}", "nul" } },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -424,10 +584,58 @@ static void test_refused(void **state)
         const char *schema, *names;
         enum status status;
     } cases[] = {
-        { "{\"type\":\"string\",\"pattern\":\"a\"}", "schema.pattern", ST_UNSUPPORTED },
-        { "{\"properties\":{\"x\":{\"items\":{\"oneOf\":[]}}}}", "schema.properties.x.items.oneOf", ST_UNSUPPORTED },
+        { "{\"properties\":{\"x\":{\"items\":{\"not\":{}}}}}", "schema.properties.x.items.not", ST_UNSUPPORTED },
+        { "{\"properties\":{\"x\":{\"items\":{\"oneOf\":[]}}}}", "schema.properties.x.items.oneOf", ST_INVALID },
+        { "{\"oneOf\":[{\"type\":\"integer\"},{\"type\":\"number\"}]}", "schema.oneOf: schemas 0 and 1",
+          ST_UNSUPPORTED },
+        { "{\"oneOf\":[{\"const\":1},{\"type\":\"string\"},{\"enum\":[2,1.0]}]}", "schemas 0 and 2", ST_UNSUPPORTED },
+        { "{\"oneOf\":[{\"$ref\":\"#/$defs/"
+          "a\"},{\"type\":\"object\",\"properties\":{\"k\":{\"const\":1}}}],\"$defs\":{\"a\":{"
+          "\"type\":\"object\",\"properties\":{\"k\":{\"const\":2}},\"required\":[\"k\"]}}}",
+          "schema.oneOf", ST_UNSUPPORTED },
+        { "{\"allOf\":[]}", "schema.allOf", ST_INVALID },
+        { "{\"allOf\":[{\"type\":\"string\"},{\"type\":\"null\"}]}", "schema.type", ST_INVALID },
+        { "{\"allOf\":[{\"pattern\":\"a\"},{\"pattern\":\"b\"}]}", "schema.pattern", ST_UNSUPPORTED },
+        { "{\"allOf\":[{\"enum\":[1]},{\"enum\":[2]}]}", "schema.enum", ST_INVALID },
+        { "{\"allOf\":[{\"properties\":{\"a\":{}},\"additionalProperties\":false},{\"properties\":{\"b\":{}}}]}",
+          "schema.additionalProperties", ST_UNSUPPORTED },
+        { "{\"allOf\":[{\"$ref\":\"#\"}]}", "$ref: references are too deep", ST_TOO_LARGE },
+        { "{\"allOf\":[{\"$ref\":\"#/$defs/a\"},{\"$ref\":\"#/$defs/a\"}],\"$defs\":{\"a\":{\"allOf\":[{\"$ref\":\"#/"
+          "$defs/b\"},{"
+          "\"$ref\":\"#/$defs/b\"}]},\"b\":{\"allOf\":[{\"$ref\":\"#/$defs/a\"},{\"$ref\":\"#/$defs/a\"}]}}}",
+          "too deep", ST_TOO_LARGE },
+        { "{\"const\":1,\"enum\":[2]}", "schema.const", ST_INVALID },
+        { "{\"enum\":[\"a\"],\"minLength\":1}", "schema.minLength", ST_UNSUPPORTED },
+        { "{\"type\":\"number\",\"minimum\":0}", "schema.minimum", ST_UNSUPPORTED },
+        { "{\"type\":\"integer\",\"multipleOf\":5}", "schema.multipleOf", ST_UNSUPPORTED },
+        { "{\"type\":\"integer\",\"minimum\":3.5,\"maximum\":3.9}", "schema.minimum", ST_INVALID },
+        { "{\"type\":\"integer\",\"minimum\":1e30}", "schema.minimum", ST_INVALID },
+        { "{\"type\":\"integer\",\"exclusiveMaximum\":true}", "schema.exclusiveMaximum", ST_INVALID },
+        { "{\"format\":\"uri\"}", "schema.format", ST_UNSUPPORTED },
+        { "{\"format\":\"date\",\"pattern\":\"a\"}", "schema.format", ST_UNSUPPORTED },
+        { "{\"format\":\"date\",\"maxLength\":9}", "schema.format", ST_UNSUPPORTED },
+        { "{\"pattern\":\"a+\",\"maxLength\":9}", "schema.pattern", ST_UNSUPPORTED },
+        { "{\"pattern\":\"a(?=b)\"}", "look-around", ST_UNSUPPORTED },
+        { "{\"pattern\":\"(?<!a)b\"}", "look-around", ST_UNSUPPORTED },
+        { "{\"pattern\":\"(?<n>a)\"}", "named groups", ST_UNSUPPORTED },
+        { "{\"pattern\":\"(a)\\\\1\"}", "back references", ST_UNSUPPORTED },
+        { "{\"pattern\":\"\\\\bword\"}", "word boundaries", ST_UNSUPPORTED },
+        { "{\"pattern\":\"\\\\p{L}\"}", "\\p", ST_UNSUPPORTED },
+        { "{\"pattern\":\"a^b\"}", "ends of an alternative", ST_UNSUPPORTED },
+        { "{\"pattern\":\"(a*)*\"}", "may be empty", ST_UNSUPPORTED },
+        { "{\"pattern\":\"(a\"}", "group does not end", ST_INVALID },
+        { "{\"pattern\":\"a)\"}", "too many", ST_INVALID },
+        { "{\"pattern\":\"[a\"}", "class does not end", ST_INVALID },
+        { "{\"pattern\":\"[b-a]\"}", "out of order", ST_INVALID },
+        { "{\"pattern\":\"*\"}", "nothing to repeat", ST_INVALID },
+        { "{\"pattern\":\"a{2,1}\"}", "count", ST_INVALID },
+        { "{\"pattern\":\"a{99999}\"}", "count", ST_INVALID },
+        { "{\"pattern\":\"(((a{999}){999}){999}){999}\"}", "length", ST_OK },
+        { "{\"pattern\":\"\\\\\"}", "escape", ST_INVALID },
+        { "{\"pattern\":\"\\\\u12\"}", "hexadecimal", ST_INVALID },
+        { "{\"pattern\":\"[\\\\ud800]\"}", "surrogates", ST_UNSUPPORTED },
+        { "{\"pattern\":5}", "schema.pattern", ST_INVALID },
         { "{\"anyOf\":[{\"type\":\"string\"}],\"type\":\"string\"}", "schema.type", ST_UNSUPPORTED },
-        { "{\"allOf\":[{},{}]}", "schema.allOf", ST_UNSUPPORTED },
         { "{\"type\":\"text\"}", "schema.type", ST_INVALID },
         { "{\"enum\":[]}", "schema.enum", ST_INVALID },
         { "{\"type\":\"string\",\"enum\":[1]}", "schema.enum", ST_INVALID },
@@ -454,6 +662,21 @@ static void test_refused(void **state)
         grammar_unref(g);
         json_decref(schema);
     }
+    /* each definition is all of the next, twice */
+    json_t *defs = json_object();
+    for (int i = 0; i < 30; i++) {
+        char name[16], next[32];
+        snprintf(name, sizeof name, "d%d", i);
+        snprintf(next, sizeof next, "#/$defs/d%d", i + 1);
+        json_object_set_new(defs, name, json_pack("{s:[{s:s},{s:s}]}", "allOf", "$ref", next, "$ref", next));
+    }
+    json_object_set_new(defs, "d30", json_object());
+    json_t *doubled = json_pack("{s:[{s:s}],s:o}", "allOf", "$ref", "#/$defs/d0", "$defs", defs);
+    struct error many = { 0 };
+    struct grammar *none = NULL;
+    assert_int_equal(grammar_of_schema(doubled, "schema", &none, &many), ST_TOO_LARGE);
+    assert_non_null(strstr(many.text, "too many schemas to merge"));
+    json_decref(doubled);
     /* deep, and wide */
     char deep[4096] = "";
     for (int i = 0; i < 100; i++)
@@ -530,6 +753,7 @@ int main(void)
         cmocka_unit_test(test_renewed),        cmocka_unit_test(test_limit_met_anywhere),
         cmocka_unit_test(test_random_schemas), cmocka_unit_test(test_objects),
     };
+    setlocale(LC_ALL, "C.UTF-8"); /* regexec's characters */
     words_make();
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     vocabulary_free(vocabulary);
