@@ -1,6 +1,7 @@
 #include "kernels/selector.h"
 
 #include <assert.h>
+#include <math.h>
 #include <string.h>
 
 #include "kernels/cpu/selector.h"
@@ -16,6 +17,7 @@ const struct selector_impl selector_impls[] = {
       .blocks_max = SELECTOR_WALK_BLOCKS,
       .sketch_bytes = selector_walk_bytes,
       .sketch = selector_walk_sketch,
+      .logits = selector_walk_logits_c,
       .weights = selector_walk_weights_c },
 };
 const uint32_t n_selector_impls = sizeof selector_impls / sizeof selector_impls[0];
@@ -54,6 +56,15 @@ void selector_walk(const uint16_t *const *w, uint32_t n, const float *r, float *
         for (uint32_t j = 0; j <= i; j++)
             r_out[j] += x * bf16_to_f32(w[i][j]);
     }
+}
+
+void selector_walk_scores(const float *walk, const float *logits, uint32_t n, float *scores_out)
+{
+    float most = -INFINITY;
+    for (uint32_t j = 0; j < n; j++)
+        most = logits[j] > most ? logits[j] : most;
+    for (uint32_t j = 0; j < n; j++)
+        scores_out[j] = walk[j] > 0 ? walk[j] : logits[j] - most - 1;
 }
 
 /* ---- budget and choice ---- */

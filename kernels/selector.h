@@ -56,8 +56,10 @@ struct selector_impl {
      */
     void (*score)(const struct selector_shape *shape, uint32_t kv_head, const float *const *q,
                   const void *const *sketches, uint32_t n, float *scores_out);
+    /* !by_row: logits_out[j] = <query half of block, key half of j> / sqrt(head_dim) for j <= block: what softmax is made of. */
+    void (*logits)(const struct selector_shape *shape, const void *const *sketches, uint32_t block, float *logits_out);
     /*
-     * !by_row: row `block` of the walk's weights, W[block][0 .. block] in bf16: softmax(a)^8 with a_j = <query half of block, key half of j> / sqrt(head_dim).
+     * !by_row: row `block` of the walk's weights, W[block][0 .. block] in bf16: softmax(a)^8 of the logits a.
      * logits: scratch of block + 1 floats.
      */
     void (*weights)(const struct selector_shape *shape, const void *const *sketches, uint32_t block, float *logits,
@@ -79,6 +81,12 @@ void selector_q_mean(const struct selector_shape *shape, const float *q, float *
  * itself. r_out is not r.
  */
 void selector_walk(const uint16_t *const *w, uint32_t n, const float *r, float *r_out);
+
+/*
+ * Scores of blocks 0 .. n - 1 from where the walk is and the logits of the block n - 1 that it started from: walk[j], and where that is 0, which the walk
+ * does not reach or f32 does not hold, logits[j] - max - 1: below all that is reached, in the order of the logits. scores_out may be either.
+ */
+void selector_walk_scores(const float *walk, const float *logits, uint32_t n, float *scores_out);
 
 /* How many blocks a row of block `own` reads, its own included: ceil(density (own + 1)), at least the forced ones, at most all. */
 uint32_t selector_budget(uint32_t own, uint32_t density);

@@ -37,6 +37,8 @@ void selector_quest_score_c(const struct selector_shape *shape, uint32_t kv_head
 size_t selector_walk_bytes(const struct selector_shape *shape);
 void selector_walk_sketch(const struct selector_shape *shape, const void *const *k_parts, const float *q_means,
                           void *sketch_out);
+void selector_walk_logits_c(const struct selector_shape *shape, const void *const *sketches, uint32_t block,
+                            float *logits_out);
 void selector_walk_weights_c(const struct selector_shape *shape, const void *const *sketches, uint32_t block,
                              float *logits, uint16_t *w_out);
 /* x [n], n a power of two: (u, v) -> (u + v, u - v) at distances 1, 2, 4, .. */

@@ -111,16 +111,22 @@ static float dot(const float *a, const float *b, uint32_t r)
     return lane[0];
 }
 
-void selector_walk_weights_c(const struct selector_shape *shape, const void *const *sketches, uint32_t block,
-                             float *logits, uint16_t *w_out)
+void selector_walk_logits_c(const struct selector_shape *shape, const void *const *sketches, uint32_t block,
+                            float *logits_out)
 {
     const uint32_t r = coordinates(padded(shape->head_dim));
     const float *q = sketches[block], scale = 1.0f / sqrtf((float)shape->head_dim);
+    for (uint32_t j = 0; j <= block; j++)
+        logits_out[j] = dot(q, (const float *)sketches[j] + r, r) * scale;
+}
+
+void selector_walk_weights_c(const struct selector_shape *shape, const void *const *sketches, uint32_t block,
+                             float *logits, uint16_t *w_out)
+{
     float most = -INFINITY, sum = 0;
-    for (uint32_t j = 0; j <= block; j++) {
-        logits[j] = dot(q, (const float *)sketches[j] + r, r) * scale;
+    selector_walk_logits_c(shape, sketches, block, logits);
+    for (uint32_t j = 0; j <= block; j++)
         most = logits[j] > most ? logits[j] : most;
-    }
     for (uint32_t j = 0; j <= block; j++)
         sum += exp_f32(logits[j] - most);
     /* softmax^8 = e^(8 (a - most)) / sum^8: the sum is at most 4096, so its power is in reach of f32, and one exponential is rounded instead of eight factors */

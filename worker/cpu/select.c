@@ -300,9 +300,11 @@ static void choose_by_block(struct backend *b, const struct select_unit *u, uint
         return;
     }
     const float *walk = walk_to(b, at, job->seq, u->own, layer, x);
-    if (!walk)
+    if (!walk || !sketches_point(b, job->seq, u->own, layer + s->store.spec.dense_layers, x->pointers))
         return;
-    choose(b, u, walk, x->words);
+    s->store.impl->logits(&s->store.shape, x->pointers, u->own - 1, x->logits);
+    selector_walk_scores(walk, x->logits, u->own, x->scores);
+    choose(b, u, x->scores, x->words);
     if (!at->lists)
         at->lists = sketch_alloc(&s->store, s->store.n_layers * sizeof(uint64_t *));
     if (at->lists && !at->lists[layer])

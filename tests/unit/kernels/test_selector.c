@@ -364,6 +364,18 @@ static void variants_agree(void **state)
     }
 }
 
+/* What the walk does not reach comes after all that it does, by the logits. */
+static void walk_unreached(void **state)
+{
+    (void)state;
+    const float walk[6] = { 0, 1e-30f, 0, 2, 0, 1 }, logits[6] = { 900, -5, 901, -1000, -2000, 3 };
+    const uint32_t order[6] = { 3, 5, 1, 2, 0, 4 };
+    float scores[6];
+    selector_walk_scores(walk, logits, 6, scores);
+    for (int i = 0; i < 5; i++)
+        assert_true(scores[order[i]] > scores[order[i + 1]]);
+}
+
 static void transform(void **state)
 {
     (void)state;
@@ -454,10 +466,10 @@ static void walk_brute(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(budgets),        cmocka_unit_test(choices),       cmocka_unit_test(choices_by_slot),
-        cmocka_unit_test(walk_golden),    cmocka_unit_test(quest_golden),  cmocka_unit_test(quest_bounds),
-        cmocka_unit_test(transform),      cmocka_unit_test(walk_products), cmocka_unit_test(walk_brute),
-        cmocka_unit_test(variants_agree),
+        cmocka_unit_test(budgets),        cmocka_unit_test(choices),        cmocka_unit_test(choices_by_slot),
+        cmocka_unit_test(walk_golden),    cmocka_unit_test(quest_golden),   cmocka_unit_test(quest_bounds),
+        cmocka_unit_test(walk_unreached), cmocka_unit_test(transform),      cmocka_unit_test(walk_products),
+        cmocka_unit_test(walk_brute),     cmocka_unit_test(variants_agree),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
