@@ -5,6 +5,7 @@ packages="build-essential cmake ninja-build pkg-config clang clang-format libcla
  libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler libucx-dev
  libevent-dev libedit-dev libjansson-dev libcmocka-dev libsqlite3-dev libyaml-dev libpcre2-dev libutf8proc-dev libssl-dev
  etcd-server etcd-client openssl iproute2 procps python3 python3-venv python3-pip ca-certificates"
+command -v kubectl >/dev/null || packages="$packages kubernetes-client" # from anywhere: it renders manifests for a test
 missing=""
 for p in $packages; do
     state=$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null || true)
