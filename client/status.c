@@ -8,13 +8,14 @@
 
 static json_t *worker_json(const Longspan__V1__WorkerStatus *w)
 {
-    return json_pack("{s:i, s:i, s:s, s:s, s:f, s:s, s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:I}", "id", (int)w->id,
-                     "pid", (int)w->pid, "address", w->address, "state", w->state, "load_fraction",
+    return json_pack("{s:i, s:i, s:s, s:s, s:f, s:s, s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "id",
+                     (int)w->id, "pid", (int)w->pid, "address", w->address, "state", w->state, "load_fraction",
                      (double)w->load_fraction, "fingerprint", w->fingerprint, "blocks", (int)w->blocks, "n_blocks",
                      (int)w->n_blocks, "blocks_cached", (int)w->blocks_cached, "block_bytes",
                      (json_int_t)w->block_bytes, "weight_bytes", (json_int_t)w->weight_bytes, "pool_bytes",
                      (json_int_t)w->pool_bytes, "resident_bytes", (json_int_t)w->resident_bytes, "bytes_sent",
-                     (json_int_t)w->bytes_sent, "bytes_received", (json_int_t)w->bytes_received);
+                     (json_int_t)w->bytes_sent, "bytes_received", (json_int_t)w->bytes_received, "sketch_bytes",
+                     (json_int_t)w->sketch_bytes);
 }
 
 static json_t *scheduler_json(const Longspan__V1__SchedulerStatus *s)

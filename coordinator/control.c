@@ -322,6 +322,7 @@ static void on_heartbeat(struct session *s, const struct control_heartbeat *h)
     }
     s->beats = h->sequence;
     s->shown.resident_bytes = h->resident_bytes;
+    s->shown.sketch_bytes = h->sketch_bytes;
     s->shown.bytes_sent = h->bytes_sent;
     s->shown.bytes_received = h->bytes_received;
     s->shown.blocks = h->blocks_used;

@@ -30,7 +30,7 @@ struct gateway_worker {
     float load_fraction;
     char fingerprint[128];
     uint32_t blocks, n_blocks;
-    uint64_t block_bytes, weight_bytes, pool_bytes, resident_bytes, bytes_sent, bytes_received;
+    uint64_t block_bytes, weight_bytes, pool_bytes, resident_bytes, sketch_bytes, bytes_sent, bytes_received;
 };
 
 struct gateway_config {

@@ -111,6 +111,7 @@ static enum status heartbeat_to_wire(const struct control_heartbeat *h, struct w
     w->plans_done = h->plans_done;
     w->blocks_used = h->blocks_used;
     w->resident_bytes = h->resident_bytes;
+    w->sketch_bytes = h->sketch_bytes;
     w->bytes_sent = h->bytes_sent;
     w->bytes_received = h->bytes_received;
     return ST_OK;
@@ -475,6 +476,7 @@ static void message_pour(struct pour *p, const message_wire *w, struct control_m
             .plans_done = w->heartbeat->plans_done,
             .blocks_used = w->heartbeat->blocks_used,
             .resident_bytes = w->heartbeat->resident_bytes,
+            .sketch_bytes = w->heartbeat->sketch_bytes,
             .bytes_sent = w->heartbeat->bytes_sent,
             .bytes_received = w->heartbeat->bytes_received,
         };

@@ -80,7 +80,7 @@ struct control_heartbeat {
     uint64_t sequence; /* ascends by 1 */
     uint64_t plans_done;
     uint32_t blocks_used;
-    uint64_t resident_bytes;
+    uint64_t resident_bytes, sketch_bytes;
     uint64_t bytes_sent, bytes_received; /* exchange, since start */
 };
 

@@ -327,6 +327,7 @@ static void heartbeats(struct session *s)
                                                                 .plans_done = stats.plans_done,
                                                                 .blocks_used = stats.blocks_used,
                                                                 .resident_bytes = resident_bytes(),
+                                                                .sketch_bytes = stats.sketch_bytes,
                                                                 .bytes_sent = stats.bytes_sent,
                                                                 .bytes_received = stats.bytes_received } };
         session_send(s, &beat);

@@ -368,6 +368,7 @@ static void worker_fill(Longspan__V1__WorkerStatus *to, const struct gateway_wor
     to->weight_bytes = from->weight_bytes;
     to->pool_bytes = from->pool_bytes;
     to->resident_bytes = from->resident_bytes;
+    to->sketch_bytes = from->sketch_bytes;
     to->bytes_sent = from->bytes_sent;
     to->bytes_received = from->bytes_received;
     for (uint32_t i = 0; i < n_stats; i++)

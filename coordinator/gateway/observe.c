@@ -97,6 +97,7 @@ COLUMN(block_bytes, w->block_bytes)
 COLUMN(weights, w->weight_bytes)
 COLUMN(pool, w->pool_bytes)
 COLUMN(resident, w->resident_bytes)
+COLUMN(sketches, w->sketch_bytes)
 COLUMN(sent, w->bytes_sent)
 COLUMN(received, w->bytes_received)
 
@@ -109,6 +110,8 @@ static const struct column columns[] = {
     { "longspan_kv_block_bytes", "gauge", "Bytes of one KV block.", value_block_bytes },
     { "longspan_weight_bytes", "gauge", "Bytes of weights.", value_weights },
     { "longspan_kv_pool_bytes", "gauge", "Bytes of the KV pool.", value_pool },
+    { "longspan_sketch_bytes", "gauge", "Bytes of sketches of KV blocks, and of what is kept to choose by them.",
+      value_sketches },
     { "longspan_worker_resident_bytes", "gauge", "Resident bytes of the worker's process.", value_resident },
     { "longspan_exchange_sent_bytes_total", "counter", "Bytes sent to other workers.", value_sent },
     { "longspan_exchange_received_bytes_total", "counter", "Bytes received from other workers.", value_received },

@@ -55,7 +55,7 @@ static struct control_message message_of(enum control_kind kind, struct rng *rng
                                              .address_bytes = sizeof address };
         break;
     case CONTROL_HEARTBEAT:
-        m.as.heartbeat = (struct control_heartbeat){ 1, 2, 3, 4, 5, UINT64_MAX };
+        m.as.heartbeat = (struct control_heartbeat){ 1, 2, 3, 4, 5, 6, UINT64_MAX };
         break;
     case CONTROL_RESULT:
         m.as.result = result_case_make(&results, rng, rng_below(rng, 20));
@@ -119,6 +119,7 @@ static bool message_equal(const struct control_message *a, const struct control_
         return !memcmp(&a->as.heartbeat.sequence, &b->as.heartbeat.sequence, 16) &&
                a->as.heartbeat.blocks_used == b->as.heartbeat.blocks_used &&
                a->as.heartbeat.resident_bytes == b->as.heartbeat.resident_bytes &&
+               a->as.heartbeat.sketch_bytes == b->as.heartbeat.sketch_bytes &&
                a->as.heartbeat.bytes_sent == b->as.heartbeat.bytes_sent &&
                a->as.heartbeat.bytes_received == b->as.heartbeat.bytes_received;
     case CONTROL_RESULT:

@@ -1,0 +1,112 @@
+"""
+Sparse attention from outside: needles under each selector at a density that must keep them, by any number of workers; density 1 is dense; densities of
+requests, which share no blocks; what cannot work is refused at start.
+
+The model is the one that is made to copy: layer 3 finds the place where the last eight bytes occurred before. sketch-walk sees a query one block late, and
+only the mean of a block's queries: its needles fill their blocks, its question shuffles the key through one whole block before it asks, and layer 2, whose
+heads look back a fixed number of positions whatever the text is, stays dense. A key that is asked only in the block that answers is beyond this variant.
+"""
+
+import random
+import tempfile
+import unittest
+
+import cluster
+from cluster import Cluster, run
+
+POSITIONS, NEEDLES, LETTERS = 8192, 8, "abcdefghijklmnopqrstuvwxyz"
+COPY = "constructed:copy"
+
+
+def haystack(fill, times):
+    """-> (text, [(key of eight bytes, value of eight)]): each needle so many times in a row at the start of a block."""
+    r = random.Random(1)
+    needles = [tuple("".join(r.choices(LETTERS.upper(), k=8)) for _ in range(2)) for _ in range(NEEDLES)]
+    gap, text = POSITIONS // NEEDLES, ""
+    for key, value in needles:
+        before = r.randrange(1, gap // 64 - 1) * 64
+        text += "".join(r.choices(fill, k=before)) + (key + value) * times
+        text += "".join(r.choices(fill, k=-len(text) % gap))
+    return text, needles
+
+
+def shuffled(key):
+    r = random.Random(key)
+    return "".join("".join(r.sample(key, 8)) for _ in range(8))
+
+
+class Needles(unittest.TestCase):
+    def found(self, flags, text, questions, expected):
+        """Every number of workers answers alike. -> share of keys and values that was read"""
+        seen = []
+        for workers in (1, 3):
+            with Cluster(*flags, "--spread-min-tokens", 256, workers=workers, model=COPY) as c:
+                answers = [c.complete(text + q, 8, timeout_s=600) for q in questions]
+                seen.append([a[:2] for a in answers])
+                self.assertEqual(["".join(a[0]) for a in answers], expected, f"{flags}, {workers} workers")
+                self.assertTrue(all(a[2]["usage"]["prompt_tokens_details"]["cached_tokens"] >= POSITIONS - 64
+                                    for a in answers[1:]))
+                self.assertTrue(all(w["sketch_bytes"] > 0 for w in c.workers()))
+                metrics = c.metrics()
+                c.check_quiet()
+        self.assertEqual(seen[0], seen[1])
+        return metrics["longspan_kv_bytes_read_total"] / metrics["longspan_kv_bytes_dense_total"]
+
+    def test_quest(self):
+        text, needles = haystack("ab", 1)
+        self.found(("--selector", "quest@0.1"), text, [k for k, _ in needles], [v for _, v in needles])
+
+    def test_quest_local(self):  # slots of four blocks each: half of them
+        text, needles = haystack("ab", 1)
+        self.found(("--selector", "quest@0.5", "--selector-scope", "local", "--kv-codec", "int4-rot"), text,
+                   [k for k, _ in needles], [v for _, v in needles])
+
+    def test_sketch_walk(self):
+        text, needles = haystack(LETTERS, 4)
+        share = self.found(("--selector", "sketch-walk@0.2", "--selector-dense-layers", 3), text,
+                           [shuffled(k) + k for k, _ in needles], [v for _, v in needles])
+        self.assertLess(share, 0.85)  # one of four layers is sparse
+
+
+class Densities(unittest.TestCase):
+    def test_one_is_dense_and_nothing_is_shared(self):
+        r = random.Random(2)
+        text = "".join(r.choices(LETTERS, k=2000))
+
+        def ask(c, **more):
+            tokens, logprobs, answer = c.complete(text, 24, **more)
+            return tokens, logprobs, answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+        with Cluster(workers=1, model=COPY) as c:
+            dense = ask(c)
+            code, _, body = c.http("POST", "/v1/completions", {"prompt": "a", "max_tokens": 1, "density": 0.5})
+            self.assertEqual((code, body["error"]["param"]), (400, "density"))
+        for selector in ("quest", "sketch-walk"):
+            with Cluster("--selector", selector, workers=2, model=COPY) as c:
+                self.assertEqual(c.status()["selector"].split("@")[0], selector)
+                self.assertEqual(ask(c, density=1), dense)
+                first = ask(c)
+                self.assertEqual(first[2], 0)
+                self.assertEqual(ask(c, density=0.2), (*first[:2], 1984))  # the deployment's
+                self.assertEqual(ask(c, density=0.3)[2], 0)
+                self.assertEqual(ask(c, density=1), (*dense[:2], 1984))
+                c.check_quiet()
+
+
+class Refused(unittest.TestCase):
+    def test_at_start(self):
+        for flags, reason in (
+            (("--selector", "sparse"), "there are dense, quest and sketch-walk"),
+            (("--selector", "quest@1.5"), "density"),
+            (("--selector", "quest@0.1,layers=1"), "flags of their own"),
+            (("--selector", "quest", "--selector-dense-layers", 4), "selector-dense-layers"),
+            (("--selector", "sketch-walk", "--model", "constructed:copy:1000000", "--positions-max", 300000), "4096 blocks"),
+        ):
+            with tempfile.TemporaryDirectory(prefix="longspan-test-") as state:
+                _, err = run("coordinator", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--control", "127.0.0.1:0",
+                             "--state", state, "--model", COPY, *flags, timeout_s=30, check=None)
+            self.assertIn(reason, err)
+
+
+if __name__ == "__main__":
+    cluster.main(needs_model=False)
