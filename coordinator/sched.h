@@ -71,9 +71,11 @@ struct sched_want {
     uint32_t n_eos;
     struct plan_sampling sampling;
     uint32_t density; /* millionths; 0: the deployment's */
-    uint8_t n_top;    /* alternatives a token */
-    bool score;       /* log-probabilities of prompt tokens 1.. (then no prefix hit is taken: every row is computed) */
-    bool logits;      /* whole logit rows of every computed row (tests, --dump-logits) */
+    const struct digest
+        *salt;     /* it shares blocks only with requests of the same one; NULL: with those that have none */
+    uint8_t n_top; /* alternatives a token */
+    bool score;    /* log-probabilities of prompt tokens 1.. (then no prefix hit is taken: every row is computed) */
+    bool logits;   /* whole logit rows of every computed row (tests, --dump-logits) */
     const int32_t *forced; /* tests and replay: generated tokens that are forced, not sampled */
     uint32_t n_forced;
     bool edits;   /* events.edit says what is done to the logits of each row that samples */

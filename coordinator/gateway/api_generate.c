@@ -268,7 +268,8 @@ static void start(struct api *a, struct http_exchange *x, bool chat)
         .id_prefix = chat ? "chatcmpl-" : "cmpl-",
         .source = body,
         .source_free = openai_body_free,
-        .tenant = http_identity(x) ? http_identity(x) : http_asked_header(x, "x-longspan-tenant"),
+        .owner = http_identity(x),
+        .tenant = http_asked_header(x, "x-longspan-tenant"),
         .source_bytes = body->bytes,
         .parse = chat ? openai_parse_chat : openai_parse_completion,
     };

@@ -136,6 +136,7 @@ struct generation_start {
     void *source;          /* goes into want.source */
     void (*source_free)(void *source);
     const char *tenant;  /* by the way it came, or NULL: then what the request itself says */
+    const char *owner;   /* whose key it came with, or NULL: its tenant, and its blocks are not shared with others */
     int64_t timeout_ms;  /* likewise; 0: none */
     size_t source_bytes; /* decides whether it is parsed here or beside the loop */
     generation_parse *parse;

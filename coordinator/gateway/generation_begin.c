@@ -143,6 +143,7 @@ static enum status submit(struct generation *g, struct refusal *r)
         .n_eos = w->ignore_eos ? 0 : config->n_eos,
         .sampling = { w->temperature, w->top_p, w->top_k, g->seed, w->min_p },
         .density = w->density,
+        .salt = w->salted ? &w->salt : NULL,
         .n_top = w->n_top,
         .score = w->score,
         .logits = w->logits,
@@ -261,6 +262,10 @@ static struct generation *generation_new(const struct generation_start *start)
     }
     g->p = p;
     want_init(&g->want);
+    if (start->owner) {
+        want_set_tenant(&g->want, start->owner, strlen(start->owner));
+        want_add_salt(&g->want, "owner", start->owner, strlen(start->owner));
+    }
     if (start->tenant)
         want_set_tenant(&g->want, start->tenant, strlen(start->tenant));
     g->want.timeout_ms = start->timeout_ms;

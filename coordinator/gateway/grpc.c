@@ -161,7 +161,7 @@ static void generate_begin(struct call *c)
                                             .source = c->source,
                                             .source_free = free,
                                             .source_bytes = c->source->bytes,
-                                            .tenant = rpc_call_identity(c->rpc),
+                                            .owner = rpc_call_identity(c->rpc),
                                             .timeout_ms = deadline > 0 ? deadline : 0,
                                             .parse = grpc_parse };
     c->source = NULL;

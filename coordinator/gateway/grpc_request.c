@@ -54,7 +54,8 @@ static const struct known {
                        [35] = { "json_object", KIND_SKIP },
                        [36] = { "json_schema", KIND_STRING },
                        [40] = { "priority", KIND_SKIP },
-                       [41] = { "tenant", KIND_STRING } },
+                       [41] = { "tenant", KIND_STRING },
+                       [42] = { "cache_salt", KIND_STRING } },
   chat_fields[] = { [1] = { "chat.messages", KIND_MESSAGE } },
   message_fields[] = { [1] = { "chat.messages.role", KIND_STRING }, [2] = { "chat.messages.content", KIND_STRING } };
 
@@ -197,6 +198,8 @@ static enum status read_sampling(struct want *w, const Longspan__V1__GenerateReq
     if (m->top_p_set_case == LONGSPAN__V1__GENERATE_REQUEST__TOP_P_SET_TOP_P && want_set_top_p(w, (double)m->top_p, r))
         return r->status;
     want_set_tenant(w, m->tenant, strlen(m->tenant));
+    if (m->cache_salt[0])
+        want_add_salt(w, "cache_salt", m->cache_salt, strlen(m->cache_salt));
     if (want_set_top_k(w, m->top_k, r) || want_set_priority(w, m->priority, r))
         return r->status;
     w->has_seed = m->seed_set_case == LONGSPAN__V1__GENERATE_REQUEST__SEED_SET_SEED;

@@ -246,6 +246,15 @@ static enum status read_user(struct openai_parse *p, const char *field, const js
     return ST_OK;
 }
 
+/* As in vLLM: who guesses a prompt cannot tell from the time it takes that another has sent it. */
+static enum status read_cache_salt(struct openai_parse *p, const char *field, const json_t *v)
+{
+    if (!json_is_string(v) || !json_string_length(v))
+        return openai_wrong(p, field, "a string that is not empty");
+    want_add_salt(p->w, "cache_salt", json_string_value(v), json_string_length(v));
+    return ST_OK;
+}
+
 /* An opaque name for the provider's own records: we keep none, and no answer depends on it. */
 static enum status read_name(struct openai_parse *p, const char *field, const json_t *v)
 {
@@ -385,6 +394,7 @@ static const struct field {
     { "add_special_tokens", COMPLETION | TOKENIZE, read_add_special_tokens },
     { "add_generation_prompt", TOKENIZE, read_add_generation_prompt },
     { "user", BOTH, read_user },
+    { "cache_salt", BOTH, read_cache_salt },
     { "priority", BOTH, read_priority },
     { "timeout", BOTH, read_timeout },
     { "safety_identifier", BOTH, read_name },

@@ -369,6 +369,16 @@ enum status want_set_priority(struct want *w, int64_t value, struct refusal *r)
     return ST_OK;
 }
 
+void want_add_salt(struct want *w, const char *what, const void *salt, size_t bytes)
+{
+    struct hasher *h = hasher_new();
+    hasher_add(h, w->salt.byte, sizeof w->salt.byte);
+    hasher_add_text(h, what);
+    hasher_add(h, salt, bytes);
+    w->salt = hasher_end(h);
+    w->salted = true;
+}
+
 void want_set_tenant(struct want *w, const char *name, size_t bytes)
 {
     if (w->tenant[0] || !bytes)

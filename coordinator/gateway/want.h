@@ -87,7 +87,9 @@ struct want {
     bool stream, include_usage;
     int32_t priority;                 /* as in sched_want */
     char tenant[WANT_TENANT_MAX + 1]; /* whose it is; "": nobody's in particular */
-    int64_t timeout_ms;               /* from when it came; 0: none */
+    struct digest salt;               /* of its blocks, if salted */
+    bool salted;
+    int64_t timeout_ms; /* from when it came; 0: none */
 
     struct json_t *own_schema, *own_messages; /* of json_schema and messages, where the source is none */
     void *source;
@@ -131,6 +133,8 @@ enum status want_set_timeout(struct want *w, double seconds, struct refusal *r);
 enum status want_set_priority(struct want *w, int64_t value, struct refusal *r);
 /* Unless it is known already. Names that are too long are told apart by a hash. */
 void want_set_tenant(struct want *w, const char *name, size_t bytes);
+/* Its blocks are shared only with requests that were told the same, in the same order. */
+void want_add_salt(struct want *w, const char *what, const void *salt, size_t bytes);
 /* data: borrowed from the source. */
 enum status want_add_stop(struct want *w, const char *data, size_t bytes, struct refusal *r);
 

@@ -318,7 +318,7 @@ static void run_begin(struct job *job)
     const struct generation_start start = { .id_prefix = "job-",
                                             .source = source,
                                             .source_free = job_source_free,
-                                            .tenant = job->r.owner[0] ? job->r.owner : NULL,
+                                            .owner = job->r.owner[0] ? job->r.owner : NULL,
                                             .source_bytes = run->bytes,
                                             .parse = job_source_parse };
     if (!source)

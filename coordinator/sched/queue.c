@@ -204,7 +204,7 @@ uint32_t queue_common(const struct sched_request *a, const struct sched_request 
 {
     const uint32_t n = a->n_ids < b->n_prompt / PLAN_BLOCK ? a->n_ids : b->n_prompt / PLAN_BLOCK;
     uint32_t i = 0;
-    if (a->density != b->density)
+    if (a->density != b->density || memcmp(&a->salt, &b->salt, sizeof a->salt) != 0)
         return 0;
     while (i < n && !memcmp(a->tokens + i * PLAN_BLOCK, b->tokens + i * PLAN_BLOCK, PLAN_BLOCK * sizeof *a->tokens))
         i++;

@@ -18,11 +18,15 @@ uint32_t request_rows(const struct sched_want *want)
 
 struct digest request_context(const struct sched_request *r, const struct digest *worker)
 {
-    if (!r->density)
+    static const struct digest none;
+    const bool salted = memcmp(&r->salt, &none, sizeof none) != 0;
+    if (!r->density && !salted)
         return *worker;
     struct hasher *h = hasher_new();
     hasher_add(h, worker->byte, sizeof worker->byte);
     hasher_add_u64(h, r->density);
+    if (salted)
+        hasher_add(h, r->salt.byte, sizeof r->salt.byte);
     return hasher_end(h);
 }
 
@@ -53,6 +57,8 @@ enum status request_new(struct sched *s, const struct sched_want *want, struct s
     r->n_top = want->n_top;
     r->sampling = want->sampling;
     r->density = want->density && s->config.density ? want->density : s->config.density;
+    if (want->salt)
+        r->salt = *want->salt;
     r->priority = want->priority;
     snprintf(r->label, sizeof r->label, "%s", want->label ? want->label : "");
     r->tokens_cap = r->n_known + PLAN_BLOCK;

@@ -92,7 +92,8 @@ struct sched_request {
     uint32_t n_eos;
     struct plan_sampling sampling;
     uint8_t n_top;
-    uint32_t density; /* of its sparse rows, millionths; 0: no selector */
+    uint32_t density;   /* of its sparse rows, millionths; 0: no selector */
+    struct digest salt; /* zeros: none */
     bool score, logits;
     bool edits, history; /* of logits */
     struct digest *ids;  /* [n_ids] of the prompt's blocks that a hit may cover, for ids_context; n_ids_known so far */

@@ -66,6 +66,18 @@ class Keyed(unittest.TestCase):
                     call()
                 self.assertEqual(e.exception.code(), grpc.StatusCode.UNAUTHENTICATED)
 
+    def test_prefixes_are_the_tenants_own(self):
+        def cached(tenant, **more):
+            answer = self.client(KEYS[tenant]).completions.create(model="default", prompt="tell me more " * 60, max_tokens=1, extra_body=more)
+            return answer.usage.prompt_tokens_details.cached_tokens
+
+        self.assertEqual(cached("team-a"), 0)
+        self.assertEqual(cached("team-b"), 0)
+        self.assertGreater(cached("team-a"), 64)
+        self.assertEqual(cached("team-a", cache_salt="one"), 0)
+        self.assertEqual(cached("team-b", cache_salt="one"), 0)
+        self.assertGreater(cached("team-a", cache_salt="one"), 64)
+
     def test_command(self):
         c = self.cluster
         ask = ("generate", "--grpc", c.grpc, "--prompt", "The", "--max-tokens", "2")
