@@ -200,7 +200,7 @@ static void bench_decode(uint32_t context, const char *name)
         }
         levels[++n_levels] = n;
     }
-    const struct cuda_join join = { .n_tiles = 1, .n_vectors = GROUP, .n_levels = n_levels };
+    const struct cuda_join join = { .n_tiles = 1, .n_vectors = GROUP, .n_levels = n_levels, .n_items = n_items };
     float *store = take(n_items * KV_HEADS * tile * 4);
     void *q = noise(HEADS * DIM * 2), *out = take(cuda_tiled_bytes(128, HEADS * DIM));
     uint32_t *failed = take(4);
@@ -224,6 +224,7 @@ static void bench_decode(uint32_t context, const char *name)
         t.j[r] = (struct cuda_joins){ .joins = put(&join, sizeof join),
                                       .n_joins = 1,
                                       .n_blocks = KV_HEADS,
+                                      .items_max = n_items,
                                       .levels = put(levels, sizeof levels),
                                       .pairs = put(pairs, 2 * n_items * 4),
                                       .store = store,

@@ -50,7 +50,7 @@ const struct config_field settings_fields[] = {
     { "workers", "2", CONFIG_U32, PLAIN(workers), 1, 64, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE | SCOPE_CHAT | SCOPE_EVAL, "worker processes (coordinator: how many are awaited)" },
 
     { "bind", "", CONFIG_TEXT, TEXT(bind), 0, 0, NULL, SCOPE_WORKER, "address[:first-last] that peers reach this worker at" },
-    { "device", "cpu", CONFIG_TEXT, TEXT(device), 0, 0, NULL, WORK | SCOPE_EVAL, "cpu" },
+    { "device", "cpu", CONFIG_TEXT, TEXT(device), 0, 0, NULL, WORK | SCOPE_EVAL, "cpu; cuda: the first NVIDIA GPU" },
     { "lanes", "best", CONFIG_CHOICE, TEXT(lanes), 0, 0, "best|shm|tcp", WORK, "transport between workers" },
     { "threads", "0", CONFIG_U32, PLAIN(threads), 0, 1024, NULL, WORK | SCOPE_EVAL, "compute threads of a worker; 0: an even share of the cores" },
     { "kv-bytes", "auto", CONFIG_BYTES, PLAIN(kv_bytes), 0, (uint64_t)1 << 50, NULL, WORK | SCOPE_EVAL, "KV pool of a worker" },

@@ -118,7 +118,11 @@ struct backend_ops {
     void (*kv_layout)(const struct backend *b, struct kv_layout *layout_out);
     /* Bytes of a part of an open block; 0: blocks are open in place. */
     size_t (*open_part_bytes)(const struct backend *b);
+    const struct kv_memory_ops *kv_memory; /* where the pool's payloads lie; NULL: where the processor has them */
     uint32_t leaf_blocks;
+    uint32_t
+        n_parts; /* attention is cut for so many that work at once; 0: the worker's threads. Bits do not depend on it */
+    bool reads_apart; /* it can not read a leaf for several sequences at once */
 
     enum status (*begin)(struct backend *b, const struct step_input *input);
     void (*embed)(struct backend *b);
@@ -155,7 +159,8 @@ struct backend_ops {
 };
 
 extern const struct backend_ops backend_cpu;
-/* "cpu", or NULL if this build has none of that name */
+extern const struct backend_ops backend_cuda; /* in builds with CUDA */
+/* "cpu" or "cuda", or NULL if this build has none of that name */
 const struct backend_ops *backend_find(const char *device);
 
 #ifdef __cplusplus

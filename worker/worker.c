@@ -398,9 +398,12 @@ static void plan_run(struct worker *w, const struct plan *plan)
         .key = { .epoch = plan->epoch, .plan = plan->number, .group = plan->group },
     };
     const struct model_config *c = model_config(w->model);
-    const struct attend_shape shape = {
-        c->n_heads, c->n_kv_heads, c->head_dim, w->config.n_threads, w->config.float32 ? 4 : 2, w->config.reads_apart
-    };
+    const struct attend_shape shape = { .n_heads = c->n_heads,
+                                        .n_kv_heads = c->n_kv_heads,
+                                        .head_dim = c->head_dim,
+                                        .n_threads = w->ops->n_parts ? w->ops->n_parts : w->config.n_threads,
+                                        .query_bytes = w->config.float32 ? 4 : 2,
+                                        .reads_apart = w->config.reads_apart || w->ops->reads_apart };
     struct lookup lookup = { w, plan };
     const struct attend_lookup at = { lookup_slot, lookup_readers, &lookup };
     const struct select_lookup handles = { lookup_handle, &lookup };
@@ -652,7 +655,7 @@ static enum status pool_open(struct worker *w, struct error *err)
             err, ST_INVALID,
             "kv-bytes %llu: blocks of this model take %zu bytes, at least 2 are needed, and %zu for open ones",
             (unsigned long long)c->kv_bytes, block_bytes, (size_t)n_open * open_bytes);
-    const enum status st = kv_pool_new(&w->layout, (uint32_t)n_blocks, &w->pool, err);
+    const enum status st = kv_pool_new_in(&w->layout, (uint32_t)n_blocks, w->ops->kv_memory, &w->pool, err);
     return st ? st : open_blocks_init(&w->open, w->pool, open.part_bytes, (uint32_t)n_open, err);
 }
 
@@ -663,8 +666,12 @@ static enum status selector_open(struct worker *w, struct error *err)
                                           .n_kv_heads = c->n_kv_heads,
                                           .head_dim = c->head_dim,
                                           .open = w->config.float32 ? KV_F32 : KV_BF16 };
-    return select_init(&w->select, w->config.selector ? w->config.selector : "dense", &shape, c->n_layers,
-                       w->config.positions_max, w->ops->leaf_blocks, w->config.float32 ? 0 : cpu_caps(), err);
+    const enum status st =
+        select_init(&w->select, w->config.selector ? w->config.selector : "dense", &shape, c->n_layers,
+                    w->config.positions_max, w->ops->leaf_blocks, w->config.float32 ? 0 : cpu_caps(), err);
+    if (!st && select_active(&w->select) && !w->ops->select)
+        return error_set(err, ST_UNSUPPORTED, "device %s: the selector must be dense", w->ops->name);
+    return st;
 }
 
 static enum status open_parts(struct worker *w, struct error *err)

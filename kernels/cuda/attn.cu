@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 enum { VECTORS = 16 /* ATTN_ROWS */, BLOCK = 64 /* KV_BLOCK */, HALF_BYTES = 8192 /* 64 positions, 64 channels */ };
@@ -76,16 +77,21 @@ template <int D> static __device__ __forceinline__ void state_clear(struct state
         x.o[i] = 0;
 }
 
-template <int D> static __device__ __forceinline__ void state_push(const struct state<D> &x, float *to, uint32_t stride)
+/* live: which of the two are vectors at all; of decode's tiles few are. */
+template <int D>
+static __device__ __forceinline__ void state_push(const struct state<D> &x, const bool (&live)[2], float *to,
+                                                  uint32_t stride)
 {
 #pragma unroll
     for (int i = 0; i < D / 2; i++)
-        __stcg(&to[i * stride], x.o[i]);
+        if (live[i / 2 % 2])
+            __stcg(&to[i * stride], x.o[i]);
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        __stcg(&to[(D / 2 + i) * stride], x.m[i]);
-        __stcg(&to[(D / 2 + 2 + i) * stride], x.l[i]);
-    }
+    for (int i = 0; i < 2; i++)
+        if (live[i]) {
+            __stcg(&to[(D / 2 + i) * stride], x.m[i]);
+            __stcg(&to[(D / 2 + 2 + i) * stride], x.l[i]);
+        }
 }
 
 /* Weights of a merge; beside an empty side the other's bits are kept. */
@@ -99,18 +105,22 @@ static __device__ __forceinline__ void merge_weights(float ma, float la, float m
 
 /* x = merge(what stands at from, x) */
 template <int D>
-static __device__ __forceinline__ void state_merge(struct state<D> &x, const float *from, uint32_t stride)
+static __device__ __forceinline__ void state_merge(struct state<D> &x, const bool (&live)[2], const float *from,
+                                                   uint32_t stride)
 {
     float wa[2], wb[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const float ma = __ldcg(&from[(D / 2 + i) * stride]), la = __ldcg(&from[(D / 2 + 2 + i) * stride]);
+        const float ma = live[i] ? __ldcg(&from[(D / 2 + i) * stride]) : 0.0f,
+                    la = live[i] ? __ldcg(&from[(D / 2 + 2 + i) * stride]) : 0.0f;
         merge_weights(ma, la, x.m[i], x.l[i], &x.m[i], &wa[i], &wb[i]);
         x.l[i] = la * wa[i] + x.l[i] * wb[i];
     }
 #pragma unroll
-    for (int i = 0; i < D / 2; i++)
-        x.o[i] = __ldcg(&from[i * stride]) * wa[i / 2 % 2] + x.o[i] * wb[i / 2 % 2];
+    for (int i = 0; i < D / 2; i++) {
+        const float a = live[i / 2 % 2] ? __ldcg(&from[i * stride]) : 0.0f;
+        x.o[i] = a * wa[i / 2 % 2] + x.o[i] * wb[i / 2 % 2];
+    }
 }
 
 /*
@@ -206,6 +216,9 @@ static __device__ void consume(const struct cuda_kv &kv, const struct cuda_atten
         const uint32_t first = u.vector + wg * 64, mine = first + warp * VECTORS;
         const bool any = mine < u.n_vectors;
         int limit[2];
+        bool live[2];
+        for (int r = 0; r < 2; r++)
+            live[r] = mine + lane / 4 + 8 * r < u.n_vectors;
         for (int r = 0; r < 2; r++)
             limit[r] = u.visible == UINT32_MAX ? INT_MAX : (int)(u.visible + (mine + lane / 4 + 8 * r) / group + 1);
         named_barrier(1 + wg, 128); /* the last unit's queries are read no more */
@@ -216,7 +229,7 @@ static __device__ void consume(const struct cuda_kv &kv, const struct cuda_atten
         for (uint32_t b = 0; b < u.n_blocks; b++) {
             if (b % CUDA_LEAF_BLOCKS == 0) {
                 if (b)
-                    state_push<D>(x, stack + depth++ * W::SAVED * threads, threads);
+                    state_push<D>(x, live, stack + depth++ * W::SAVED * threads, threads);
                 state_clear<D>(x);
             }
             const uint8_t *k = stages + stage * W::STAGE, *v = k + W::PART;
@@ -251,7 +264,7 @@ static __device__ void consume(const struct cuda_kv &kv, const struct cuda_atten
                 x.l[r] += __shfl_xor_sync(~0u, x.l[r], 2);
             }
             for (uint32_t n = a.merges[u.merges + b / CUDA_LEAF_BLOCKS]; n && depth; n--)
-                state_merge<D>(x, stack + --depth * W::SAVED * threads, threads);
+                state_merge<D>(x, live, stack + --depth * W::SAVED * threads, threads);
         }
         if (any)
             put_state<D>(x, a.store + ((size_t)u.store + wg * 4 + warp) * VECTORS * (2 + D));
@@ -274,6 +287,8 @@ static __global__ void __launch_bounds__(walk<D, GROUPS>::THREADS, GROUPS == 1 ?
         shared_fence();
     }
     __syncthreads();
+    grid_next();
+    grid_wait();
     if (threadIdx.x < GROUPS * 128) { /* registers go to those who need them */
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GROUPS == 1 ? 208 : 232));
         consume<D, GROUPS>(kv, a, memory, stages, full, empty);
@@ -286,27 +301,33 @@ static __global__ void __launch_bounds__(walk<D, GROUPS>::THREADS, GROUPS == 1 ?
 
 /* ---- joining ---- */
 
-template <int D>
-static __device__ __forceinline__ void join_vector(float *into, const float *from, uint32_t v, uint32_t lane)
+/* One vector of a partial: m and l, and lane's part of o. */
+static __device__ __forceinline__ void join_vector(float *ma, float *mb, float *la, float *lb, float *a, const float *b,
+                                                   int n, uint32_t lane)
 {
-    const float ma = into[v], la = into[VECTORS + v], mb = from[v], lb = from[VECTORS + v];
+    const float m0 = *ma, l0 = *la, m1 = *mb, l1 = *lb;
     float m, wa, wb;
     __syncwarp();
-    merge_weights(ma, la, mb, lb, &m, &wa, &wb);
-    float *a = into + 2 * VECTORS + v * D + lane * (D / 32);
-    const float *b = from + 2 * VECTORS + v * D + lane * (D / 32);
-#pragma unroll
-    for (int i = 0; i < D / 32; i++)
+    merge_weights(m0, l0, m1, l1, &m, &wa, &wb);
+#pragma unroll 4
+    for (int i = 0; i < n; i++)
         a[i] = a[i] * wa + b[i] * wb;
     if (lane == 0) {
-        into[v] = m;
-        into[VECTORS + v] = la * wa + lb * wb;
+        *ma = m;
+        *la = l0 * wa + l1 * wb;
     }
 }
 
-template <int D>
-static __global__ void __launch_bounds__(256)
-    join(const __grid_constant__ struct cuda_kv kv, const __grid_constant__ struct cuda_joins j)
+/* What a block of threads joins: one (job, head, tile), of it the vectors y, y + gridDim.y .. */
+struct joined {
+    struct cuda_join job;
+    uint32_t head, tile, n;
+    float *base; /* item 0's tile */
+    size_t item; /* floats from an item's tile to the next's */
+};
+
+static __device__ __forceinline__ bool joined_find(const struct cuda_kv &kv, const struct cuda_joins &j, uint32_t d,
+                                                   struct joined *x)
 {
     uint32_t low = 0, high = j.n_joins;
     while (high - low > 1) {
@@ -316,39 +337,102 @@ static __global__ void __launch_bounds__(256)
         else
             high = middle;
     }
-    const struct cuda_join job = j.joins[low];
-    const uint32_t at = blockIdx.x - job.first, head = at / job.n_tiles, tile = at % job.n_tiles,
-                   n = min(job.n_vectors - tile * VECTORS, (uint32_t)VECTORS), warp = threadIdx.x / 32,
-                   lane = threadIdx.x % 32, group = kv.n_heads / kv.n_kv_heads;
-    if (blockIdx.y >= n)
+    x->job = j.joins[low];
+    const uint32_t at = blockIdx.x - x->job.first;
+    const size_t size = VECTORS * (2 + d);
+    x->head = at / x->job.n_tiles;
+    x->tile = at % x->job.n_tiles;
+    x->n = min(x->job.n_vectors - x->tile * VECTORS, (uint32_t)VECTORS);
+    x->base = j.store + ((size_t)x->job.store + x->head * x->job.n_tiles + x->tile) * size;
+    x->item = (size_t)kv.n_kv_heads * x->job.n_tiles * size;
+    return blockIdx.y < x->n;
+}
+
+/* o / l of vector v, by one warp */
+template <int D>
+static __device__ __forceinline__ void finish_vector(const struct cuda_kv &kv, const struct cuda_joins &j,
+                                                     const struct joined &x, uint32_t v, float l, const float *o,
+                                                     uint32_t lane)
+{
+    const uint32_t group = kv.n_heads / kv.n_kv_heads, all = x.tile * VECTORS + v, row = x.job.row + all / group,
+                   k = (x.head * group + all % group) * D + lane * (D / 32);
+    bool good = l > 0 && l < INFINITY;
+    uint8_t *to =
+        (uint8_t *)j.out + ((size_t)(k / 64) * j.cap + row) * 128 + ((k % 64 / 8) ^ (row & 7)) * 16 + k % 8 * 2;
+#pragma unroll
+    for (int d = 0; d < D / 32; d += 2) {
+        good = good && fabsf(o[d]) < INFINITY && fabsf(o[d + 1]) < INFINITY;
+        *(uint32_t *)(to + 2 * d) = pack2(o[d] / l, o[d + 1] / l);
+    }
+    if (!good)
+        *j.failed = 1;
+}
+
+/* Few items: in place. */
+template <int D>
+static __global__ void __launch_bounds__(128)
+    join_few(const __grid_constant__ struct cuda_kv kv, const __grid_constant__ struct cuda_joins j)
+{
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    struct joined x;
+    grid_next();
+    grid_wait();
+    if (!joined_find(kv, j, D, &x))
         return;
-    const uint32_t mine = (n - blockIdx.y + gridDim.y - 1) / gridDim.y; /* vectors y, y + gridDim.y .. */
-    const size_t size = VECTORS * (2 + D);
-    float *base = j.store + ((size_t)job.store + head * job.n_tiles + tile) * size;
-    const size_t item = (size_t)kv.n_kv_heads * job.n_tiles * size;
-    for (uint32_t level = 0; level < job.n_levels; level++) {
-        const uint32_t begin = j.levels[job.level + level], end = j.levels[job.level + level + 1];
+    const uint32_t mine = (x.n - blockIdx.y + gridDim.y - 1) / gridDim.y;
+    for (uint32_t level = 0; level < x.job.n_levels; level++) {
+        const uint32_t begin = j.levels[x.job.level + level], end = j.levels[x.job.level + level + 1];
         for (uint32_t task = warp; task < (end - begin) * mine; task += blockDim.x / 32) {
-            const uint32_t pair = begin + task / mine, v = blockIdx.y + task % mine * gridDim.y;
-            join_vector<D>(base + j.pairs[2 * pair] * item, base + j.pairs[2 * pair + 1] * item, v, lane);
+            const uint32_t pair = begin + task / mine, v = blockIdx.y + task % mine * gridDim.y,
+                           at = 2 * VECTORS + v * D + lane * (D / 32);
+            float *a = x.base + j.pairs[2 * pair] * x.item, *b = x.base + j.pairs[2 * pair + 1] * x.item;
+            join_vector(a + v, b + v, a + VECTORS + v, b + VECTORS + v, a + at, b + at, D / 32, lane);
         }
         __syncthreads();
     }
     for (uint32_t i = warp; j.out && i < mine; i += blockDim.x / 32) {
-        const uint32_t v = blockIdx.y + i * gridDim.y, all = tile * VECTORS + v, row = job.row + all / group,
-                       k = (head * group + all % group) * D + lane * (D / 32);
-        const float *from = base + job.item * item;
-        const float l = from[VECTORS + v], *o = from + 2 * VECTORS + v * D + lane * (D / 32);
-        bool good = l > 0 && l < INFINITY;
-        uint8_t *to =
-            (uint8_t *)j.out + ((size_t)(k / 64) * j.cap + row) * 128 + ((k % 64 / 8) ^ (row & 7)) * 16 + k % 8 * 2;
-#pragma unroll
-        for (int d = 0; d < D / 32; d += 2) {
-            good = good && fabsf(o[d]) < INFINITY && fabsf(o[d + 1]) < INFINITY;
-            *(uint32_t *)(to + 2 * d) = pack2(o[d] / l, o[d + 1] / l);
+        const uint32_t v = blockIdx.y + i * gridDim.y;
+        const float *from = x.base + x.job.item * x.item;
+        finish_vector<D>(kv, j, x, v, from[VECTORS + v], from + 2 * VECTORS + v * D + lane * (D / 32), lane);
+    }
+}
+
+/* Many items, as a long sequence's one row has: all items of a vector come to shared memory at once, since levels one after the other from memory take
+   the time of so many round trips. */
+enum { JOIN_THREADS = 1024, JOIN_PITCH = 4 };
+
+template <int D>
+static __global__ void __launch_bounds__(JOIN_THREADS)
+    join_many(const __grid_constant__ struct cuda_kv kv, const __grid_constant__ struct cuda_joins j)
+{
+    extern __shared__ float held[]; /* [n_items][D + JOIN_PITCH]: o, then m, l */
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, pitch = D + JOIN_PITCH;
+    struct joined x;
+    grid_next();
+    grid_wait();
+    if (!joined_find(kv, j, D, &x))
+        return;
+    for (uint32_t v = blockIdx.y; v < x.n; v += gridDim.y) {
+        for (uint32_t i = threadIdx.x; i < x.job.n_items * (D / 4); i += JOIN_THREADS) {
+            const uint32_t item = i / (D / 4), c = i % (D / 4);
+            const float *from = x.base + item * x.item;
+            *(float4 *)(held + item * pitch + 4 * c) = *(const float4 *)(from + 2 * VECTORS + v * D + 4 * c);
+            if (c < 2)
+                held[item * pitch + D + c] = from[c * VECTORS + v];
         }
-        if (!good)
-            *j.failed = 1;
+        __syncthreads();
+        for (uint32_t level = 0; level < x.job.n_levels; level++) {
+            const uint32_t begin = j.levels[x.job.level + level], end = j.levels[x.job.level + level + 1];
+            for (uint32_t pair = begin + warp; pair < end; pair += JOIN_THREADS / 32) {
+                float *a = held + j.pairs[2 * pair] * pitch, *b = held + j.pairs[2 * pair + 1] * pitch;
+                join_vector(a + D, b + D, a + D + 1, b + D + 1, a + lane * (D / 32), b + lane * (D / 32), D / 32, lane);
+            }
+            __syncthreads();
+        }
+        const float *result = held + x.job.item * pitch;
+        if (j.out && warp == 0)
+            finish_vector<D>(kv, j, x, v, result[D + 1], result + lane * (D / 32), lane);
+        __syncthreads();
     }
 }
 
@@ -360,6 +444,8 @@ static __global__ void node_copy(const struct cuda_kv kv, float *store, uint32_t
     const uint32_t i = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, group = kv.n_heads / kv.n_kv_heads,
                    d = kv.head_dim, h = i % kv.n_heads, row = i / kv.n_heads, head = h / group,
                    v = row * group + h % group;
+    grid_next();
+    grid_wait();
     if (row >= n_rows)
         return;
     float *tile = store + ((size_t)first_tile + head * n_tiles + v / VECTORS) * VECTORS * (2 + d),
@@ -380,12 +466,7 @@ static int launch(const struct cuda_kv *kv, uint32_t layer, const struct cuda_at
                   cudaStream_t stream)
 {
     using W = walk<D, GROUPS>;
-    const cudaError_t e =
-        cudaFuncSetAttribute(attend<D, GROUPS>, cudaFuncAttributeMaxDynamicSharedMemorySize, W::SHARED);
-    if (e)
-        return e;
-    attend<D, GROUPS><<<grid, W::THREADS, W::SHARED, stream>>>(*kv, layer, *a);
-    return cudaGetLastError();
+    return grid_launch(attend<D, GROUPS>, dim3(grid), W::THREADS, W::SHARED, stream, *kv, layer, *a);
 }
 
 extern "C" int cuda_attend_run(const struct cuda_kv *kv, uint32_t layer, const struct cuda_attend *a, bool wide,
@@ -406,22 +487,27 @@ extern "C" size_t cuda_stack_floats(uint32_t head_dim, uint32_t depth, uint32_t 
     return (size_t)2 * n_processors * depth * (head_dim / 2 + 4) * 256;
 }
 
+template <int D>
+static int join_launch(const struct cuda_kv *kv, const struct cuda_joins *j, void *stream)
+{
+    const size_t shared = (size_t)j->items_max * (D + JOIN_PITCH) * sizeof(float);
+    if (j->items_max <= 8 || !j->out || shared > 200 << 10)
+        return grid_launch(join_few<D>, dim3(j->n_blocks, 4), 128, 0, stream, *kv, *j);
+    return grid_launch(join_many<D>, dim3(j->n_blocks, 4), JOIN_THREADS, shared, stream, *kv, *j);
+}
+
 extern "C" int cuda_join_run(const struct cuda_kv *kv, const struct cuda_joins *j, void *stream)
 {
     if (!j->n_blocks)
         return 0;
-    const dim3 grid(j->n_blocks, 4);
-    if (kv->head_dim == 128)
-        join<128><<<grid, 256, 0, (cudaStream_t)stream>>>(*kv, *j);
-    else
-        join<64><<<grid, 256, 0, (cudaStream_t)stream>>>(*kv, *j);
-    return cudaGetLastError();
+    return kv->head_dim == 128 ? join_launch<128>(kv, j, stream) : join_launch<64>(kv, j, stream);
 }
 
 extern "C" int cuda_node_copy(const struct cuda_kv *kv, float *store, uint32_t first_tile, uint32_t n_tiles,
                               uint32_t n_rows, float *wire, bool to_wire, void *stream)
 {
     const uint32_t n = n_rows * kv->n_heads;
-    node_copy<<<(n + 7) / 8, 256, 0, (cudaStream_t)stream>>>(*kv, store, first_tile, n_tiles, n_rows, wire, to_wire);
-    return cudaGetLastError();
+    return n ? grid_launch(node_copy, dim3((n + 7) / 8), 256, 0, stream, *kv, store, first_tile, n_tiles, n_rows, wire,
+                           to_wire)
+             : 0;
 }

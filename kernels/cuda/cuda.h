@@ -136,13 +136,15 @@ int cuda_attend_run(const struct cuda_kv *kv, uint32_t layer, const struct cuda_
 struct cuda_join {
     uint32_t store, n_tiles, n_vectors; /* of the job */
     uint32_t level, n_levels;           /* of cuda_joins.levels: [n_levels + 1] borders into pairs */
-    uint32_t row;                       /* home row of vector 0 */
-    uint32_t item;                      /* where the result stands */
-    uint32_t first;                     /* blocks of the launch before this job's */
+    uint32_t n_items;
+    uint32_t row;   /* home row of vector 0 */
+    uint32_t item;  /* where the result stands */
+    uint32_t first; /* blocks of the launch before this job's */
 };
 struct cuda_joins {
     const struct cuda_join *joins;
     uint32_t n_joins, n_blocks; /* n_blocks: sum of n_kv_heads * n_tiles */
+    uint32_t items_max;         /* no job has more; the launch depends on it, bits do not */
     const uint32_t *levels;
     const uint32_t *pairs; /* (into, from) */
     float *store;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 enum { TILE_BYTES = 8192, SEGMENT_TILES = CUDA_SEGMENT / CUDA_TILE, ROW_BYTES = 128 };
@@ -61,31 +62,63 @@ template <int N> struct few {
                          SHARED = STAGES * STAGE + 256;
 };
 
+/* Where a block's stream of stages is: pairs of tiles of its units, one unit after the other. */
+struct walk {
+    uint32_t unit, k, end;
+    const uint8_t *w;
+};
+
+static __device__ __forceinline__ void walk_unit(const struct cuda_linear &l, const struct shape &s, struct walk *at)
+{
+    if (at->unit >= s.tiles_out * s.segments)
+        return;
+    uint32_t tile = at->unit / s.segments;
+    const struct cuda_part *part = part_of(l, &tile);
+    at->k = at->unit % s.segments * SEGMENT_TILES;
+    at->end = min(at->k + SEGMENT_TILES, s.tiles_in);
+    at->w = (const uint8_t *)part->packed + (size_t)tile * s.tiles_in * TILE_BYTES;
+}
+
+static __device__ __forceinline__ void walk_next(const struct cuda_linear &l, const struct shape &s, struct walk *at)
+{
+    at->k += 2;
+    if (at->k >= at->end) {
+        at->unit += gridDim.x;
+        walk_unit(l, s, at);
+    }
+}
+
+/* Weights come as soon as there is room; inputs when the kernel before has written them. */
 template <int N>
 static __device__ void few_produce(const struct cuda_linear &l, const struct shape &s, uint8_t *memory, uint64_t *full,
                                    uint64_t *empty)
 {
     using F = few<N>;
-    uint32_t stage = 0, parity = 0;
+    const uint32_t n_units = s.tiles_out * s.segments;
+    uint32_t stage = 0, parity = 0, early = 0;
     uint64_t once;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
-    for (uint32_t u = blockIdx.x; u < s.tiles_out * s.segments; u += gridDim.x) {
-        uint32_t tile = u / s.segments;
-        const uint32_t begin = u % s.segments * SEGMENT_TILES, end = min(begin + SEGMENT_TILES, s.tiles_in);
-        const struct cuda_part *part = part_of(l, &tile);
-        const uint8_t *w = (const uint8_t *)part->packed + (size_t)tile * s.tiles_in * TILE_BYTES;
-        for (uint32_t k = begin; k < end; k += 2) {
-            uint8_t *to = memory + stage * F::STAGE;
+    struct walk at = { blockIdx.x, 0, 0, NULL }, behind;
+    walk_unit(l, s, &at);
+    behind = at;
+    for (; early < F::STAGES && at.unit < n_units; early++, walk_next(l, s, &at)) {
+        barrier_expect(&full[early], F::STAGE);
+        bulk_load_hint(memory + early * F::STAGE, at.w + (size_t)at.k * TILE_BYTES, 2 * TILE_BYTES, &full[early], once);
+    }
+    grid_wait();
+    for (uint32_t n = 0; behind.unit < n_units; n++, walk_next(l, s, &behind)) {
+        uint8_t *to = memory + stage * F::STAGE;
+        if (n >= early) {
             barrier_wait(&empty[stage], parity ^ 1);
             barrier_expect(&full[stage], F::STAGE);
-            bulk_load_hint(to, w + (size_t)k * TILE_BYTES, 2 * TILE_BYTES, &full[stage], once);
-            for (uint32_t i = 0; i < 2; i++)
-                bulk_load(to + 2 * TILE_BYTES + i * F::X_BYTES,
-                          (const uint8_t *)l.x + (size_t)(k + i) * l.cap * ROW_BYTES, F::X_BYTES, &full[stage]);
-            if (++stage == F::STAGES) {
-                stage = 0;
-                parity ^= 1;
-            }
+            bulk_load_hint(to, behind.w + (size_t)behind.k * TILE_BYTES, 2 * TILE_BYTES, &full[stage], once);
+        }
+        for (uint32_t i = 0; i < 2; i++)
+            bulk_load(to + 2 * TILE_BYTES + i * F::X_BYTES,
+                      (const uint8_t *)l.x + (size_t)(behind.k + i) * l.cap * ROW_BYTES, F::X_BYTES, &full[stage]);
+        if (++stage == F::STAGES) {
+            stage = 0;
+            parity ^= 1;
         }
     }
 }
@@ -175,9 +208,11 @@ static __global__ void __launch_bounds__(160)
         shared_fence();
     }
     __syncthreads();
-    if (threadIdx.x < 128)
+    grid_next();
+    if (threadIdx.x < 128) {
+        grid_wait();
         few_consume<N>(l, s, memory, full, empty, last);
-    else if (threadIdx.x == 128)
+    } else if (threadIdx.x == 128)
         few_produce<N>(l, s, memory, full, empty);
 }
 
@@ -273,6 +308,8 @@ static __global__ void __launch_bounds__(288, 1) linear_many(const __grid_consta
         shared_fence();
     }
     __syncthreads();
+    grid_next();
+    grid_wait();
     if (threadIdx.x < 256)
         many_consume(l, s, tile, row, memory, full, empty);
     else if (threadIdx.x == 256)
@@ -293,13 +330,8 @@ static int processors(void)
 template <int N> static int few_launch(const struct cuda_linear *l, const struct shape *s, cudaStream_t stream)
 {
     using F = few<N>;
-    cudaError_t e = cudaFuncSetAttribute(linear_few<N>, cudaFuncAttributeMaxDynamicSharedMemorySize, F::SHARED);
-    if (e)
-        return e;
     const uint32_t units = s->tiles_out * s->segments, most = 2 * processors();
-    const uint32_t grid = units < most ? units : most;
-    linear_few<N><<<grid, 160, F::SHARED, stream>>>(*l, *s);
-    return cudaGetLastError();
+    return grid_launch(linear_few<N>, dim3(units < most ? units : most), 160, F::SHARED, stream, *l, *s);
 }
 
 extern "C" int cuda_linear_run(const struct cuda_linear *l, void *stream)
@@ -318,11 +350,7 @@ extern "C" int cuda_linear_run(const struct cuda_linear *l, void *stream)
         return few_launch<32>(l, &s, st);
     if (l->n_rows <= CUDA_ROWS_FEW)
         return few_launch<64>(l, &s, st);
-    const int bytes = MANY_STAGES * MANY_STAGE + 256;
-    cudaError_t e = cudaFuncSetAttribute(linear_many, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (e)
-        return e;
     const uint32_t row_tiles = (l->n_rows + MANY_ROWS - 1) / MANY_ROWS;
-    linear_many<<<row_tiles *((s.tiles_out + 1) / 2), 288, bytes, st>>>(*l, s, row_tiles);
-    return cudaGetLastError();
+    return grid_launch(linear_many, dim3(row_tiles * ((s.tiles_out + 1) / 2)), 288, MANY_STAGES * MANY_STAGE + 256, st, *l,
+                       s, row_tiles);
 }

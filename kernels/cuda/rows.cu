@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/launch.cuh"
 
 enum { THREADS = 512 };
 
@@ -31,6 +32,8 @@ static __global__ void __launch_bounds__(THREADS)
 {
     __shared__ float shared[THREADS / 32];
     const uint32_t row = blockIdx.x;
+    grid_next();
+    grid_wait();
     const float *in = x + (size_t)(which ? which[row] : row) * n;
     float sum = 0;
     for (uint32_t i = 2 * threadIdx.x; i + 1 < n; i += 2 * THREADS) {
@@ -48,6 +51,8 @@ static __global__ void __launch_bounds__(THREADS)
 static __global__ void norm_heads(float *x, const float *w, uint32_t n, uint32_t head_dim, float eps)
 {
     const uint32_t i = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    grid_next();
+    grid_wait();
     if (i >= n)
         return;
     float *v = x + (size_t)i * head_dim, sum = 0;
@@ -70,6 +75,8 @@ static __device__ __forceinline__ float silu(float g)
 static __global__ void silu_mul(const float *gate, const float *up, uint32_t n, void *out, uint32_t cap)
 {
     const uint32_t row = blockIdx.y, i = 4 * (blockIdx.x * blockDim.x + threadIdx.x);
+    grid_next();
+    grid_wait();
     if (i >= n)
         return;
     const size_t at = (size_t)row * n + i;
@@ -85,6 +92,8 @@ static __global__ void rope_store(const struct cuda_kv kv, uint32_t layer, const
                                   __nv_bfloat16 *q_out)
 {
     const uint32_t r = blockIdx.x, d = kv.head_dim, half = d / 2;
+    grid_next();
+    grid_wait();
     const struct cuda_row row = rows[r];
     uint8_t *block = kv.pool + row.slot * kv.block_bytes + layer * kv.layer_bytes;
     for (uint32_t t = threadIdx.x + blockIdx.y * blockDim.x; t < (kv.n_heads + kv.n_kv_heads) * half;
@@ -113,36 +122,29 @@ static __global__ void rope_store(const struct cuda_kv kv, uint32_t layer, const
 extern "C" int cuda_norm(const float *x, const uint32_t *which, const float *w, uint32_t n_rows, uint32_t n, float eps,
                          void *out, uint32_t cap, void *stream)
 {
-    if (n_rows)
-        norm<<<n_rows, THREADS, 0, (cudaStream_t)stream>>>(x, which, w, n, eps, out, cap);
-    return cudaGetLastError();
+    return n_rows ? grid_launch(norm, dim3(n_rows), THREADS, 0, stream, x, which, w, n, eps, out, cap) : 0;
 }
 
 extern "C" int cuda_norm_heads(float *x, const float *w, uint32_t n_rows, uint32_t n_heads, uint32_t head_dim,
                                float eps, void *stream)
 {
     const uint32_t n = n_rows * n_heads;
-    if (n)
-        norm_heads<<<(n + 7) / 8, 256, 0, (cudaStream_t)stream>>>(x, w, n, head_dim, eps);
-    return cudaGetLastError();
+    return n ? grid_launch(norm_heads, dim3((n + 7) / 8), 256, 0, stream, x, w, n, head_dim, eps) : 0;
 }
 
 extern "C" int cuda_silu_mul(const float *gate, const float *up, uint32_t n_rows, uint32_t n, void *out, uint32_t cap,
                              void *stream)
 {
-    if (n_rows)
-        silu_mul<<<dim3((n / 4 + 127) / 128, n_rows), 128, 0, (cudaStream_t)stream>>>(gate, up, n, out, cap);
-    return cudaGetLastError();
+    return n_rows ? grid_launch(silu_mul, dim3((n / 4 + 127) / 128, n_rows), 128, 0, stream, gate, up, n, out, cap) : 0;
 }
 
 extern "C" int cuda_rope_store(const struct cuda_kv *kv, uint32_t layer, const float *q, const float *k, const float *v,
                                const float *cosines, const float *sines, const struct cuda_row *rows, uint32_t n_rows,
                                void *q_out, void *stream)
 {
-    if (n_rows)
-        rope_store<<<dim3(n_rows, n_rows < 64 ? 8 : 1), 256, 0, (cudaStream_t)stream>>>(
-            *kv, layer, q, k, v, cosines, sines, rows, (__nv_bfloat16 *)q_out);
-    return cudaGetLastError();
+    return n_rows ? grid_launch(rope_store, dim3(n_rows, n_rows < 64 ? 8 : 1), 256, 0, stream, *kv, layer, q, k, v,
+                                cosines, sines, rows, (__nv_bfloat16 *)q_out)
+                  : 0;
 }
 
 extern "C" int cuda_device_find(struct cuda_device *device_out, char *text_out, size_t bytes)

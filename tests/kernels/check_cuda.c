@@ -379,15 +379,18 @@ static void run_attend(struct check *ck, struct scene *s, uint32_t first, uint32
     CUDA(cuda_attend_run(&s->kv, s->layer, &a, wide, grid < n_units ? grid : n_units, NULL));
     cuda_scene_get(store_out, a.store, bytes);
     if (out) {
-        const struct cuda_join join = {
-            .n_tiles = n_tiles, .n_vectors = vectors, .n_levels = s->n_leaves ? 1 : 0, .item = s->n_leaves ? 0 : 1
-        };
+        const struct cuda_join join = { .n_tiles = n_tiles,
+                                        .n_vectors = vectors,
+                                        .n_levels = s->n_leaves ? 1 : 0,
+                                        .n_items = 2,
+                                        .item = s->n_leaves ? 0 : 1 };
         const uint32_t levels[2] = { 0, 1 }, pairs[2] = { 0, 1 }, none = 0, cap = round_up(n, CUDA_ROWS_STEP);
         const uint32_t width = s->kv.n_heads * s->kv.head_dim;
         const struct cuda_joins j = {
             .joins = cuda_scene_put(&device, &join, sizeof join),
             .n_joins = 1,
             .n_blocks = n_kv * n_tiles,
+            .items_max = 2,
             .levels = cuda_scene_put(&device, levels, sizeof levels),
             .pairs = cuda_scene_put(&device, pairs, sizeof pairs),
             .store = a.store,
@@ -488,6 +491,8 @@ static void check_join(struct check *ck)
             for (uint32_t k = 0; empty && k < d; k++)
                 p[t * tile + 32 + i * d + k] = 0;
         }
+    float *first = check_buffer(ck, floats * 4);
+    memcpy(first, p, floats * 4);
     void *store = cuda_scene_put(&s, p, floats * 4);
     for (uint32_t gap = 1; gap < n_items; gap *= 2) {
         for (uint32_t i = 0; i + gap < n_items; i += 2 * gap, n++) {
@@ -496,10 +501,13 @@ static void check_join(struct check *ck)
         }
         levels[++n_levels] = n;
     }
-    const struct cuda_join join = { .n_tiles = n_tiles, .n_vectors = vectors, .n_levels = n_levels };
+    const struct cuda_join join = {
+        .n_tiles = n_tiles, .n_vectors = vectors, .n_levels = n_levels, .n_items = n_items
+    };
     const struct cuda_joins j = { .joins = cuda_scene_put(&s, &join, sizeof join),
                                   .n_joins = 1,
                                   .n_blocks = n_kv * n_tiles,
+                                  .items_max = 2,
                                   .levels = cuda_scene_put(&s, levels, sizeof levels),
                                   .pairs = cuda_scene_put(&s, pairs, sizeof pairs),
                                   .store = store };
@@ -517,6 +525,30 @@ static void check_join(struct check *ck)
             const float *a = got + (head * n_tiles + v / 16) * tile, *b = p + (head * n_tiles + v / 16) * tile;
             check_close(ck, "l", a + 16 + v % 16, b + 16 + v % 16, 1, 1e-5);
             check_close(ck, "o", a + 32 + v % 16 * d, b + 32 + v % 16 * d, d, 1e-5);
+        }
+    /* finished, by either launch: the same bits, those of o / l */
+    const uint32_t none = 0, width = kv.n_heads * d;
+    float *result[2];
+    for (int many = 0; many < 2; many++) {
+        struct cuda_joins finish = j;
+        finish.store = cuda_scene_put(&s, first, floats * 4);
+        finish.items_max = many ? n_items : 0;
+        finish.out = cuda_scene_take(&s, cuda_tiled_bytes(CUDA_ROWS_STEP, width));
+        finish.cap = CUDA_ROWS_STEP;
+        finish.failed = cuda_scene_put(&s, &none, 4);
+        CUDA(cuda_join_run(&kv, &finish, NULL));
+        result[many] = check_buffer(ck, (size_t)n_rows * width * 4);
+        get_tiled(ck, finish.out, n_rows, width, CUDA_ROWS_STEP, result[many]);
+    }
+    for (uint32_t v = 0; v < vectors; v++)
+        for (uint32_t head = 0; head < n_kv; head++) {
+            const float *a = got + (head * n_tiles + v / 16) * tile, l = a[16 + v % 16];
+            const size_t at = (size_t)(v / group) * width + (head * group + v % group) * d;
+            for (uint32_t k = 0; k < d && l > 0; k++) {
+                const float want = bf16_to_f32(f32_to_bf16(a[32 + v % 16 * d + k] / l));
+                check_same(ck, "finished", result[0] + at + k, &want, 4);
+                check_same(ck, "finished by many", result[1] + at + k, &want, 4);
+            }
         }
     float *wire = cuda_scene_take(&s, (size_t)n_rows * kv.n_heads * (d + 2) * 4);
     CUDA(cuda_node_copy(&kv, store, 0, n_tiles, n_rows, wire, true, NULL));

@@ -527,5 +527,9 @@ const struct backend_ops backend_cpu = {
 
 const struct backend_ops *backend_find(const char *device)
 {
+#ifdef LONGSPAN_CUDA
+    if (!strcmp(device, "cuda"))
+        return &backend_cuda;
+#endif
     return !strcmp(device, "cpu") ? &backend_cpu : NULL;
 }

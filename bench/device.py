@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""
+Checks and measures the CUDA backend on a host with a GPU, from a folder that scripts/device.sh packed. One JSON object on standard output, under the
+flat names of bench/results/h100.json; what failed is named under "failed". Logs go to --logs.
+
+    device.py [--only check,worker,sanitizer,cluster,kernels,step,peers] [--logs FOLDER]
+"""
+import argparse
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ENV = {**os.environ, "LD_LIBRARY_PATH": HERE + "/lib", "UCX_MODULE_DIR": HERE + "/lib/ucx"}
+parser = argparse.ArgumentParser()
+parser.add_argument("--only", default="check,worker,sanitizer,cluster,kernels,step,peers")
+parser.add_argument("--logs", default=tempfile.gettempdir())
+args = parser.parse_args()
+result = {"failed": []}
+
+
+def run(name, *command, seconds=120, env=ENV):
+    """Standard output, or None; all of it goes to a log."""
+    with open(f"{args.logs}/{name}.log", "w") as log:
+        try:
+            done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=log, text=True, timeout=seconds)
+            log.write(done.stdout)
+            if done.returncode == 0:
+                return done.stdout
+            log.write(f"exit status {done.returncode}\n")
+        except (subprocess.TimeoutExpired, OSError) as e:
+            log.write(f"{e}\n")
+    result["failed"].append(name)
+    return None
+
+
+def figures(name, *command, **more):
+    text = run(name, *command, **more)
+    if text:
+        result.update(json.loads(text))
+
+
+class Cluster:
+    def __init__(self, model, workers, device, context):
+        self.state = tempfile.mkdtemp()
+        self.log = open(f"{args.logs}/cluster-{device}-{workers}.log", "w")
+        self.up = subprocess.Popen([f"{HERE}/longspan", "up", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--model", model, "--workers", str(workers),
+                                    "--device", device, "--threads", "4", "--kv-bytes", "4G", "--state", self.state,
+                                    "--positions-max", str(context)],
+                                   env=ENV, stderr=subprocess.PIPE, text=True)
+        self.port = None
+        for line in self.up.stderr:
+            self.log.write(line)
+            found = re.search(r"serving: http://127.0.0.1:(\d+)/v1", line)
+            if found:
+                self.port = int(found[1])
+                break
+        threading.Thread(target=lambda: [self.log.write(line) for line in self.up.stderr], daemon=True).start()
+        if not self.port:
+            raise RuntimeError("the cluster did not start")
+
+    def complete(self, prompt, new):
+        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        c.request("POST", "/v1/completions",
+                  json.dumps({"prompt": prompt, "max_tokens": new, "temperature": 0, "ignore_eos": True, "logprobs": 1}),
+                  {"Content-Type": "application/json"})
+        answer = json.loads(c.getresponse().read())
+        if "error" in answer:
+            raise RuntimeError(answer["error"]["message"])
+        return answer["choices"][0]["text"], answer["choices"][0]["logprobs"]["token_logprobs"]
+
+    def close(self):
+        self.up.send_signal(signal.SIGTERM)
+        self.up.wait(30)
+        self.log.close()
+
+
+def cluster():
+    """The same answers, bit for bit, from one worker and from two that share the GPU and the sequence; near those of the CPU."""
+    model = "random:layers=4,d=256,heads=8,kv=2,head_dim=64,ff=512,vocab=512,positions=16384,codec=bf16"
+    prompt = [(i * 7919 + i // 13) % 512 for i in range(9000)]
+    answers = {}
+    for device, workers in (("cuda", 1), ("cuda", 2), ("cpu", 1)):
+        try:
+            c = Cluster(model, workers, device, 16384)
+            answers[device, workers] = c.complete(prompt, 32)
+            c.close()
+        except Exception as e:
+            print(f"cluster {device} {workers}: {e}", file=sys.stderr)
+            result["failed"].append(f"cluster-{device}-{workers}")
+            return
+    one, two, cpu = answers["cuda", 1], answers["cuda", 2], answers["cpu", 1]
+    result["cluster_one_and_two_gpu_workers_same_bits"] = one == two
+    result["cluster_first_logprob_difference_from_cpu"] = abs(one[1][0] - cpu[1][0])
+    if one != two:
+        result["failed"].append("cluster")
+
+
+def main():
+    wanted = args.only.split(",")
+    smi = run("nvidia-smi", "nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm", "--format=csv,noheader")
+    result["gpu"] = smi.strip() if smi else None
+    result["commit"] = open(HERE + "/commit").read().strip()
+    result["command"] = "scripts/device.sh BUILD FOLDER; python3 FOLDER/device.py --only " + args.only
+    if "check" in wanted:
+        run("check", HERE + "/check_cuda")
+    if "worker" in wanted:
+        run("worker", HERE + "/worker_test_cuda")
+    if "sanitizer" in wanted:
+        for tool in ("memcheck", "racecheck"):
+            run(tool, "compute-sanitizer", "--tool", tool, "--error-exitcode", "9", HERE + "/check_cuda", "--rounds", "2")
+    if "cluster" in wanted:
+        cluster()
+    if "kernels" in wanted:
+        figures("kernels", HERE + "/cuda_kernels")
+    if "step" in wanted:
+        figures("step", HERE + "/cuda_step", "random:llama-3.1-8b", "8b_bf16", "512", "8192", "32768")
+    if "peers" in wanted:
+        figures("peers", sys.executable, HERE + "/cuda_peers.py", env=os.environ)
+    result["command_ok"] = not result["failed"]
+    print(json.dumps(result, indent=1))
+    return 1 if result["failed"] else 0
+
+
+sys.exit(main())

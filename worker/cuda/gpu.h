@@ -1,0 +1,165 @@
+#ifndef LONGSPAN_WORKER_CUDA_GPU_H
+#define LONGSPAN_WORKER_CUDA_GPU_H
+
+/*
+ * Inside the CUDA backend: what its files share. One GPU, the first; one stream. A step's plan (rows, angles, embeddings, units, blocks, joins) is an
+ * arena that one copy takes to the device; kernels read counts from there, so that a step of the same shape is one graph, replayed.
+ */
+
+#include "kernels/cuda/cuda.h"
+#include "worker/backend.h"
+#include "worker/team.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    GPU_LOGIT_ROWS = CUDA_ROWS_FEW, /* logit rows computed together */
+    GPU_GRAPHS = 8,                 /* steps of as many shapes are kept */
+    GPU_PARTS = 132                 /* fine nodes are cut for so many units of attention; bits do not depend on it */
+};
+
+struct gpu_matrix {
+    void *packed;
+    uint32_t n_out, n_in;
+};
+
+struct gpu_layer {
+    struct gpu_matrix matrix[MODEL_TENSOR_KINDS];
+    float *vector[MODEL_TENSOR_KINDS]; /* norms, biases */
+};
+
+/* A part of the arena: made on the host as a list. */
+enum gpu_section {
+    SECTION_ROWS, /* struct cuda_row */
+    SECTION_COS,  /* [rows][head_dim / 2] */
+    SECTION_SIN,
+    SECTION_EMBED,  /* [rows][d_model] */
+    SECTION_WHICH,  /* rows of asks */
+    SECTION_COUNTS, /* units of each list */
+    SECTION_UNITS,  /* four lists: local, local wide, remote, remote wide */
+    SECTION_UNITS_END = SECTION_UNITS + 4,
+    SECTION_SLOTS = SECTION_UNITS_END,
+    SECTION_MERGES,
+    SECTION_JOINS, /* two lists: of local jobs, of remote ones */
+    SECTION_JOINS_END = SECTION_JOINS + 2,
+    SECTION_LEVELS = SECTION_JOINS_END,
+    SECTION_PAIRS,
+    SECTIONS
+};
+
+struct gpu_list {
+    uint8_t *data;
+    size_t bytes, room;
+    size_t offset, cap; /* in the arena */
+};
+
+struct gpu_op;
+typedef int gpu_op_fn(struct backend *b, const struct gpu_op *op); /* enum status */
+
+struct gpu_op {
+    gpu_op_fn *fn;
+    uint32_t layer, in, out, kind; /* what fn takes them for */
+    struct backend_part parts[3];
+    uint32_t n_parts;
+    bool flag;
+    uint32_t begin, end; /* asks */
+};
+
+struct gpu_graph {
+    uint64_t key; /* 0: none */
+    uint64_t used;
+    void *exec; /* cudaGraphExec_t */
+};
+
+struct gpu_buffer {
+    void *data;
+    size_t bytes;
+};
+
+struct backend {
+    const struct model *model;
+    const struct model_config *config;
+    struct cuda_device device;
+    struct team *team;
+    uint32_t n_threads, rows_max, cap; /* cap: rows_max as the kernels want it */
+    const struct row_impl *rows;       /* the sampler's */
+    void *stream;                      /* cudaStream_t */
+    struct gpu_layer *layers;
+    struct gpu_matrix output;
+    float *output_norm;
+    struct model_tensor embedding;
+    uint64_t weight_bytes;
+    size_t part_bytes, partial_floats;
+    float *x, *q, *k, *v, *gate, *up;
+    void *h, *a, *f; /* tiled */
+    float *partials;
+    uint32_t *counters;
+    float *logits;      /* [GPU_LOGIT_ROWS][n_vocab] */
+    float *host_logits; /* pinned, the same */
+    uint32_t *failed, *host_failed;
+    uint8_t **scratch; /* of each thread: for the sampler */
+    uint8_t *row_scratch;
+    struct gpu_buffer arena, host_arena; /* the latter pinned */
+    struct gpu_buffer queries;           /* [cap + remote rows][n_heads][head_dim] bf16 */
+    struct gpu_buffer store, stack, wire, host_wire;
+
+    /* this step */
+    const struct step_input *input;
+    struct gpu_op *ops;
+    uint32_t n_ops, ops_room;
+    struct gpu_list list[SECTIONS];
+    size_t arena_bytes;
+    uint32_t depth, items_max, join_blocks[2];
+    uint64_t parts_read;
+    struct step_answer *answers;
+    struct sample_top *tops;
+    float *kept_logits;
+    size_t answers_room, tops_room, kept_room;
+    bool overflow;
+    struct gpu_graph graphs[GPU_GRAPHS];
+    uint64_t clock;
+
+    /* run */
+    const struct exchange_ops *exchange_ops;
+    struct exchange *exchange;
+    int64_t deadline_ns;
+    uint16_t failed_peer;
+    _Atomic int bad_row; /* sampling found logits that are not finite */
+    uint32_t sample_begin, sample_end;
+    struct step_cost cost;
+};
+
+/* enum status of a cudaError_t; says it, but for success */
+enum status gpu_status(int error, const char *what);
+/* At least bytes large; what it held is lost, and with it all graphs, which know its address. pinned: host memory. */
+enum status gpu_reserve(struct backend *b, struct gpu_buffer *buffer, size_t bytes, bool pinned);
+void gpu_graphs_drop(struct backend *b);
+enum status gpu_sync(struct backend *b, const char *what);
+
+/* weights.c */
+enum status gpu_weights_load(struct backend *b, void (*progress)(void *ctx, float fraction), void *ctx,
+                             struct error *err);
+void gpu_weights_free(struct backend *b);
+
+/* arena.c: the step's plan for the device */
+void *gpu_list_push(struct gpu_list *list, size_t bytes); /* NULL: no memory */
+enum status gpu_arena_build(struct backend *b);
+/* A shape's number: steps of equal numbers are one graph. */
+uint64_t gpu_arena_key(const struct backend *b);
+void *gpu_at(const struct backend *b, int section); /* on the device */
+
+/* ops.c */
+struct cuda_kv gpu_kv(const struct backend *b);
+gpu_op_fn gpu_embed, gpu_norm, gpu_norm_heads, gpu_linear, gpu_rope_store, gpu_attend, gpu_attend_join,
+    gpu_attend_finish, gpu_silu_mul, gpu_answer;
+enum status gpu_sample(struct backend *b, uint32_t begin, uint32_t end);
+
+/* traffic.c */
+gpu_op_fn gpu_send, gpu_receive;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
