@@ -199,6 +199,8 @@ enum { EXPANDED = 4 }; /* groups: this pair and the next */
 
 struct ahead {
     struct lossless_group group[2];
+    const uint8_t
+        *later[2]; /* planes of the first block that each group's successor has in the chunk, asked for meanwhile */
     uint8_t *tiles;
     size_t block_begin, n_blocks, n, done; /* n blocks of both groups to be decoded, so many are */
     size_t steps, credit;
@@ -207,6 +209,9 @@ struct ahead {
 INLINE void ahead_decode(const uint32_t bits, struct ahead *f)
 {
     const size_t which = f->done >= f->n_blocks, b = f->done - which * f->n_blocks;
+    const uint8_t *later = f->later[which] + b * lossless_block_bytes(bits);
+    for (size_t i = 0; i < lossless_block_bytes(bits); i += 64)
+        _mm_prefetch((const char *)later + i, _MM_HINT_T1);
     decode(bits, &f->group[which], f->block_begin + b, f->tiles + (which * AMX_CHUNK_BLOCKS_MAX + b) * AMX_TILE);
     f->done++;
 }
@@ -231,6 +236,14 @@ static void ahead_step_4(void *f)
     ahead_step(4, f);
 }
 
+/* What comes after a group: its next but one in this chunk, or at the chunk's end the first ones in the next. */
+INLINE const uint8_t *later_planes(const struct amx_chunk *c, const uint32_t bits, uint32_t group)
+{
+    const bool more = group + 2 < c->group_end;
+    const struct lossless_group g = group_at(c->args, more ? group + 2 : c->group_begin + group % 2);
+    return g.planes + (more || c->last ? c->block_begin : c->block_end) * lossless_block_bytes(bits);
+}
+
 INLINE void run_chunk(const struct amx_chunk *c, const uint32_t bits)
 {
     const size_t n_blocks = c->block_end - c->block_begin, pair_bytes = 2 * AMX_CHUNK_BLOCKS_MAX * AMX_TILE;
@@ -244,6 +257,7 @@ INLINE void run_chunk(const struct amx_chunk *c, const uint32_t bits)
         f.tiles = c->expand + turn % 2 * pair_bytes;
         for (uint32_t i = 0; i < 2 && g + i < c->group_end; i++) {
             f.group[i] = group_at(c->args, g + i);
+            f.later[i] = later_planes(c, bits, g + i);
             f.n += n_blocks;
         }
         if (turn)
