@@ -1,0 +1,592 @@
+/*
+ * Attention over coded blocks in integers (mma m16n8k32, 8 bits). A warp walks alone: it has 4 N query vectors of a unit, brings a block at a time into
+ * its own ring in shared memory, and waits for nobody. Codes are the operand of 16 rows, straight from a 16-byte load; the other operand has two columns a
+ * vector, the high and the low byte of a 16-bit integer, so a lane gets both sums of one vector. Decode waits for memory: 4 vectors take some 500
+ * instructions a block, a fifth of what an SM issues while its 8.7 KB arrive.
+ */
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/codes.h"
+#include "kernels/cuda/wgmma.cuh"
+
+enum { VECTORS = 16 /* ATTN_ROWS */, BLOCK = 64 /* KV_BLOCK */, Q_MAX = 127 * 256, W_MAX = 32767 };
+
+template <int D, enum cuda_codec CODEC, int N>
+struct walk {
+    static constexpr bool FOUR = CODEC == CUDA_INT4_ROT; static constexpr int CODES = FOUR ? BLOCK * D / 2 : BLOCK * D,
+                                                         PART = CODES + (FOUR ? 256 : 128),
+                                                         STAGE = 2 * PART,
+                                                         WARPS = STAGE > 10000 ? 6 : 8,
+                                                         STAGES = STAGE > 10000 ? 2 : 3,
+                                                         MINE = N == 1 ? 1024 : 512 * N,
+                                                         SHARED = WARPS *(STAGES *STAGE + MINE + 64),
+                                                         SAVED = D / 8 + 2;
+};
+
+/* 4 vectors of a lane's column: of one, the channels 16 i + lane / 4 (+ 8); all lanes of a vector have its m; l and base are a lane's share until the leaf
+   ends. */
+template <int D> struct state {
+    float m, l, base, o[D / 8];
+};
+
+static __device__ __forceinline__ float exp2_fast(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+static __device__ __forceinline__ float half_low(uint32_t x)
+{
+    return __half2float(__ushort_as_half((unsigned short)x));
+}
+static __device__ __forceinline__ float half_high(uint32_t x)
+{
+    return __half2float(__ushort_as_half((unsigned short)(x >> 16)));
+}
+
+/* Signed inputs, codes of the codec. */
+template <bool FOUR>
+static __device__ __forceinline__ void keys_times(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                                  uint32_t b0, uint32_t b1)
+{
+    if (FOUR)
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    else
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+/* Weights are not negative. */
+template <bool FOUR>
+static __device__ __forceinline__ void values_times(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                                    uint32_t b0, uint32_t b1)
+{
+    if (FOUR)
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    else
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+static __device__ __forceinline__ uint32_t low_codes(uint32_t x)
+{
+    return x & 0x0F0F0F0F;
+}
+static __device__ __forceinline__ uint32_t high_codes(uint32_t x)
+{
+    return x >> 4 & 0x0F0F0F0F;
+}
+
+/* ---- queries ---- */
+
+/* One vector, lane by lane: channels D / 32 lane ..; zeros past the end. Turned if the codec turns; channel pairs from the nearest to the farthest. */
+template <int D, bool FOUR>
+static __device__ __forceinline__ void load_query(const uint16_t *q, uint32_t lane, float (&x)[D / 32])
+{
+    constexpr int K = D / 32;
+#pragma unroll
+    for (int i = 0; i < K; i++)
+        x[i] = q ? __uint_as_float((uint32_t)q[lane * K + i] << 16) : 0.0f;
+    if (FOUR) {
+#pragma unroll
+        for (int half = 1; half < K; half *= 2)
+#pragma unroll
+            for (int i = 0; i < K; i++)
+                if (!(i & half)) {
+                    const float a = x[i], b = x[i + half];
+                    x[i] = a + b;
+                    x[i + half] = a - b;
+                }
+#pragma unroll
+        for (int half = 1; half < 32; half *= 2)
+#pragma unroll
+            for (int i = 0; i < K; i++) {
+                const float other = __shfl_xor_sync(~0u, x[i], half);
+                x[i] = lane & half ? other - x[i] : x[i] + other;
+            }
+#pragma unroll
+        for (int i = 0; i < K; i++)
+            x[i] *= 1.0f / sqrtf((float)D);
+    }
+}
+
+/* Integers of one vector into the columns 2 column and 2 column + 1 of `to`, [D / 32][32 lanes][2 runs] words; -> scale, and the sum. */
+template <int D>
+static __device__ __forceinline__ float put_query(const float (&x)[D / 32], uint32_t column, uint32_t lane, uint8_t *to,
+                                                  float *sum_out)
+{
+    constexpr int K = D / 32;
+    float top = 0, zero = 0;
+    int sum = 0;
+#pragma unroll
+    for (int i = 0; i < K; i++) {
+        top = fmaxf(top, fabsf(x[i]));
+        zero += x[i] * 0.0f;
+    }
+#pragma unroll
+    for (int half = 1; half < 32; half *= 2) {
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, half));
+        zero += __shfl_xor_sync(~0u, zero, half);
+    }
+    const float up = (float)Q_MAX / top;
+    const bool some = zero == 0 && up < INFINITY;
+#pragma unroll
+    for (int i = 0; i < K; i++) {
+        const uint32_t c = lane * K + i;
+        const int v = some ? __float2int_rn(x[i] * up) : 0, low = (int8_t)v, high = (v - low) >> 8;
+        uint8_t *at = to + (c / 32 * 64 + column * 16 + c % 16 / 4 * 2 + c % 32 / 16) * 4 + c % 4;
+        at[0] = (uint8_t)high;
+        at[32] = (uint8_t)low; /* the next column: four lanes further */
+        sum += v;
+    }
+#pragma unroll
+    for (int half = 1; half < 32; half *= 2)
+        sum += __shfl_xor_sync(~0u, sum, half);
+    *sum_out = (float)sum;
+    return some ? top / (float)Q_MAX : zero == 0 ? 0.0f : NAN;
+}
+
+/* ---- partials ---- */
+
+static __device__ __forceinline__ void merge_weights(float ma, float la, float mb, float lb, float *m, float *wa,
+                                                     float *wb)
+{
+    *m = fmaxf(ma, mb);
+    *wa = la == 0 ? 0.0f : lb == 0 ? 1.0f : exp2_fast(ma - *m);
+    *wb = lb == 0 ? 0.0f : la == 0 ? 1.0f : exp2_fast(mb - *m);
+}
+
+template <int D> static __device__ __forceinline__ void state_clear(struct state<D> &x)
+{
+    x.m = -INFINITY;
+    x.l = x.base = 0;
+#pragma unroll
+    for (int i = 0; i < D / 8; i++)
+        x.o[i] = 0;
+}
+
+/* A leaf is over: shares come together. */
+template <int D> static __device__ __forceinline__ void state_close(struct state<D> &x)
+{
+#pragma unroll
+    for (int half = 4; half < 32; half *= 2) {
+        x.l += __shfl_xor_sync(~0u, x.l, half);
+        x.base += __shfl_xor_sync(~0u, x.base, half);
+    }
+#pragma unroll
+    for (int i = 0; i < D / 8; i++)
+        x.o[i] += x.base;
+}
+
+template <int D> static __device__ __forceinline__ void state_push(const struct state<D> &x, float *to)
+{
+#pragma unroll
+    for (int i = 0; i < D / 8; i++)
+        __stcg(&to[i * 32], x.o[i]);
+    __stcg(&to[D / 8 * 32], x.m);
+    __stcg(&to[(D / 8 + 1) * 32], x.l);
+}
+
+template <int D> static __device__ __forceinline__ void state_merge(struct state<D> &x, const float *from)
+{
+    const float ma = __ldcg(&from[D / 8 * 32]), la = __ldcg(&from[(D / 8 + 1) * 32]);
+    float wa, wb;
+    merge_weights(ma, la, x.m, x.l, &x.m, &wa, &wb);
+    x.l = la * wa + x.l * wb;
+#pragma unroll
+    for (int i = 0; i < D / 8; i++)
+        x.o[i] = __ldcg(&from[i * 32]) * wa + x.o[i] * wb;
+}
+
+template <int D, bool FOUR>
+static __device__ __forceinline__ void state_put(struct state<D> &x, float *tile, uint32_t v, bool write, uint32_t lane)
+{
+    const uint32_t row = lane / 4;
+    if (FOUR) { /* channel 16 i + 8 j + row stands in o[2 i + j] */
+#pragma unroll
+        for (int half = 1; half < 8; half *= 2)
+#pragma unroll
+            for (int i = 0; i < D / 8; i++) {
+                const float other = __shfl_xor_sync(~0u, x.o[i], 4 * half);
+                x.o[i] = row & half ? other - x.o[i] : x.o[i] + other;
+            }
+#pragma unroll
+        for (int half = 1; half < D / 8; half *= 2)
+#pragma unroll
+            for (int i = 0; i < D / 8; i++)
+                if (!(i & half)) {
+                    const float a = x.o[i], b = x.o[i + half];
+                    x.o[i] = a + b;
+                    x.o[i + half] = a - b;
+                }
+#pragma unroll
+        for (int i = 0; i < D / 8; i++)
+            x.o[i] *= 1.0f / sqrtf((float)D);
+    }
+    if (!write)
+        return;
+    if (row == 0) {
+        tile[v] = x.m;
+        tile[VECTORS + v] = x.l;
+    }
+#pragma unroll
+    for (int i = 0; i < D / 8; i++)
+        tile[2 * VECTORS + v * D + 8 * i + row] = x.o[i];
+}
+
+/* ---- blocks ---- */
+
+/* Where a warp's stream of blocks is: work item, block of its unit. */
+struct stream {
+    uint32_t item, block, n_blocks, slot, next; /* next: the slot of block `block`, on its way */
+    const uint8_t *base;
+};
+
+struct work {
+    uint32_t n_units, step, n_items; /* n_items: units times runs of vectors, the first run of all units first */
+};
+
+static __device__ __forceinline__ uint32_t item_blocks(const struct cuda_attend &a, const struct work &w, uint32_t item,
+                                                       uint32_t vectors)
+{
+    const struct cuda_unit *u = &a.units[item % w.n_units];
+    return u->vector + item / w.n_units * vectors < u->n_vectors ? u->n_blocks : 0;
+}
+
+/* To the next item that has blocks. */
+static __device__ __forceinline__ void stream_item(const struct cuda_kv &kv, uint32_t layer,
+                                                   const struct cuda_attend &a, const struct work &w, uint32_t vectors,
+                                                   struct stream *s)
+{
+    s->block = s->n_blocks = 0;
+    for (; s->item < w.n_items; s->item += w.step) {
+        s->n_blocks = item_blocks(a, w, s->item, vectors);
+        if (!s->n_blocks)
+            continue;
+        const struct cuda_unit *u = &a.units[s->item % w.n_units];
+        s->base = kv.pool + layer * kv.layer_bytes + u->head * 2 * kv.part_bytes;
+        s->slot = u->slot;
+        s->next = a.slots[u->slot];
+        return;
+    }
+}
+
+/* Weights of one block, of 8 positions and one vector a lane, as bytes where the next product's lanes find them; m, l, base and o follow. s: scores in
+   powers of two. up: to integers. -> what the integers are to be multiplied by, beside 1 / up */
+template <int D, bool FOUR>
+static __device__ __forceinline__ float weigh(const float (&s)[8], const uint32_t (&plane)[8], float up,
+                                              struct state<D> &x, uint8_t *to, uint32_t lane)
+{
+    float most = s[0], l = 0, base = 0;
+    uint32_t w[8];
+#pragma unroll
+    for (int i = 1; i < 8; i++)
+        most = fmaxf(most, s[i]);
+#pragma unroll
+    for (int half = 4; half < 32; half *= 2)
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, half));
+    /* Integers are of the block's largest weight, so that a block that weighs little is as exact as another. */
+    const float m = fmaxf(x.m, most), by = m == -INFINITY ? 0.0f : m, from = most == -INFINITY ? 0.0f : most,
+                old = exp2_fast(x.m - by), part = exp2_fast(most - by);
+    x.m = m;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const float p = exp2_fast(s[i] - from);
+        l += p;
+        if (FOUR)
+            base = fmaf(p, half_high(plane[i]), base);
+        w[i] = __float_as_uint(fmaf(p, half_low(plane[i]) * up, 8388608.0f)); /* the low bits are the integer */
+    }
+    x.l = fmaf(x.l, old, l * part);
+    x.base = fmaf(x.base, old, base * part);
+#pragma unroll
+    for (int i = 0; i < D / 8; i++)
+        x.o[i] *= old;
+    uint32_t low[2], high[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const uint32_t a = __byte_perm(w[4 * i], w[4 * i + 1], 0x5140),
+                       b = __byte_perm(w[4 * i + 2], w[4 * i + 3], 0x5140);
+        low[i] = __byte_perm(a, b, 0x5410);
+        high[i] = __byte_perm(a, b, 0x7632);
+    }
+    const uint32_t v = lane % 4, at = v * 128 + lane / 4 * 8;
+    *(uint2 *)(to + (at ^ (v & 1) * 64)) = make_uint2(high[0], high[1]);
+    *(uint2 *)(to + ((at + 64) ^ (v & 1) * 64)) = make_uint2(low[0], low[1]);
+    return part;
+}
+
+/* Scores of a block's 16 (i / 2) + 8 (i % 2) + lane / 4 of all vectors of the warp. */
+template <int D, bool FOUR, int N>
+static __device__ __forceinline__ void score(const uint8_t *k, const uint32_t (&q)[N][D / 16], const float (&scale)[N],
+                                             const float (&sum)[N], uint32_t lane, float (&s)[N][8])
+{
+    const uint8_t *plane = k + (FOUR ? BLOCK * D / 2 : BLOCK * D) + lane / 4 * (FOUR ? 32 : 16);
+#pragma unroll
+    for (int t = 0; t < 4; t++) {
+        int d[N][4];
+#pragma unroll
+        for (int n = 0; n < N; n++)
+            d[n][0] = d[n][1] = d[n][2] = d[n][3] = 0;
+#pragma unroll
+        for (int step = 0; step < D / 32; step += FOUR ? 2 : 1) {
+            const uint4 c = FOUR ? *(const uint4 *)(k + ((t * (D / 64) + step / 2) * 32 + lane) * 16)
+                                 : *(const uint4 *)(k + ((t * (D / 32) + step) * 32 + lane) * 16);
+#pragma unroll
+            for (int n = 0; n < N; n++)
+                if (FOUR) {
+                    keys_times<true>(d[n], low_codes(c.x), high_codes(c.x), low_codes(c.y), high_codes(c.y),
+                                     q[n][2 * step], q[n][2 * step + 1]);
+                    keys_times<true>(d[n], low_codes(c.z), high_codes(c.z), low_codes(c.w), high_codes(c.w),
+                                     q[n][2 * step + 2], q[n][2 * step + 3]);
+                } else
+                    keys_times<false>(d[n], c.x, c.y, c.z, c.w, q[n][2 * step], q[n][2 * step + 1]);
+        }
+        const uint2 both = FOUR ? *(const uint2 *)(plane + 8 * t) : make_uint2(0, 0);
+        const uint32_t one = FOUR ? 0 : *(const uint32_t *)(plane + 4 * t);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const float by = FOUR ? half_low(i ? both.y : both.x) : i ? half_high(one) : half_low(one);
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                float y = by * (float)(256 * d[n][2 * i] + d[n][2 * i + 1]);
+                if (FOUR)
+                    y = fmaf(half_high(i ? both.y : both.x), sum[n], y);
+                s[n][2 * t + i] = y * scale[n];
+            }
+        }
+    }
+}
+
+/* All of one block. limit: positions that the lane's vectors see. */
+template <int D, bool FOUR, int N>
+static __device__ __forceinline__ void block(const uint8_t *k, const uint32_t (&q)[N][D / 16], const float (&scale)[N],
+                                             const float (&sum)[N], const int (&limit)[N], int first, uint8_t *mine,
+                                             uint32_t lane, struct state<D> (&x)[N])
+{
+    constexpr int CODES = FOUR ? BLOCK * D / 2 : BLOCK * D, PART = CODES + (FOUR ? 256 : 128);
+    const uint8_t *v = k + PART;
+    float s[N][8], by[N];
+    uint32_t plane[8], most = 0;
+    score<D, FOUR, N>(k, q, scale, sum, lane, s);
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        if (first + BLOCK > limit[n]) {
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                if (first + 8 * i + (int)(lane / 4) >= limit[n])
+                    s[n][i] = -INFINITY;
+        }
+    if (FOUR) {
+        const uint4 a = *(const uint4 *)(v + CODES + lane / 4 * 32),
+                    b = *(const uint4 *)(v + CODES + lane / 4 * 32 + 16);
+        const uint32_t all[8] = { a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w };
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            plane[i] = all[i];
+    } else {
+        const uint4 a = *(const uint4 *)(v + CODES + lane / 4 * 16);
+        const uint32_t all[4] = { a.x, a.y, a.z, a.w };
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            plane[i] = all[i / 2] >> i % 2 * 16;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        most = max(most, plane[i] & 0xFFFF); /* scales are not negative: they compare as integers */
+    most = __reduce_max_sync(~0u, most);
+    const float largest = half_low(most), up = most ? (float)W_MAX / largest : 0.0f, down = largest * (1.0f / W_MAX);
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        by[n] = down * weigh<D, FOUR>(s[n], plane, up, x[n], mine + n * 512, lane);
+    __syncwarp();
+    uint4 w[N];
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        w[n] = *(const uint4 *)(mine + n * 512 + (lane * 16 ^ (lane / 8 & 1) * 64));
+#pragma unroll
+    for (int t = 0; t < D / 16; t++) {
+        const uint4 c = *(const uint4 *)(v + ((FOUR ? t : 2 * t) * 32 + lane) * 16),
+                    c2 = FOUR ? c : *(const uint4 *)(v + ((2 * t + 1) * 32 + lane) * 16);
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            int d[4] = { 0, 0, 0, 0 };
+            if (FOUR) {
+                values_times<true>(d, low_codes(c.x), high_codes(c.x), low_codes(c.y), high_codes(c.y), w[n].x, w[n].y);
+                values_times<true>(d, low_codes(c.z), high_codes(c.z), low_codes(c.w), high_codes(c.w), w[n].z, w[n].w);
+            } else {
+                values_times<false>(d, c.x, c.y, c.z, c.w, w[n].x, w[n].y);
+                values_times<false>(d, c2.x, c2.y, c2.z, c2.w, w[n].z, w[n].w);
+            }
+            x[n].o[2 * t] = fmaf((float)(256 * d[0] + d[1]), by[n], x[n].o[2 * t]);
+            x[n].o[2 * t + 1] = fmaf((float)(256 * d[2] + d[3]), by[n], x[n].o[2 * t + 1]);
+        }
+    }
+}
+
+/* ---- the kernel ---- */
+
+template <int D, enum cuda_codec CODEC, int N>
+static __global__ void __launch_bounds__(walk<D, CODEC, N>::WARPS * 32, 1)
+    attend_codes(const __grid_constant__ struct cuda_kv kv, uint32_t layer,
+                 const __grid_constant__ struct cuda_attend a, uint32_t runs)
+{
+    using W = walk<D, CODEC, N>;
+    extern __shared__ __align__(1024) uint8_t memory[];
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = kv.n_heads / kv.n_kv_heads,
+                   me = warp * gridDim.x + blockIdx.x;
+    uint8_t *ring = memory + warp * W::STAGES * W::STAGE,
+            *mine = memory + W::WARPS * W::STAGES * W::STAGE + warp * W::MINE;
+    uint64_t *full = (uint64_t *)(memory + W::WARPS * (W::STAGES * W::STAGE + W::MINE)) + warp * 8;
+    const struct work all = { *a.n_units, gridDim.x * W::WARPS, *a.n_units * runs };
+    float *stack = a.stack + (size_t)me * a.depth * N * W::SAVED * 32 + lane;
+    if (lane < W::STAGES)
+        barrier_init(&full[lane], 1);
+    shared_fence();
+    __syncwarp();
+    struct stream ahead = { me, 0, 0, 0, 0, NULL };
+    uint32_t stage = 0, parity = 0, stage_ahead = 0;
+    stream_item(kv, layer, a, all, 4 * N, &ahead);
+    const auto fetch = [&]() {
+        if (ahead.item >= all.n_items)
+            return;
+        if (lane == 0) {
+            const uint8_t *from = ahead.base + ahead.next * kv.block_bytes;
+            barrier_expect(&full[stage_ahead], W::STAGE);
+            bulk_load(ring + stage_ahead * W::STAGE, from, W::STAGE, &full[stage_ahead]);
+        }
+        stage_ahead = stage_ahead + 1 == W::STAGES ? 0 : stage_ahead + 1;
+        if (++ahead.block < ahead.n_blocks) {
+            ahead.next = a.slots[ahead.slot + ahead.block];
+        } else {
+            ahead.item += all.step;
+            stream_item(kv, layer, a, all, 4 * N, &ahead);
+        }
+    };
+    for (int i = 0; i < W::STAGES; i++)
+        fetch();
+    for (uint32_t item = me; item < all.n_items; item += all.step) {
+        if (!item_blocks(a, all, item, 4 * N))
+            continue;
+        const struct cuda_unit u = a.units[item % all.n_units];
+        const uint32_t first = u.vector + item / all.n_units * 4 * N;
+        struct state<D> x[N];
+        uint32_t q[N][D / 16], depth = 0;
+        float scale[N], sum[N];
+        int limit[N];
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            const uint32_t v = first + 4 * n + lane % 4;
+            limit[n] = u.visible == UINT32_MAX ? INT_MAX : (int)(u.visible + v / group + 1);
+            __syncwarp();
+            for (uint32_t c = 0; c < 4; c++) {
+                const uint32_t w = first + 4 * n + c;
+                const uint16_t *from =
+                    (const uint16_t *)a.q + ((size_t)(u.row + w / group) * kv.n_heads + u.head * group + w % group) * D;
+                float y[D / 32], one, total;
+                load_query<D, W::FOUR>(w < u.n_vectors ? from : NULL, lane, y);
+                one = put_query<D>(y, c, lane, mine, &total);
+                if (lane % 4 == c) {
+                    scale[n] = one * (a.scale * 1.44269504f);
+                    sum[n] = total;
+                }
+            }
+            __syncwarp();
+#pragma unroll
+            for (int step = 0; step < D / 32; step++) {
+                const uint2 both = *(const uint2 *)(mine + (step * 64 + lane * 2) * 4);
+                q[n][2 * step] = both.x;
+                q[n][2 * step + 1] = both.y;
+            }
+        }
+        for (uint32_t b = 0; b < u.n_blocks; b++) {
+            if (b % CUDA_LEAF_BLOCKS == 0) {
+#pragma unroll
+                for (int n = 0; n < N; n++) {
+                    if (b)
+                        state_push<D>(x[n], stack + (depth * N + n) * W::SAVED * 32);
+                    state_clear<D>(x[n]);
+                }
+                depth += b ? 1 : 0;
+            }
+            barrier_wait(&full[stage], parity);
+            block<D, W::FOUR, N>(ring + stage * W::STAGE, q, scale, sum, limit, (int)(b * BLOCK), mine, lane, x);
+            if (++stage == W::STAGES) {
+                stage = 0;
+                parity ^= 1;
+            }
+            __syncwarp(); /* all have read the stage and their weights */
+            fetch();
+            if ((b + 1) % CUDA_LEAF_BLOCKS && b + 1 < u.n_blocks)
+                continue;
+#pragma unroll
+            for (int n = 0; n < N; n++)
+                state_close<D>(x[n]);
+            for (uint32_t m = a.merges[u.merges + b / CUDA_LEAF_BLOCKS]; m && depth; m--) {
+                depth--;
+#pragma unroll
+                for (int n = 0; n < N; n++)
+                    state_merge<D>(x[n], stack + (depth * N + n) * W::SAVED * 32);
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            const uint32_t v = first + 4 * n + lane % 4, at = v - u.vector;
+            state_put<D, W::FOUR>(x[n], a.store + ((size_t)u.store + at / VECTORS) * VECTORS * (2 + D), at % VECTORS,
+                                  v < u.n_vectors, lane);
+        }
+    }
+}
+
+template <int D, enum cuda_codec CODEC, int N>
+static int launch(const struct cuda_kv *kv, uint32_t layer, const struct cuda_attend *a, uint32_t n_vectors,
+                  uint32_t n_warps, cudaStream_t stream)
+{
+    using W = walk<D, CODEC, N>;
+    int device = 0, processors = 0;
+    cudaError_t e = cudaGetDevice(&device);
+    if (!e)
+        e = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    if (!e)
+        e = cudaFuncSetAttribute(attend_codes<D, CODEC, N>, cudaFuncAttributeMaxDynamicSharedMemorySize, W::SHARED);
+    if (e)
+        return e;
+    const uint32_t most = (uint32_t)processors, want = (n_warps + W::WARPS - 1) / W::WARPS,
+                   grid = want && want < most ? want : most;
+    attend_codes<D, CODEC, N>
+        <<<grid, W::WARPS * 32, W::SHARED, stream>>>(*kv, layer, *a, (n_vectors + 4 * N - 1) / (4 * N));
+    return cudaGetLastError();
+}
+
+/* Runs of vectors: 4 are all that decode has of most models, and cheapest there; 16 share the decoding of a block. */
+template <int D, enum cuda_codec CODEC>
+static int launch_runs(const struct cuda_kv *kv, uint32_t layer, const struct cuda_attend *a, uint32_t n_vectors,
+                       uint32_t n_warps, cudaStream_t stream)
+{
+    return n_vectors <= 4   ? launch<D, CODEC, 1>(kv, layer, a, n_vectors, n_warps, stream)
+           : n_vectors <= 8 ? launch<D, CODEC, 2>(kv, layer, a, n_vectors, n_warps, stream)
+                            : launch<D, CODEC, 4>(kv, layer, a, n_vectors, n_warps, stream);
+}
+
+extern "C" int cuda_attend_codes_run(const struct cuda_kv *kv, uint32_t layer, enum cuda_codec codec,
+                                     const struct cuda_attend *a, uint32_t n_vectors, uint32_t n_warps, void *stream)
+{
+    const cudaStream_t st = (cudaStream_t)stream;
+    if (!n_vectors)
+        return 0;
+    if (kv->head_dim == 128)
+        return codec == CUDA_INT8 ? launch_runs<128, CUDA_INT8>(kv, layer, a, n_vectors, n_warps, st)
+                                  : launch_runs<128, CUDA_INT4_ROT>(kv, layer, a, n_vectors, n_warps, st);
+    if (kv->head_dim == 64)
+        return codec == CUDA_INT8 ? launch_runs<64, CUDA_INT8>(kv, layer, a, n_vectors, n_warps, st)
+                                  : launch_runs<64, CUDA_INT4_ROT>(kv, layer, a, n_vectors, n_warps, st);
+    return cudaErrorInvalidValue;
+}
