@@ -1,0 +1,86 @@
+/* Sealed blocks: from any finite rows they are finite and small; any bytes as a sealed block are attended over without harm. */
+/* fuzz-libs: longspan_kernels */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
+
+enum { D_MAX = 128, ROWS = 3 };
+
+static uint8_t *filled(size_t size, const uint8_t *data, size_t bytes)
+{
+    uint8_t *p = aligned_alloc(64, (size + 63) / 64 * 64);
+    for (size_t i = 0; i < size; i++)
+        p[i] = bytes ? data[i % bytes] : 0;
+    return p;
+}
+
+/* bf16 rows of any bits: refused if one is not finite. -> sealed, and of numbers for which attention must be finite */
+static bool seal_any(const struct attn_shape *shape, const uint8_t *data, size_t bytes, uint8_t *k_part,
+                     uint8_t *v_part)
+{
+    const size_t open = (size_t)KV_BLOCK * shape->head_dim * 2;
+    uint8_t *k = filled(open, data, bytes), *v = filled(open, data + bytes / 2, bytes - bytes / 2);
+    bool finite = true, small = true, usual = true;
+    for (size_t i = 0; i < open / 2; i++) {
+        const float x = bf16_to_f32(((uint16_t *)(void *)k)[i]), y = bf16_to_f32(((uint16_t *)(void *)v)[i]);
+        finite = finite && isfinite(x) && isfinite(y);
+        usual = usual && fabsf(x) < 1e4f && fabsf(y) < 1e4f;
+        small = small && fabsf(x) < 1e30f && fabsf(y) < 1e30f; /* sums of a rotation stay below infinity */
+    }
+    const bool sealed = attn_find(shape, 0)->seal(shape, k, v, k_part, v_part);
+    if ((sealed && !finite) || (!sealed && small && finite))
+        abort();
+    free(k);
+    free(v);
+    return sealed && usual;
+}
+
+static void attend(const struct attn_shape *shape, const struct attn_impl *it, const uint8_t *data, size_t bytes,
+                   const uint8_t *k_part, const uint8_t *v_part, bool sealed)
+{
+    float q[ROWS][D_MAX];
+    const float *rows[ROWS];
+    const uint8_t visible[ROWS] = { KV_BLOCK, (uint8_t)(bytes ? data[0] % (KV_BLOCK + 1) : 0), 1 };
+    uint8_t *tile = filled(it->q_tile_bytes(shape), NULL, 0);
+    float *partial = aligned_alloc(64, attn_partial_floats(shape->head_dim) * sizeof *partial);
+    for (int i = 0; i < ROWS; i++) {
+        rows[i] = q[i];
+        for (uint32_t c = 0; c < shape->head_dim; c++)
+            q[i][c] = (float)(int8_t)(bytes ? data[(i + c * 7) % bytes] : 1) / 16;
+    }
+    it->pack_q(shape, rows, ROWS, tile);
+    it->block(shape, tile, ROWS, visible, k_part, v_part, NULL, partial);
+    if (it->rotate)
+        it->rotate(shape, ROWS, partial);
+    for (int i = 0; i < ROWS && sealed; i++)
+        if (!isfinite(partial[ATTN_ROWS + i]) || (visible[i] && !(partial[ATTN_ROWS + i] >= 0.5f)))
+            abort();
+    free(tile);
+    free(partial);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
+{
+    static const uint32_t dims[] = { 16, 64, 80, 128 };
+    if (bytes < 2)
+        return 0;
+    cpu_thread_init();
+    const struct attn_shape shape = { dims[data[0] % 4], data[0] & 4 ? KV_INT8 : KV_INT4_ROT, 0.125f };
+    const bool seals = data[0] & 8;
+    const struct attn_impl *c = attn_find(&shape, 0);
+    data++;
+    bytes--;
+    uint8_t *k_part = filled(c->part_bytes(&shape), data, bytes),
+            *v_part = filled(c->part_bytes(&shape), data + 1, bytes - 1);
+    const bool sealed = seals && seal_any(&shape, data, bytes, k_part, v_part);
+    for (uint32_t i = 0; i < n_coded_impls; i++)
+        if (!(coded_impls[i].needs & ~cpu_caps()) && coded_impls[i].accepts(&shape))
+            attend(&shape, &coded_impls[i], data, bytes, k_part, v_part, sealed);
+    free(k_part);
+    free(v_part);
+    return 0;
+}
