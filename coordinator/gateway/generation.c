@@ -94,14 +94,16 @@ static void on_tell(void *arg)
 
 enum status generation_host_init(struct generation_host *host)
 {
+    const uint32_t n = model_config(host->model)->n_vocab, n_tokens = tokenizer_n_tokens(host->tokenizer);
     host->tell = loop_timer_new(host->loop, on_tell, host);
-    return host->tell ? ST_OK : ST_NO_MEMORY;
+    host->grammars = grammar_cache_new(host->tokenizer, n < n_tokens ? n : n_tokens);
+    return host->tell && host->grammars ? ST_OK : ST_NO_MEMORY;
 }
 
 void generation_host_deinit(struct generation_host *host)
 {
-    vocabulary_free(host->vocabulary);
-    host->vocabulary = NULL;
+    grammar_cache_free(host->grammars);
+    host->grammars = NULL;
     loop_timer_free(host->tell);
     host->tell = NULL;
 }

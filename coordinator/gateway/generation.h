@@ -35,7 +35,7 @@ struct generation_host {
     struct sched *sched;
     const struct model *model;
     const struct tokenizer *tokenizer;
-    struct vocabulary *vocabulary; /* of the tokenizer, for grammars: made at the first use */
+    struct grammar_cache *grammars; /* the helper's */
     const char *model_name;
     uint32_t positions_max;
     bool selects;                /* there is a selector: a request may name its density */

@@ -28,23 +28,6 @@ enum status generation_model_check(const struct generation_host *host, const cha
                        model, host->model_name);
 }
 
-static enum status prepare_grammar(const struct want *w, const struct tools *tools, struct grammar **grammar_out,
-                                   struct refusal *r)
-{
-    struct error err = { 0 };
-    enum status st = ST_OK;
-    if (tools && tools_held(tools))
-        st = tools_grammar(tools, w, grammar_out, &err);
-    else if (w->json_schema && !tools)
-        st = grammar_of_schema(w->json_schema, w->schema_field, grammar_out, &err);
-    else if (w->json_object && !tools)
-        st = grammar_of_object(grammar_out, &err);
-    if (!st)
-        return ST_OK;
-    const bool by_tools = tools && strncmp(err.text, "response_format", 15) != 0;
-    return refuse(r, st, by_tools ? "tools" : w->own_schema ? "json_schema" : "response_format", "%s", err.text);
-}
-
 /* The answer is to begin with a call, whose mark is a control token, that no grammar can ask for: it goes before the answer. */
 static enum status prepare_mark(struct generation_private *p, struct refusal *r)
 {
@@ -56,43 +39,55 @@ static enum status prepare_mark(struct generation_private *p, struct refusal *r)
     return ST_OK;
 }
 
-static const char *token_bytes(void *ctx, uint32_t token, size_t *n_out)
+/* What it writes is looked at by nobody until it is done; likewise those below. Any thread. */
+static bool prepare_want(struct generation *g)
 {
-    return tokenizer_token_bytes(ctx, (int32_t)token, false, n_out);
-}
-
-static enum status vocabulary_need(struct generation_host *host, struct refusal *r)
-{
-    const uint32_t n = model_config(host->model)->n_vocab, n_tokens = tokenizer_n_tokens(host->tokenizer);
-    if (!host->vocabulary)
-        host->vocabulary = vocabulary_new(n < n_tokens ? n : n_tokens, token_bytes, (void *)(uintptr_t)host->tokenizer);
-    return host->vocabulary ? ST_OK : refuse(r, ST_NO_MEMORY, "", "out of memory");
-}
-
-/* Any thread: what it writes is looked at by nobody until it is done. */
-static void prepare(void *arg)
-{
-    struct generation *g = arg;
     struct generation_private *p = g->p;
-    const struct generation_host *host = p->host;
     struct want *w = &g->want;
     struct refusal *r = &p->prepared.refusal;
     if (p->parse(w, r))
-        return;
+        return false;
     const enum status st = stop_new(w->stops, w->n_stops, &p->stop);
-    if (st) {
+    if (st)
         refuse(r, st, "stop", "stop: %s", status_text(st));
-        return;
-    }
-    if (w->tools && tools_new(w, host->tokenizer, &p->prepared.tools, r))
-        return;
-    if (prepare_grammar(w, p->prepared.tools, &p->prepared.grammar, r))
-        return;
-    if (want_tokenize(w, host->tokenizer, host->model, host->positions_max, &p->prepared.prompt, &p->prepared.n_prompt,
-                      r))
+    return !st;
+}
+
+static void prepare_prompt(struct generation *g)
+{
+    struct generation_private *p = g->p;
+    const struct generation_host *host = p->host;
+    struct refusal *r = &p->prepared.refusal;
+    if (want_tokenize(&g->want, host->tokenizer, host->model, host->positions_max, &p->prepared.prompt,
+                      &p->prepared.n_prompt, r))
         return;
     if (p->prepared.tools && tools_marked(p->prepared.tools))
         prepare_mark(p, r);
+}
+
+/* The helper's thread. */
+static void prepare_grammar(void *arg)
+{
+    struct generation *g = arg;
+    struct generation_private *p = g->p;
+    const struct want *w = &g->want;
+    struct refusal *r = &p->prepared.refusal;
+    if (w->tools && tools_new(w, p->host->tokenizer, &p->prepared.tools, r))
+        return;
+    if (!grammar_cache_get(p->host->grammars, w, p->prepared.tools, &p->prepared.grammar, &p->prepared.vocabulary, r))
+        prepare_prompt(g);
+}
+
+/* The helper's thread. */
+static void prepare(void *arg)
+{
+    struct generation *g = arg;
+    if (!prepare_want(g))
+        return;
+    if (grammar_wanted(&g->want))
+        prepare_grammar(g);
+    else
+        prepare_prompt(g);
 }
 
 static const char *prompt_field(const struct want *w)
@@ -199,8 +194,6 @@ static enum status begin(struct generation *g, struct refusal *r)
             return refuse(r, ST_INVALID, "forced_token_ids", "forced_token_ids: %d is not in the vocabulary",
                           (int)w->forced[i]);
     g->seed = w->has_seed ? w->seed : draw_u64();
-    if (p->prepared.grammar && vocabulary_need(p->host, r))
-        return r->status;
     const struct edits_start edits = { .want = w,
                                        .prompt = g->prompt,
                                        .n_prompt = g->n_prompt,
@@ -208,7 +201,7 @@ static enum status begin(struct generation *g, struct refusal *r)
                                        .n_eos = w->ignore_eos ? 0 : config->n_eos,
                                        .n_vocab = config->n_vocab,
                                        .grammar = p->prepared.grammar,
-                                       .vocabulary = p->host->vocabulary,
+                                       .vocabulary = p->prepared.vocabulary,
                                        .tokenizer = p->host->tokenizer };
     st = edits_new(&edits, &p->edits, r);
     return st ? st : submit(g, r);
@@ -241,11 +234,18 @@ static void on_helped(void *arg)
     prepared(g);
 }
 
+/* Grammars take too long for the loop. */
 static void on_posted(void *arg)
 {
     struct generation *g = arg;
-    if (!g->p->gone)
-        prepare(g);
+    if (!g->p->gone && prepare_want(g)) {
+        if (!grammar_wanted(&g->want))
+            prepare_prompt(g);
+        else if (!helper_run(g->p->host->helper, prepare_grammar, on_helped, g))
+            return;
+        else
+            refuse(&g->p->prepared.refusal, ST_NO_MEMORY, "", "out of memory");
+    }
     prepared(g);
 }
 

@@ -7,6 +7,7 @@
 
 #include "coordinator/gateway/edits.h"
 #include "coordinator/gateway/generation.h"
+#include "coordinator/gateway/grammar_cache.h"
 
 enum stage { STAGE_PREPARING, STAGE_RUNNING, STAGE_ENDED };
 
@@ -23,8 +24,9 @@ struct generation_private {
         int32_t *prompt;
         size_t n_prompt;
         struct grammar *grammar; /* NULL: none */
-        struct tools *tools;     /* NULL: none */
-    } prepared;                  /* as want: the helper's own until it is done */
+        const struct vocabulary *vocabulary;
+        struct tools *tools; /* NULL: none */
+    } prepared;              /* as want: the helper's own until it is done */
     enum stage stage;
     bool held;     /* a post or the helper still has it */
     bool silent;   /* cancelled: no more events */

@@ -7,7 +7,8 @@
  * States are made as they are met and shared by all matchers of a grammar (as in XGrammar, arXiv:2411.15100; the walk over a sorted vocabulary is
  * Outlines' idea, arXiv:2307.09702, done lazily).
  *
- * Compiling may be done on any thread; matchers of one grammar belong to one thread.
+ * Where any characters of a string may come, which is most of the time, words of such characters are taken as one set, made with the vocabulary; only the
+ * rest is walked. Compiling may be done on any thread; matchers of one grammar belong to one thread.
  */
 
 #include <stdbool.h>
@@ -29,6 +30,7 @@ enum {
     GRAMMAR_DEPTH_MAX = 128,       /* of calls while a text is matched: some 40 levels of objects and lists */
     GRAMMAR_REPEAT_MAX = 1 << 14,  /* minLength, maxLength, minItems, maxItems */
     GRAMMAR_STATES_MAX = 1 << 14,  /* kept; then they are made anew */
+    GRAMMAR_STATES_IDLE = 1 << 11, /* kept while no matcher is there */
     GRAMMAR_THREADS_MAX = 1 << 12, /* ways to go on in one state */
     GRAMMAR_MASKS_MAX = 128,       /* kept */
 };
@@ -66,7 +68,7 @@ struct grammar_tools {
 };
 enum status grammar_of_tools(const struct grammar_tools *tools, struct grammar **grammar_out, struct error *err);
 
-/* Counted: compilers give one reference. One thread. */
+/* Counted: compilers give one reference. Any thread. */
 struct grammar *grammar_ref(struct grammar *g);
 void grammar_unref(struct grammar *g);
 

@@ -2,6 +2,7 @@
  * States are sets of threads, made when they are met. A thread is a node that takes a byte, or the end, and a stack of returns; stacks are interned, so equal
  * ones have equal numbers. What has grown too large is made anew from the states of the matchers that live.
  */
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,7 +10,15 @@
 #include "coordinator/grammar/program.h"
 #include "coordinator/grammar/vocabulary.h"
 
-enum { UNKNOWN = 0, DEAD = 1, FIRST_STATE = 2, NO_FRAME = 0, FRAMES_MAX = 1 << 18, THREADS_TOTAL_MAX = 1 << 22 };
+enum {
+    UNKNOWN = 0,
+    DEAD = 1,
+    FIRST_STATE = 2,
+    NO_FRAME = 0,
+    FRAMES_MAX = 1 << 18,
+    THREADS_TOTAL_MAX = 1 << 22,
+    THREADS_IDLE = 1 << 17
+};
 
 /* What one walk over the vocabulary may cost: nodes looked at in new states (a second, about), and states. */
 enum { WALK_WORK_MAX = 1 << 25, WALK_STATES_MAX = 4 * GRAMMAR_STATES_MAX };
@@ -27,6 +36,7 @@ struct thread {
 struct state {
     uint32_t from, n;   /* threads */
     uint32_t *next;     /* [256], NULL until a byte was tried */
+    uint32_t plain;     /* the state after any plain character; DEAD: they lead to several, or nowhere */
     uint8_t *mask;      /* NULL: not made, or given up */
     uint32_t n_allowed; /* in mask */
     bool end;           /* one thread is the end */
@@ -39,7 +49,7 @@ struct table {
 };
 
 struct grammar {
-    uint32_t refs;
+    atomic_uint refs; /* the rest belongs to the thread of its matchers, while it has any */
     struct program program;
     struct frame *frames; /* [0] is none */
     uint32_t n_frames, frames_room;
@@ -284,15 +294,79 @@ static uint32_t step(struct grammar *g, uint32_t state, uint8_t byte)
         return UNKNOWN;
     if (s->next[byte])
         return s->next[byte];
+    uint32_t low = 0, high = 255; /* bytes that no thread tells from this one */
     closure_begin(g);
     for (uint32_t i = 0; i < s->n; i++) {
         const struct thread t = g->threads[s->from + i];
         const struct node *n = &g->program.nodes[t.at];
-        if (n->op == OP_RANGE && byte >= n->low && byte <= n->high)
+        if (n->op != OP_RANGE)
+            continue;
+        if (byte < n->low) {
+            high = high < n->low - 1u ? high : n->low - 1u;
+        } else if (byte > n->high) {
+            low = low > n->high + 1u ? low : n->high + 1u;
+        } else {
+            low = low > n->low ? low : n->low;
+            high = high < n->high ? high : n->high;
             work_add(g, n->a, t.frame);
+        }
     }
     const uint32_t next = closure_end(g);
-    return g->states[state].next[byte] = next; /* the states may have moved */
+    for (uint32_t b = low; b <= high; b++)
+        g->states[state].next[b] = next; /* the states may have moved */
+    return next;
+}
+
+/* ---- plain characters ---- */
+
+/* After every byte of low .. high, and `more` bytes of 0x80 .. 0xBF: the one state that all lead to. DEAD: several, or none. */
+static uint32_t step_all(struct grammar *g, uint32_t state, uint8_t low, uint8_t high, int more)
+{
+    const uint32_t next = step(g, state, low);
+    for (uint32_t b = low + 1u; b <= high && next >= FIRST_STATE; b++)
+        if (step(g, state, (uint8_t)b) != next)
+            return DEAD;
+    return next < FIRST_STATE || !more ? next : step_all(g, next, 0x80, 0xBF, more - 1);
+}
+
+/* In most strings it makes no difference which characters come, and words of them need not be walked one by one. */
+static uint32_t step_plain(struct grammar *g, uint32_t state)
+{
+    static const struct {
+        uint8_t low, high, second_low, second_high;
+        int more;
+    } kinds[] = { { ' ', '!', 0, 0, 0 },         { '#', '[', 0, 0, 0 },         { ']', '~', 0, 0, 0 },
+                  { 0xC2, 0xDF, 0x80, 0xBF, 0 }, { 0xE0, 0xE0, 0xA0, 0xBF, 1 }, { 0xE1, 0xEC, 0x80, 0xBF, 1 },
+                  { 0xED, 0xED, 0x80, 0x9F, 1 }, { 0xEE, 0xEF, 0x80, 0xBF, 1 }, { 0xF0, 0xF0, 0x90, 0xBF, 2 },
+                  { 0xF1, 0xF3, 0x80, 0xBF, 2 }, { 0xF4, 0xF4, 0x80, 0x8F, 2 } };
+    uint32_t all = UNKNOWN;
+    if (g->states[state].plain)
+        return g->states[state].plain;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds && all != DEAD; i++) {
+        uint32_t next = step_all(g, state, kinds[i].low, kinds[i].high, 0);
+        if (next >= FIRST_STATE && kinds[i].second_high)
+            next = step_all(g, next, kinds[i].second_low, kinds[i].second_high, kinds[i].more);
+        if (next == UNKNOWN)
+            return UNKNOWN;
+        all = next == DEAD || (all && all != next) ? DEAD : next;
+    }
+    return g->states[state].plain = all;
+}
+
+/* How many plain characters may come next, whichever they are; at most as many as the vocabulary asks about. */
+static uint32_t plain_run(struct grammar *g, uint32_t state)
+{
+    uint32_t n = 0;
+    while (n < VOCABULARY_PLAIN_MAX && g->n_states <= WALK_STATES_MAX) {
+        const uint32_t next = step_plain(g, state);
+        if (next < FIRST_STATE)
+            return n;
+        if (next == state)
+            return VOCABULARY_PLAIN_MAX;
+        state = next;
+        n++;
+    }
+    return n;
 }
 
 /* ---- grammars ---- */
@@ -350,16 +424,14 @@ struct grammar *grammar_new(struct program *p)
 
 struct grammar *grammar_ref(struct grammar *g)
 {
-    g->refs++;
+    atomic_fetch_add(&g->refs, 1);
     return g;
 }
 
-void grammar_unref(struct grammar *g)
+/* States, and the room for them. */
+static void tables_free(struct grammar *g)
 {
-    if (!g || --g->refs)
-        return;
     states_free(g);
-    program_deinit(&g->program);
     free(g->frames);
     free(g->threads);
     free(g->states);
@@ -367,7 +439,32 @@ void grammar_unref(struct grammar *g)
     free(g->state_table.slots);
     free(g->work);
     free(g->seen);
+    g->frames = NULL;
+    g->threads = NULL;
+    g->states = NULL;
+    g->work = NULL;
+    g->seen = NULL;
+    g->frame_table = g->state_table = (struct table){ 0 };
+    g->frames_room = g->threads_room = g->states_room = g->work_room = g->seen_room = g->n_frames = 0;
+}
+
+void grammar_unref(struct grammar *g)
+{
+    if (!g || atomic_fetch_sub(&g->refs, 1) != 1)
+        return;
+    tables_free(g);
+    program_deinit(&g->program);
     free(g);
+}
+
+/* Nobody follows it now: what few states take is kept for the next who does. */
+static void grammar_rest(struct grammar *g)
+{
+    if (g->n_states <= GRAMMAR_STATES_IDLE && g->n_threads <= THREADS_IDLE && !g->no_memory)
+        return;
+    tables_free(g);
+    g->limited = false;
+    g->no_memory = !tables_begin(g);
 }
 
 /* ---- making them anew ---- */
@@ -470,6 +567,8 @@ void matcher_free(struct matcher *m)
     *m->link = m->next;
     if (m->next)
         m->next->link = m->link;
+    if (!m->grammar->matchers)
+        grammar_rest(m->grammar);
     grammar_unref(m->grammar);
     free(m->path);
     free(m);
@@ -499,35 +598,49 @@ bool matcher_must_end(const struct matcher *m)
     return matcher_may_end(m) && m->grammar->states[m->state].n == 1;
 }
 
-/* Along the sorted words: what a word shares with the one before has been walked already, or has led nowhere. */
+/* A word, along a path of states that it shares `shared` bytes of with the word before; *alive: bytes of that that led somewhere. */
+static enum status walk_word(struct matcher *m, const struct word *w, uint32_t shared, uint32_t *alive, uint8_t *set,
+                             uint32_t *n_out)
+{
+    struct grammar *g = m->grammar;
+    if (shared > *alive)
+        return ST_OK; /* it leaves the path where the one before did */
+    *alive = shared;
+    while (*alive < w->n) {
+        const uint32_t next = step(g, m->path[*alive], w->bytes[*alive]);
+        if (next == UNKNOWN)
+            return ST_NO_MEMORY;
+        if (g->spent > WALK_WORK_MAX || g->n_states > WALK_STATES_MAX)
+            return ST_TOO_LARGE;
+        if (next == DEAD)
+            return ST_OK;
+        m->path[++*alive] = next;
+    }
+    set[w->token / 8] |= (uint8_t)(1u << (w->token % 8));
+    (*n_out)++;
+    return ST_OK;
+}
+
+/* Along the sorted words; where plain characters may come, words of them are taken together, and the rest is walked. */
 static enum status walk(struct matcher *m, uint8_t *set, uint32_t *n_out)
 {
     struct grammar *g = m->grammar;
     const struct vocabulary *v = m->vocabulary;
-    uint32_t alive = 0; /* bytes of the last word that led somewhere */
+    enum status st = ST_OK;
+    uint32_t alive = 0;
     m->path[0] = m->state;
     g->spent = 0;
-    for (uint32_t i = 0; i < v->n_words; i++) {
-        const struct word *w = &v->words[i];
-        if (w->shared > alive)
-            continue; /* it leaves the path where the one before did */
-        alive = w->shared;
-        while (alive < w->n) {
-            const uint32_t next = step(g, m->path[alive], w->bytes[alive]);
-            if (next == UNKNOWN)
-                return ST_NO_MEMORY;
-            if (g->spent > WALK_WORK_MAX || g->n_states > WALK_STATES_MAX)
-                return ST_TOO_LARGE;
-            if (next == DEAD)
-                break;
-            m->path[++alive] = next;
-        }
-        if (alive < w->n)
-            continue;
-        set[w->token / 8] |= (uint8_t)(1u << (w->token % 8));
-        (*n_out)++;
+    const struct word_level *level = vocabulary_level(v, plain_run(g, m->state));
+    if (level) {
+        memcpy(set, level->set, vocabulary_set_bytes(v));
+        *n_out = level->n_set;
     }
-    return ST_OK;
+    const uint32_t n = level ? level->n_rest : v->n_words;
+    for (uint32_t i = 0; i < n && !st; i++) {
+        const struct word *w = &v->words[level ? level->rest[i].word : i];
+        st = walk_word(m, w, level ? level->rest[i].shared : w->shared, &alive, set, n_out);
+    }
+    return st;
 }
 
 static void masks_drop(struct grammar *g)

@@ -3,6 +3,7 @@
 import datetime
 import ipaddress
 import json
+import os
 import random
 import re
 import threading
@@ -84,6 +85,10 @@ class Structured(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.cluster = Cluster(workers=2, model="random:tiny")
+        cls.connect()
+
+    @classmethod
+    def connect(cls):
         cls.client = openai.OpenAI(base_url=f"http://127.0.0.1:{cls.cluster.port}/v1", api_key="none", max_retries=0, timeout=120)
 
     @classmethod
@@ -180,9 +185,12 @@ class Structured(unittest.TestCase):
         self.assertEqual(patient.completions.create(model="default", prompt="x", max_tokens=2).usage.completion_tokens, 2)
 
     def test_many_clients_leave_nothing(self):
-        """64 streams at once, some with schemas, penalties or several choices, a third of them left at a random moment."""
+        """64 streams at once, some with schemas, penalties or several choices, a third of them left at a random moment, for LONGSPAN_TEST_SECONDS."""
         schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "integer"}}}, "required": ["a", "b"]}
-        until, faults, counts = time.monotonic() + 15, [], {"whole": 0, "left": 0, "busy": 0}
+        seconds = float(os.environ.get("LONGSPAN_TEST_SECONDS") or 15)
+        coordinator = self.cluster.coordinator()
+        before = cluster.descriptors(coordinator)
+        until, faults, counts = time.monotonic() + seconds, [], {"whole": 0, "left": 0, "busy": 0}
         lock = threading.Lock()
 
         def client(i):
@@ -221,6 +229,10 @@ class Structured(unittest.TestCase):
         self.assertEqual(faults[:5], [])
         self.assertGreater(min(counts["whole"], counts["left"]), 64, counts)
         self.cluster.check_quiet()
+        self.client.close()
+        self.connect()
+        print(f"{seconds:.0f} s: {counts}; coordinator: {cluster.resident_bytes(coordinator) >> 20} MiB resident")
+        cluster.wait_for("descriptors as before", lambda: cluster.descriptors(coordinator) <= before + 4, 10)
 
     def test_refused(self):
         for schema, word in [({"type": "string", "pattern": "a(?=b)"}, "schema.pattern"), ({"type": "object", "properties": {"x": {"type": "string", "format": "uri"}}}, "x.format"),

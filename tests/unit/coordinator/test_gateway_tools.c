@@ -6,6 +6,9 @@
 
 #include <jansson.h>
 
+#include "coordinator/gateway/generation.h"
+#include "coordinator/gateway/grammar_cache.h"
+
 static struct fixture fix;
 
 /* A template of our own; its prompt makes the fake scheduler say what stands between the marks in the last message. */
@@ -213,6 +216,42 @@ static void test_conversation(void **state)
     answer_free(&a);
 }
 
+static void read_made(struct fixture *f, void *arg)
+{
+    *(uint32_t *)arg = grammar_cache_made(gateway_host(f->gateway)->grammars);
+}
+
+/* The same again is not compiled again; what differs in anything that matters is. */
+static void test_compiled_once(void **state)
+{
+    (void)state;
+    static const char *const more[] = { ",\"tool_choice\":\"required\",\"seed\":1",
+                                        ",\"tool_choice\":\"required\",\"parallel_tool_calls\":false",
+                                        ",\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"add\"}}" };
+    uint32_t before, after;
+    json_decref(chat(CALL("add", "1"), ",\"tool_choice\":\"required\"", 200));
+    fixture_do(&fix, read_made, &before);
+    for (int round = 0; round < 3; round++)
+        for (size_t i = 0; i < 3; i++)
+            json_decref(chat(CALL("add", "1"), more[i], 200));
+    fixture_do(&fix, read_made, &after);
+    assert_true(after - before <= 2); /* the first was there; the others may be, from another test */
+    before = after;
+    for (int i = 0; i < 20; i++) { /* more than are kept */
+        char format[200];
+        snprintf(
+            format, sizeof format,
+            ",\"tool_choice\":\"none\",\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"x\","
+            "\"schema\":{\"const\":%d}}}",
+            10 + i % 18);
+        char say[16];
+        snprintf(say, sizeof say, "%d", 10 + i % 18);
+        json_decref(chat(say, format, 200));
+    }
+    fixture_do(&fix, read_made, &after);
+    assert_int_equal(after - before, 20);
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -257,6 +296,7 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_answer), cmocka_unit_test(test_stream),
-                                        cmocka_unit_test(test_conversation), cmocka_unit_test(test_refused) };
+                                        cmocka_unit_test(test_conversation), cmocka_unit_test(test_compiled_once),
+                                        cmocka_unit_test(test_refused) };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

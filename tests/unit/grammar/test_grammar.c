@@ -344,6 +344,20 @@ static float normal(void)
     return (float)(2 * (rng_unit(rng_next(&rng)) + rng_unit(rng_next(&rng)) + rng_unit(rng_next(&rng)) - 1.5));
 }
 
+/* A mask says of each token what pushing it says. */
+static void check_mask(struct grammar *g, const char *text, size_t n, const uint8_t *mask)
+{
+    for (int i = 0; i < 30; i++) {
+        const uint32_t t = rng_below(&rng, N_TOKENS);
+        struct matcher *m = matcher_new(g, vocabulary);
+        assert_int_equal(matcher_push(m, text, n), ST_OK);
+        const bool goes_on = lengths[t] && t != EOS && matcher_push(m, words[t], lengths[t]) == ST_OK;
+        if (goes_on != (mask[t / 8] >> (t % 8) & 1))
+            fail_msg("after %.*s, %.*s: the mask says %d", (int)n, text, (int)lengths[t], words[t], !goes_on);
+        matcher_free(m);
+    }
+}
+
 /* What a model of random weights would say; ends of things are likelier, so that they come. -> bytes; 0: too long */
 static size_t draw_text(struct grammar *g, char *text)
 {
@@ -358,6 +372,8 @@ static size_t draw_text(struct grammar *g, char *text)
         memset(mask, 0, sizeof mask);
         assert_int_equal(matcher_mask(m, mask, &allowed), ST_OK);
         assert_int_equal(mask[EOS / 8] >> (EOS % 8) & 1, 0);
+        if (rng_below(&rng, 100) == 0)
+            check_mask(g, text, n, mask);
         if (matcher_may_end(m))
             mask[EOS / 8] |= 1 << (EOS % 8);
         assert_true(allowed || matcher_may_end(m));
