@@ -235,6 +235,15 @@ static void check_block(struct check *ck)
         row_of(&s, got, one, w);
         row_of(&s, alone, 0, a);
         check_same(ck, "a vector alone", a, w, bytes);
+        if (it->rotate) {
+            float *turned = check_buffer(ck, attn_partial_floats(s.shape.head_dim) * sizeof(float)),
+                  *same = check_buffer(ck, attn_partial_floats(s.shape.head_dim) * sizeof(float));
+            memcpy(turned, want, attn_partial_floats(s.shape.head_dim) * sizeof(float));
+            memcpy(same, want, attn_partial_floats(s.shape.head_dim) * sizeof(float));
+            it->rotate(&s.shape, s.n, turned);
+            s.c->rotate(&s.shape, s.n, same);
+            check_same(ck, "turned", turned, same, attn_partial_floats(s.shape.head_dim) * sizeof(float));
+        }
         if (!strcmp(it->name, "avx512"))
             of_avx512 = got;
         if (!strcmp(it->name, "amx") && of_avx512)

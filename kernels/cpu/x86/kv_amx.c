@@ -63,7 +63,7 @@ void kv_pack_q_amx(const struct attn_shape *shape, const float *const *q, uint32
     assert(n <= ATTN_ROWS);
     memset(q_tile, 0, kv_q_tile_bytes_amx(shape));
     for (uint32_t i = 0; i < n; i++) {
-        scale[i] = kv_quantize_q(shape, q[i], x, &sum[i]);
+        scale[i] = kv_quantize_q_avx512(shape, q[i], x, &sum[i]);
         for (uint32_t c = 0; c < shape->head_dim; c += 32) {
             uint8_t *high = rows + (size_t)(c / STEP) * 2 * TILE_BYTES + i * 128 + c % STEP;
             split(_mm512_load_si512(x + c), true, high, high + 64);

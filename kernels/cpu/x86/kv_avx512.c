@@ -21,12 +21,23 @@ static inline __m512i pair_order(__m512i x)
 void kv_pack_q_avx512(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile)
 {
     const uint32_t d = shape->head_dim;
-    int16_t *at = (int16_t *)(void *)((float *)q_tile + 2 * ATTN_ROWS);
-    kv_pack_q(shape, q, n, q_tile);
+    float *scale = q_tile, *sum = scale + ATTN_ROWS;
+    int16_t *at = (int16_t *)(void *)(sum + ATTN_ROWS);
+    assert(n <= ATTN_ROWS);
+    memset(q_tile, 0, kv_q_tile_bytes(shape));
+    for (uint32_t i = 0; i < n; i++)
+        scale[i] = kv_quantize_q_avx512(shape, q[i], at + (size_t)i * d, &sum[i]);
     for (uint32_t i = 0; i < n * d; i += 16)
         _mm256_store_si256(
             (__m256i *)(at + i),
             _mm512_castsi512_si256(pair_order(_mm512_castsi256_si512(_mm256_load_si256((const __m256i *)(at + i))))));
+}
+
+void kv_rotate_partial_avx512(const struct attn_shape *shape, uint32_t n, float *partial)
+{
+    for (uint32_t i = 0; i < n; i++)
+        kv_rotate_avx512(partial_o(partial) + (size_t)i * shape->head_dim, shape->head_dim,
+                         kv_rotation_order(shape->head_dim));
 }
 
 static inline int32_t pair_at(const int16_t *a)

@@ -12,6 +12,68 @@
 #ifdef __AVX512DQ__
 #include <immintrin.h>
 #include <math.h>
+#include <string.h>
+
+/* One step of a rotation inside a vector: y is x with the partners changed places; in the lanes of `upper` the partner comes first. */
+static inline __m512 kv_butterfly(__m512 x, __m512 y, __mmask16 upper)
+{
+    return _mm512_mask_sub_ps(_mm512_add_ps(x, y), upper, y, x);
+}
+
+/* kv_rotate, the same bits; order at least 16, x 64-byte aligned. */
+static inline void kv_rotate_avx512(float *x, uint32_t n, uint32_t order)
+{
+    const __m512 unit = _mm512_set1_ps(1.0f / sqrtf((float)order));
+    for (uint32_t i = 0; i < n; i += 16) {
+        __m512 v = _mm512_load_ps(x + i);
+        v = kv_butterfly(v, _mm512_permute_ps(v, 0xB1), 0xAAAA);
+        v = kv_butterfly(v, _mm512_permute_ps(v, 0x4E), 0xCCCC);
+        v = kv_butterfly(v, _mm512_shuffle_f32x4(v, v, 0xB1), 0xF0F0);
+        v = kv_butterfly(v, _mm512_shuffle_f32x4(v, v, 0x4E), 0xFF00);
+        _mm512_store_ps(x + i, v);
+    }
+    for (uint32_t half = 16; half < order; half *= 2)
+        for (uint32_t i = 0; i < n; i += 2 * half)
+            for (uint32_t j = i; j < i + half; j += 16) {
+                const __m512 a = _mm512_load_ps(x + j), b = _mm512_load_ps(x + j + half);
+                _mm512_store_ps(x + j, _mm512_add_ps(a, b));
+                _mm512_store_ps(x + j + half, _mm512_sub_ps(a, b));
+            }
+    for (uint32_t i = 0; i < n; i += 16)
+        _mm512_store_ps(x + i, _mm512_mul_ps(_mm512_load_ps(x + i), unit));
+}
+
+/* kv_quantize_q, the same bits. head_dim a multiple of 16, q of any alignment, q_out 32-byte aligned. */
+static inline float kv_quantize_q_avx512(const struct attn_shape *shape, const float *q, int16_t *q_out, float *sum_out)
+{
+    float x[ATTN_HEAD_DIM_MAX] __attribute__((aligned(64)));
+    const uint32_t d = shape->head_dim;
+    __m512 top = _mm512_setzero_ps(), zero = _mm512_setzero_ps();
+    for (uint32_t i = 0; i < d; i += 16)
+        _mm512_store_si512(x + i, bf16_round_avx512(_mm512_loadu_ps(q + i)));
+    if (shape->codec == KV_INT4_ROT)
+        kv_rotate_avx512(x, d, kv_rotation_order(d));
+    for (uint32_t i = 0; i < d; i += 16) {
+        const __m512 v = _mm512_load_ps(x + i);
+        top = _mm512_max_ps(top, _mm512_abs_ps(v));
+        zero = _mm512_add_ps(zero, _mm512_mul_ps(v, _mm512_setzero_ps()));
+    }
+    const float most = hmax_avx512(top), up = KV_Q_MAX / most;
+    const bool finite = hsum_avx512(zero) == 0;
+    if (!finite || !(up < INFINITY)) {
+        memset(q_out, 0, d * sizeof *q_out);
+        *sum_out = 0;
+        return finite ? 0 : NAN;
+    }
+    __m512i sum = _mm512_setzero_si512();
+    for (uint32_t i = 0; i < d; i += 16) {
+        const __m512i v = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(x + i), _mm512_set1_ps(up)));
+        sum = _mm512_add_epi32(sum, v);
+        _mm256_store_si256((__m256i *)(q_out + i), _mm512_cvtepi32_epi16(v));
+    }
+    *sum_out = (float)_mm512_reduce_add_epi32(sum);
+    return most / KV_Q_MAX;
+}
 
 /* Of one block: the planes behind the codes, in f32. */
 struct kv_planes {

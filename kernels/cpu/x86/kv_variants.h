@@ -16,6 +16,8 @@ void kv_block_avx2(const struct attn_shape *shape, const void *q_tile, uint32_t 
                    const void *k_part, const void *v_part, const void *next_k_part, float *partial_out);
 
 bool kv_accepts_avx512(const struct attn_shape *shape);
+/* As kv_rotate_partial, the same bits. */
+void kv_rotate_partial_avx512(const struct attn_shape *shape, uint32_t n, float *partial);
 /* As kv_pack_q_avx2. */
 void kv_pack_q_avx512(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile);
 void kv_block_avx512(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
