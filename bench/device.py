@@ -121,6 +121,7 @@ def main():
         figures("kernels", HERE + "/cuda_kernels")
     if "step" in wanted:
         figures("step", HERE + "/cuda_step", "random:llama-3.1-8b", "8b_bf16", "512", "8192", "32768")
+        result["step_8b_bf16_short_ms"] = result.get("8b_bf16_step_512_ms")
     if "peers" in wanted:
         figures("peers", sys.executable, HERE + "/cuda_peers.py", env=os.environ)
     result["command_ok"] = not result["failed"]

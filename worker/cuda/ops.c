@@ -96,7 +96,9 @@ int gpu_attend(struct backend *b, const struct gpu_op *op)
     const struct cuda_kv kv = gpu_kv(b);
     for (int wide = 0; wide < 2; wide++) {
         const int list = (op->flag ? 0 : 2) + wide;
-        const uint32_t n = (uint32_t)(b->list[SECTION_UNITS + list].bytes / sizeof(struct cuda_unit)),
+        const struct gpu_list *units = &b->list[SECTION_UNITS + list];
+        const uint32_t n = (uint32_t)(units->bytes / sizeof(struct cuda_unit)),
+                       room = (uint32_t)(units->cap / sizeof(struct cuda_unit)),
                        most = 2 * (uint32_t)b->device.processors;
         const struct cuda_attend a = {
             .units = gpu_at(b, SECTION_UNITS + list),
@@ -109,8 +111,16 @@ int gpu_attend(struct backend *b, const struct gpu_op *op)
             .depth = b->depth,
             .scale = 1 / sqrtf((float)b->config->head_dim),
         };
-        /* narrow ones by as many blocks of threads as there is room for, whatever their number: a graph's shape stays */
-        const int e = cuda_attend_run(&kv, op->layer, &a, wide, !n ? 0 : wide ? n : most, b->stream);
+        /*
+         * Narrow ones by as many blocks of threads as the list has room for, so that a graph's shape stays for a while; no more, since idle ones keep
+         * the next product from fetching its weights meanwhile.
+         */
+        const int e = cuda_attend_run(&kv, op->layer, &a, wide,
+                                      !n            ? 0
+                                      : wide        ? n
+                                      : room < most ? room
+                                                    : most,
+                                      b->stream);
         if (e)
             return gpu_status(e, "attention");
     }
