@@ -3,7 +3,7 @@
  *   [say TEXT]  generates TEXT and stops      [slow]    a token 'a' each 10 ms
  *   [die N]     fails with ST_PEER after N    [busy]    is refused: the queue is full
  *   [flood]     64 tokens 'x' a millisecond   [wait]    never answers
- * Log-probabilities are functions of position, so that clients can check them.
+ * In TEXT, '\2' is token 256. Log-probabilities are functions of position, so that clients can check them.
  */
 #ifndef TESTS_FAKE_SCHED_H
 #define TESTS_FAKE_SCHED_H
@@ -36,6 +36,7 @@ struct sched {
     struct sched_request *first;
     uint32_t n_running, n_cancelled, n_submitted;
     struct sched_want last;  /* pointers are not valid */
+    int32_t last_token;      /* of its prompt */
     struct plan_edits edits; /* of the last row that had any; the first adds beside it */
     struct plan_edit adds[8];
     bool repeated_a; /* 'a' was in the set of repeated */
@@ -117,6 +118,7 @@ static bool fake_token(struct sched_request *r)
     struct result_top top[PLAN_TOP_MAX];
     const uint32_t i = r->n_out;
     int32_t token = r->n_say ? (uint8_t)r->say[i % r->n_say] : r->burst ? 'x' : 'a';
+    token = token == 2 ? 256 : token;
     if (i < r->want.n_forced)
         token = r->forced[i];
     struct result_row row = {
@@ -175,6 +177,7 @@ enum status sched_submit(struct sched *s, const struct sched_want *want, const s
     text[n] = 0;
     s->n_submitted++;
     s->last = *want;
+    s->last_token = want->tokens[want->n_tokens - 1];
     if (strstr(text, "[busy]"))
         return error_set(err, ST_BUSY, "8 requests wait already");
     struct sched_request *r = calloc(1, sizeof *r);

@@ -76,6 +76,9 @@ static void *fixture_main(void *arg)
     return NULL;
 }
 
+/* Set by a test that wants another tokenizer than the model's. */
+static struct tokenizer *fixture_tokenizer;
+
 static void fixture_start(struct fixture *f, uint32_t requests_max)
 {
     struct error err = { 0 };
@@ -84,7 +87,8 @@ static void fixture_start(struct fixture *f, uint32_t requests_max)
     assert_int_equal(loop_new(&f->loop), ST_OK);
     f->sched.loop = f->loop;
     atomic_store(&f->ready, true);
-    if (model_open("random:tiny", &f->model, &err) || tokenizer_new(f->model, &f->tokenizer, &err))
+    f->tokenizer = fixture_tokenizer;
+    if (model_open("random:tiny", &f->model, &err) || (!f->tokenizer && tokenizer_new(f->model, &f->tokenizer, &err)))
         fail_msg("%s", err.text);
     const struct gateway_config config = { .http = "127.0.0.1:0",
                                            .grpc = "127.0.0.1:0",

@@ -8,6 +8,7 @@
 
 #include "coordinator/gateway/generation.h"
 #include "coordinator/gateway/grammar_cache.h"
+#include "coordinator/tokenizer/internal.h"
 
 static struct fixture fix;
 
@@ -44,12 +45,12 @@ static int teardown(void **state)
     return 0;
 }
 
-static json_t *chat(const char *say, const char *more, int code)
+static json_t *chat_at(uint16_t port, const char *say, const char *more, int code)
 {
     char *body;
     assert_true(
         asprintf(&body, "{\"messages\":[{\"role\":\"user\",\"content\":\"[say %s]\"}],%s%s}", say, tools, more) > 0);
-    struct answer a = client_post(fix.http, "/v1/chat/completions", body);
+    struct answer a = client_post(port, "/v1/chat/completions", body);
     if (a.code != code)
         fail_msg("%s: %d, wanted %d: %s", body, a.code, code, a.body);
     json_t *j = json_loads(a.body, JSON_REJECT_DUPLICATES, NULL);
@@ -58,6 +59,11 @@ static json_t *chat(const char *say, const char *more, int code)
     answer_free(&a);
     free(body);
     return j;
+}
+
+static json_t *chat(const char *say, const char *more, int code)
+{
+    return chat_at(fix.http, say, more, code);
 }
 
 static void check_call(const json_t *message, size_t i, const char *name, const char *arguments)
@@ -252,6 +258,53 @@ static void test_compiled_once(void **state)
     assert_int_equal(after - before, 20);
 }
 
+/*
+ * A model whose mark is a control token: it leaves no text, so its place is remembered; and it ends the prompt where a call is required, as no grammar can ask
+ * for it. The list's end cannot be said to the fake scheduler.
+ */
+static void test_mark_is_a_token(void **state)
+{
+    (void)state;
+    static const char mistral[] =
+        "{% if tools %}[TOOL_CALLS]{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}";
+    static struct model_token tokens[257];
+    struct fixture marked;
+    struct error err = { 0 };
+    tokens[256] = (struct model_token){ .text = "[TOOL_CALLS]", .bytes = 12, .type = MODEL_TOKEN_CONTROL };
+    const struct model_vocab v = {
+        .kind = MODEL_VOCAB_BYTES, .tokens = tokens, .n_tokens = 257, .chat_template = mistral
+    };
+    if (tokenizer_build(&v, -1, 1, &fixture_tokenizer, &err) ||
+        tokenizer_set_template(fixture_tokenizer, mistral, sizeof mistral - 1, &err))
+        fail_msg("%s", err.text);
+    fixture_start(&marked, 8);
+    fixture_tokenizer = NULL;
+    json_t *j = chat_at(marked.http, "Now.\\u0002 [{\\\"name\\\": \\\"add\\\", \\\"arguments\\\": {}}", "", 200);
+    const json_t *c = json_array_get(json_object_get(j, "choices"), 0), *m = json_object_get(c, "message");
+    const json_t *call = json_array_get(json_object_get(m, "tool_calls"), 0);
+    assert_string_equal(json_string_value(json_object_get(m, "content")), "Now.");
+    assert_string_equal(json_string_value(json_object_get(json_object_get(call, "function"), "name")), "add");
+    assert_int_equal(json_string_length(json_object_get(call, "id")), 9);
+    assert_int_not_equal(marked.sched.last_token, 256);
+    json_decref(j);
+    j = chat_at(marked.http, " [{\\\"name\\\": \\\"add\\\", \\\"arguments\\\": {\\\"a\\\":4}}",
+                ",\"tool_choice\":\"required\"", 200);
+    c = json_array_get(json_object_get(j, "choices"), 0);
+    call = json_array_get(json_object_get(json_object_get(c, "message"), "tool_calls"), 0);
+    assert_string_equal(json_string_value(json_object_get(json_object_get(call, "function"), "arguments")),
+                        "{\"a\":4}");
+    assert_string_equal(json_string_value(json_object_get(c, "finish_reason")), "tool_calls");
+    assert_int_equal(marked.sched.last_token, 256);
+    json_decref(j);
+    j = chat_at(marked.http, "a\\u0002b", "", 200); /* no call after it: nothing is shown of it */
+    assert_string_equal(json_string_value(json_object_get(
+                            json_object_get(json_array_get(json_object_get(j, "choices"), 0), "message"), "content")),
+                        "ab");
+    json_decref(j);
+    fixture_quiet(&marked);
+    fixture_stop(&marked);
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -295,8 +348,8 @@ static void test_refused(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_answer), cmocka_unit_test(test_stream),
-                                        cmocka_unit_test(test_conversation), cmocka_unit_test(test_compiled_once),
-                                        cmocka_unit_test(test_refused) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_answer),          cmocka_unit_test(test_stream),
+                                        cmocka_unit_test(test_conversation),    cmocka_unit_test(test_compiled_once),
+                                        cmocka_unit_test(test_mark_is_a_token), cmocka_unit_test(test_refused) };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
