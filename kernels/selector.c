@@ -6,13 +6,16 @@
 
 #include "kernels/cpu/selector.h"
 
+#define QUEST(variant_needs, variant_score)                                                                            \
+    {                                                                                                                  \
+        .name = "quest", .needs = (variant_needs), .by_row = true, .prompt_dense = true,                               \
+        .sketch_bytes = selector_quest_bytes, .sketch = selector_quest_sketch, .score = (variant_score)                \
+    }
+
 const struct selector_impl selector_impls[] = {
-    { .name = "quest",
-      .by_row = true,
-      .prompt_dense = true,
-      .sketch_bytes = selector_quest_bytes,
-      .sketch = selector_quest_sketch,
-      .score = selector_quest_score_c },
+    QUEST(CPU_AVX512, selector_quest_score_avx512),
+    QUEST(CPU_AVX2, selector_quest_score_avx2),
+    QUEST(0, selector_quest_score_c),
     { .name = "sketch-walk",
       .blocks_max = SELECTOR_WALK_BLOCKS,
       .sketch_bytes = selector_walk_bytes,

@@ -51,10 +51,11 @@ struct selector_impl {
     void (*sketch)(const struct selector_shape *shape, const void *const *k_parts, const float *q_means,
                    void *sketch_out);
     /*
-     * by_row: scores of n blocks for one KV head: the best of its group's n_heads / n_kv_heads queries q[i] [head_dim] (rounded as attention rounds them).
-     * A score bounds q.k / 1 over the block: sum over channels of max(q lo, q hi), channel d added to lane d mod 16, lanes joined by halves.
+     * by_row: scores of n blocks for KV heads head_begin .. head_end - 1 of a row: the best of each one's group of n_heads / n_kv_heads queries, which are
+     * q[0 ..], head after head, [head_dim] each (rounded as attention rounds them). A score bounds q.k over the block: the sum over channels of
+     * max(q lo, q hi), channel d added to lane d mod 16, lanes joined by halves. scores_out [head_end - head_begin][n].
      */
-    void (*score)(const struct selector_shape *shape, uint32_t kv_head, const float *const *q,
+    void (*score)(const struct selector_shape *shape, uint32_t head_begin, uint32_t head_end, const float *const *q,
                   const void *const *sketches, uint32_t n, float *scores_out);
     /* !by_row: logits_out[j] = <query half of block, key half of j> / sqrt(head_dim) for j <= block: what softmax is made of. */
     void (*logits)(const struct selector_shape *shape, const void *const *sketches, uint32_t block, float *logits_out);

@@ -23,8 +23,12 @@ static inline float selector_key(enum kv_codec open, const void *k_part, uint32_
 size_t selector_quest_bytes(const struct selector_shape *shape);
 void selector_quest_sketch(const struct selector_shape *shape, const void *const *k_parts, const float *q_means,
                            void *sketch_out);
-void selector_quest_score_c(const struct selector_shape *shape, uint32_t kv_head, const float *const *q,
-                            const void *const *sketches, uint32_t n, float *scores_out);
+void selector_quest_score_c(const struct selector_shape *shape, uint32_t head_begin, uint32_t head_end,
+                            const float *const *q, const void *const *sketches, uint32_t n, float *scores_out);
+void selector_quest_score_avx2(const struct selector_shape *shape, uint32_t head_begin, uint32_t head_end,
+                               const float *const *q, const void *const *sketches, uint32_t n, float *scores_out);
+void selector_quest_score_avx512(const struct selector_shape *shape, uint32_t head_begin, uint32_t head_end,
+                                 const float *const *q, const void *const *sketches, uint32_t n, float *scores_out);
 
 /*
  * [query half, key half][r] f32, r = min(SELECTOR_WALK_DIM, n), n = head_dim rounded up to a power of two. A half is the block's mean vector (of positions'

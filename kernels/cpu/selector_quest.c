@@ -40,24 +40,26 @@ static float bound_at(const struct selector_shape *shape, const void *sketch, si
     return shape->open == KV_F32 ? ((const float *)sketch)[at] : bf16_to_f32(((const uint16_t *)sketch)[at]);
 }
 
-void selector_quest_score_c(const struct selector_shape *shape, uint32_t kv_head, const float *const *q,
-                            const void *const *sketches, uint32_t n, float *scores_out)
+void selector_quest_score_c(const struct selector_shape *shape, uint32_t head_begin, uint32_t head_end,
+                            const float *const *q, const void *const *sketches, uint32_t n, float *scores_out)
 {
     const uint32_t dim = shape->head_dim, group = shape->n_heads / shape->n_kv_heads;
-    const size_t first = (size_t)kv_head * 2 * dim;
-    for (uint32_t b = 0; b < n; b++) {
-        scores_out[b] = -INFINITY;
-        for (uint32_t g = 0; g < group; g++) {
-            float lane[LANES] = { 0 };
-            for (uint32_t d = 0; d < dim; d++) { /* max(q lo, q hi), as lo <= hi */
-                const float bound = bound_at(shape, sketches[b], first + d + (q[g][d] >= 0 ? dim : 0));
-                lane[d % LANES] += q[g][d] * bound;
+    for (uint32_t head = head_begin; head < head_end; head++, q += group, scores_out += n) {
+        const size_t first = (size_t)head * 2 * dim;
+        for (uint32_t b = 0; b < n; b++) {
+            scores_out[b] = -INFINITY;
+            for (uint32_t g = 0; g < group; g++) {
+                float lane[LANES] = { 0 };
+                for (uint32_t d = 0; d < dim; d++) { /* max(q lo, q hi), as lo <= hi */
+                    const float bound = bound_at(shape, sketches[b], first + d + (q[g][d] >= 0 ? dim : 0));
+                    lane[d % LANES] += q[g][d] * bound;
+                }
+                for (uint32_t half = LANES / 2; half; half /= 2)
+                    for (uint32_t i = 0; i < half; i++)
+                        lane[i] += lane[i + half];
+                if (lane[0] > scores_out[b])
+                    scores_out[b] = lane[0];
             }
-            for (uint32_t half = LANES / 2; half; half /= 2)
-                for (uint32_t i = 0; i < half; i++)
-                    lane[i] += lane[i + half];
-            if (lane[0] > scores_out[b])
-                scores_out[b] = lane[0];
         }
     }
 }

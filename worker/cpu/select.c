@@ -4,7 +4,7 @@
 #include "common/clock.h"
 #include "worker/cpu/cpu.h"
 
-/* What one thread needs: pointers to sketches, rows of weights or keys; queries; scores, and two words a block for the choice. */
+/* What one thread needs: pointers to sketches, rows of weights or keys; queries; scores of each KV head, and two words a block for the choice. */
 struct scratch {
     const void **pointers;
     const float **q;
@@ -22,7 +22,7 @@ static size_t scratch_bytes(const struct backend *b)
 {
     const size_t blocks = (size_t)b->input->select->own_max + 1, heads = b->config->n_heads;
     return (scratch_pointers(b) + heads) * sizeof(void *) + heads * b->config->head_dim * sizeof(float) +
-           blocks * (2 * sizeof(float) + 2 * sizeof(uint32_t));
+           blocks * ((b->config->n_kv_heads + 1) * sizeof(float) + 2 * sizeof(uint32_t));
 }
 
 static struct scratch scratch_of(const struct backend *b, uint32_t member)
@@ -32,7 +32,7 @@ static struct scratch scratch_of(const struct backend *b, uint32_t member)
     x.q = (const float **)(void *)(x.pointers + scratch_pointers(b));
     x.queries = (float *)(void *)(x.q + heads);
     x.scores = x.queries + heads * b->config->head_dim;
-    x.logits = x.scores + blocks;
+    x.logits = x.scores + blocks * b->config->n_kv_heads;
     x.words = (uint32_t *)(void *)(x.logits + blocks);
     return x;
 }
@@ -200,23 +200,40 @@ static const float *rounded(const struct backend *b, const float *q, float *to)
     return to;
 }
 
-static void choose_by_row(struct backend *b, const struct select_unit *u, uint32_t layer, const struct scratch *x)
+/* Lists of KV heads head .. head + n - 1 of one row: u is the first one's unit, the others' follow it. */
+static void choose_by_row(struct backend *b, const struct select_unit *u, uint32_t head, uint32_t n, uint32_t layer,
+                          const struct scratch *x)
 {
     const struct select *s = b->input->select;
     const struct model_config *c = b->config;
     const struct attend_job *job = &b->input->attend->jobs[u->job];
     const struct cpu_tensor *tensor = &b->tensor[TENSOR_Q];
-    const uint32_t head = u->index % c->n_kv_heads, group = c->n_heads / c->n_kv_heads,
-                   row = job->row + u->index / c->n_kv_heads;
+    const uint32_t group = c->n_heads / c->n_kv_heads, row = job->row + u->index / c->n_kv_heads;
     if (!selector_reads_all(u->own, s->jobs[u->job].density)) {
         const float *from = (const float *)(const void *)tensor->data + row * tensor->stride;
         if (!sketches_point(b, s->jobs[u->job].seq, u->own, layer, x->pointers))
             return;
-        for (uint32_t i = 0; i < group; i++)
+        for (uint32_t i = 0; i < n * group; i++)
             x->q[i] = rounded(b, from + (size_t)(head * group + i) * c->head_dim, x->queries + (size_t)i * c->head_dim);
-        s->store.impl->score(&s->store.shape, head, x->q, x->pointers, u->own, x->scores);
+        s->store.impl->score(&s->store.shape, head, head + n, x->q, x->pointers, u->own, x->scores);
     }
-    choose(b, u, x->scores, x->words);
+    for (uint32_t i = 0; i < n; i++)
+        choose(b, u + i, x->scores + (size_t)i * u->own, x->words);
+}
+
+/* A member's share of the lists is a run of heads, row after row. */
+static void select_rows(struct backend *b, uint32_t layer, uint32_t member, uint32_t n_members, const struct scratch *x)
+{
+    const struct select *s = b->input->select;
+    const uint32_t heads = b->config->n_kv_heads;
+    uint32_t begin, end;
+    team_share(s->n_units, member, n_members, &begin, &end);
+    while (begin < end) {
+        const uint32_t head = s->units[begin].index % heads, left = heads - head,
+                       n = left < end - begin ? left : end - begin;
+        choose_by_row(b, &s->units[begin], head, n, layer, x);
+        begin += n;
+    }
 }
 
 /* ---- by block: a walk ---- */
@@ -322,13 +339,13 @@ void cpu_select(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t 
 {
     const struct select *s = b->input->select;
     const struct scratch x = scratch_of(b, member);
-    for (uint32_t i = 0; i < s->n_units; i++) {
-        const struct select_unit *u = &s->units[i];
-        if (s->store.impl->by_row && i % n_members == member)
-            choose_by_row(b, u, op->layer, &x);
-        else if (!s->store.impl->by_row && u->own % n_members == member)
-            choose_by_block(b, u, sparse_index(s, op->layer), &x);
+    if (s->store.impl->by_row) {
+        select_rows(b, op->layer, member, n_members, &x);
+        return;
     }
+    for (uint32_t i = 0; i < s->n_units; i++)
+        if (s->units[i].own % n_members == member)
+            choose_by_block(b, &s->units[i], sparse_index(s, op->layer), &x);
 }
 
 /* ---- choices with queries ---- */

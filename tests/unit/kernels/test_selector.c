@@ -257,7 +257,7 @@ static void quest_golden_dim(uint32_t dim, const float *scores, const struct gol
         for (uint32_t g = 0; g < 2; g++)
             for (uint32_t d = 0; d < dim; d++)
                 q[g][d] = drawn(2, 2, want[i].own, want[i].head * 2 + g, 5, d, dim);
-        impl->score(&shape, want[i].head, group, (const void *const *)sketches, want[i].own, got);
+        impl->score(&shape, want[i].head, want[i].head + 1, group, (const void *const *)sketches, want[i].own, got);
         const struct selector_choice c = { .own = want[i].own, .density = 300000 };
         uint64_t list;
         selector_choose(&c, got, scratch, &list);
@@ -266,7 +266,7 @@ static void quest_golden_dim(uint32_t dim, const float *scores, const struct gol
     for (uint32_t g = 0; g < 2; g++)
         for (uint32_t d = 0; d < dim; d++)
             q[g][d] = drawn(2, 2, BLOCKS - 1, 2 + g, 5, d, dim);
-    impl->score(&shape, 1, group, (const void *const *)sketches, BLOCKS - 1, got);
+    impl->score(&shape, 1, 2, group, (const void *const *)sketches, BLOCKS - 1, got);
     for (uint32_t b = 0; b < BLOCKS - 1; b++)
         assert_true(fabsf(got[b] - scores[b]) <= 1e-5f * fabsf(scores[b]) + 1e-4f);
     sketches_free(sketches);
@@ -302,7 +302,7 @@ static void quest_bounds(void **state)
         const float *group[] = { q[0], q[1] };
         float score;
         impl->sketch(&shape, parts, NULL, sketch);
-        impl->score(&shape, 0, group, sketches, 1, &score);
+        impl->score(&shape, 0, 1, group, sketches, 1, &score);
         double most = -INFINITY;
         for (int g = 0; g < 2; g++) {
             for (uint32_t p = 0; p < KV_BLOCK; p++) {
@@ -334,7 +334,7 @@ static void variants_agree(void **state)
             const struct selector_shape shape = { kv_heads * group, kv_heads, dim, round % 4 ? KV_BF16 : KV_F32 };
             const size_t bytes = impl->sketch_bytes(&shape), n_bounds = 2 * (size_t)kv_heads * dim;
             void *sketches[9];
-            float *q[9], want[9], got[9];
+            float *q[27], want[27], got[27];
             for (uint32_t b = 0; b < n; b++) {
                 sketches[b] = malloc(bytes);
                 for (size_t i = 0; i < n_bounds; i++) {
@@ -345,20 +345,22 @@ static void variants_agree(void **state)
                         ((uint16_t *)sketches[b])[i] = f32_to_bf16(x);
                 }
             }
-            for (uint32_t g = 0; g < group; g++) {
+            for (uint32_t g = 0; g < group * kv_heads; g++) {
                 q[g] = malloc(dim * sizeof(float));
                 for (uint32_t d = 0; d < dim; d++)
                     q[g][d] = rng_below(&r, 20) ? (float)rng_below(&r, 4001) / 1000 - 2 : -0.0f;
             }
+            const float *const *qs = (const float *const *)q;
+            const void *const *all = (const void *const *)sketches;
             const uint32_t head = rng_below(&r, kv_heads);
-            c->score(&shape, head, (const float *const *)q, (const void *const *)sketches, n, want);
-            impl->score(&shape, head, (const float *const *)q, (const void *const *)sketches, n, got);
-            assert_memory_equal(want, got, n * sizeof(float));
-            impl->score(&shape, head, (const float *const *)q, (const void *const *)(sketches + n - 1), 1, got);
-            assert_memory_equal(want + n - 1, got, sizeof(float));
+            c->score(&shape, 0, kv_heads, qs, all, n, want);
+            impl->score(&shape, 0, kv_heads, qs, all, n, got);
+            assert_memory_equal(want, got, kv_heads * n * sizeof(float));
+            impl->score(&shape, head, head + 1, qs + head * group, all + n - 1, 1, got);
+            assert_memory_equal(&want[head * n + n - 1], got, sizeof(float));
             for (uint32_t b = 0; b < n; b++)
                 free(sketches[b]);
-            for (uint32_t g = 0; g < group; g++)
+            for (uint32_t g = 0; g < group * kv_heads; g++)
                 free(q[g]);
         }
     }
