@@ -146,7 +146,7 @@ static void check_brute(struct check *ck, const struct attn_impl *it, const stru
 {
     const uint32_t d = s->shape.head_dim;
     double score[KV_BLOCK], x[D_MAX], o[D_MAX] = { 0 }, m = -INFINITY, l = 0, most = 0;
-    float got[2 + D_MAX], want[D_MAX], turned[ATTN_ROWS * (2 + D_MAX)];
+    float got[2 + D_MAX], want[D_MAX], turned[ATTN_ROWS * (2 + D_MAX)] __attribute__((aligned(64)));
     for (uint32_t t = 0; t < s->visible[i]; t++) {
         position(s, false, t, true, true, x);
         score[t] = 0;

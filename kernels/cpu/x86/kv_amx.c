@@ -141,6 +141,8 @@ static inline __attribute__((always_inline)) void block(const struct attn_shape 
     tiles_configure();
     attn_see(visible, n, see);
     kv_planes_load(shape, k_part, v_part, half, &w->planes);
+    kv_planes_ask(shape, after);
+    kv_planes_ask(shape, after_v);
     if (half) {
         expand(k_part, bytes, w->codes, w->codes + bytes, after);
         k = w->codes;

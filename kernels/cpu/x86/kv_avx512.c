@@ -137,6 +137,8 @@ static inline __attribute__((always_inline)) void block(const struct attn_shape 
     float *o = partial_o(partial);
     attn_see(visible, n, see);
     kv_planes_load(shape, k_part, v_part, half, &planes);
+    kv_planes_ask(shape, after);
+    kv_planes_ask(shape, after + (v_part - k_part));
     for (uint32_t r = 0; r < n; r += 4) {
         const uint32_t rows = n - r < 4 ? n - r : 4;
         products(q + (size_t)r * d, d, k_part, KV_BLOCK, d, half, x, rows, (const char *)v_part);

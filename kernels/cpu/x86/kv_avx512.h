@@ -98,6 +98,14 @@ static inline __attribute__((always_inline)) void kv_planes_load(const struct at
     kv_plane_load(kv_leasts(shape, v_part), planes_out->v_least);
 }
 
+/* Asks for the planes of a part whose codes are asked for line by line. */
+static inline void kv_planes_ask(const struct attn_shape *shape, const void *part)
+{
+    const char *at = (const char *)kv_scales(shape, part);
+    for (int i = 0; i < (shape->codec == KV_INT8 ? 2 : 4); i++)
+        _mm_prefetch(at + 64 * i, _MM_HINT_T0);
+}
+
 /* Four rows' weights as integers, and what their products are completed with: o = w_scale sum w c + base. */
 struct kv_weights {
     int16_t w[4][KV_BLOCK];
