@@ -53,9 +53,9 @@ static bool is_one_of(const char *word, const char *const *words, size_t n)
 }
 #define IS_ONE_OF(word, words) is_one_of(word, words, sizeof(words) / sizeof *(words))
 
-static const char *const notes[] = { "title", "description", "default",    "examples", "$schema",
-                                     "$id",   "$comment",    "deprecated", "readOnly", "writeOnly",
-                                     "$defs", "definitions", "$anchor",    "example",  "x-order" };
+static const char *const notes[] = { "title",    "description", "default",  "examples",     "$schema", "$id",
+                                     "$comment", "deprecated",  "readOnly", "writeOnly",    "$defs",   "definitions",
+                                     "$anchor",  "example",     "x-order",  "discriminator" };
 static const char *const followed[] = { "type",
                                         "enum",
                                         "const",

@@ -558,7 +558,8 @@ static void test_accepts(void **state)
           { "\"123e4567-e89b-12d3-a456-426614174000\"" },
           { "\"123e4567e89b12d3a456426614174000\"", "\"123e4567-e89b-12d3-a456-42661417400g\"" } },
         { "{\"format\":\"time\"}", { "\"12:00:59Z\"" }, { "\"12:00Z\"", "\"12:60:00Z\"" } },
-        { "{\"oneOf\":[{\"type\":\"object\",\"properties\":{\"k\":{\"const\":\"a\"},\"x\":{\"type\":\"integer\"}},"
+        { "{\"discriminator\":{\"propertyName\":\"k\"},\"oneOf\":[{\"type\":\"object\",\"properties\":{\"k\":{"
+          "\"const\":\"a\"},\"x\":{\"type\":\"integer\"}},"
           "\"required\":[\"k\",\"x\"]"
           "},{\"$ref\":\"#/$defs/"
           "b\"},{\"type\":[\"null\",\"string\"]},{\"const\":7}],\"$defs\":{\"b\":{\"type\":\"object\","
