@@ -179,14 +179,20 @@ static __device__ void few_consume(const struct cuda_linear &l, const struct sha
         if (*last) {
             uint32_t at = tile;
             const struct cuda_part *part = part_of(l, &at);
-            const float *from = l.partials + (size_t)tile * s.segments * N * 64;
-            for (uint32_t i = t; i < l.n_rows * 64; i += 128) {
-                const uint32_t row = i / 64, out = at * 64 + i % 64;
-                float sum = __ldcg(&from[i]);
-                for (uint32_t g = 1; g < s.segments; g++)
-                    sum += __ldcg(&from[(size_t)g * N * 64 + i]);
-                if (out < part->n_out)
-                    put(l, part, row, out, sum);
+            const float4 *from = (const float4 *)(l.partials + (size_t)tile * s.segments * N * 64);
+            for (uint32_t i = t; i < l.n_rows * 16; i += 128) { /* four outputs of a row */
+                const uint32_t row = i / 16, out = at * 64 + i % 16 * 4;
+                float4 sum = __ldcg(&from[i]);
+#pragma unroll 4
+                for (uint32_t g = 1; g < s.segments; g++) {
+                    const float4 x = __ldcg(&from[(size_t)g * N * 16 + i]);
+                    sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
+                }
+                const float y[4] = { sum.x, sum.y, sum.z, sum.w };
+#pragma unroll
+                for (uint32_t k = 0; k < 4; k++)
+                    if (out + k < part->n_out)
+                        put(l, part, row, out + k, y[k]);
             }
         }
     }
