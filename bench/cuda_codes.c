@@ -1,6 +1,6 @@
 /*
  * Figures of attention over coded blocks beside bf16 blocks of the same run, as one JSON object: decode, one layer of 32 / 8 heads of 128, batch 1, pages
- * shuffled, the items' join included; and of sealing. Medians of replayed graphs; 32 k rotates over several buffers, so that nothing stays in the cache.
+ * shuffled, the items' join included, and with quest's selection; and of sealing. Medians of replayed graphs; 32 k rotates over several buffers, so that nothing stays in the cache.
  *
  *   cuda_codes [--quick]
  */
@@ -12,6 +12,7 @@
 
 #include "common/rng.h"
 #include "kernels/cuda/codes.h"
+#include "kernels/cuda/quest.h"
 
 #define CUDA(call)                                                                                                     \
     do {                                                                                                               \
@@ -252,6 +253,94 @@ static double bench_decode(enum form form, uint32_t context, const char *name, d
     return ms;
 }
 
+/* ---- quest ---- */
+
+struct sparse {
+    struct decode t;
+    struct cuda_sketches sketches;
+    struct cuda_quest c[ROTATED_MAX];
+    bool select, attend;
+};
+
+static void sparse_run(void *ctx, int i)
+{
+    const struct sparse *s = ctx;
+    if (s->select)
+        CUDA(cuda_quest_run(&s->t.kv, &s->sketches, 0, &s->c[(uint32_t)i % s->t.n_rotated], stream));
+    if (s->attend)
+        decode_run((void *)(uintptr_t)&s->t, i);
+}
+
+/* Each head reads its own twentieth of the blocks: a leaf's worth of the list a unit. */
+static void bench_quest(enum form form, uint32_t context, const char *name, double beside)
+{
+    const uint32_t n_blocks = context / 64, budget = (n_blocks + 19) / 20,
+                   n_items = (budget + CUDA_LEAF_BLOCKS - 1) / CUDA_LEAF_BLOCKS;
+    struct sparse s = { .t = { .form = form, .n_rotated = 2, .join = true }, .select = true, .attend = true };
+    struct cuda_unit *units = calloc(n_items * KV_HEADS, sizeof *units);
+    uint32_t *pairs = calloc(2 * n_items, 4), levels[32] = { 0 }, n_levels = 0, n = 0;
+    const uint32_t n_units = n_items * KV_HEADS;
+    s.t.kv = pool_new(form, n_blocks * s.t.n_rotated);
+    decode_plan(&s.t, n_blocks);
+    for (uint32_t i = 0; i < n_units; i++) {
+        const uint32_t item = i / KV_HEADS, head = i % KV_HEADS, first = item * CUDA_LEAF_BLOCKS;
+        units[i] =
+            (struct cuda_unit){ .slot = head * budget + first,
+                                .n_blocks = budget - first < CUDA_LEAF_BLOCKS ? budget - first : CUDA_LEAF_BLOCKS,
+                                .head = head,
+                                .n_vectors = GROUP,
+                                .visible = UINT32_MAX,
+                                .store = i };
+    }
+    for (uint32_t gap = 1; gap < n_items; gap *= 2) {
+        for (uint32_t i = 0; i + gap < n_items; i += 2 * gap, n++) {
+            pairs[2 * n] = i;
+            pairs[2 * n + 1] = i + gap;
+        }
+        levels[++n_levels] = n;
+    }
+    const struct cuda_join join = { .n_tiles = 1, .n_vectors = GROUP, .n_levels = n_levels, .n_items = n_items };
+    const size_t each = cuda_quest_bytes(KV_HEADS, DIM);
+    s.sketches = (struct cuda_sketches){ take(each * n_blocks * s.t.n_rotated), each, 0 };
+    uint8_t *some = malloc(each * 1024); /* bounds at random; the order of two does not matter to the time */
+    for (uint32_t i = 0; i < 1024; i++)
+        draw_part(BF16, i, some + i * each, each);
+    for (uint32_t b = 0; b < n_blocks * s.t.n_rotated; b += 1024)
+        CUDA(cudaMemcpy(s.sketches.pool + b * each, some, 1024 * each, cudaMemcpyHostToDevice));
+    free(some);
+    void *merges = take(n_items), *where = put(units, n_units * sizeof *units), *count = put(&n_units, 4);
+    CUDA(cudaMemset(merges, 0, n_items));
+    for (uint32_t r = 0; r < s.t.n_rotated; r++) {
+        s.c[r] = (struct cuda_quest){ .q = s.t.a[r].q,
+                                      .slots = s.t.a[r].slots,
+                                      .own = n_blocks - 1,
+                                      .budget = budget,
+                                      .scores = take((size_t)KV_HEADS * n_blocks * 4),
+                                      .slots_out = take((size_t)KV_HEADS * budget * 4) };
+        s.t.a[r].units = where;
+        s.t.a[r].n_units = count;
+        s.t.a[r].merges = merges;
+        s.t.a[r].slots = s.c[r].slots_out;
+    }
+    s.t.j.joins = put(&join, sizeof join);
+    s.t.j.items_max = n_items;
+    s.t.j.levels = put(levels, sizeof levels);
+    s.t.j.pairs = put(pairs, (size_t)2 * n_items * 4);
+    sparse_run(&s, 0); /* both lists are there, for attention by itself */
+    sparse_run(&s, 1);
+    const double ms = time_ms(sparse_run, &s, 8);
+    s.attend = false;
+    const double select = time_ms(sparse_run, &s, 8);
+    printf("  \"decode_attn_%s_quest_5pct_%s_ms\": %.4f, \"quest_5pct_%s_select_ms\": %.4f, "
+           "\"decode_attn_%s_quest_5pct_%s_over_bf16\": %.2f,\n",
+           names[form], name, ms, name, select, names[form], name, beside / ms);
+    fflush(stdout);
+    CUDA(cudaFree(s.t.kv.pool));
+    CUDA(cudaFree(s.sketches.pool));
+    free(units);
+    free(pairs);
+}
+
 /* ---- sealing ---- */
 
 struct sealing {
@@ -334,6 +423,8 @@ int main(int argc, char **argv)
         const double beside = bench_decode(BF16, sizes[i].context, sizes[i].name, 0);
         bench_decode(INT8, sizes[i].context, sizes[i].name, beside);
         bench_decode(INT4_ROT, sizes[i].context, sizes[i].name, beside);
+        if (sizes[i].context >= 128 << 10)
+            bench_quest(INT4_ROT, sizes[i].context, sizes[i].name, beside);
     }
     bench_seal(INT8);
     bench_seal(INT4_ROT);

@@ -1,0 +1,161 @@
+/*
+ * Quest on the GPU: bounds, scores and choices are the processor's, bit for bit, over random shapes, ties and zeros of both signs among them. Skips (77)
+ * where no GPU is that can run it.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/quest.h"
+#include "kernels/kernels.h"
+#include "kernels/selector.h"
+#include "tests/kernels/check.h"
+#include "tests/kernels/cuda_scene.h"
+
+enum { BLOCKS_MAX = 3000 };
+
+/* Bounds of blocks as they come out of the GPU's layout. */
+static uint16_t *bound_at(uint8_t *sketch, uint32_t d, uint32_t head, uint32_t channel, uint32_t largest)
+{
+    return (uint16_t *)(void *)sketch + (size_t)head * 2 * d + channel % 16 * (d / 8) + largest * (d / 16) +
+           channel / 16;
+}
+
+static void check_sketch(struct check *ck)
+{
+    struct cuda_scene s = { 0 };
+    const uint32_t d = check_below(ck, 2) ? 64 : 128, n_kv = check_between(ck, 1, 4), n = check_between(ck, 1, 20),
+                   n_layers = check_between(ck, 1, 2), layer = check_below(ck, n_layers);
+    struct cuda_kv kv = { .part_bytes = (size_t)128 * d,
+                          .layer_bytes = (size_t)256 * d * n_kv,
+                          .block_bytes = (size_t)256 * d * n_kv * n_layers,
+                          .n_heads = n_kv,
+                          .n_kv_heads = n_kv,
+                          .head_dim = d };
+    const struct selector_shape shape = { n_kv, n_kv, d, KV_BF16 };
+    const struct attn_shape open = { d, KV_BF16, 1 };
+    const struct attn_impl *it = attn_find(&open, 0);
+    const struct selector_impl *quest = selector_find("quest", 0);
+    const size_t part = it->part_bytes(&open), each = cuda_quest_bytes(n_kv, d);
+    uint8_t *pool = check_buffer(ck, n * kv.block_bytes), *parts = check_buffer(ck, n_kv * 2 * part),
+            *want = check_buffer(ck, each), *got = check_buffer(ck, n * n_layers * each);
+    uint32_t slots[20];
+    check_begin(ck, "sketch", "cuda", 0);
+    check_context(ck, "head_dim %u, %u heads, %u blocks", d, n_kv, n);
+    for (size_t i = 0; i < n * kv.block_bytes / 2; i++)
+        ((uint16_t *)(void *)pool)[i] =
+            check_below(ck, 50) ? f32_to_bf16(check_normal(ck)) : (uint16_t)(check_below(ck, 2) << 15);
+    for (uint32_t i = 0; i < n; i++)
+        slots[i] = i;
+    kv.pool = cuda_scene_put(&s, pool, n * kv.block_bytes);
+    const struct cuda_sketches sketches = { cuda_scene_take(&s, n * n_layers * each), n_layers * each, each };
+    const uint32_t *where = cuda_scene_put(&s, slots, n * 4);
+    CUDA(cuda_quest_sketch(&kv, &sketches, layer, where, where, n, NULL));
+    cuda_scene_get(got, sketches.pool, n * n_layers * each);
+    for (uint32_t b = 0; b < n; b++) {
+        const void *keys[4];
+        for (uint32_t j = 0; j < n_kv; j++) {
+            const uint8_t *from = pool + b * kv.block_bytes + layer * kv.layer_bytes + 2 * j * kv.part_bytes;
+            float zero[128] = { 0 }, k[128];
+            for (uint32_t p = 0; p < 64; p++) {
+                for (uint32_t i = 0; i < d; i++)
+                    k[i] = bf16_to_f32(*(const uint16_t *)(const void *)(from + i / 64 * 8192 + p * 128 +
+                                                                         ((i % 64 / 8) ^ (p & 7)) * 16 + i % 8 * 2));
+                it->store(&open, p, k, zero, parts + 2 * j * part, parts + (2 * j + 1) * part);
+            }
+            keys[j] = parts + 2 * j * part;
+        }
+        quest->sketch(&shape, keys, NULL, want);
+        for (uint32_t j = 0; j < n_kv; j++)
+            for (uint32_t i = 0; i < 2 * d; i++)
+                check_same(ck, i < d ? "least" : "largest",
+                           bound_at(got + (b * n_layers + layer) * each, d, j, i % d, i / d),
+                           (const uint16_t *)(const void *)want + j * 2 * d + i, 2);
+    }
+    cuda_scene_free(&s);
+}
+
+static void check_choose(struct check *ck)
+{
+    struct cuda_scene s = { 0 };
+    const uint32_t d = check_below(ck, 2) ? 64 : 128, n_kv = check_between(ck, 1, 3), group = check_between(ck, 1, 6),
+                   own = check_between(ck, 40, check_below(ck, 2) ? 200 : BLOCKS_MAX),
+                   kinds = check_between(ck, 1, own), density = check_between(ck, 1000, 700000),
+                   n_words = selector_words(own);
+    const struct cuda_kv kv = { .n_heads = group * n_kv, .n_kv_heads = n_kv, .head_dim = d };
+    const struct selector_shape shape = { group * n_kv, n_kv, d, KV_BF16 };
+    const struct selector_impl *quest = selector_find("quest", 0);
+    const size_t each = cuda_quest_bytes(n_kv, d);
+    uint8_t *host = check_buffer(ck, (own + 1) * each), *plain = check_buffer(ck, own * each);
+    uint32_t *slots = check_buffer(ck, (own + 1) * 4), *scratch = check_buffer(ck, (size_t)2 * own * 4);
+    uint16_t *q = check_buffer(ck, (size_t)group * n_kv * d * 2);
+    float *qf = check_buffer(ck, (size_t)group * n_kv * d * 4), *scores = check_buffer(ck, own * 4),
+          *got = check_buffer(ck, (size_t)n_kv * own * 4);
+    uint64_t *words = check_buffer(ck, n_words * 8);
+    const void **at = check_buffer(ck, own * sizeof *at);
+    const float *queries[6];
+    const struct selector_choice choice = { .own = own, .density = density, .leaf_blocks = 16 };
+    const uint32_t budget = selector_budget(own, density);
+    check_begin(ck, "choose", "cuda", 0);
+    check_context(ck, "head_dim %u, %u x %u heads, %u blocks, %u of them", d, n_kv, group, own, budget);
+    for (size_t i = 0; i < (size_t)group * n_kv * d; i++) {
+        q[i] = check_below(ck, 30) ? f32_to_bf16(check_normal(ck)) : (uint16_t)(check_below(ck, 2) << 15);
+        qf[i] = bf16_to_f32(q[i]);
+    }
+    for (uint32_t b = 0; b <= own; b++)
+        slots[b] = own - b;
+    memset(host, 0xFF, (own + 1) * each);
+    for (uint32_t b = 0; b < own; b++) { /* blocks like others before them tie */
+        uint16_t *to = (uint16_t *)(void *)(plain + b * each);
+        for (uint32_t i = 0; b < kinds && i < n_kv * 2 * d; i++)
+            to[i] = f32_to_bf16(check_normal(ck) + (i % (2 * d) < d ? -2 : 2));
+        if (b >= kinds)
+            memcpy(to, plain + check_below(ck, kinds) * each, each);
+        for (uint32_t i = 0; i < n_kv * 2 * d; i++)
+            *bound_at(host + slots[b] * each, d, i / (2 * d), i % d, i % (2 * d) / d) = to[i];
+        at[b] = to;
+    }
+    const struct cuda_sketches sketches = { cuda_scene_put(&s, host, (own + 1) * each), each, 0 };
+    const size_t listed = (size_t)n_kv * budget * 4;
+    const struct cuda_quest c = { .q = cuda_scene_put(&s, q, (size_t)group * n_kv * d * 2),
+                                  .slots = cuda_scene_put(&s, slots, (own + 1) * 4),
+                                  .own = own,
+                                  .budget = budget,
+                                  .scores = cuda_scene_take(&s, (size_t)n_kv * own * 4),
+                                  .list = cuda_scene_take(&s, listed),
+                                  .slots_out = cuda_scene_take(&s, listed) };
+    uint32_t *list = check_buffer(ck, listed), *out = check_buffer(ck, listed);
+    CUDA(cuda_quest_run(&kv, &sketches, 0, &c, NULL));
+    cuda_scene_get(got, c.scores, (size_t)n_kv * own * 4);
+    cuda_scene_get(list, c.list, listed);
+    cuda_scene_get(out, c.slots_out, listed);
+    for (uint32_t j = 0; j < n_kv; j++) {
+        uint32_t n = 0;
+        for (uint32_t g = 0; g < group; g++)
+            queries[g] = qf + ((size_t)j * group + g) * d;
+        quest->score(&shape, j, j + 1, queries, at, own, scores);
+        check_same(ck, "scores", got + (size_t)j * own, scores, own * 4);
+        selector_choose(&choice, scores, scratch, words);
+        for (uint32_t b = 0; b <= own; b++)
+            if (words[b / 64] >> b % 64 & 1) {
+                check_same(ck, "list", list + (size_t)j * budget + n, &b, 4);
+                check_same(ck, "slots", out + (size_t)j * budget + n, slots + b, 4);
+                n++;
+            }
+        if (n != budget)
+            check_fail(ck, "the reference chose %u", n);
+    }
+    cuda_scene_free(&s);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct check_op ops[] = { { "sketch", check_sketch, 15 }, { "choose", check_choose, 40 } };
+    struct cuda_device device;
+    char text[256];
+    if (cuda_device_find(&device, text, sizeof text)) {
+        fprintf(stderr, "check_cuda_quest: skipped: %s\n", text);
+        return 77;
+    }
+    return check_main(argc, argv, ops, sizeof ops / sizeof *ops);
+}
