@@ -29,6 +29,7 @@ extern "C" {
 enum cpu_cap {
     CPU_AVX2 = 1 << 0,   /* with FMA, F16C, BMI2 */
     CPU_AVX512 = 1 << 1, /* F, BW, VL, DQ, VBMI not needed */
+    CPU_VBMI2 = 1 << 3,  /* VBMI and VBMI2, beside AVX512 */
     CPU_AMX = 1 << 2,    /* AMX tiles, bf16 and int8; the permission was granted; with AVX512_BF16 */
 };
 

@@ -48,6 +48,8 @@ static uint32_t machine_caps(void)
     if ((saved & 0xE6) != 0xE6 || !has(b7, bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ))
         return caps;
     caps |= CPU_AVX512;
+    if (has(c7, bit_AVX512VBMI | bit_AVX512VBMI2))
+        caps |= CPU_VBMI2;
     /* The AMX files are built with VBMI, VBMI2, VNNI and BF16 as well; no processor has tiles without them, but the compiler may count on it. */
     const uint32_t amx = 1u << 22 | 1u << 24 | 1u << 25, bf16 = 1u << 5;
     if ((saved & 0x60000) == 0x60000 && has(d7, amx) && has(c7, bit_AVX512VBMI | bit_AVX512VBMI2 | bit_AVX512VNNI) &&
@@ -105,7 +107,8 @@ uint32_t cpu_caps(void)
     uint32_t caps = atomic_load_explicit(&cached, memory_order_relaxed);
     if (!caps) {
         const uint32_t wanted = wanted_caps();
-        caps = (wanted ? machine_caps() & wanted : 0) | KNOWN;
+        const uint32_t more = wanted & CPU_AVX512 ? CPU_VBMI2 : 0; /* no level of its own */
+        caps = (wanted ? machine_caps() & (wanted | more) : 0) | KNOWN;
         atomic_store_explicit(&cached, caps, memory_order_relaxed);
     }
     return caps & ~(uint32_t)KNOWN;

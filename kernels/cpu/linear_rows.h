@@ -18,6 +18,7 @@ enum { LINEAR_ROW_BLOCK = 32 };
 struct linear_tile {
     const struct linear_shape *shape;
     const uint8_t *group;
+    const uint8_t *expanded; /* the group in bf16, for functions that have `expand` */
     size_t n_blocks;
     const float *x; /* [rows][x_stride] */
     size_t x_stride;
@@ -34,6 +35,8 @@ typedef void linear_tile_fn(const struct linear_tile *tile);
 struct linear_tile_fns {
     linear_tile_fn *by_log2_rows[6];
     bool wants_sums;
+    /* Expands a group's blocks to bf16, once for a row block, in the scratch behind what linear_rows_scratch counts. NULL: it is not wanted. */
+    void (*expand)(const struct linear_shape *shape, const uint8_t *packed, uint8_t *out);
 };
 
 static inline size_t linear_rows_scratch(const struct linear_shape *s, uint32_t n_rows, bool wants_sums)
@@ -91,6 +94,11 @@ static inline void linear_rows_run(const struct linear_args *a, const struct lin
         linear_rows_prepare(a, r0, rows, fns->wants_sums, &block);
         for (uint32_t o = a->out_begin; o < a->out_end; o += LINEAR_GROUP) {
             block.group = (const uint8_t *)a->packed + o / LINEAR_GROUP * stride;
+            if (fns->expand) {
+                uint8_t *room = (uint8_t *)a->scratch + linear_rows_scratch(s, a->n_rows, fns->wants_sums);
+                fns->expand(s, block.group, room);
+                block.expanded = room;
+            }
             block.n_here = a->out_end - o < LINEAR_GROUP ? a->out_end - o : LINEAR_GROUP;
             for (uint32_t r = 0; r < rows;) {
                 int log2_rows = 0;

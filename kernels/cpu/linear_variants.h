@@ -18,6 +18,10 @@ bool linear_accepts_bf16_amx(const struct linear_shape *shape);
 size_t linear_scratch_bf16_amx(const struct linear_shape *shape, uint32_t n_rows);
 void linear_run_bf16_amx(const struct linear_args *args);
 
+bool linear_accepts_lossless_vbmi2(const struct linear_shape *shape);
+size_t linear_scratch_lossless_vbmi2(const struct linear_shape *shape, uint32_t n_rows);
+void linear_run_lossless_vbmi2(const struct linear_args *args);
+
 bool linear_accepts_lossless_amx(const struct linear_shape *shape);
 size_t linear_scratch_lossless_amx(const struct linear_shape *shape, uint32_t n_rows);
 void linear_run_lossless_amx(const struct linear_args *args);

@@ -347,7 +347,7 @@ static void check_shape(struct check *ck, enum weight_codec codec, enum dtype x)
 static void check_find(struct check *ck)
 {
     ck->variant = "find";
-    for (uint32_t caps = 0; caps < 8; caps++)
+    for (uint32_t caps = 0; caps < 16; caps++)
         for (int codec = 0; codec < WEIGHT_CODECS; codec++)
             for (int x = 0; x < 2; x++) {
                 const struct linear_shape s = {

@@ -176,7 +176,7 @@ INLINE void tile_avx2(const struct linear_tile *tile, enum weight_codec codec, c
     LINEAR_TILE_FN(tile_avx2, codec, 2)                                                                                \
     LINEAR_TILE_FN(tile_avx2, codec, 4)
 #define ROW(codec, sums)                                                                                               \
-    [WEIGHT_##codec] = { { tile_avx2_##codec##_1, tile_avx2_##codec##_2, tile_avx2_##codec##_4 }, sums }
+    [WEIGHT_##codec] = { { tile_avx2_##codec##_1, tile_avx2_##codec##_2, tile_avx2_##codec##_4 }, sums, NULL }
 
 FNS(F32)
 FNS(F16)

@@ -189,7 +189,8 @@ INLINE void tile_avx512(const struct linear_tile *tile, enum weight_codec codec,
 #define ROW(codec, sums)                                                                                               \
     [WEIGHT_##codec] = { { tile_avx512_##codec##_1, tile_avx512_##codec##_2, tile_avx512_##codec##_4,                  \
                            tile_avx512_##codec##_8, tile_avx512_##codec##_16 },                                        \
-                         sums }
+                         sums,                                                                                         \
+                         NULL }
 
 FNS(F32)
 FNS(F16)
