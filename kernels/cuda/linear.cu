@@ -183,10 +183,16 @@ static __device__ void few_consume(const struct cuda_linear &l, const struct sha
             for (uint32_t i = t; i < l.n_rows * 16; i += 128) { /* four outputs of a row */
                 const uint32_t row = i / 16, out = at * 64 + i % 16 * 4;
                 float4 sum = __ldcg(&from[i]);
-#pragma unroll 4
-                for (uint32_t g = 1; g < s.segments; g++) {
-                    const float4 x = __ldcg(&from[(size_t)g * N * 16 + i]);
-                    sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
+                for (uint32_t g = 1; g < s.segments; g += 8) { /* eight in flight */
+                    float4 x[8];
+#pragma unroll
+                    for (uint32_t k = 0; k < 8; k++)
+                        if (g + k < s.segments)
+                            x[k] = __ldcg(&from[(size_t)(g + k) * N * 16 + i]);
+#pragma unroll
+                    for (uint32_t k = 0; k < 8; k++)
+                        if (g + k < s.segments)
+                            sum = make_float4(sum.x + x[k].x, sum.y + x[k].y, sum.z + x[k].z, sum.w + x[k].w);
                 }
                 const float y[4] = { sum.x, sum.y, sum.z, sum.w };
 #pragma unroll
