@@ -174,9 +174,12 @@ struct shape {
     uint32_t tiles_in, segments, tiles_out, stages;
 };
 
-/* Inputs of all stages, then weights. */
+enum { SHARED_MAX = 226 << 10, OTHER = 1024 + 256, STAGES_MAX = 8 };
+
+/* Inputs of all stages, then weights. BLOCKS: of three stages, that a processor has room for. */
 template <int N> struct few {
-    static constexpr int X_BYTES = N * ROW_BYTES, STAGE = 2 * X_BYTES + 2 * TILE;
+    static constexpr int X_BYTES = N * ROW_BYTES, STAGE = 2 * X_BYTES + 2 * TILE,
+                         BLOCKS = SHARED_MAX / (3 * STAGE + OTHER);
     static __device__ __forceinline__ uint8_t *x(uint8_t *memory, uint32_t stage)
     {
         return memory + stage * 2 * X_BYTES;
@@ -295,14 +298,27 @@ static __device__ __forceinline__ void finish(const struct cuda_linear &l, const
         return;
     uint32_t at = tile;
     const struct cuda_part *part = part_of(l, &at);
-    const float *from = l.partials + (size_t)tile * s.segments * N * 64;
-    for (uint32_t i = t; i < l.n_rows * 64; i += 128) {
-        const uint32_t row = i / 64, out = at * 64 + i % 64;
-        float sum = __ldcg(&from[i]);
-        for (uint32_t g = 1; g < s.segments; g++)
-            sum += __ldcg(&from[(size_t)g * N * 64 + i]);
-        if (out < part->n_out)
-            put(l, part, row, out, sum);
+    constexpr uint32_t FLY = N <= 8 ? 3 : N <= 16 ? 4 : 8; /* loads in flight, as registers allow */
+    const float4 *from = (const float4 *)(l.partials + (size_t)tile * s.segments * N * 64);
+    for (uint32_t i = t; i < l.n_rows * 16; i += 128) { /* four outputs of a row */
+        const uint32_t row = i / 16, out = at * 64 + i % 16 * 4;
+        float4 sum = __ldcg(&from[i]);
+        for (uint32_t g = 1; g < s.segments; g += FLY) {
+            float4 x[FLY];
+#pragma unroll
+            for (uint32_t k = 0; k < FLY; k++)
+                if (g + k < s.segments)
+                    x[k] = __ldcg(&from[(size_t)(g + k) * N * 16 + i]);
+#pragma unroll
+            for (uint32_t k = 0; k < FLY; k++)
+                if (g + k < s.segments)
+                    sum = make_float4(sum.x + x[k].x, sum.y + x[k].y, sum.z + x[k].z, sum.w + x[k].w);
+        }
+        const float y[4] = { sum.x, sum.y, sum.z, sum.w };
+#pragma unroll
+        for (uint32_t k = 0; k < 4; k++)
+            if (out + k < part->n_out)
+                put(l, part, row, out + k, y[k]);
     }
 }
 
@@ -358,7 +374,7 @@ static __device__ void consume(const struct cuda_linear &l, const struct shape &
 }
 
 template <int N>
-static __global__ void __launch_bounds__(160)
+static __global__ void __launch_bounds__(160, few<N>::BLOCKS)
     linear_lossless(const __grid_constant__ struct cuda_linear l, const __grid_constant__ struct shape s)
 {
     using F = few<N>;
@@ -413,13 +429,11 @@ static int processors(void)
 }
 
 /* As many blocks a processor as there are units for, of three stages or more: decoding waits for registers and products, so it wants company. */
-enum { SHARED_MAX = 226 << 10, OTHER = 1024 + 256, STAGES_MAX = 8 };
-
 template <int N> static int launch(const struct cuda_linear *l, const struct shape *s, cudaStream_t stream)
 {
     using F = few<N>;
     const uint32_t units = s->tiles_out * s->segments, n = (uint32_t)processors(), each = (units + n - 1) / n,
-                   most = SHARED_MAX / (3 * F::STAGE + OTHER), blocks = each < most ? each : most;
+                   most = F::BLOCKS, blocks = each < most ? each : most;
     struct shape with = *s;
     with.stages = (SHARED_MAX / blocks - OTHER) / F::STAGE;
     with.stages = with.stages < STAGES_MAX ? with.stages : (uint32_t)STAGES_MAX;
