@@ -298,7 +298,7 @@ static __device__ __forceinline__ void finish(const struct cuda_linear &l, const
         return;
     uint32_t at = tile;
     const struct cuda_part *part = part_of(l, &at);
-    constexpr uint32_t FLY = N <= 8 ? 3 : N <= 16 ? 4 : 8; /* loads in flight, as registers allow */
+    constexpr uint32_t FLY = N <= 8 ? 2 : N <= 32 ? 4 : 8; /* loads in flight, as registers allow */
     const float4 *from = (const float4 *)(l.partials + (size_t)tile * s.segments * N * 64);
     for (uint32_t i = t; i < l.n_rows * 16; i += 128) { /* four outputs of a row */
         const uint32_t row = i / 16, out = at * 64 + i % 16 * 4;
