@@ -375,6 +375,25 @@ static void kill_hung(struct cluster *c, int64_t now)
     longspan__v1__status_response__free_unpacked(status, NULL);
 }
 
+/* One that is killed again before it listens is started again like any other, at the addresses of before. */
+static enum status restart_coordinator(struct cluster *c, struct error *err)
+{
+    char http[sizeof c->http], grpc[sizeof c->grpc], control[sizeof c->control];
+    struct error cause = { 0 };
+    memcpy(http, c->http, sizeof http);
+    memcpy(grpc, c->grpc, sizeof grpc);
+    memcpy(control, c->control, sizeof control);
+    const enum status st = start_coordinator(c, &cause);
+    if (!st)
+        return ST_OK;
+    if (st != ST_PEER)
+        return error_set(err, st, "%s", cause.text);
+    memcpy(c->http, http, sizeof http);
+    memcpy(c->grpc, grpc, sizeof grpc);
+    memcpy(c->control, control, sizeof control);
+    return ST_OK; /* reaped as the others are */
+}
+
 enum status cluster_tend(struct cluster *c, struct error *err)
 {
     reap(c);
@@ -384,7 +403,7 @@ enum status cluster_tend(struct cluster *c, struct error *err)
     if (!c->coordinator.pid && now >= c->coordinator.again_ms) {
         if (c->restarts++ >= c->settings.restarts_max)
             return error_set(err, ST_PEER, "the coordinator died once too often");
-        st = start_coordinator(c, err);
+        st = restart_coordinator(c, err);
     }
     for (uint32_t i = 0; i < c->settings.workers && !st; i++) {
         if (c->worker[i].pid || now < c->worker[i].again_ms)
