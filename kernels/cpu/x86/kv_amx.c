@@ -13,22 +13,26 @@
  */
 enum { TILE_VECTORS = 8, TILE_BYTES = 1024, STEP = 64 /* channels or positions of one operand */ };
 
-/* The palette of attn_amx.c, so that a thread keeps it from one to the other. */
+/* FEW vectors (decode, a KV head's group) take half the rows, and so half the time, of products. */
+enum { FEW = 4, PAGE = 4096 };
+
 struct palette {
     uint8_t id, start_row, reserved[14];
     uint16_t row_bytes[16];
     uint8_t rows[16];
 } __attribute__((aligned(64)));
 
-static inline void tiles_configure(void)
+/* Tiles 0 to 3 are sums, 4 the A operand, the others B operands. For many it is the palette of attn_amx.c, which a thread then keeps. */
+static inline void tiles_configure(bool few)
 {
-    static const struct palette ours = {
-        1, 0, { 0 }, { 64, 64, 64, 64, 64, 64, 64, 64 }, { 16, 16, 16, 16, 16, 16, 16, 16 }
+    static const struct palette palettes[2] = {
+        { 1, 0, { 0 }, { 64, 64, 64, 64, 64, 64, 64, 64 }, { 16, 16, 16, 16, 16, 16, 16, 16 } },
+        { 1, 0, { 0 }, { 64, 64, 64, 64, 64, 64, 64, 64 }, { 8, 8, 8, 8, 8, 16, 16, 16 } },
     };
     struct palette now;
     __asm__ volatile("sttilecfg %0" : "=m"(now));
-    if (_mm512_cmpneq_epi8_mask(_mm512_load_si512(&now), _mm512_load_si512(&ours)))
-        _tile_loadconfig(&ours);
+    if (_mm512_cmpneq_epi8_mask(_mm512_load_si512(&now), _mm512_load_si512(&palettes[few])))
+        _tile_loadconfig(&palettes[few]);
 }
 
 static inline void tiles_see(const void *memory)
@@ -85,7 +89,7 @@ static inline __attribute__((always_inline)) void expand(const uint8_t *codes, s
 }
 
 /*
- * y [16][y_stride] = rows of the A operands a (n_steps KB apart by a_step) times codes b [n_steps * 16 lines][b_stride bytes], 64 columns: four tiles
+ * y [16, or 8][y_stride] = rows of the A operands a (n_steps KB apart by a_step) times codes b [n_steps * 16 lines][b_stride bytes], 64 columns: four tiles
  * beside one another, so that products do not wait for each other.
  */
 #define COLUMNS64(op, a, a_step, n_steps, b, b_stride, y, y_stride)                                                    \
@@ -113,13 +117,22 @@ static inline __attribute__((always_inline)) void expand(const uint8_t *codes, s
     } while (0)
 
 struct work {
-    uint8_t codes[KV_BLOCK * ATTN_HEAD_DIM_MAX]; /* of a part, as bytes */
-    int32_t y[16 * ATTN_HEAD_DIM_MAX];           /* high and low products of eight vectors */
-    int32_t x[ATTN_ROWS * KV_BLOCK];             /* of all vectors with the keys */
-    uint8_t w[2][TILE_BYTES];                    /* A operands: weights of eight vectors each */
+    uint8_t codes[KV_BLOCK * ATTN_HEAD_DIM_MAX + PAGE]; /* of a part, as bytes */
+    int32_t y[16 * ATTN_HEAD_DIM_MAX];                  /* high and low products of eight vectors */
+    int32_t x[ATTN_ROWS * KV_BLOCK];                    /* of all vectors with the keys */
+    uint8_t w[2][TILE_BYTES];                           /* A operands: weights of eight vectors each */
     struct kv_weights weights[ATTN_ROWS / 4];
     struct kv_planes planes;
 } __attribute__((aligned(64)));
+
+/*
+ * Where a part's bytes go: a line before it, within a page. A processor takes a load for one of a store under way if both are at the same place of a page;
+ * here that store is always still to come.
+ */
+static inline uint8_t *codes_beside(struct work *w, const uint8_t *part)
+{
+    return w->codes + (((uintptr_t)part - 64 - (uintptr_t)w->codes) & (PAGE - 64));
+}
 
 static inline __m512i joined(const int32_t *high, const int32_t *low)
 {
@@ -138,14 +151,14 @@ static inline __attribute__((always_inline)) void block(const struct attn_shape 
     const size_t bytes = (size_t)KV_BLOCK * d / (half ? 2 : 1);
     const char *after = (const char *)(next ? next : k_part), *after_v = after + (v_part - k_part);
     uint64_t see[ATTN_ROWS];
-    tiles_configure();
+    tiles_configure(n <= FEW);
     attn_see(visible, n, see);
     kv_planes_load(shape, k_part, v_part, half, &w->planes);
     kv_planes_ask(shape, after);
     kv_planes_ask(shape, after_v);
     if (half) {
-        expand(k_part, bytes, w->codes, w->codes + bytes, after);
-        k = w->codes;
+        k = codes_beside(w, k_part);
+        expand(k_part, bytes, (uint8_t *)(uintptr_t)k, (uint8_t *)(uintptr_t)k + bytes, after);
     }
     tiles_see(q);
     tiles_see(w->codes);
@@ -173,8 +186,8 @@ static inline __attribute__((always_inline)) void block(const struct attn_shape 
             }
     }
     if (half) {
-        expand(v_part, bytes, w->codes, w->codes + bytes, after_v);
-        v = w->codes;
+        v = codes_beside(w, v_part);
+        expand(v_part, bytes, (uint8_t *)(uintptr_t)v, (uint8_t *)(uintptr_t)v + bytes, after_v);
     }
     tiles_see(w->w);
     tiles_see(w->codes);
