@@ -205,8 +205,8 @@ enum status settings_selector(const struct settings *s, char text_out[SELECTOR_T
 {
     struct selector_spec spec;
     if (strchr(s->selector, ','))
-        return error_set(err, ST_INVALID, "selector: %s: NAME or NAME@DENSITY is wanted; the rest are flags of their own",
-                         s->selector);
+        return error_set(err, ST_INVALID,
+                         "selector: %s: NAME or NAME@DENSITY is wanted; the rest are flags of their own", s->selector);
     const enum status st = selector_parse(s->selector, &spec, err);
     if (st)
         return st;
