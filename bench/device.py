@@ -3,23 +3,25 @@
 Checks and measures the CUDA backend on a host with a GPU, from a folder that scripts/device.sh packed. One JSON object on standard output, under the
 flat names of bench/results/h100.json; what failed is named under "failed". Logs go to --logs.
 
-    device.py [--only check,worker,sanitizer,cluster,kernels,step,peers] [--logs FOLDER]
+    device.py [--only check,worker,sanitizer,cluster,needles,peer,kernels,codes,lossless,step,peers] [--logs FOLDER]
 """
 import argparse
 import http.client
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ENV = {**os.environ, "LD_LIBRARY_PATH": HERE + "/lib", "UCX_MODULE_DIR": HERE + "/lib/ucx"}
 parser = argparse.ArgumentParser()
-parser.add_argument("--only", default="check,worker,sanitizer,cluster,kernels,step,peers")
+parser.add_argument("--only", default="check,worker,sanitizer,cluster,needles,peer,kernels,codes,lossless,step,peers")
 parser.add_argument("--logs", default=tempfile.gettempdir())
 args = parser.parse_args()
 result = {"failed": []}
@@ -81,6 +83,66 @@ class Cluster:
         self.log.close()
 
 
+class Apart(Cluster):
+    """A coordinator and workers of their own, each on its own GPU, as on hosts of their own."""
+
+    def __init__(self, model, gpus, context, *flags):
+        self.state = tempfile.mkdtemp()
+        self.log = open(f"{args.logs}/cluster-apart-{gpus}.log", "w")
+        self.up = subprocess.Popen([f"{HERE}/longspan", "coordinator", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--control", "127.0.0.1:0", "--model",
+                                    model, "--workers", str(gpus), "--state", self.state, "--positions-max", str(context), *flags],
+                                   env=ENV, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        at = dict(self.up.stdout.readline().split() for _ in range(3))
+        self.port = int(at["http"].split(":")[1])
+        self.workers = [subprocess.Popen([f"{HERE}/longspan", "worker", "--control", at["control"], "--device", "cuda", "--threads", "4", "--kv-bytes", "12G",
+                                          "--bind", "127.0.0.1"], env={**ENV, "CUDA_VISIBLE_DEVICES": str(i)}, stderr=self.log) for i in range(gpus)]
+        until = time.monotonic() + 60
+        while True:
+            c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+            c.request("GET", "/ready")
+            if c.getresponse().status == 200:
+                return
+            if time.monotonic() > until:
+                raise RuntimeError("the workers did not get ready")
+            time.sleep(0.1)
+
+    def close(self):
+        for p in [*self.workers, self.up]:
+            p.send_signal(signal.SIGTERM)
+        for p in [*self.workers, self.up]:
+            p.wait(30)
+        self.log.close()
+
+
+def needles(gpus_there, context=1 << 20, n=16):
+    """A context of a million bytes, needles at many depths, the model that is made to copy: on one GPU and, spread, on two: all found, with the same bits."""
+    r = random.Random(5)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    wanted = [(f"NEEDLE{i:02d}", "".join(r.choices(letters.upper(), k=8))) for i in range(n)]
+    between, pieces = (context - 4096) // n - 16, []
+    for key, value in wanted:
+        before = r.randrange(between)
+        pieces += ["".join(r.choices(letters, k=before)), key, value, "".join(r.choices(letters, k=between - before))]
+    text, answers = "".join(pieces), {}
+    for gpus in range(1, min(gpus_there, 2) + 1):
+        try:
+            c = Apart(f"constructed:copy:{context}", gpus, context, "--step-rows-max", "4096", "--step-deadline-ms", "30000")
+            start = time.monotonic()
+            answers[gpus] = [c.complete(text + wanted[0][0], 8)]
+            result[f"needles_1m_{gpus}gpu_prefill_s"] = round(time.monotonic() - start, 2)
+            answers[gpus] += [c.complete(text + key, 8) for key, _ in wanted[1:]]
+            result[f"needles_1m_{gpus}gpu_found"] = sum(a[0] == value for a, (_, value) in zip(answers[gpus], wanted))
+            c.close()
+        except Exception as e:
+            print(f"needles on {gpus}: {e}", file=sys.stderr)
+            result["failed"].append(f"needles-{gpus}")
+            return
+        if result[f"needles_1m_{gpus}gpu_found"] != n:
+            result["failed"].append(f"needles-{gpus}")
+    if 2 in answers:
+        result["needles_1m_one_and_two_gpus_same_bits"] = answers[1] == answers[2]
+
+
 def cluster():
     """The same answers, bit for bit, from one worker and from two that share the GPU and the sequence; near those of the CPU."""
     model = "random:layers=4,d=256,heads=8,kv=2,head_dim=64,ff=512,vocab=512,positions=16384,codec=bf16"
@@ -109,7 +171,8 @@ def main():
     result["commit"] = open(HERE + "/commit").read().strip()
     result["command"] = "scripts/device.sh BUILD FOLDER; python3 FOLDER/device.py --only " + args.only
     if "check" in wanted:
-        run("check", HERE + "/check_cuda")
+        for name in ("check_cuda", "check_cuda_peer", "check_cuda_codes", "check_cuda_lossless", "check_cuda_quest"):
+            run(name, f"{HERE}/{name}")
     if "worker" in wanted:
         run("worker", HERE + "/worker_test_cuda")
     if "sanitizer" in wanted:
@@ -117,8 +180,18 @@ def main():
             run(tool, "compute-sanitizer", "--tool", tool, "--error-exitcode", "9", HERE + "/check_cuda", "--rounds", "2")
     if "cluster" in wanted:
         cluster()
+    gpus = len((run("gpus", "nvidia-smi", "-L") or "").splitlines())
+    if "needles" in wanted:
+        needles(gpus)
+    if "peer" in wanted: # between two GPUs, or two processes of one; NCCL beside it where there are two
+        figures("peer", HERE + "/check_cuda_peer", "--bench")
+        if gpus > 1:
+            figures("nccl", sys.executable, HERE + "/cuda_nccl.py", env=os.environ)
     if "kernels" in wanted:
         figures("kernels", HERE + "/cuda_kernels")
+    for name in ("codes", "lossless"):
+        if name in wanted:
+            figures(name, f"{HERE}/cuda_{name}")
     if "step" in wanted:
         figures("step", HERE + "/cuda_step", "random:llama-3.1-8b", "8b_bf16", "512", "8192", "32768")
         result["step_8b_bf16_short_ms"] = result.get("8b_bf16_step_512_ms")
