@@ -4,42 +4,15 @@
  *
  *   cuda_lossless [--quick]
  */
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include <cuda_runtime_api.h>
-
+#include "bench/cuda_time.h"
 #include "common/rng.h"
 #include "kernels/cuda/lossless.h"
-
-#define CUDA(call)                                                                                                     \
-    do {                                                                                                               \
-        const int e_ = (int)(call);                                                                                    \
-        if (e_) {                                                                                                      \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString((cudaError_t)e_));                   \
-            exit(1);                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 enum { COPIES_MAX = 8, PARTS_MAX = 3, IN_MAX = 14336 };
 
 static struct cuda_device device;
-static cudaStream_t stream;
-static int repeats = 50;
-
-static void *take(size_t bytes)
-{
-    void *p = NULL;
-    CUDA(cudaMalloc(&p, bytes));
-    return p;
-}
-
-static int by_value(const void *a, const void *b)
-{
-    const float x = *(const float *)a, y = *(const float *)b;
-    return (x > y) - (x < y);
-}
 
 struct product {
     struct cuda_linear l[COPIES_MAX];
@@ -47,35 +20,10 @@ struct product {
     bool lossless;
 };
 
-/* Milliseconds of one product, 8 to a graph. */
-static double time_ms(const struct product *p)
+static void product_run(void *ctx, int i)
 {
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
-    cudaEvent_t a, b;
-    float ms[256];
-    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < 8; i++)
-        CUDA(p->lossless ? cuda_linear_lossless_run(&p->l[i % p->n], stream)
-                         : cuda_linear_run(&p->l[i % p->n], stream));
-    CUDA(cudaStreamEndCapture(stream, &graph));
-    CUDA(cudaGraphInstantiate(&exec, graph, 0));
-    CUDA(cudaEventCreate(&a));
-    CUDA(cudaEventCreate(&b));
-    for (int i = -3; i < repeats; i++) {
-        CUDA(cudaEventRecord(a, stream));
-        CUDA(cudaGraphLaunch(exec, stream));
-        CUDA(cudaEventRecord(b, stream));
-        CUDA(cudaEventSynchronize(b));
-        if (i >= 0)
-            CUDA(cudaEventElapsedTime(&ms[i], a, b));
-    }
-    CUDA(cudaGraphExecDestroy(exec));
-    CUDA(cudaGraphDestroy(graph));
-    CUDA(cudaEventDestroy(a));
-    CUDA(cudaEventDestroy(b));
-    qsort(ms, (size_t)repeats, sizeof *ms, by_value);
-    return (double)ms[repeats / 2] / 8;
+    const struct product *p = ctx;
+    CUDA(p->lossless ? cuda_linear_lossless_run(&p->l[i % p->n], stream) : cuda_linear_run(&p->l[i % p->n], stream));
 }
 
 static uint16_t draw(uint64_t i)
@@ -156,7 +104,7 @@ static void bench_product(const char *name, const struct rows *r, const uint32_t
                     .packed = matrix(r, outs[i], form), .y = y, .n_out = outs[i], .y_stride = n_out
                 };
         }
-        ms[form] = time_ms(&p);
+        ms[form] = time_ms(product_run, &p, 8);
         sums[form] += times * ms[form];
         for (int k = 0; k < p.n; k++)
             for (uint32_t i = 0; i < n_parts; i++)
