@@ -183,10 +183,9 @@ def main():
     gpus = len((run("gpus", "nvidia-smi", "-L") or "").splitlines())
     if "needles" in wanted:
         needles(gpus)
-    if "peer" in wanted: # between two GPUs, or two processes of one; NCCL beside it where there are two
+    if "peer" in wanted and gpus > 1: # two processes that wait for each other on one GPU would measure its time slices
         figures("peer", HERE + "/check_cuda_peer", "--bench")
-        if gpus > 1:
-            figures("nccl", sys.executable, HERE + "/cuda_nccl.py", env=os.environ)
+        figures("nccl", sys.executable, HERE + "/cuda_nccl.py", env=os.environ)
     if "kernels" in wanted:
         figures("kernels", HERE + "/cuda_kernels")
     for name in ("codes", "lossless"):

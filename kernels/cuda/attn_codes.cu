@@ -10,6 +10,7 @@
 
 #include "kernels/cuda/codes.h"
 #include "kernels/cuda/wgmma.cuh"
+#include "kernels/cuda/rotate.cuh"
 
 enum { VECTORS = 16 /* ATTN_ROWS */, BLOCK = 64 /* KV_BLOCK */, Q_MAX = 127 * 256, W_MAX = 32767 };
 
@@ -95,27 +96,8 @@ static __device__ __forceinline__ void load_query(const uint16_t *q, uint32_t la
 #pragma unroll
     for (int i = 0; i < K; i++)
         x[i] = q ? __uint_as_float((uint32_t)q[lane * K + i] << 16) : 0.0f;
-    if (FOUR) {
-#pragma unroll
-        for (int half = 1; half < K; half *= 2)
-#pragma unroll
-            for (int i = 0; i < K; i++)
-                if (!(i & half)) {
-                    const float a = x[i], b = x[i + half];
-                    x[i] = a + b;
-                    x[i + half] = a - b;
-                }
-#pragma unroll
-        for (int half = 1; half < 32; half *= 2)
-#pragma unroll
-            for (int i = 0; i < K; i++) {
-                const float other = __shfl_xor_sync(~0u, x[i], half);
-                x[i] = lane & half ? other - x[i] : x[i] + other;
-            }
-#pragma unroll
-        for (int i = 0; i < K; i++)
-            x[i] *= 1.0f / sqrtf((float)D);
-    }
+    if (FOUR)
+        rotate<D>(x, lane);
 }
 
 /* Integers of one vector into the columns 2 column and 2 column + 1 of `to`, [D / 32][32 lanes][2 runs] words; -> scale, and the sum. */

@@ -8,9 +8,10 @@
 
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
-enum { TILE_BYTES = 8192, SEGMENT_TILES = CUDA_SEGMENT / CUDA_TILE, ROW_BYTES = 128 };
+enum { TILE_BYTES = 8192, ROW_BYTES = 128 };
 
 extern "C" void cuda_pack_tiles(const uint16_t *const rows[64], uint32_t n_in, void *tiles_out)
 {
@@ -25,32 +26,6 @@ extern "C" void cuda_pack_tiles(const uint16_t *const rows[64], uint32_t n_in, v
     }
 }
 
-struct shape {
-    uint32_t tiles_in, segments, tiles_out;
-};
-
-/* Which part a tile of outputs belongs to; tile becomes the part's. */
-static __device__ __forceinline__ const struct cuda_part *part_of(const struct cuda_linear &l, uint32_t *tile)
-{
-    uint32_t i = 0;
-    for (; i + 1 < l.n_parts; i++) {
-        const uint32_t n = (l.part[i].n_out + 63) / 64;
-        if (*tile < n)
-            break;
-        *tile -= n;
-    }
-    return &l.part[i];
-}
-
-static __device__ __forceinline__ void put(const struct cuda_linear &l, const struct cuda_part *part, uint32_t row,
-                                           uint32_t out, float sum)
-{
-    if (part->bias)
-        sum += part->bias[out];
-    float *y = part->y + (size_t)row * part->y_stride + out;
-    *y = l.accumulate ? *y + sum : sum;
-}
-
 /* ---- few rows ---- */
 
 template <int N> struct few {
@@ -61,32 +36,6 @@ template <int N> struct few {
                                             : 3,
                          SHARED = STAGES * STAGE + 256;
 };
-
-/* Where a block's stream of stages is: pairs of tiles of its units, one unit after the other. */
-struct walk {
-    uint32_t unit, k, end;
-    const uint8_t *w;
-};
-
-static __device__ __forceinline__ void walk_unit(const struct cuda_linear &l, const struct shape &s, struct walk *at)
-{
-    if (at->unit >= s.tiles_out * s.segments)
-        return;
-    uint32_t tile = at->unit / s.segments;
-    const struct cuda_part *part = part_of(l, &tile);
-    at->k = at->unit % s.segments * SEGMENT_TILES;
-    at->end = min(at->k + SEGMENT_TILES, s.tiles_in);
-    at->w = (const uint8_t *)part->packed + (size_t)tile * s.tiles_in * TILE_BYTES;
-}
-
-static __device__ __forceinline__ void walk_next(const struct cuda_linear &l, const struct shape &s, struct walk *at)
-{
-    at->k += 2;
-    if (at->k >= at->end) {
-        at->unit += gridDim.x;
-        walk_unit(l, s, at);
-    }
-}
 
 /* Weights come as soon as there is room; inputs when the kernel before has written them. */
 template <int N>
@@ -99,14 +48,14 @@ static __device__ void few_produce(const struct cuda_linear &l, const struct sha
     uint64_t once;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
     struct walk at = { blockIdx.x, 0, 0, NULL }, behind;
-    walk_unit(l, s, &at);
+    walk_unit<TILE_BYTES>(l, s, &at);
     behind = at;
-    for (; early < F::STAGES && at.unit < n_units; early++, walk_next(l, s, &at)) {
+    for (; early < F::STAGES && at.unit < n_units; early++, walk_next<TILE_BYTES>(l, s, &at)) {
         barrier_expect(&full[early], F::STAGE);
         bulk_load_hint(memory + early * F::STAGE, at.w + (size_t)at.k * TILE_BYTES, 2 * TILE_BYTES, &full[early], once);
     }
     grid_wait();
-    for (uint32_t n = 0; behind.unit < n_units; n++, walk_next(l, s, &behind)) {
+    for (uint32_t n = 0; behind.unit < n_units; n++, walk_next<TILE_BYTES>(l, s, &behind)) {
         uint8_t *to = memory + stage * F::STAGE;
         if (n >= early) {
             barrier_wait(&empty[stage], parity ^ 1);
@@ -159,48 +108,7 @@ static __device__ void few_consume(const struct cuda_linear &l, const struct sha
         wgmma_wait<0>();
         if (lane == 0)
             barrier_arrive(&empty[held]);
-        float *partial = l.partials + (size_t)u * N * 64;
-#pragma unroll
-        for (int j = 0; j < N / 2; j++) {
-            const uint32_t row = j / 4 * 8 + 2 * (t % 4) + j % 2, out = t / 32 * 16 + lane / 4 + j / 2 % 2 * 8;
-            if (row < l.n_rows)
-                __stcg(&partial[row * 64 + out], d[j]);
-        }
-        __threadfence();
-        named_barrier(1, 128);
-        if (t == 0) {
-            const uint32_t before = atomicAdd(&l.counters[tile], 1);
-            *last = before + 1 == s.segments;
-            if (*last)
-                l.counters[tile] = 0;
-            __threadfence();
-        }
-        named_barrier(1, 128);
-        if (*last) {
-            uint32_t at = tile;
-            const struct cuda_part *part = part_of(l, &at);
-            const float4 *from = (const float4 *)(l.partials + (size_t)tile * s.segments * N * 64);
-            for (uint32_t i = t; i < l.n_rows * 16; i += 128) { /* four outputs of a row */
-                const uint32_t row = i / 16, out = at * 64 + i % 16 * 4;
-                float4 sum = __ldcg(&from[i]);
-                for (uint32_t g = 1; g < s.segments; g += 8) { /* eight in flight */
-                    float4 x[8];
-#pragma unroll
-                    for (uint32_t k = 0; k < 8; k++)
-                        if (g + k < s.segments)
-                            x[k] = __ldcg(&from[(size_t)(g + k) * N * 16 + i]);
-#pragma unroll
-                    for (uint32_t k = 0; k < 8; k++)
-                        if (g + k < s.segments)
-                            sum = make_float4(sum.x + x[k].x, sum.y + x[k].y, sum.z + x[k].z, sum.w + x[k].w);
-                }
-                const float y[4] = { sum.x, sum.y, sum.z, sum.w };
-#pragma unroll
-                for (uint32_t k = 0; k < 4; k++)
-                    if (out + k < part->n_out)
-                        put(l, part, row, out + k, y[k]);
-            }
-        }
+        finish<N, 8>(l, s, u, d, last);
     }
 }
 
@@ -363,6 +271,6 @@ extern "C" int cuda_linear_run(const struct cuda_linear *l, void *stream)
     if (l->n_rows <= CUDA_ROWS_FEW)
         return few_launch<64>(l, &s, st);
     const uint32_t row_tiles = (l->n_rows + MANY_ROWS - 1) / MANY_ROWS;
-    return grid_launch(linear_many, dim3(row_tiles * ((s.tiles_out + 1) / 2)), 288, MANY_STAGES * MANY_STAGE + 256, st, *l,
-                       s, row_tiles);
+    return grid_launch(linear_many, dim3(row_tiles * ((s.tiles_out + 1) / 2)), 288, MANY_STAGES * MANY_STAGE + 256, st,
+                       *l, s, row_tiles);
 }

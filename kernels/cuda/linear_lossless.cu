@@ -6,13 +6,13 @@
 #include <string.h>
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/lossless.h"
 #include "kernels/cuda/wgmma.cuh"
 
 enum {
     TILE = CUDA_LOSSLESS_TILE,
     ROW_BYTES = 128,
-    SEGMENT_TILES = CUDA_SEGMENT / CUDA_TILE,
     ESCAPE = 15,
     BASE_MAX = 255 - 14,
     INLINE = 3,
@@ -170,10 +170,6 @@ WGMMA(64, 32, LIST32, "%32", "%33", "%34", "%35", "%36", "%37", D8(0), D8(8), D8
 
 /* ---- the stream ---- */
 
-struct shape {
-    uint32_t tiles_in, segments, tiles_out, stages;
-};
-
 enum { SHARED_MAX = 226 << 10, OTHER = 1024 + 256, STAGES_MAX = 8 };
 
 /* Inputs of all stages, then weights. BLOCKS: of three stages, that a processor has room for. */
@@ -190,44 +186,6 @@ template <int N> struct few {
     }
 };
 
-static __device__ __forceinline__ const struct cuda_part *part_of(const struct cuda_linear &l, uint32_t *tile)
-{
-    uint32_t i = 0;
-    for (; i + 1 < l.n_parts; i++) {
-        const uint32_t n = (l.part[i].n_out + 63) / 64;
-        if (*tile < n)
-            break;
-        *tile -= n;
-    }
-    return &l.part[i];
-}
-
-/* Pairs of tiles of a block's units, one unit after the other. */
-struct walk {
-    uint32_t unit, k, end;
-    const uint8_t *w;
-};
-
-static __device__ __forceinline__ void walk_unit(const struct cuda_linear &l, const struct shape &s, struct walk *at)
-{
-    if (at->unit >= s.tiles_out * s.segments)
-        return;
-    uint32_t tile = at->unit / s.segments;
-    const struct cuda_part *part = part_of(l, &tile);
-    at->k = at->unit % s.segments * SEGMENT_TILES;
-    at->end = min(at->k + SEGMENT_TILES, s.tiles_in);
-    at->w = (const uint8_t *)part->packed + (size_t)tile * s.tiles_in * TILE;
-}
-
-static __device__ __forceinline__ void walk_next(const struct cuda_linear &l, const struct shape &s, struct walk *at)
-{
-    at->k += 2;
-    if (at->k >= at->end) {
-        at->unit += gridDim.x;
-        walk_unit(l, s, at);
-    }
-}
-
 /* Weights come as soon as there is room; inputs when the kernel before has written them. */
 template <int N>
 static __device__ void produce(const struct cuda_linear &l, const struct shape &s, uint8_t *memory, uint64_t *full,
@@ -239,14 +197,14 @@ static __device__ void produce(const struct cuda_linear &l, const struct shape &
     uint64_t once;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
     struct walk at = { blockIdx.x, 0, 0, NULL }, behind;
-    walk_unit(l, s, &at);
+    walk_unit<TILE>(l, s, &at);
     behind = at;
-    for (; early < s.stages && at.unit < n_units; early++, walk_next(l, s, &at)) {
+    for (; early < s.stages && at.unit < n_units; early++, walk_next<TILE>(l, s, &at)) {
         barrier_expect(&full[early], F::STAGE);
         bulk_load_hint(F::w(memory, s.stages, early), at.w + (size_t)at.k * TILE, 2 * TILE, &full[early], once);
     }
     grid_wait();
-    for (uint32_t n = 0; behind.unit < n_units; n++, walk_next(l, s, &behind)) {
+    for (uint32_t n = 0; behind.unit < n_units; n++, walk_next<TILE>(l, s, &behind)) {
         if (n >= early) {
             barrier_wait(&empty[stage], parity ^ 1);
             barrier_expect(&full[stage], F::STAGE);
@@ -260,65 +218,6 @@ static __device__ void produce(const struct cuda_linear &l, const struct shape &
             stage = 0;
             parity ^= 1;
         }
-    }
-}
-
-static __device__ __forceinline__ void put(const struct cuda_linear &l, const struct cuda_part *part, uint32_t row,
-                                           uint32_t out, float sum)
-{
-    if (part->bias)
-        sum += part->bias[out];
-    float *y = part->y + (size_t)row * part->y_stride + out;
-    *y = l.accumulate ? *y + sum : sum;
-}
-
-/* A unit's chains are over: whoever brings a tile's last segment joins all of them in order. */
-template <int N>
-static __device__ __forceinline__ void finish(const struct cuda_linear &l, const struct shape &s, uint32_t unit,
-                                              const float (&d)[N / 2], uint32_t *last)
-{
-    const uint32_t t = threadIdx.x, lane = t % 32, tile = unit / s.segments;
-    float *partial = l.partials + (size_t)unit * N * 64;
-#pragma unroll
-    for (int j = 0; j < N / 2; j++) {
-        const uint32_t row = j / 4 * 8 + 2 * (t % 4) + j % 2, out = t / 32 * 16 + lane / 4 + j / 2 % 2 * 8;
-        if (row < l.n_rows)
-            __stcg(&partial[row * 64 + out], d[j]);
-    }
-    __threadfence();
-    named_barrier(1, 128);
-    if (t == 0) {
-        *last = atomicAdd(&l.counters[tile], 1) + 1 == s.segments;
-        if (*last)
-            l.counters[tile] = 0;
-        __threadfence();
-    }
-    named_barrier(1, 128);
-    if (!*last)
-        return;
-    uint32_t at = tile;
-    const struct cuda_part *part = part_of(l, &at);
-    constexpr uint32_t FLY = N <= 8 ? 2 : N <= 32 ? 4 : 8; /* loads in flight, as registers allow */
-    const float4 *from = (const float4 *)(l.partials + (size_t)tile * s.segments * N * 64);
-    for (uint32_t i = t; i < l.n_rows * 16; i += 128) { /* four outputs of a row */
-        const uint32_t row = i / 16, out = at * 64 + i % 16 * 4;
-        float4 sum = __ldcg(&from[i]);
-        for (uint32_t g = 1; g < s.segments; g += FLY) {
-            float4 x[FLY];
-#pragma unroll
-            for (uint32_t k = 0; k < FLY; k++)
-                if (g + k < s.segments)
-                    x[k] = __ldcg(&from[(size_t)(g + k) * N * 16 + i]);
-#pragma unroll
-            for (uint32_t k = 0; k < FLY; k++)
-                if (g + k < s.segments)
-                    sum = make_float4(sum.x + x[k].x, sum.y + x[k].y, sum.z + x[k].z, sum.w + x[k].w);
-        }
-        const float y[4] = { sum.x, sum.y, sum.z, sum.w };
-#pragma unroll
-        for (uint32_t k = 0; k < 4; k++)
-            if (out + k < part->n_out)
-                put(l, part, row, out + k, y[k]);
     }
 }
 
@@ -369,7 +268,7 @@ static __device__ void consume(const struct cuda_linear &l, const struct shape &
         __syncwarp();
         if (lane == 0)
             barrier_arrive(&empty[held]);
-        finish<N>(l, s, u, d, last);
+        finish<N, (N <= 8 ? 2 : N <= 32 ? 4 : 8)>(l, s, u, d, last);
     }
 }
 

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/codes.h"
+#include "kernels/cuda/rotate.cuh"
 
 enum { BLOCK = 64 /* KV_BLOCK */, THREADS = 256 };
 
@@ -22,31 +23,6 @@ static __device__ __forceinline__ float most_of(float x)
     for (int half = 1; half < 32; half *= 2)
         x = fmaxf(x, __shfl_xor_sync(~0u, x, half));
     return x;
-}
-
-/* x times the normalised Hadamard matrix of D channels, K = D / 32 neighbours a lane: kv_rotate */
-template <int D> static __device__ __forceinline__ void rotate(float (&x)[D / 32], uint32_t lane)
-{
-    constexpr int K = D / 32;
-#pragma unroll
-    for (int half = 1; half < K; half *= 2)
-#pragma unroll
-        for (int i = 0; i < K; i++)
-            if (!(i & half)) {
-                const float a = x[i], b = x[i + half];
-                x[i] = a + b;
-                x[i + half] = a - b;
-            }
-#pragma unroll
-    for (int half = 1; half < 32; half *= 2)
-#pragma unroll
-        for (int i = 0; i < K; i++) {
-            const float other = __shfl_xor_sync(~0u, x[i], half);
-            x[i] = lane & half ? other - x[i] : x[i] + other;
-        }
-#pragma unroll
-    for (int i = 0; i < K; i++)
-        x[i] *= 1.0f / sqrtf((float)D);
 }
 
 /* Codes of one position; scale, and from the 16th bit on the least value. */

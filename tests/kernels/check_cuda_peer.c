@@ -7,10 +7,12 @@
  *                          of JSON
  */
 #include <cuda_runtime_api.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -305,6 +307,8 @@ int main(int argc, char **argv)
     if (child < 0)
         return 1;
     close(fds[child ? 1 : 0]);
+    if (!child)
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* nothing may be left that waits on the GPU */
     const int rc = side_main(fds[child ? 0 : 1], child != 0, timed);
     if (!child)
         return rc;
