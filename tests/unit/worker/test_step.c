@@ -33,145 +33,16 @@
 enum { LEAF = 256, WORKERS = 4, POSITIONS = 640, PROMPT = 610 };
 #endif
 
+#include "workers_fixture.h"
+
 static uint64_t first_seed = 1;
-
-/* ---- a cluster of workers, and what they answer ---- */
-
-struct cluster {
-    struct model *model;
-    struct exchange_hub *hub;
-    struct worker *worker[WORKERS];
-    uint32_t n;
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    uint32_t results, aborts, copied;
-    uint32_t n_vocab;
-    float *logits;  /* [POSITIONS][n_vocab] */
-    int32_t *token; /* [POSITIONS] sampled after */
-    uint64_t number;
-};
-
-static void on_result(void *ctx, const struct result *r)
-{
-    struct cluster *c = ctx;
-    pthread_mutex_lock(&c->lock);
-    for (uint32_t i = 0; i < r->n_rows; i++) {
-        if (r->rows[i].n_logits == c->n_vocab)
-            memcpy(c->logits + (size_t)r->rows[i].pos * c->n_vocab, r->rows[i].logits, c->n_vocab * sizeof(float));
-        c->token[r->rows[i].pos] = r->rows[i].token;
-    }
-    c->results++;
-    pthread_cond_signal(&c->changed);
-    pthread_mutex_unlock(&c->lock);
-}
-
-static void on_abort(void *ctx, const struct control_abort *a)
-{
-    struct cluster *c = ctx;
-    print_message("abort: plan %llu, worker %u: %s\n", (unsigned long long)a->plan, a->peer, a->reason);
-    pthread_mutex_lock(&c->lock);
-    c->aborts++;
-    pthread_cond_signal(&c->changed);
-    pthread_mutex_unlock(&c->lock);
-}
-
-static void on_copied(void *ctx, const struct control_copied *m)
-{
-    struct cluster *c = ctx;
-    assert_int_equal(m->status, ST_OK);
-    pthread_mutex_lock(&c->lock);
-    c->copied++;
-    pthread_cond_signal(&c->changed);
-    pthread_mutex_unlock(&c->lock);
-}
-
-static void post(struct worker *w, const struct control_message *m)
-{
-    uint8_t *bytes;
-    size_t n;
-    struct control_message *decoded;
-    struct error err = { 0 };
-    assert_int_equal(control_encode(m, &bytes, &n), ST_OK);
-    if (control_decode(bytes, n, &decoded, &err))
-        fail_msg("%s", err.text);
-    free(bytes);
-    assert_int_equal(worker_post(w, decoded), ST_OK);
-}
 
 static struct cluster *cluster_new(const char *model, uint32_t n, uint32_t n_threads, bool float32)
 {
-    struct cluster *c = calloc(1, sizeof *c);
-    struct error err = { 0 };
-    struct control_member members[WORKERS];
-    if (model_open(model, &c->model, &err))
-        fail_msg("%s", err.text);
-    c->n = n;
-    c->n_vocab = model_config(c->model)->n_vocab;
-    c->hub = exchange_hub_new();
-    c->logits = calloc((size_t)POSITIONS * c->n_vocab, sizeof(float));
-    c->token = calloc(POSITIONS, sizeof *c->token);
-    pthread_mutex_init(&c->lock, NULL);
-    pthread_cond_init(&c->changed, NULL);
-    for (uint32_t i = 0; i < n; i++) {
-        const struct worker_config config = {
-            .device = STEP_DEVICE,
-            .float32 = float32,
-            .n_threads = n_threads,
-            .step_rows_max = POSITIONS,
-            .positions_max = POSITIONS,
-            .n_blocks = POSITIONS / 64 + 1,
-            .exchange_ops = &exchange_local,
-            .exchange = { .self = (uint16_t)i, .spin_us = 20, .stash_bytes_max = 64 << 20, .hub = c->hub },
-            .on_result = on_result,
-            .on_abort = on_abort,
-            .on_copied = on_copied,
-            .ctx = c,
-        };
-        if (worker_new(&config, c->model, &c->worker[i], &err))
-            fail_msg("%s", err.text);
-        struct control_ready ready;
-        worker_ready(c->worker[i], &ready);
-        members[i] = (struct control_member){ (uint16_t)i, ready.address, ready.address_bytes };
-    }
-    const struct control_message m = { .kind = CONTROL_MEMBERS, .as.members = { n, members } };
-    for (uint32_t i = 0; i < n; i++)
-        post(c->worker[i], &m);
-    return c;
-}
-
-static void cluster_free(struct cluster *c)
-{
-    for (uint32_t i = 0; i < c->n; i++)
-        worker_free(c->worker[i]);
-    exchange_hub_free(c->hub);
-    model_close(c->model);
-    pthread_cond_destroy(&c->changed);
-    pthread_mutex_destroy(&c->lock);
-    free(c->logits);
-    free(c->token);
-    free(c);
-}
-
-static void await(struct cluster *c, const uint32_t *count, uint32_t wanted)
-{
-    pthread_mutex_lock(&c->lock);
-    while (*count < wanted && !c->aborts)
-        pthread_cond_wait(&c->changed, &c->lock);
-    assert_int_equal(c->aborts, 0);
-    pthread_mutex_unlock(&c->lock);
-}
-
-/* ---- plans ---- */
-
-struct layout {
-    uint16_t reader[POSITIONS / LEAF + 1];
-    uint16_t home;
-    uint32_t chunk;
-};
-
-static uint16_t home_of(const struct layout *l, uint32_t pos)
-{
-    return (pos / LEAF + 1) * LEAF <= PROMPT ? l->reader[pos / LEAF] : l->home;
+    const struct worker_config wanted = {
+        .device = STEP_DEVICE, .float32 = float32, .n_threads = n_threads, .n_blocks = POSITIONS / 64 + 1
+    };
+    return workers_new(model, n, &wanted);
 }
 
 /* One step: positions begin .. end - 1 of a sequence, as runs that cross no leaf. */
