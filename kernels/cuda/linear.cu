@@ -257,7 +257,7 @@ template <int N> static int few_launch(const struct cuda_linear *l, const struct
 extern "C" int cuda_linear_run(const struct cuda_linear *l, void *stream)
 {
     const cudaStream_t st = (cudaStream_t)stream;
-    struct shape s = { (l->n_in + 127) / 128 * 2, (l->n_in + CUDA_SEGMENT - 1) / CUDA_SEGMENT, 0 };
+    struct shape s = { (l->n_in + 127) / 128 * 2, (l->n_in + CUDA_SEGMENT - 1) / CUDA_SEGMENT, 0, 0 };
     for (uint32_t i = 0; i < l->n_parts; i++)
         s.tiles_out += (l->part[i].n_out + 63) / 64;
     if (!l->n_rows || !s.tiles_out)
