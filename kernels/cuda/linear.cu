@@ -80,8 +80,7 @@ static __device__ void few_consume(const struct cuda_linear &l, const struct sha
     const uint32_t t = threadIdx.x, lane = t % 32;
     uint32_t stage = 0, parity = 0;
     for (uint32_t u = blockIdx.x; u < s.tiles_out * s.segments; u += gridDim.x) {
-        const uint32_t tile = u / s.segments, segment = u % s.segments, begin = segment * SEGMENT_TILES,
-                       end = min(begin + SEGMENT_TILES, s.tiles_in);
+        const uint32_t begin = u % s.segments * SEGMENT_TILES, end = min(begin + SEGMENT_TILES, s.tiles_in);
         float d[N / 2];
         uint32_t held = UINT32_MAX;
         for (uint32_t k = begin; k < end; k += 2) {
