@@ -17,6 +17,7 @@ enum {
     POSTS_MAX = 8192, /* messages of one worker that the loop has not looked at */
     HELLO_WAIT_MS = 5000,
     QUEUED_DEFAULT = 64 << 20,
+    LOOKAHEAD_BYTES = 8 << 20,     /* heartbeats wait behind results, which may hold megabytes of logits */
     MESSAGE_BYTES_MAX = 256 << 20, /* a result with whole logit rows */
     TICK_MS = 50,                  /* of the watch over silence */
     DEAF_MS = 200,
@@ -609,6 +610,7 @@ static enum status control_build(struct control *c, struct error *err)
     const struct rpc_server_config server = {
         .address = c->config.address,
         .message_bytes_max = MESSAGE_BYTES_MAX,
+        .lookahead_bytes = LOOKAHEAD_BYTES,
         .tls = c->config.tls,
         .keepalive_ms = c->config.welcome.silence_ms, /* for workers that load and cannot beat */
     };

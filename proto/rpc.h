@@ -85,6 +85,8 @@ struct rpc_server_config {
        thread. NULL: everybody may call, as nobody in particular. */
     const char *(*admit)(void *ctx, const char *path, const char *authorization);
     void *admit_ctx;
+    size_t
+        lookahead_bytes; /* that a call may send before it is read; 0: 64 KiB. Large messages come in so many rounds */
 };
 struct rpc_server;
 /* methods: kept. Unknown paths get UNIMPLEMENTED. ST_IO: the address cannot be bound (no reuse of a busy port). */

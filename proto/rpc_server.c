@@ -161,7 +161,8 @@ static grpc_server *core_new(const struct rpc_server_config *config)
     list[n++] = arg_int(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)config->message_bytes_max);
     list[n++] = arg_int(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, -1);
     list[n++] = arg_int(GRPC_ARG_HTTP2_BDP_PROBE, 0);
-    list[n++] = arg_int(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, LOOKAHEAD_BYTES);
+    list[n++] = arg_int(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES,
+                        config->lookahead_bytes ? (int)config->lookahead_bytes : LOOKAHEAD_BYTES);
     list[n++] = arg_int(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, PING_INTERVAL_MIN_MS);
     list[n++] = arg_int(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
     /* a compressed message of 1 MB may grow to 1 GB before its length is looked at: identity only */
@@ -214,8 +215,10 @@ static enum status server_build(struct rpc_server *s, const struct rpc_server_co
 enum status rpc_server_start(const struct rpc_server_config *config, const struct rpc_method *methods, size_t n_methods,
                              struct rpc_server **server_out, struct error *err)
 {
-    if (config->message_bytes_max > INT32_MAX || config->keepalive_ms > INT32_MAX)
-        return error_set(err, ST_INVALID, "grpc server: message_bytes_max or keepalive_ms is over 2^31");
+    if (config->message_bytes_max > INT32_MAX || config->keepalive_ms > INT32_MAX ||
+        config->lookahead_bytes > INT32_MAX)
+        return error_set(err, ST_INVALID,
+                         "grpc server: message_bytes_max, lookahead_bytes or keepalive_ms is over 2^31");
     if (config->tls && !config->tls->cert)
         return error_set(err, ST_INVALID, "grpc server: TLS without a certificate");
     struct rpc_server *s = calloc(1, sizeof *s);

@@ -104,6 +104,8 @@ static void run_add(struct sched *s, struct flight *f, struct sched_request *r, 
 static uint32_t rows_add(struct sched *s, struct flight *f, struct sched_request *r, uint32_t n)
 {
     uint32_t added = 0;
+    if (r->logits && n > SCHED_LOGIT_ROWS)
+        n = SCHED_LOGIT_ROWS;
     while (added < n) {
         const uint32_t pos = r->ahead;
         uint32_t m = request_leaf_rows(r) - pos % request_leaf_rows(r);

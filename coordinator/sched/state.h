@@ -38,7 +38,9 @@ enum {
     SCHED_COMPANY_MS = 5000,    /* after others were there a long prompt leaves room for others to come */
     SCHED_HEAVY_ROWS = 128,     /* prompt rows of a step behind which none is planned ahead, */
     SCHED_HEAVY_US = 20000,     /* or fewer, if they take so long */
-    SCHED_COST_GENERATED = 2,   /* of a generated token, where one of a prompt costs 1 */
+    SCHED_LOGIT_ROWS =
+        16, /* of a run whose logit rows are wanted whole: a result of megabytes, behind which heartbeats wait */
+    SCHED_COST_GENERATED = 2, /* of a generated token, where one of a prompt costs 1 */
 };
 #define SCHED_NO_SLOT   UINT8_MAX
 #define SCHED_BIT(slot) ((uint64_t)1 << (slot))

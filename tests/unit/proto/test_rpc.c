@@ -165,7 +165,7 @@ static void site_serve(struct site *site, const char *address, uint32_t keepaliv
     };
     memcpy(site->methods, methods, sizeof methods);
     struct error err = { 0 };
-    const struct rpc_server_config config = { address, MESSAGE_MAX, keepalive_ms, NULL, NULL, NULL };
+    const struct rpc_server_config config = { address, MESSAGE_MAX, keepalive_ms, NULL, NULL, NULL, 0 };
     if (rpc_server_start(&config, site->methods, 5, &site->server, &err))
         fail_msg("%s", err.text);
     snprintf(site->target, sizeof site->target, "127.0.0.1:%u", rpc_server_port(site->server));
@@ -531,10 +531,10 @@ static void a_busy_port_is_refused(void **state)
     struct site *site = *state;
     struct rpc_server *second = NULL;
     struct error err = { 0 };
-    const struct rpc_server_config config = { site->target, MESSAGE_MAX, 0, NULL, NULL, NULL };
+    const struct rpc_server_config config = { site->target, MESSAGE_MAX, 0, NULL, NULL, NULL, 0 };
     assert_int_equal(rpc_server_start(&config, site->methods, 5, &second, &err), ST_IO);
     assert_non_null(strstr(err.text, site->target));
-    const struct rpc_server_config silly = { "nowhere:port", MESSAGE_MAX, 0, NULL, NULL, NULL };
+    const struct rpc_server_config silly = { "nowhere:port", MESSAGE_MAX, 0, NULL, NULL, NULL, 0 };
     err.status = ST_OK;
     assert_int_equal(rpc_server_start(&silly, site->methods, 5, &second, &err), ST_IO);
 }
