@@ -36,12 +36,14 @@ struct eval {
 static enum status config_settings(const struct eval *e, const struct eval_config *c, struct settings *s,
                                    struct error *err)
 {
+    char whole[SELECTOR_TEXT];
     enum pack_weights weights;
     enum status st;
     *s = e->settings;
     s->json = true;
     if ((st = config_set(settings_fields, s, "kv-codec", c->kv_codec, "--configs: kv-codec", err)) ||
-        (st = config_set(settings_fields, s, "selector", c->selector, "--configs: selector", err)))
+        (st = config_set(settings_fields, s, "selector", c->selector, "--configs: selector", err)) ||
+        (st = settings_selector(s, whole, err)))
         return st;
     if (c->weights[0] && !pack_weights_parse(c->weights, &weights))
         return error_set(err, ST_INVALID, "--configs: weights: '%s' is none of bf16, lossless-fast, as-is", c->weights);
