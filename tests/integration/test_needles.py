@@ -68,6 +68,7 @@ class Needles(unittest.TestCase):
                 seen.append([a[:2] for a in answers])
         for other in seen[1:]:
             self.assertEqual(other, seen[0])
+        print(f"{codec}: {NEEDLES} of {NEEDLES} needles in {positions} positions, by {numbers} workers alike", flush=True)
 
 
 if __name__ == "__main__":
