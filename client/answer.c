@@ -32,6 +32,17 @@ static enum status read_float(const char *key, const char *text, float low, floa
     return ST_OK;
 }
 
+/* 0 is none: the deployment's would be taken instead. */
+static enum status read_density(const char *text, double *out, struct error *err)
+{
+    char *end;
+    const double v = strtod(text, &end);
+    if (end == text || *end || !(v > 0 && v <= 1))
+        return error_set(err, ST_INVALID, "--density: '%s' is not a number above 0 and at most 1", text);
+    *out = v;
+    return ST_OK;
+}
+
 /* A float32 so that it comes back: nine digits. Infinities, which JSON lacks, as null. */
 static json_t *float_json(float v)
 {
@@ -157,6 +168,8 @@ enum status answer_sampling(const struct settings *s, Longspan__V1__GenerateRequ
     enum status st = read_float("temperature", s->temperature, 0, 100, &q->temperature, err);
     if (!st)
         st = read_float("top-p", s->top_p, 1e-6f, 1, &q->top_p, err);
+    if (!st && s->density[0])
+        st = read_density(s->density, &q->density, err);
     if (st)
         return st;
     q->temperature_set_case = LONGSPAN__V1__GENERATE_REQUEST__TEMPERATURE_SET_TEMPERATURE;

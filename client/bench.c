@@ -14,6 +14,8 @@
 #include "client/bench/runner.h"
 #include "client/commands.h"
 #include "client/interrupt.h"
+#include "client/local.h"
+#include "client/settings.h"
 #include "common/file.h"
 
 enum { CLOSED_DEFAULT = 8, OPEN_MAX = 4096, REQUESTS_DEFAULT = 100, KEY_BYTES_MAX = 1024 };
@@ -46,12 +48,14 @@ static enum status read_key(const char *path, char key[KEY_BYTES_MAX + 1], struc
     return ST_OK;
 }
 
-static enum status read_extra(const char *text, json_t **extra_out, struct error *err)
+static enum status read_extra(const char *text, double density, json_t **extra_out, struct error *err)
 {
     static const char *const ours[] = { "prompt", "messages", "max_tokens", "stream" };
     *extra_out = NULL;
-    if (!text[0])
+    if (!text[0] && density <= 0)
         return ST_OK;
+    if (!text[0])
+        text = "{}";
     json_t *extra = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
     if (!json_is_object(extra)) {
         json_decref(extra);
@@ -62,6 +66,10 @@ static enum status read_extra(const char *text, json_t **extra_out, struct error
             json_decref(extra);
             return error_set(err, ST_INVALID, "--extra-body: '%s' is set by bench itself", ours[i]);
         }
+    if (density > 0 && json_object_set_new(extra, "density", json_real(density))) {
+        json_decref(extra);
+        return error_set(err, ST_NO_MEMORY, "no memory");
+    }
     *extra_out = extra;
     return ST_OK;
 }
@@ -95,7 +103,7 @@ static enum status connect_to(struct bench *b, struct error *err)
         return error_set(err, ST_NO_MEMORY, "no memory");
     enum status st = read_key(b->o.api_key_file, key, err);
     if (!st)
-        st = read_extra(b->o.extra_body, &extra, err);
+        st = read_extra(b->o.extra_body, b->n.density, &extra, err);
     if (st)
         return st;
     st = http_client_new(b->base, b->o.url, key, &b->client, err);
@@ -284,21 +292,52 @@ static enum status run(struct bench *b, struct error *err)
     return st;
 }
 
+/* ---- a cluster of its own ---- */
+
+static enum status run_local(const char *address, const struct settings *s, const void *arg, struct error *err)
+{
+    struct bench *b = *(struct bench *const *)arg;
+    (void)address;
+    snprintf(b->o.url, sizeof b->o.url, "http://%s", s->http);
+    b->o.model[0] = 0; /* it is asked what it calls it */
+    return run(b, err);
+}
+
+/* The cluster's settings: their defaults, a file, what the flags say. */
+static enum status local_settings(const struct bench_options *o, struct settings *s, struct error *err)
+{
+    const struct {
+        const char *key, *value;
+    } flags[] = { { "model", o->model }, { "kv-codec", o->kv_codec }, { "selector", o->selector } };
+    char whole[SELECTOR_TEXT];
+    enum status st = config_defaults(settings_fields, s, err);
+    if (!st && o->settings[0])
+        st = config_file(settings_fields, s, o->settings, err);
+    for (size_t i = 0; i < sizeof flags / sizeof *flags && !st; i++)
+        if (flags[i].value[0])
+            st = config_set(settings_fields, s, flags[i].key, flags[i].value, "bench", err);
+    if (o->workers)
+        s->workers = o->workers;
+    return st ? st : settings_selector(s, whole, err);
+}
+
 int command_bench(int argc, char **argv)
 {
-    struct bench b = { 0 };
+    struct bench b = { 0 }, *arg = &b;
+    struct settings s;
     struct error err = { 0 };
-    if (!bench_options_read(
-            &b.o, "usage: longspan bench [--url http://HOST:PORT] [--concurrency N | --rate R | --trace FILE] [flags]",
-            argc, argv))
+    if (!bench_options_read(&b.o,
+                            "usage: longspan bench [--url http://HOST:PORT | --local] [--concurrency N | --rate R | "
+                            "--trace FILE] [flags]",
+                            argc, argv))
         return 2;
-    if (bench_options_check(&b.o, &b.n, &err)) {
+    if (bench_options_check(&b.o, &b.n, &err) || (b.o.local && local_settings(&b.o, &s, &err))) {
         fprintf(stderr, "longspan: %s\n", err.text);
         return 2;
     }
     raise_descriptors();
     interrupt_catch();
-    const enum status st = run(&b, &err);
+    const enum status st = b.o.local ? local_run(&s, false, run_local, &arg, &err) : run(&b, &err);
     if (st && !(st == ST_CANCELLED && interrupted()))
         fprintf(stderr, "longspan: %s\n", err.text[0] ? err.text : status_text(st));
     return st ? 1 : 0;

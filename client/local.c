@@ -22,8 +22,10 @@ enum status local_run(struct settings *s, bool quiet,
     enum status st = cluster_start(s, &c, err);
     if (!st)
         st = cluster_await(c, quiet, interrupted, err);
-    if (!st)
+    if (!st) {
+        snprintf(s->http, sizeof s->http, "%s", cluster_http(c));
         st = fn(cluster_grpc(c), s, arg, err);
+    }
     cluster_stop(c);
     struct error removal = { 0 };
     if (file_remove_tree(directory, &removal))

@@ -12,7 +12,7 @@ extern "C" {
 
 /*
  * Runs fn with the gRPC address of a cluster made for it: on free ports, its state in a temporary directory, gone when fn returns. settings: http, grpc and state
- * are overwritten. quiet: no progress bar. Not from a program with threads.
+ * are overwritten; http says where it listens when fn is called. quiet: no progress bar. Not from a program with threads.
  */
 enum status local_run(struct settings *s, bool quiet,
                       enum status (*fn)(const char *address, const struct settings *s, const void *arg,

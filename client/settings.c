@@ -86,6 +86,7 @@ const struct config_field settings_fields[] = {
     { "temperature", "0", CONFIG_TEXT, TEXT(temperature), 0, 0, NULL, SCOPE_GENERATE | SCOPE_CHAT | SCOPE_JOBS, "0: greedy" },
     { "top-p", "1", CONFIG_TEXT, TEXT(top_p), 0, 0, NULL, SCOPE_GENERATE | SCOPE_CHAT | SCOPE_JOBS, "nucleus" },
     { "top-k", "0", CONFIG_U32, PLAIN(top_k), 0, 1 << 24, NULL, SCOPE_GENERATE | SCOPE_CHAT, "0: all tokens" },
+    { "density", "", CONFIG_TEXT, TEXT(density), 0, 0, NULL, SCOPE_GENERATE | SCOPE_CHAT, "share of blocks that sparse attention reads for this; none: what --selector says" },
     { "seed", "", CONFIG_TEXT, TEXT(seed), 0, 0, NULL, SCOPE_GENERATE | SCOPE_CHAT | SCOPE_JOBS | SCOPE_EVAL, "of sampling; none: drawn" },
     { "ignore-eos", "false", CONFIG_BOOL, PLAIN(ignore_eos), 0, 0, NULL, SCOPE_GENERATE, "go on after the end of text" },
     { "score", "false", CONFIG_BOOL, PLAIN(score), 0, 0, NULL, SCOPE_GENERATE, "log-probabilities of the prompt's tokens too" },

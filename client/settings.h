@@ -61,7 +61,7 @@ struct settings {
     uint32_t jobs_max, jobs_keep_hours, jobs_running;
     /* generate, and the sample answer of up */
     bool local, raw, score, json, ignore_eos, once;
-    char prompt_file[1024], temperature[16], top_p[16], seed[24], dump_logits[1024];
+    char prompt_file[1024], temperature[16], top_p[16], density[16], seed[24], dump_logits[1024];
     uint32_t max_tokens, top_k;
     /* jobs, batch */
     char key[257], name[129], output[1024];

@@ -12,9 +12,14 @@ const struct config_field bench_fields[] = {
     { "config", "", CONFIG_TEXT, TEXT(config), 0, 0, NULL, 1, "file of these settings (YAML); flags win" },
     { "url", "http://127.0.0.1:8080", CONFIG_TEXT, TEXT(url), 0, 0, NULL, 1, "an OpenAI-compatible server: http://HOST[:PORT][/PREFIX]" },
     { "api", "completions", CONFIG_CHOICE, TEXT(api), 0, 0, "completions|chat", 1, "endpoint" },
-    { "model", "", CONFIG_TEXT, TEXT(model), 0, 0, NULL, 1, "name sent; none: the first of /v1/models" },
+    { "model", "", CONFIG_TEXT, TEXT(model), 0, 0, NULL, 1, "name sent; none: the first of /v1/models. With --local: what is served, as longspan up takes it" },
     { "api-key-file", "", CONFIG_TEXT, TEXT(api_key_file), 0, 0, NULL, 1, "file with a bearer token" },
     { "timeout-s", "600", CONFIG_U32, PLAIN(timeout_s), 1, 86400, NULL, 1, "a request that takes longer failed" },
+    { "local", "false", CONFIG_BOOL, PLAIN(local), 0, 0, NULL, 1, "start a cluster for this load alone, on this machine, instead of --url" },
+    { "workers", "0", CONFIG_U32, PLAIN(workers), 0, 64, NULL, 1, "of that cluster; 0: as up has" },
+    { "kv-codec", "", CONFIG_TEXT, TEXT(kv_codec), 0, 0, NULL, 1, "of that cluster: how sealed KV blocks are coded" },
+    { "selector", "", CONFIG_TEXT, TEXT(selector), 0, 0, NULL, 1, "of that cluster: NAME[@DENSITY], who picks the KV that takes part" },
+    { "settings", "", CONFIG_TEXT, TEXT(settings), 0, 0, NULL, 1, "file (YAML) with more settings of that cluster, as up --config takes it" },
 
     { "input-tokens", "512", CONFIG_TEXT, TEXT(input_tokens), 0, 0, NULL, 1, "N, LOW-HIGH, normal:MEAN:DEVIATION, lognormal:MEDIAN:SIGMA, exponential:MEAN" },
     { "output-tokens", "128", CONFIG_TEXT, TEXT(output_tokens), 0, 0, NULL, 1, "the same" },
@@ -24,6 +29,7 @@ const struct config_field bench_fields[] = {
     { "prompts", "auto", CONFIG_CHOICE, TEXT(prompts), 0, 0, "auto|ids|text", 1, "token ids, or text sized by /tokenize; auto: ids, and text for chat" },
     { "token-ids", "1000-30000", CONFIG_TEXT, TEXT(token_ids), 0, 0, NULL, 1, "LOW-HIGH: ids drawn from" },
     { "temperature", "0", CONFIG_TEXT, TEXT(temperature), 0, 0, NULL, 1, "0: greedy" },
+    { "density", "", CONFIG_TEXT, TEXT(density), 0, 0, NULL, 1, "share of blocks that sparse attention reads for each request; none: the server's" },
     { "ignore-eos", "true", CONFIG_BOOL, PLAIN(ignore_eos), 0, 0, NULL, 1, "send ignore_eos, so that answers have the length asked for" },
     { "extra-body", "", CONFIG_TEXT, TEXT(extra_body), 0, 0, NULL, 1, "JSON object whose fields are added to every request" },
     { "seed", "1", CONFIG_U32, PLAIN(seed), 0, UINT32_MAX, NULL, 1, "of prompts, lengths and gaps" },
@@ -112,6 +118,12 @@ static enum status sensible(const struct bench_options *o, const struct bench_nu
         return error_set(err, ST_INVALID, "--prompts: chats are text");
     if (o->trace[0] && o->prefix_tokens)
         return error_set(err, ST_INVALID, "--prefix-tokens: the trace says which prompts share what");
+    if (!o->local && (o->workers || o->kv_codec[0] || o->selector[0] || o->settings[0]))
+        return error_set(err, ST_INVALID, "--%s: is said with --local; a server that runs has its own",
+                         o->workers       ? "workers"
+                         : o->kv_codec[0] ? "kv-codec"
+                         : o->selector[0] ? "selector"
+                                          : "settings");
     if (n->input.kind == DIST_FIXED && o->prefix_tokens > n->input.a)
         return error_set(err, ST_INVALID, "--prefix-tokens: %u is more than the prompt (--input-tokens %s)",
                          o->prefix_tokens, o->input_tokens);
@@ -128,6 +140,8 @@ enum status bench_options_check(const struct bench_options *o, struct bench_numb
         st = ids(o->token_ids, &n, err);
     if (!st)
         st = number("temperature", o->temperature, 0, 100, &n.temperature, err);
+    if (!st && o->density[0])
+        st = number("density", o->density, 1e-6, 1, &n.density, err);
     if (!st)
         st = number("rate", o->rate, 0, 1e6, &n.rate, err);
     if (!st)

@@ -20,10 +20,14 @@ extern "C" {
 struct bench_options {
     char config[1024];
     /* whom */
-    char url[500], api[16], model[256], api_key_file[1024];
+    char url[500], api[16], model[1024], api_key_file[1024];
     uint32_t timeout_s;
+    /* a cluster of its own; "", 0: as that one's settings say */
+    bool local;
+    char kv_codec[16], selector[40], settings[1024];
+    uint32_t workers;
     /* what */
-    char input_tokens[64], output_tokens[64], prompts[8], token_ids[32], temperature[16], extra_body[4096];
+    char input_tokens[64], output_tokens[64], prompts[8], token_ids[32], temperature[16], density[16], extra_body[4096];
     uint32_t prefix_tokens, input_tokens_max, output_tokens_max, seed;
     bool ignore_eos;
     /* when */
@@ -39,7 +43,7 @@ extern const struct config_field bench_fields[];
 /* The texts among the options, as numbers. */
 struct bench_numbers {
     struct dist input, output;
-    double rate, trace_scale, temperature, slo_ttft_ms, slo_tpot_ms;
+    double rate, trace_scale, temperature, density, slo_ttft_ms, slo_tpot_ms; /* density 0: none is sent */
     uint32_t id_low, id_high;
     enum trace_format trace_format;
 };

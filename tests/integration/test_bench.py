@@ -337,5 +337,32 @@ class OurServer(unittest.TestCase):
             self.assertIn(word, out)
 
 
+class OwnCluster(unittest.TestCase):
+    """--local: a cluster for one load, with what is said of it; and the density of each request."""
+
+    LOAD = ("--local", "--model", "constructed:copy", "--workers", 1, "--requests", 3, "--concurrency", 1, "--input-tokens", 700,
+            "--output-tokens", 2, "--token-ids", "97-122", "--json", "-")
+
+    def test_configured(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as settings:
+            settings.write("threads: 1\n")
+            settings.flush()
+            out, err = run("bench", *self.LOAD, "--kv-codec", "int8", "--selector", "quest@0.5", "--density", "0.25", "--settings",
+                           settings.name)
+        told = json.loads(out)
+        self.assertEqual(told["summary"]["ok"], 3)
+        self.assertEqual((told["options"]["kv-codec"], told["options"]["density"]), ("int8", "0.25"))
+        self.assertIn("1 workers x", err)
+        self.assertIn("of int8", err)
+
+    def test_refused(self):
+        r = json.loads(run("bench", *self.LOAD, "--density", "0.25", check=1)[0])
+        self.assertIn("reads everything", r["requests"][0]["error"])  # no selector: the density was sent
+        for flags, names in ((("--local", "--kv-codec", "int9"), "kv-codec"), (("--local", "--selector", "sparse"), "selector"),
+                             (("--kv-codec", "int8"), "--local"), (("--workers", 2), "--local"), (("--density", 2), "--density"),
+                             (("--local", "--settings", "/nowhere"), "/nowhere")):
+            self.assertIn(names, run("bench", *flags, check=2)[1])
+
+
 if __name__ == "__main__":
     cluster.main()

@@ -14,7 +14,7 @@ import tempfile
 import unittest
 
 import cluster
-from cluster import Cluster, run
+from cluster import Cluster, generate, run
 
 POSITIONS, NEEDLES, LETTERS = int(os.environ.get("POSITIONS", 8192)), 8, "abcdefghijklmnopqrstuvwxyz"
 COPY = "constructed:copy"
@@ -111,6 +111,15 @@ class Densities(unittest.TestCase):
                 self.assertEqual(ask(c, density=0.3)[2], 0)
                 self.assertEqual(ask(c, density=1), (*dense[:2], 1984))
                 c.check_quiet()
+
+
+    def test_flag_of_generate(self):
+        args = ("--model", COPY, "--workers", 1, "--raw", "--prompt", "abcdefgh" * 200, "--max-tokens", 100, "--selector", "quest@0.9")
+        sparse, dense = (generate(*args, *more) for more in (("--density", 0.1), ("--density", 1)))
+        self.assertLess(sparse["density"], 1)
+        self.assertEqual(dense["density"], 1)
+        for bad in ("0", "1.5", "x"):
+            self.assertIn("--density", run("generate", "--local", *args, "--density", bad, check=2)[1])
 
 
 class Refused(unittest.TestCase):
