@@ -1,6 +1,6 @@
 /*
  * The identity contract, with the real scheduler and real workers in one process: tokens and log-probabilities do not depend on the number of workers, on
- * homes, owners, chunks, batches, codecs of KV, selectors, prefix hits, leaves that are read once for several sequences, leaves that move meanwhile, or pools so small that requests
+ * homes, owners, chunks, batches, codecs of KV, selectors, lossless codes of weights, prefix hits, leaves that are read once for several sequences, leaves that move meanwhile, or pools so small that requests
  * give way to others and are computed again. Each life draws all of these from its seed and is compared with every request alone on one worker.
  *
  * ctest-labels: tsan
@@ -24,7 +24,7 @@
 #include "kernels/selector.h"
 #include "worker/worker.h"
 
-#define MODEL "random:layers=2,d=64,heads=4,kv=2,head_dim=32,ff=96,vocab=256,positions=2048,codec=bf16:2:5"
+#define MODEL "random:layers=2,d=64,heads=4,kv=2,head_dim=32,ff=96,vocab=256,positions=2048,codec=%s:2:5"
 
 enum { WORKERS_MAX = 4, REQUESTS = 16, PROMPT_MAX = 900, NEW_MAX = 40, POSITIONS = 1024 };
 
@@ -383,9 +383,10 @@ static void alone_on_one_worker(const struct model *model, enum kv_codec codec, 
     cluster_free(c);
 }
 
-static uint64_t hits, kv_read, kv_dense, preemptions;
+static uint64_t hits, lossless, kv_read, kv_dense, preemptions;
 
-static void life(const struct model *model, uint64_t seed, enum kv_codec codec, const char *selector)
+/* models: of the same numbers, in bf16 and in lossless-fast. */
+static void life(struct model *const models[2], uint64_t seed, enum kv_codec codec, const char *selector)
 {
     static struct outcome outcome[REQUESTS];
     static const uint32_t chunks[] = { 1, 64, 100, 500, 1024 };
@@ -405,7 +406,8 @@ static void life(const struct model *model, uint64_t seed, enum kv_codec codec, 
         .selector = selector,
         .open_blocks = 3 + rng_below(&rng, 3 * REQUESTS),
     };
-    struct cluster *c = cluster_new(model, &shape);
+    const uint32_t weights = rng_below(&rng, 2);
+    struct cluster *c = cluster_new(models[weights], &shape);
     uint32_t order[REQUESTS], open = 0;
     for (uint32_t i = 0; i < REQUESTS; i++)
         order[i] = i;
@@ -429,6 +431,7 @@ static void life(const struct model *model, uint64_t seed, enum kv_codec codec, 
     for (uint32_t i = 0; i < REQUESTS; i++) {
         compare(&outcome[i], &truth[i], i, seed);
         hits += outcome[i].cached;
+        lossless += weights;
         kv_read += outcome[i].kv_read;
         kv_dense += outcome[i].kv_dense;
         if (shape.reads_apart && !strcmp(selector, "dense"))
@@ -441,11 +444,19 @@ static void life(const struct model *model, uint64_t seed, enum kv_codec codec, 
 static void bits_do_not_depend_on_the_cluster(void **state)
 {
     (void)state;
-    struct model *model;
+    static const char *const weights[] = { "bf16", "lossless-fast" };
+    struct model *models[2];
+    struct model_tensor matrix;
     struct error err = { 0 };
     log_set_level(LOG_LEVEL_ERROR);
-    if (model_open(MODEL, &model, &err))
-        fail_msg("%s", err.text);
+    for (int i = 0; i < 2; i++) {
+        char spec[160];
+        snprintf(spec, sizeof spec, MODEL, weights[i]);
+        if (model_open(spec, &models[i], &err))
+            fail_msg("%s", err.text);
+        assert_int_equal(model_tensor(models[i], MODEL_FFN_DOWN, 1, &matrix), ST_OK);
+        assert_int_equal(matrix.codec, i ? WEIGHT_LOSSLESS_FAST : WEIGHT_BF16);
+    }
     static const enum kv_codec codecs[] = { KV_BF16, KV_INT8, KV_INT4_ROT };
     static const char *const selectors[] = { "dense", "quest@0.4,layers=0", "sketch-walk@0.5,layers=1",
                                              "quest@0.5,layers=1,scope=local,prompt=sparse",
@@ -456,17 +467,18 @@ static void bits_do_not_depend_on_the_cluster(void **state)
         if (set != 1 + seed / 2) {
             set = 1 + seed / 2;
             requests_make(requests, set);
-            alone_on_one_worker(model, codec, selector);
+            alone_on_one_worker(models[0], codec, selector);
         }
-        life(model, seed, codec, selector);
+        life(models, seed, codec, selector);
     }
     print_message("%llu lives of %d requests, %llu tokens from prefix hits, %.0f of %.0f MB of keys and values read, "
-                  "%llu preemptions\n",
+                  "%llu preemptions; %llu requests with lossless-fast weights\n",
                   (unsigned long long)n_lives, REQUESTS, (unsigned long long)hits, (double)kv_read / 1e6,
-                  (double)kv_dense / 1e6, (unsigned long long)preemptions);
-    assert_true(n_lives < 3 || (hits > 0 && kv_read < kv_dense));
+                  (double)kv_dense / 1e6, (unsigned long long)preemptions, (unsigned long long)lossless);
+    assert_true(n_lives < 3 || (hits > 0 && kv_read < kv_dense && lossless > 0));
     assert_true(n_lives < 20 || preemptions > 0);
-    model_close(model);
+    for (int i = 0; i < 2; i++)
+        model_close(models[i]);
 }
 
 int main(int argc, char **argv)
