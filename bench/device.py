@@ -3,7 +3,7 @@
 Checks and measures the CUDA backend on a host with a GPU, from a folder that scripts/device.sh packed. One JSON object on standard output, under the
 flat names of bench/results/h100.json; what failed is named under "failed". Logs go to --logs.
 
-    device.py [--only check,worker,sanitizer,cluster,needles,peer,kernels,codes,lossless,step,peers] [--logs FOLDER]
+    device.py [--only check,worker,sanitizer,cluster,needles,peer,kernels,codes,lossless,step,step-lossless,peers] [--logs FOLDER]
 """
 import argparse
 import http.client
@@ -21,7 +21,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ENV = {**os.environ, "LD_LIBRARY_PATH": HERE + "/lib", "UCX_MODULE_DIR": HERE + "/lib/ucx"}
 parser = argparse.ArgumentParser()
-parser.add_argument("--only", default="check,worker,sanitizer,cluster,needles,peer,kernels,codes,lossless,step,peers")
+parser.add_argument("--only", default="check,worker,sanitizer,cluster,needles,peer,kernels,codes,lossless,step,step-lossless,peers")
 parser.add_argument("--logs", default=tempfile.gettempdir())
 args = parser.parse_args()
 result = {"failed": []}
@@ -176,8 +176,9 @@ def main():
     if "worker" in wanted:
         run("worker", HERE + "/worker_test_cuda")
     if "sanitizer" in wanted:
-        for tool in ("memcheck", "racecheck"):
-            run(tool, "compute-sanitizer", "--tool", tool, "--error-exitcode", "9", HERE + "/check_cuda", "--rounds", "2")
+        for program in ("check_cuda", "check_cuda_lossless"):
+            for tool in ("memcheck", "racecheck"):
+                run(f"{tool}-{program}", "compute-sanitizer", "--tool", tool, "--error-exitcode", "9", f"{HERE}/{program}", "--rounds", "2")
     if "cluster" in wanted:
         cluster()
     gpus = len((run("gpus", "nvidia-smi", "-L") or "").splitlines())
@@ -194,6 +195,9 @@ def main():
     if "step" in wanted:
         figures("step", HERE + "/cuda_step", "random:llama-3.1-8b", "8b_bf16", "512", "8192", "32768")
         result["step_8b_bf16_short_ms"] = result.get("8b_bf16_step_512_ms")
+    if "step-lossless" in wanted:
+        figures("step-lossless", HERE + "/cuda_step", "random:llama-3.1-8b,codec=lossless-fast", "8b_lossless", "512", "8192", "32768")
+        result["step_8b_lossless_short_ms"] = result.get("8b_lossless_step_512_ms")
     if "peers" in wanted:
         figures("peers", sys.executable, HERE + "/cuda_peers.py", env=os.environ)
     result["command_ok"] = not result["failed"]

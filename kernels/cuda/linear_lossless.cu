@@ -15,7 +15,7 @@ enum {
     ROW_BYTES = 128,
     ESCAPE = 15,
     BASE_MAX = 255 - 14,
-    INLINE = 3,
+    INLINE = CUDA_LOSSLESS_INLINE,
 };
 
 /* ---- packing ---- */

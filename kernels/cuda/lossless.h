@@ -21,6 +21,7 @@ extern "C" {
 enum {
     CUDA_LOSSLESS_SIGNS = 4096,
     CUDA_LOSSLESS_CLASSES = 2048,
+    CUDA_LOSSLESS_INLINE = 3, /* escapes of a warp that stand beside its tile */
     CUDA_LOSSLESS_TILE = CUDA_LOSSLESS_SIGNS + CUDA_LOSSLESS_CLASSES + 64
 };
 

@@ -21,8 +21,9 @@ enum {
 };
 
 struct gpu_matrix {
-    void *packed;
+    void *packed; /* bf16 tiles (kernels/cuda/cuda.h), or as kernels/cuda/lossless.h has them */
     uint32_t n_out, n_in;
+    bool lossless;
 };
 
 struct gpu_layer {
@@ -89,6 +90,7 @@ struct backend {
     struct gpu_layer *layers;
     struct gpu_matrix output;
     float *output_norm;
+    void *expanded; /* bf16 tiles of the lossless weights of one product of many rows; NULL: there are none */
     struct model_tensor embedding;
     uint64_t weight_bytes;
     size_t part_bytes, partial_floats;
@@ -142,6 +144,20 @@ enum status gpu_sync(struct backend *b, const char *what);
 enum status gpu_weights_load(struct backend *b, void (*progress)(void *ctx, float fraction), void *ctx,
                              struct error *err);
 void gpu_weights_free(struct backend *b);
+/* Device memory that counts as weights. */
+enum status gpu_weights_alloc(struct backend *b, size_t bytes, void *out, struct error *err);
+/* Rows tile * 64 .. of a tensor in bf16, NULL past its last. scratch: [64][row_room] */
+void gpu_tile_rows(const struct model_tensor *t, uint32_t tile, uint8_t *scratch, size_t row_room,
+                   const uint16_t *rows_out[CUDA_TILE]);
+
+/* lossless.c */
+/* Codes a matrix of lossless-fast for the GPU; out->lossless stays false where bf16 takes less. ST_CORRUPT: a pack's groups are not what they say. */
+enum status gpu_lossless_load(struct backend *b, const struct model_tensor *t, struct gpu_matrix *out,
+                              struct error *err);
+/* Room for what products of many rows expand, once all is loaded. */
+enum status gpu_lossless_room(struct backend *b, struct error *err);
+/* A product with matrices of either form: l's parts but for `packed`. -> cudaError_t */
+int gpu_product(struct backend *b, struct cuda_linear *l, const struct gpu_matrix *const *m);
 
 /* arena.c: the step's plan for the device */
 void *gpu_list_push(struct gpu_list *list, size_t bytes); /* NULL: no memory */

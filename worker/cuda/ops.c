@@ -71,15 +71,15 @@ int gpu_linear(struct backend *b, const struct gpu_op *op)
     struct cuda_linear l = product(b, tiled_of(b, op->in), b->input->n_rows, layer->matrix[op->parts[0].weight].n_in);
     l.n_parts = op->n_parts;
     l.accumulate = op->flag;
+    const struct gpu_matrix *m[3];
     for (uint32_t i = 0; i < op->n_parts; i++) {
-        const struct gpu_matrix *m = &layer->matrix[op->parts[i].weight];
-        l.part[i] = (struct cuda_part){ .packed = m->packed,
-                                        .y = float_of(b, op->parts[i].out),
+        m[i] = &layer->matrix[op->parts[i].weight];
+        l.part[i] = (struct cuda_part){ .y = float_of(b, op->parts[i].out),
                                         .bias = op->parts[i].bias ? layer->vector[op->parts[i].bias] : NULL,
-                                        .n_out = m->n_out,
-                                        .y_stride = m->n_out };
+                                        .n_out = m[i]->n_out,
+                                        .y_stride = m[i]->n_out };
     }
-    return gpu_status(cuda_linear_run(&l, b->stream), "product");
+    return gpu_status(gpu_product(b, &l, m), "product");
 }
 
 int gpu_rope_store(struct backend *b, const struct gpu_op *op)
@@ -171,10 +171,10 @@ int gpu_answer(struct backend *b, const struct gpu_op *op)
                       c->rms_eps, b->h, b->cap, b->stream);
     struct cuda_linear l = product(b, b->h, n, c->d_model);
     l.n_parts = 1;
-    l.part[0] =
-        (struct cuda_part){ .packed = b->output.packed, .y = b->logits, .n_out = c->n_vocab, .y_stride = c->n_vocab };
+    l.part[0] = (struct cuda_part){ .y = b->logits, .n_out = c->n_vocab, .y_stride = c->n_vocab };
+    const struct gpu_matrix *const output = &b->output;
     if (!e)
-        e = cuda_linear_run(&l, b->stream);
+        e = gpu_product(b, &l, &output);
     if (!e)
         e = (int)cudaMemcpyAsync(b->host_logits, b->logits, (size_t)n * c->n_vocab * sizeof(float),
                                  cudaMemcpyDeviceToHost, b->stream);

@@ -6,7 +6,7 @@
 
 enum { STAGING = 64 << 20 };
 
-static enum status device_alloc(struct backend *b, size_t bytes, void *out, struct error *err)
+enum status gpu_weights_alloc(struct backend *b, size_t bytes, void *out, struct error *err)
 {
     void **at = out;
     if (cudaMalloc(at, bytes)) {
@@ -25,6 +25,15 @@ struct pack_job {
     uint32_t first, n; /* rows of tiles */
 };
 
+void gpu_tile_rows(const struct model_tensor *t, uint32_t tile, uint8_t *scratch, size_t row_room,
+                   const uint16_t *rows_out[CUDA_TILE])
+{
+    for (uint32_t i = 0; i < CUDA_TILE; i++) {
+        const uint32_t row = tile * CUDA_TILE + i;
+        rows_out[i] = row < t->n_rows ? model_tensor_row(t, row, scratch + i * row_room) : NULL;
+    }
+}
+
 static void pack_rows(void *ctx, uint32_t member, uint32_t n_members)
 {
     const struct pack_job *job = ctx;
@@ -32,12 +41,8 @@ static void pack_rows(void *ctx, uint32_t member, uint32_t n_members)
     uint32_t begin, end;
     team_share(job->n, member, n_members, &begin, &end);
     for (uint32_t t = begin; t < end; t++) {
-        const uint16_t *rows[64];
-        for (uint32_t i = 0; i < 64; i++) {
-            const uint32_t row = (job->first + t) * 64 + i;
-            rows[i] =
-                row < job->tensor->n_rows ? model_tensor_row(job->tensor, row, scratch + i * job->row_room) : NULL;
-        }
+        const uint16_t *rows[CUDA_TILE];
+        gpu_tile_rows(job->tensor, job->first + t, scratch, job->row_room, rows);
         cuda_pack_tiles(rows, job->tensor->n_cols, job->staging + t * job->tile_bytes);
     }
 }
@@ -49,17 +54,24 @@ static enum status load_matrix(struct backend *b, enum model_tensor_kind kind, u
     enum status st = model_tensor(b->model, kind, layer, &t);
     if (st)
         return error_set(err, st, "the model has no tensor of kind %d in layer %u", (int)kind, layer);
-    if (t.codec != WEIGHT_BF16)
-        return error_set(err, ST_UNSUPPORTED, "device cuda: weights must be bf16, this model's are %s",
+    if (t.codec != WEIGHT_BF16 && t.codec != WEIGHT_LOSSLESS_FAST)
+        return error_set(err, ST_UNSUPPORTED, "device cuda: weights must be bf16 or lossless-fast, this model's are %s",
                          weight_codec_name(t.codec));
+    if ((st = model_tensor_check(&t, err)))
+        return st;
+    out->n_out = t.n_rows;
+    out->n_in = t.n_cols;
+    if (t.codec == WEIGHT_LOSSLESS_FAST) {
+        st = gpu_lossless_load(b, &t, out, err);
+        if (st || out->lossless)
+            return st;
+    }
     const uint32_t n_tiles = (t.n_rows + 63) / 64;
     const size_t tile_bytes = cuda_packed_bytes(64, t.n_cols), room = (t.row_bytes + 63) / 64 * 64;
     const uint32_t per = (uint32_t)(STAGING / tile_bytes);
     if (!per)
         return error_set(err, ST_UNSUPPORTED, "device cuda: rows of %u weights are too long", t.n_cols);
-    out->n_out = t.n_rows;
-    out->n_in = t.n_cols;
-    st = device_alloc(b, cuda_packed_bytes(t.n_rows, t.n_cols), &out->packed, err);
+    st = gpu_weights_alloc(b, cuda_packed_bytes(t.n_rows, t.n_cols), &out->packed, err);
     struct pack_job job = { .tensor = &t, .staging = staging, .row_room = room, .tile_bytes = tile_bytes };
     if (!st && posix_memalign((void **)&job.scratch, 64, b->n_threads * 64 * room)) {
         job.scratch = NULL;
@@ -83,9 +95,11 @@ static enum status load_vector(struct backend *b, enum model_tensor_kind kind, u
     enum status st = model_tensor(b->model, kind, layer, &t);
     if (st)
         return error_set(err, st, "the model has no tensor of kind %d in layer %u", (int)kind, layer);
+    if ((st = model_tensor_check(&t, err)))
+        return st;
     void *row = malloc(t.row_bytes + 64);
     float *values = malloc(t.n_cols * sizeof *values);
-    st = row && values ? device_alloc(b, t.n_cols * sizeof *values, out, err)
+    st = row && values ? gpu_weights_alloc(b, t.n_cols * sizeof *values, out, err)
                        : error_set(err, ST_NO_MEMORY, "no memory to load weights");
     if (!st) {
         uint8_t *at = (uint8_t *)(((uintptr_t)row + 63) & ~(uintptr_t)63);
@@ -127,6 +141,8 @@ enum status gpu_weights_load(struct backend *b, void (*progress)(void *ctx, floa
     enum status st = model_tensor(b->model, MODEL_EMBEDDING, 0, &b->embedding);
     if (st)
         error_set(err, st, "the model has no embedding");
+    else if (!c->tied_output)
+        st = model_tensor_check(&b->embedding, err);
     for (uint32_t layer = 0; layer < c->n_layers && !st; layer++) {
         st = load_layer(b, layer, staging, err);
         if (progress && !st)
@@ -136,6 +152,8 @@ enum status gpu_weights_load(struct backend *b, void (*progress)(void *ctx, floa
         st = load_vector(b, MODEL_OUTPUT_NORM, 0, &b->output_norm, err);
     if (!st)
         st = load_matrix(b, c->tied_output ? MODEL_EMBEDDING : MODEL_OUTPUT, 0, staging, &b->output, err);
+    if (!st)
+        st = gpu_lossless_room(b, err);
     cudaFreeHost(staging);
     if (progress && !st)
         progress(ctx, 1);
@@ -152,5 +170,6 @@ void gpu_weights_free(struct backend *b)
         }
     free(b->layers);
     cudaFree(b->output.packed);
+    cudaFree(b->expanded);
     cudaFree(b->output_norm);
 }

@@ -10,6 +10,7 @@
 #define STEP_PRECISIONS 1
 #define STEP_LAYOUTS    8
 #define TINY            "random:layers=2,d=128,heads=4,kv=2,head_dim=64,ff=192,vocab=264,positions=4096,codec=bf16:2:5"
+#define CODED           "random:layers=2,d=128,heads=4,kv=2,head_dim=64,ff=192,vocab=264,positions=4096,codec=lossless-fast:2:5"
 #define DRESSED                                                                                                        \
     "random:layers=2,d=72,heads=6,kv=2,head_dim=128,ff=1160,vocab=264,positions=4096,qkv_bias=1,qk_norm=1,codec=bf16:" \
     "2:5"
