@@ -130,7 +130,7 @@ static enum status start_worker(struct cluster *c, uint32_t i, struct error *err
     struct settings s = c->settings;
     snprintf(s.control, sizeof s.control, "%.127s", c->control);
     snprintf(s.bind, sizeof s.bind, "127.0.0.1");
-    s.once = true;
+    s.once = false; /* weights and sealed blocks outlive the coordinator */
     return start(&c->worker[i], "worker", SCOPE_WORKER, &s, -1, err);
 }
 

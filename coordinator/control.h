@@ -30,6 +30,7 @@ struct control_config {
     struct sched_config sched;      /* of the scheduler that is made */
     struct control_welcome welcome; /* what workers are to serve; worker_id is filled in; strings kept */
     struct digest model_digest;     /* a worker that has loaded another model is refused */
+    uint64_t term;                  /* of a coordinator that leads from the start; 0: control_lead will say */
     uint32_t n_workers;             /* expected: control_is_ready waits for so many once */
     size_t queued_bytes_max;        /* to one worker; more and it is given up; 0: 64 MiB */
     /* A worker became ready, or one that was is lost (state says which). May be NULL. */
@@ -39,6 +40,8 @@ struct control_config {
 
 /* ST_IO: the address cannot be bound. Loop thread, as all that follows. */
 enum status control_start(const struct control_config *config, struct control **control_out, struct error *err);
+/* This coordinator leads from now on, in its only term: workers are admitted. term: above 0, and above those of all who led before. */
+void control_lead(struct control *c, uint64_t term);
 uint16_t control_port(const struct control *c);
 struct sched *control_sched(struct control *c);
 

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/random.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/clock.h"
@@ -196,6 +197,13 @@ static void on_worker(void *ctx, const struct gateway_worker *worker)
         membership_worker(c->membership, worker);
 }
 
+/* The registry's word, once. */
+static void on_leads(void *ctx, uint64_t token)
+{
+    struct coordinator *c = ctx;
+    control_lead(c->control, token);
+}
+
 static enum status control_begin(struct coordinator *c, struct error *err)
 {
     const struct coordinator_config *config = c->config;
@@ -318,7 +326,11 @@ static enum status membership_begin(struct coordinator *c, const char *http, con
                                                   .http = http,
                                                   .grpc = grpc,
                                                   .control = control,
-                                                  .model = model_config(c->model)->name };
+                                                  .model = model_config(c->model)->name,
+                                                  .leads = on_leads,
+                                                  .ctx = c };
+    if (!spec[0])
+        control_lead(c->control, (uint64_t)time(NULL)); /* none asks whether it may: later ones have later times */
     return spec[0] ? membership_start(&membership, &c->membership, err) : ST_OK;
 }
 

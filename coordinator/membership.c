@@ -18,6 +18,9 @@ struct entry {
 };
 
 struct membership {
+    void (*leads)(void *ctx, uint64_t token);
+    void (*follows)(void *ctx, const char *leader, size_t bytes);
+    void *ctx;
     struct registry *registry;
     struct registry_election *election;
     struct loop_timer *timer;
@@ -111,6 +114,15 @@ static void on_won(void *ctx, uint64_t token)
     struct membership *m = ctx;
     m->led = true;
     log_info("registry: this coordinator leads (token %llu)", (unsigned long long)token);
+    if (m->leads)
+        m->leads(m->ctx, token);
+}
+
+static void on_follows(void *ctx, const struct registry_item *leader)
+{
+    const struct membership *m = ctx;
+    if (m->follows)
+        m->follows(m->ctx, (const char *)leader->value, leader->bytes);
 }
 
 static void on_lost(void *ctx, const char *why)
@@ -129,9 +141,13 @@ static enum status election_begin(struct membership *m, const struct membership_
     json_decref(json);
     if (!value)
         return ST_NO_MEMORY;
-    const struct registry_election_config election = {
-        .name = "coordinator", .value = value, .ttl_ms = m->ttl_ms, .won = on_won, .lost = on_lost, .ctx = m
-    };
+    const struct registry_election_config election = { .name = "coordinator",
+                                                       .value = value,
+                                                       .ttl_ms = m->ttl_ms,
+                                                       .won = on_won,
+                                                       .lost = on_lost,
+                                                       .follows = on_follows,
+                                                       .ctx = m };
     const enum status st = registry_election_start(m->registry, &election, &m->election);
     free(value);
     return st;
@@ -144,6 +160,9 @@ enum status membership_start(const struct membership_config *config, struct memb
     if (!m)
         return error_set(err, ST_NO_MEMORY, "registry: out of memory");
     m->ttl_ms = config->ttl_ms ? config->ttl_ms : TTL_MS;
+    m->leads = config->leads;
+    m->follows = config->follows;
+    m->ctx = config->ctx;
     enum status st = registry_open(config->registry, config->tls, config->loop, &m->registry, err);
     if (st == ST_OK) {
         m->timer = loop_timer_new(config->loop, on_tick, m);

@@ -25,6 +25,11 @@ struct membership_config {
     const struct tls *tls;                     /* to it; NULL: in clear */
     const char *http, *grpc, *control, *model; /* what others are told */
     uint32_t ttl_ms;                           /* after which the entries of a coordinator that is gone go; 0: 5000 */
+    /* This coordinator leads from now on; token: above 0, and above those of all who led before. May be NULL. */
+    void (*leads)(void *ctx, uint64_t token);
+    /* Another leads: what it told others, as JSON. Whoever has led before has lost that for good. May be NULL. */
+    void (*follows)(void *ctx, const char *leader, size_t bytes);
+    void *ctx;
 };
 
 /* Errors: those of registry_open. */

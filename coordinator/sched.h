@@ -56,6 +56,8 @@ struct sched_ops {
     int64_t (*now_ms)(void *ctx);
     /* Tests only, may be NULL: draws what policy may decide freely (homes, owners, chunk sizes, when to ship): 0 .. n - 1. Bits must not depend on it. */
     uint32_t (*choose)(void *ctx, const char *what, uint32_t n);
+    /* Blocks of the worker are committed: these are their names, for whoever asks it later. May be NULL. */
+    void (*named)(void *ctx, uint16_t worker, const struct control_block *blocks, uint32_t n);
     /* The same clock in microseconds, for the figure of coordination; may be NULL. */
     int64_t (*now_us)(void *ctx);
 };
@@ -127,6 +129,13 @@ struct sched_events {
 
 enum status sched_new(const struct sched_config *config, const struct sched_ops *ops, void *ctx,
                       struct sched **sched_out);
+/*
+ * Before any worker is ready: epochs, and the numbers of blocks and sequences, are higher than those of any scheduler of a lower term. term: ascends from
+ * leader to leader; its lower 32 bits count.
+ */
+void sched_begin(struct sched *s, uint64_t term);
+/* Sealed blocks that a worker, ready since just now, holds from the time before: cache by their ids from now on. What cannot be kept it is told to drop. */
+void sched_worker_holds(struct sched *s, uint16_t worker, const struct control_block *blocks, uint32_t n);
 /* Requests that still run end with FINISH_CANCELLED. */
 void sched_free(struct sched *s);
 

@@ -102,7 +102,21 @@ struct kv_pool_stats {
     size_t rows_bytes; /* of one */
 };
 void kv_pool_stats(const struct kv_pool *pool, struct kv_pool_stats *stats_out);
-/* Calls fn for each block here; for inventories. */
+/*
+ * The block is whole, sealed and will not be written again: its name is kept with it until it is dropped or opened again (kvstore/inventory.c). Nothing
+ * if it is not here.
+ */
+void kv_pool_name(struct kv_pool *pool, kv_handle handle, uint32_t position, const struct digest *id);
+struct kv_named {
+    kv_handle handle;
+    uint32_t position;
+    struct digest id;
+};
+/* All that have a name, the deepest in their sequences first. blocks_out: malloc'd. ST_NO_MEMORY. */
+enum status kv_pool_named(const struct kv_pool *pool, struct kv_named **blocks_out, uint32_t *n_out);
+/* All that have none. handles_out: malloc'd. ST_NO_MEMORY. */
+enum status kv_pool_nameless(const struct kv_pool *pool, kv_handle **handles_out, uint32_t *n_out);
+/* Calls fn for each block here. */
 void kv_pool_each(const struct kv_pool *pool, void (*fn)(void *ctx, kv_handle handle), void *ctx);
 
 /* ---- names (kvstore/name.c), used by the coordinator too ---- */

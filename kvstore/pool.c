@@ -180,7 +180,7 @@ enum status kv_pool_open(struct kv_pool *pool, kv_handle handle, uint32_t *slot_
 {
     uint32_t slot = kv_pool_find(pool, handle);
     if (slot != UINT32_MAX) {
-        pool->slots[slot].summed = false; /* who opens it may write it */
+        pool->slots[slot].summed = pool->slots[slot].named = false; /* who opens it may write it */
         if (!pool->slots[slot].pins) {
             free(pool->slots[slot].copy);
             pool->slots[slot].copy = NULL;

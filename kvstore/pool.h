@@ -10,9 +10,12 @@
 struct kv_pool_slot {
     kv_handle handle; /* 0: free, or dropped and still pinned */
     uint32_t pins;
-    bool dropped;  /* goes with the last unpin */
-    bool dirty;    /* its memory has been written since it was mapped */
-    bool summed;   /* its row of sums is that of its payload */
+    bool dropped; /* goes with the last unpin */
+    bool dirty;   /* its memory has been written since it was mapped */
+    bool summed;  /* its row of sums is that of its payload */
+    bool named;   /* position and id are its name */
+    uint32_t position;
+    struct digest id;
     uint32_t rows; /* place of its open rows + 1; 0: none */
     uint8_t *copy; /* of its payload, for a transfer from memory that is not the processor's */
 };

@@ -64,6 +64,7 @@ static enum status hello_to_wire(const struct control_hello *h, struct wire_aren
     w->device = text_of(h->device);
     w->transport = text_of(h->transport);
     w->n_threads = h->n_threads;
+    w->term = h->term;
     return ST_OK;
 }
 
@@ -79,6 +80,7 @@ static enum status welcome_to_wire(const struct control_welcome *m, struct wire_
     w->step_rows_max = m->step_rows_max;
     w->heartbeat_ms = m->heartbeat_ms;
     w->silence_ms = m->silence_ms;
+    w->term = m->term;
     return ST_OK;
 }
 
@@ -190,6 +192,37 @@ static enum status stop_to_wire(struct wire_arena *arena, message_wire *out)
     return ST_OK;
 }
 
+static enum status blocks_fill(const struct control_blocks *b, struct wire_arena *arena, Longspan__V1__ControlBlocks *w)
+{
+    const uint32_t n = b->n_blocks;
+    uint8_t *ids = wire_take(arena, (size_t)n * 16);
+    w->epoch = b->epoch;
+    w->handles = wire_take(arena, n * sizeof *w->handles);
+    w->positions = wire_take(arena, n * sizeof *w->positions);
+    if (!ids || !w->handles || !w->positions)
+        return ST_NO_MEMORY;
+    w->n_handles = w->n_positions = n;
+    w->ids = bytes_of(ids, (size_t)n * 16);
+    for (uint32_t i = 0; i < n; i++) {
+        w->handles[i] = b->blocks[i].handle;
+        w->positions[i] = b->blocks[i].position;
+        memcpy(ids + (size_t)i * 16, b->blocks[i].id, 16);
+    }
+    return ST_OK;
+}
+
+static enum status inventory_to_wire(const struct control_blocks *b, struct wire_arena *arena, message_wire *out)
+{
+    PART(ControlBlocks, CONTROL_BLOCKS, inventory, INVENTORY);
+    return blocks_fill(b, arena, w);
+}
+
+static enum status names_to_wire(const struct control_blocks *b, struct wire_arena *arena, message_wire *out)
+{
+    PART(ControlBlocks, CONTROL_BLOCKS, names, NAMES);
+    return blocks_fill(b, arena, w);
+}
+
 static enum status message_to_wire(const struct control_message *m, struct wire_arena *arena, message_wire *out)
 {
     switch (m->kind) {
@@ -219,6 +252,10 @@ static enum status message_to_wire(const struct control_message *m, struct wire_
         return copy_to_wire(&m->as.copy, arena, out);
     case CONTROL_STOP:
         return stop_to_wire(arena, out);
+    case CONTROL_INVENTORY:
+        return inventory_to_wire(&m->as.blocks, arena, out);
+    case CONTROL_NAMES:
+        return names_to_wire(&m->as.blocks, arena, out);
     }
     return ST_INVALID;
 }
@@ -325,6 +362,18 @@ static enum status copy_check(const Longspan__V1__ControlCopy *w, struct error *
     return length(&w->id, 16, 16, "copy.id", err);
 }
 
+static enum status blocks_check(const Longspan__V1__ControlBlocks *w, struct error *err)
+{
+    CHECK(range(w->n_handles, 0, CONTROL_BLOCKS_MAX, "blocks.handles", err));
+    CHECK(range(w->n_positions, w->n_handles, w->n_handles, "blocks.positions", err));
+    CHECK(length(&w->ids, 16 * w->n_handles, 16 * w->n_handles, "blocks.ids", err));
+    for (size_t i = 0; i < w->n_handles; i++) {
+        CHECK(range(w->handles[i], 1, UINT64_MAX - 1, "blocks.handles", err));
+        CHECK(range(w->positions[i], 0, PLAN_POSITIONS_MAX / PLAN_BLOCK - 1, "blocks.positions", err));
+    }
+    return ST_OK;
+}
+
 static enum status message_check(const message_wire *w, struct wire_arena *arena, struct error *err)
 {
     switch (w->kind_case) {
@@ -350,6 +399,10 @@ static enum status message_check(const message_wire *w, struct wire_arena *arena
         return plan_wire_check(w->plan, arena, err);
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_COPY:
         return copy_check(w->copy, err);
+    case LONGSPAN__V1__CONTROL_MESSAGE__KIND_INVENTORY:
+        return blocks_check(w->inventory, err);
+    case LONGSPAN__V1__CONTROL_MESSAGE__KIND_NAMES:
+        return blocks_check(w->names, err);
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_HEARTBEAT:
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_FENCE:
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_STOP:
@@ -426,6 +479,7 @@ static void welcome_pour(struct pour *p, const Longspan__V1__ControlWelcome *w, 
         .step_rows_max = w->step_rows_max,
         .heartbeat_ms = w->heartbeat_ms,
         .silence_ms = w->silence_ms,
+        .term = w->term,
     };
 }
 
@@ -433,6 +487,17 @@ static void copy_pour(const Longspan__V1__ControlCopy *w, struct control_copy *c
 {
     *c = (struct control_copy){ .handle = w->handle, .destination = (uint16_t)w->destination, .position = w->position };
     memcpy(c->id, w->id.data, sizeof c->id);
+}
+
+static void blocks_pour(struct pour *p, const Longspan__V1__ControlBlocks *w, struct control_blocks *b)
+{
+    wire_size_add(&p->size, w->n_handles, sizeof(struct control_block));
+    struct control_block *items = p->room ? wire_room_take(p->room, w->n_handles, sizeof *items) : NULL;
+    for (size_t i = 0; items && i < w->n_handles; i++) {
+        items[i] = (struct control_block){ .handle = w->handles[i], .position = w->positions[i] };
+        memcpy(items[i].id, w->ids.data + 16 * i, 16);
+    }
+    *b = (struct control_blocks){ w->epoch, (uint32_t)w->n_handles, items };
 }
 
 static void plan_pour(struct pour *p, const Longspan__V1__ControlPlan *w, struct plan **plan)
@@ -459,6 +524,7 @@ static void message_pour(struct pour *p, const message_wire *w, struct control_m
             .device = pour_text(p, w->hello->device),
             .transport = pour_text(p, w->hello->transport),
             .n_threads = w->hello->n_threads,
+            .term = w->hello->term,
         };
         break;
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_PROGRESS:
@@ -518,6 +584,14 @@ static void message_pour(struct pour *p, const message_wire *w, struct control_m
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_COPY:
         m->kind = CONTROL_COPY;
         copy_pour(w->copy, &m->as.copy);
+        break;
+    case LONGSPAN__V1__CONTROL_MESSAGE__KIND_INVENTORY:
+        m->kind = CONTROL_INVENTORY;
+        blocks_pour(p, w->inventory, &m->as.blocks);
+        break;
+    case LONGSPAN__V1__CONTROL_MESSAGE__KIND_NAMES:
+        m->kind = CONTROL_NAMES;
+        blocks_pour(p, w->names, &m->as.blocks);
         break;
     default: /* message_check has let nothing else pass */
         m->kind = CONTROL_STOP;

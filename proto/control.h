@@ -3,7 +3,7 @@
 
 /*
  * The control stream: one bidirectional gRPC call ("/longspan.v1.Control/Attach") from each worker to the coordinator. Order: hello up,
- * welcome down, progress up while the model loads, ready up; then members, plans, copies down and results, copied up; heartbeats both ways.
+ * welcome down, progress up while the model loads, inventory and ready up; then members, plans, copies down and results, copied up; heartbeats both ways.
  * Plain structs here; protobuf (control.proto) on the wire. Decoded messages are one allocation, freed by free().
  */
 
@@ -18,7 +18,7 @@
 extern "C" {
 #endif
 
-enum { CONTROL_VERSION = 3 };
+enum { CONTROL_VERSION = 4, CONTROL_BLOCKS_MAX = 4096 };
 
 enum control_kind {
     /* worker to coordinator */
@@ -36,6 +36,8 @@ enum control_kind {
     CONTROL_FENCE,
     CONTROL_COPY,
     CONTROL_STOP,
+    CONTROL_INVENTORY, /* up */
+    CONTROL_NAMES,     /* down */
 };
 
 struct control_hello {
@@ -45,6 +47,7 @@ struct control_hello {
     const char *device;    /* "cpu", "cuda:0" */
     const char *transport; /* "ucx", "local" */
     uint32_t n_threads;
+    uint64_t term; /* the highest of a coordinator that it has obeyed; 0: none */
 };
 
 /* What the worker is to serve. */
@@ -58,6 +61,8 @@ struct control_welcome {
     uint32_t step_rows_max;
     uint32_t heartbeat_ms;
     uint32_t silence_ms; /* a side that hears nothing for so long gives the other up */
+    uint64_t
+        term; /* of this coordinator: ascends from leader to leader. A worker refuses a lower one than it has seen */
 };
 
 struct control_progress {
@@ -124,6 +129,22 @@ struct control_copy {
     uint8_t id[16];    /* content id */
 };
 
+/* A sealed and committed block. */
+struct control_block {
+    kv_handle handle;
+    uint32_t position; /* number of the block in its sequence */
+    uint8_t id[16];    /* content id */
+};
+/*
+ * names: what blocks of this worker are, so that it can say so to a coordinator that comes after this one. inventory: what it still holds of such, in as many
+ * messages as it takes, before ready; epoch: no plan of a higher one has come.
+ */
+struct control_blocks {
+    uint64_t epoch;
+    uint32_t n_blocks; /* CONTROL_BLOCKS_MAX at most */
+    const struct control_block *blocks;
+};
+
 struct control_message {
     enum control_kind kind;
     union {
@@ -139,6 +160,7 @@ struct control_message {
         struct plan *plan; /* decoded: inside the same allocation */
         struct control_fence fence;
         struct control_copy copy;
+        struct control_blocks blocks; /* inventory, names */
     } as;
 };
 

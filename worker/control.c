@@ -15,13 +15,34 @@
 #include "proto/rpc.h"
 #include "worker/worker.h"
 
-enum { RETRY_MS = 300, MESSAGE_BYTES_MAX = 256 << 20 };
+enum {
+    RETRY_MS = 300,
+    RETRY_NEXT_MS = 100, /* where there are several addresses */
+    ATTACH_MS = 700,     /* for a welcome, then the next address is tried */
+    ADDRESSES_MAX = 16,
+    ADDRESS_MAX = 160,
+    MESSAGE_BYTES_MAX = 256 << 20
+};
 
 /* An encoded message on its way out. */
 struct outgoing {
     struct outgoing *next;
     size_t n;
     uint8_t *bytes;
+};
+
+/* What the welcome asks for. */
+struct service {
+    char model[1024], precision[16], kv_codec[16], selector[SELECTOR_TEXT];
+    uint32_t step_rows_max, positions_max;
+};
+
+/* What is kept from one attachment to the next: weights and sealed blocks outlive a coordinator. The main thread's. */
+struct keep {
+    struct service service;
+    struct model *model;
+    struct worker *worker; /* paused between attachments; NULL: nothing is kept */
+    uint64_t term;         /* the highest that was obeyed */
 };
 
 /*
@@ -31,12 +52,15 @@ struct outgoing {
 struct session {
     const struct worker_process_config *config;
     const struct tls *tls;
+    const char *address; /* of the coordinator that is tried */
+    bool others;         /* there are more */
+    struct keep *keep;
     struct rpc_channel *channel;
     struct rpc_call *call;
-    struct model *model;
-    char model_spec[1024], precision[16], kv_codec[16], selector[SELECTOR_TEXT];
+    struct service service;
     uint16_t id;
-    uint32_t step_rows_max, positions_max, heartbeat_ms, silence_ms;
+    uint32_t heartbeat_ms, silence_ms;
+    uint64_t term;
 
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -160,12 +184,13 @@ static void welcome_take(struct session *s, const struct control_welcome *w)
     if (!s->welcome) {
         s->welcome = true;
         s->id = w->worker_id;
-        snprintf(s->model_spec, sizeof s->model_spec, "%s", w->model);
-        snprintf(s->precision, sizeof s->precision, "%s", w->precision);
-        snprintf(s->kv_codec, sizeof s->kv_codec, "%s", w->kv_codec);
-        snprintf(s->selector, sizeof s->selector, "%s", w->selector);
-        s->step_rows_max = w->step_rows_max;
-        s->positions_max = w->positions_max;
+        snprintf(s->service.model, sizeof s->service.model, "%s", w->model);
+        snprintf(s->service.precision, sizeof s->service.precision, "%s", w->precision);
+        snprintf(s->service.kv_codec, sizeof s->service.kv_codec, "%s", w->kv_codec);
+        snprintf(s->service.selector, sizeof s->service.selector, "%s", w->selector);
+        s->service.step_rows_max = w->step_rows_max;
+        s->service.positions_max = w->positions_max;
+        s->term = w->term;
         s->heartbeat_ms = w->heartbeat_ms ? w->heartbeat_ms : 500;
         s->silence_ms = w->silence_ms;
         pthread_cond_signal(&s->changed);
@@ -236,38 +261,103 @@ static void send_hello(struct session *s)
                                                          .host = host,
                                                          .device = s->config->device,
                                                          .transport = "ucx",
-                                                         .n_threads = s->config->n_threads } };
+                                                         .n_threads = s->config->n_threads,
+                                                         .term = s->keep->term } };
     session_send(s, &hello);
 }
 
-/* -> welcomed. Waits while the coordinator is not there yet: hosts start in any order. */
+/*
+ * -> welcomed. Waits while the coordinator is not there yet: hosts start in any order. Of several, the next is tried soon. One that led before another that
+ * was obeyed here is obeyed no more.
+ */
 static bool await_welcome(struct session *s)
 {
+    const int64_t until = s->others ? clock_ms() + ATTACH_MS : INT64_MAX;
     pthread_mutex_lock(&s->lock);
-    while (!s->welcome && !s->ended && !stopping)
-        wait_ms(s, 200);
+    while (!s->welcome && !s->ended && !stopping && clock_ms() < until)
+        wait_ms(s, s->others ? 50 : 200);
     const bool welcome = s->welcome && !s->ended;
     pthread_mutex_unlock(&s->lock);
+    if (welcome && s->term < s->keep->term) {
+        log_error("coordinator at %s is not obeyed: its term is %llu, one of term %llu led after it", s->address,
+                  (unsigned long long)s->term, (unsigned long long)s->keep->term);
+        return false;
+    }
     return welcome && !stopping;
 }
 
-static enum status serve_model(struct session *s)
+static void keep_drop(struct keep *k)
+{
+    worker_free(k->worker);
+    model_close(k->model);
+    k->worker = NULL;
+    k->model = NULL;
+}
+
+static bool same_service(const struct service *a, const struct service *b)
+{
+    return !strcmp(a->model, b->model) && !strcmp(a->precision, b->precision) && !strcmp(a->kv_codec, b->kv_codec) &&
+           !strcmp(a->selector, b->selector) && a->step_rows_max == b->step_rows_max &&
+           a->positions_max == b->positions_max;
+}
+
+/* What sealed blocks are still here, in pieces. */
+static enum status send_inventory(struct session *s)
+{
+    struct kv_named *named;
+    uint32_t n;
+    struct control_message m = { .kind = CONTROL_INVENTORY };
+    const enum status st = worker_inventory(s->keep->worker, &named, &n, &m.as.blocks.epoch);
+    if (st)
+        return st;
+    struct control_block *piece = malloc(CONTROL_BLOCKS_MAX * sizeof *piece);
+    for (uint32_t at = 0; piece && at < n; at += m.as.blocks.n_blocks) {
+        m.as.blocks.n_blocks = n - at < CONTROL_BLOCKS_MAX ? n - at : CONTROL_BLOCKS_MAX;
+        m.as.blocks.blocks = piece;
+        for (uint32_t i = 0; i < m.as.blocks.n_blocks; i++) {
+            piece[i] = (struct control_block){ .handle = named[at + i].handle, .position = named[at + i].position };
+            memcpy(piece[i].id, named[at + i].id.byte, sizeof piece[i].id);
+        }
+        session_send(s, &m);
+    }
+    log_info("inventory: %u sealed blocks", n);
+    free(named);
+    const bool sent = piece != NULL;
+    free(piece);
+    return sent ? ST_OK : ST_NO_MEMORY;
+}
+
+/* The worker of the attachment before, if it serves what is asked for. */
+static bool serve_kept(struct session *s)
+{
+    struct keep *k = s->keep;
+    struct error err = { 0 };
+    if (!k->worker)
+        return false;
+    if (same_service(&k->service, &s->service) && !worker_resume(k->worker, s->id, s, &err))
+        return true;
+    log_warn("what was kept is loaded again: %s", err.text[0] ? err.text : "the coordinator asks for something else");
+    keep_drop(k);
+    return false;
+}
+
+static enum status serve_new(struct session *s)
 {
     struct error err = { 0 };
     struct worker *w = NULL;
-    const bool float32 = !strcmp(s->precision, "float32");
+    const bool float32 = !strcmp(s->service.precision, "float32");
     enum kv_codec kv_codec = KV_BF16;
-    enum status st = kv_codec_find(s->kv_codec, float32, &kv_codec, &err);
+    enum status st = kv_codec_find(s->service.kv_codec, float32, &kv_codec, &err);
     if (!st)
-        st = model_open(s->model_spec, &s->model, &err);
+        st = model_open(s->service.model, &s->keep->model, &err);
     const struct worker_config config = {
         .device = s->config->device,
         .float32 = float32,
         .kv_codec = kv_codec,
-        .selector = s->selector,
+        .selector = s->keep->service.selector,
         .n_threads = s->config->n_threads,
-        .step_rows_max = s->step_rows_max,
-        .positions_max = s->positions_max,
+        .step_rows_max = s->service.step_rows_max,
+        .positions_max = s->service.positions_max,
         .kv_bytes = s->config->kv_bytes,
         .reads_apart = s->config->reads_apart,
         .exchange_ops = &exchange_ucx,
@@ -284,16 +374,31 @@ static enum status serve_model(struct session *s)
         .on_progress = on_progress,
         .ctx = s,
     };
+    s->keep->service = s->service;
     if (!st)
-        st = worker_new(&config, s->model, &w, &err);
+        st = worker_new(&config, s->keep->model, &w, &err);
     if (st) {
         log_error("%s", err.text);
+        keep_drop(s->keep);
         return st;
     }
+    s->keep->worker = w;
+    return ST_OK;
+}
+
+static enum status serve_model(struct session *s)
+{
+    const bool kept = serve_kept(s);
+    enum status st = kept ? ST_OK : serve_new(s);
+    if (!st && kept)
+        st = send_inventory(s); /* nothing is posted to the worker yet */
+    if (st)
+        return st;
+    s->keep->term = s->term;
     struct control_message ready = { .kind = CONTROL_READY };
-    worker_ready(w, &ready.as.ready);
+    worker_ready(s->keep->worker, &ready.as.ready);
     pthread_mutex_lock(&s->lock);
-    s->worker = w;
+    s->worker = s->keep->worker;
     pthread_mutex_unlock(&s->lock);
     log_info("worker %u ready: %s, %u blocks of %llu bytes, weights %llu MiB", s->id, ready.as.ready.fingerprint,
              ready.as.ready.n_blocks, (unsigned long long)ready.as.ready.block_bytes,
@@ -351,11 +456,11 @@ static bool session_run(struct session *s)
 {
     const struct rpc_handlers handlers = { .on_message = on_message, .on_done = on_done };
     struct error err = { 0 };
-    const struct rpc_channel_config channel = { s->config->control, MESSAGE_BYTES_MAX, 1000, s->tls, NULL };
+    const struct rpc_channel_config channel = { s->address, MESSAGE_BYTES_MAX, 1000, s->tls, NULL };
     bool served = true;
     if (rpc_channel_open(&channel, &s->channel, &err) ||
         rpc_call_start(s->channel, "/longspan.v1.Control/Attach", 0, true, &handlers, s, &s->call)) {
-        log_error("control %s: %s", s->config->control, err.text);
+        log_error("control %s: %s", s->address, err.text);
         return false;
     }
     if (!sender_start(s))
@@ -369,26 +474,47 @@ static bool session_run(struct session *s)
     return served;
 }
 
-/* The worker goes first: until it is gone its step thread may still send; nothing is forwarded to it any more. */
+/* The worker stops first: until then its step thread may still send; nothing is forwarded to it any more. */
 static void session_end(struct session *s)
 {
+    struct error err = { 0 };
     pthread_mutex_lock(&s->lock);
-    struct worker *w = s->worker;
+    const bool serving = s->worker != NULL;
     s->worker = NULL;
     pthread_mutex_unlock(&s->lock);
     if (s->call)
         rpc_call_cancel(s->call);
-    worker_free(w);
+    if (serving && worker_pause(s->keep->worker, &err)) {
+        log_error("%s", err.text);
+        keep_drop(s->keep);
+    }
     sender_end(s);
     if (s->call)
         rpc_call_unref(s->call);
     if (s->channel)
         rpc_channel_close(s->channel); /* no callback after this */
-    model_close(s->model);
     pthread_cond_destroy(&s->changed);
     pthread_mutex_destroy(&s->lock);
     pthread_cond_destroy(&s->out_changed);
     pthread_mutex_destroy(&s->out_lock);
+}
+
+/* "host:port,host:port": -> how many; 0: err says what is wrong */
+static uint32_t addresses_read(const char *list, char addresses_out[ADDRESSES_MAX][ADDRESS_MAX], struct error *err)
+{
+    uint32_t n = 0;
+    for (const char *at = list;; at++) {
+        const size_t bytes = strcspn(at, ",");
+        if (!bytes || bytes >= ADDRESS_MAX || n == ADDRESSES_MAX) {
+            error_set(err, ST_INVALID, "control: '%s' is not HOST:PORT[,HOST:PORT...], %d at most", list,
+                      (int)ADDRESSES_MAX);
+            return 0;
+        }
+        snprintf(addresses_out[n++], ADDRESS_MAX, "%.*s", (int)bytes, at);
+        at += bytes;
+        if (!*at)
+            return n;
+    }
 }
 
 int worker_process_run(const struct worker_process_config *config)
@@ -403,13 +529,21 @@ int worker_process_run(const struct worker_process_config *config)
         mine.n_threads = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
     struct tls *tls;
     struct error err = { 0 };
-    if (tls_load("control", &mine.tls, true, &tls, &err)) {
+    char addresses[ADDRESSES_MAX][ADDRESS_MAX];
+    const uint32_t n_addresses = addresses_read(mine.control, addresses, &err);
+    if (!n_addresses || tls_load("control", &mine.tls, true, &tls, &err)) {
         log_error("%s", err.text);
         return 1;
     }
+    struct keep keep = { 0 };
     bool refused = false;
-    while (!stopping && !refused) {
-        struct session s = { .config = &mine, .tls = tls, .out_last = &s.out_first };
+    for (uint32_t turn = 0; !stopping && !refused; turn++) {
+        struct session s = { .config = &mine,
+                             .tls = tls,
+                             .address = addresses[turn % n_addresses],
+                             .others = n_addresses > 1,
+                             .keep = &keep,
+                             .out_last = &s.out_first };
         pthread_condattr_t monotonic;
         pthread_condattr_init(&monotonic);
         pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -422,8 +556,9 @@ int worker_process_run(const struct worker_process_config *config)
         session_end(&s);
         refused = !stopping && (!served || mine.once);
         if (!stopping && !refused)
-            usleep(RETRY_MS * 1000);
+            usleep((n_addresses > 1 ? RETRY_NEXT_MS : RETRY_MS) * 1000);
     }
+    keep_drop(&keep);
     tls_free(tls);
     return refused;
 }

@@ -3,7 +3,7 @@
 
 /*
  * The worker process: attaches to the coordinator, is told what to serve, loads it, and runs plans until it is stopped. When the stream ends it
- * attaches again: the coordinator may have been restarted.
+ * attaches again: the coordinator may have been restarted, or another leads. Weights and sealed blocks are kept meanwhile, and told to whoever leads then.
  */
 
 #include <stdbool.h>
@@ -17,7 +17,8 @@ extern "C" {
 #endif
 
 struct worker_process_config {
-    const char *control;  /* host:port of the coordinator's control address */
+    const char
+        *control; /* host:port of the coordinator's control address; several, joined by commas: the one that leads */
     struct tls_files tls; /* all three files, or none: in clear */
     const char *bind;     /* address that peers reach this worker at; NULL: any */
     uint16_t port_first, port_last;

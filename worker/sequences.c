@@ -57,6 +57,23 @@ void sequence_forget(struct sequences *all, uint64_t id)
     sequence_free(s);
 }
 
+enum status sequences_ids(const struct sequences *all, uint64_t **ids_out, uint32_t *n_out)
+{
+    uint32_t n = 0;
+    for (int i = 0; i < BUCKETS; i++)
+        for (const struct sequence *s = all->bucket[i]; s; s = s->next)
+            n++;
+    uint64_t *ids = malloc((n + 1) * sizeof *ids);
+    if (!ids)
+        return ST_NO_MEMORY;
+    *n_out = n;
+    for (int i = 0; i < BUCKETS; i++)
+        for (const struct sequence *s = all->bucket[i]; s; s = s->next)
+            ids[--n] = s->id;
+    *ids_out = ids;
+    return ST_OK;
+}
+
 static bool reserve(void *p, uint32_t *room, uint32_t n, size_t size)
 {
     void **at = p;

@@ -38,6 +38,8 @@ enum status sequence_update(struct sequences *all, const struct plan_seq *said, 
 /* NULL: not known, or forgotten */
 const struct sequence *sequence_find(struct sequences *all, uint64_t id);
 void sequence_forget(struct sequences *all, uint64_t id);
+/* All that are known. ids_out: malloc'd. ST_NO_MEMORY. */
+enum status sequences_ids(const struct sequences *all, uint64_t **ids_out, uint32_t *n_out);
 void sequence_sampled(struct sequence *s, uint32_t pos, int32_t token);
 /* The token sampled after position pos, or -1. */
 int32_t sequence_token_after(const struct sequence *s, uint32_t pos);

@@ -58,6 +58,7 @@ struct worker {
         uint64_t epoch;
     } fence[FENCES];
     uint32_t n_fences;
+    uint64_t epoch; /* the highest of a plan */
 
     pthread_t thread;
     bool started;
@@ -389,6 +390,7 @@ static void plan_run(struct worker *w, const struct plan *plan)
     if (plan->epoch < fence_of(w, plan->group))
         return; /* a new epoch is on its way */
     atomic_store(&w->running_group, plan->group);
+    w->epoch = plan->epoch > w->epoch ? plan->epoch : w->epoch;
     const int64_t start = clock_ns();
     struct error err = { 0 };
     struct step_input input = {
@@ -470,6 +472,8 @@ static void on_block(void *ctx, uint16_t source, const uint8_t *data, size_t byt
     enum status st = kv_pool_import(w->pool, data, block, &copied.handle, &position, &id, &err);
     if (st == ST_EXISTS)
         st = ST_OK;
+    if (!st)
+        kv_pool_name(w->pool, copied.handle, position, &id);
     if (!st && sketch) {
         st = sketch_import(&w->select.store, data + block, sketch, copied.handle, &err);
         if (!st)
@@ -526,6 +530,15 @@ static void members_take(struct worker *w, const struct control_members *members
         log_error("members: %s", err.text);
 }
 
+static void names_take(struct worker *w, const struct control_blocks *names)
+{
+    for (uint32_t i = 0; i < names->n_blocks; i++) {
+        struct digest id;
+        memcpy(id.byte, names->blocks[i].id, sizeof id.byte);
+        kv_pool_name(w->pool, names->blocks[i].handle, names->blocks[i].position, &id);
+    }
+}
+
 /* ---- the step thread ---- */
 
 static struct control_message *mail_take(struct worker *w, bool *quit)
@@ -567,6 +580,9 @@ static void mail_run(struct worker *w, const struct control_message *message)
         break;
     case CONTROL_MEMBERS:
         members_take(w, &message->as.members);
+        break;
+    case CONTROL_NAMES:
+        names_take(w, &message->as.blocks);
         break;
     case CONTROL_FENCE:
         fence_raise(w, message->as.fence.group, message->as.fence.epoch);
@@ -674,6 +690,14 @@ static enum status selector_open(struct worker *w, struct error *err)
     return st;
 }
 
+static enum status exchange_start(struct worker *w, struct error *err)
+{
+    const enum status st = w->config.exchange_ops->open(&w->config.exchange, &w->exchange, err);
+    if (!st)
+        w->address_bytes = w->config.exchange_ops->address(w->exchange, w->address);
+    return st;
+}
+
 static enum status open_parts(struct worker *w, struct error *err)
 {
     const struct worker_config *c = &w->config;
@@ -696,11 +720,77 @@ static enum status open_parts(struct worker *w, struct error *err)
     w->config.exchange.ctx = w;
     if (!w->config.exchange.message_bytes_max)
         w->config.exchange.message_bytes_max = pool_block_bytes(w) + kv_header_bytes(&w->layout) + (1u << 28);
-    st = c->exchange_ops->open(&w->config.exchange, &w->exchange, err);
-    if (st)
-        return st;
-    w->address_bytes = c->exchange_ops->address(w->exchange, w->address);
-    return ST_OK;
+    return exchange_start(w, err);
+}
+
+static enum status thread_start(struct worker *w, struct error *err)
+{
+    w->quit = false;
+    w->started = !pthread_create(&w->thread, NULL, step_thread, w);
+    return w->started ? ST_OK : error_set(err, ST_NO_MEMORY, "no thread");
+}
+
+/* What runs is abandoned, what waits is dropped. */
+static void thread_stop(struct worker *w)
+{
+    if (w->started) {
+        const uint64_t one = 1;
+        pthread_mutex_lock(&w->lock);
+        w->quit = true;
+        pthread_mutex_unlock(&w->lock);
+        if (write(w->wake, &one, sizeof one) < 0)
+            log_error("eventfd: %s", strerror(errno));
+        w->config.exchange_ops->abort(w->exchange, atomic_load(&w->running_group),
+                                      UINT64_MAX - 1); /* a step that waits ends */
+        pthread_join(w->thread, NULL);
+    }
+    w->started = false;
+    bool quit;
+    for (struct control_message *m; (m = mail_take(w, &quit));)
+        free(m);
+}
+
+/* As a plan would say it that drops all that has no name, and forgets all sequences. */
+static enum status forget_all(struct worker *w, struct error *err)
+{
+    struct plan plan = { .leaf_blocks = w->ops->leaf_blocks };
+    kv_handle *drops = NULL;
+    uint64_t *forgets = NULL;
+    enum status st = kv_pool_nameless(w->pool, &drops, &plan.n_drops);
+    if (!st)
+        st = sequences_ids(w->sequences, &forgets, &plan.n_forgets);
+    plan.drops = drops;
+    plan.forgets = forgets;
+    if (!st)
+        st = plan_take(w, &plan, err);
+    if (!st)
+        st = select_take(&w->select, &plan, w->config.exchange.self, NULL, err);
+    free(drops);
+    free(forgets);
+    return st ? error_set(err, st, "no memory to forget what the coordinator said") : ST_OK;
+}
+
+enum status worker_pause(struct worker *w, struct error *err)
+{
+    thread_stop(w);
+    w->config.exchange_ops->close(w->exchange); /* blocks on their way out are let go */
+    w->exchange = NULL;
+    w->n_fences = 0; /* the next one's epochs are higher, or it is not obeyed */
+    return forget_all(w, err);
+}
+
+enum status worker_resume(struct worker *w, uint16_t self, void *ctx, struct error *err)
+{
+    w->config.ctx = ctx;
+    w->config.exchange.self = self;
+    const enum status st = exchange_start(w, err);
+    return st ? st : thread_start(w, err);
+}
+
+enum status worker_inventory(const struct worker *w, struct kv_named **blocks_out, uint32_t *n_out, uint64_t *epoch_out)
+{
+    *epoch_out = w->epoch;
+    return kv_pool_named(w->pool, blocks_out, n_out);
 }
 
 enum status worker_new(const struct worker_config *config, const struct model *model, struct worker **worker_out,
@@ -720,9 +810,8 @@ enum status worker_new(const struct worker_config *config, const struct model *m
     w->seals = malloc(config->step_rows_max * sizeof *w->seals);
     enum status st = w->wake < 0 || !w->sequences || !w->rows || !w->seals ? error_set(err, ST_NO_MEMORY, "no memory")
                                                                            : open_parts(w, err);
-    if (!st && pthread_create(&w->thread, NULL, step_thread, w))
-        st = error_set(err, ST_NO_MEMORY, "no thread");
-    w->started = !st;
+    if (!st)
+        st = thread_start(w, err);
     if (st) {
         worker_free(w);
         return st;
@@ -735,20 +824,7 @@ void worker_free(struct worker *w)
 {
     if (!w)
         return;
-    if (w->started) {
-        const uint64_t one = 1;
-        pthread_mutex_lock(&w->lock);
-        w->quit = true;
-        pthread_mutex_unlock(&w->lock);
-        if (write(w->wake, &one, sizeof one) < 0)
-            log_error("eventfd: %s", strerror(errno));
-        w->config.exchange_ops->abort(w->exchange, atomic_load(&w->running_group),
-                                      UINT64_MAX - 1); /* a step that waits ends */
-        pthread_join(w->thread, NULL);
-    }
-    bool quit;
-    for (struct control_message *m; (m = mail_take(w, &quit));)
-        free(m);
+    thread_stop(w);
     if (w->exchange)
         w->config.exchange_ops->close(w->exchange);
     open_blocks_deinit(&w->open);

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "common/error.h"
+#include "kvstore/kvstore.h"
 #include "model/model.h"
 #include "proto/control.h"
 #include "worker/backend.h"
@@ -61,6 +62,17 @@ void worker_ready(const struct worker *w, struct control_ready *ready_out);
  * is returned. Fences act at once, too: a step that waits on an older epoch ends.
  */
 enum status worker_post(struct worker *w, struct control_message *message);
+
+/*
+ * Its coordinator is gone. pause: what runs is abandoned, messages that wait are dropped, and all that was said is forgotten, but for sealed blocks that have a
+ * name (kv_pool_name) and their sketches. resume: serves another coordinator, as worker `self` at another address, calling back with ctx. A worker that
+ * could not do either is only good for worker_free.
+ */
+enum status worker_pause(struct worker *w, struct error *err);
+enum status worker_resume(struct worker *w, uint16_t self, void *ctx, struct error *err);
+/* While it is paused, or nothing was posted to it since: what it holds, as kv_pool_named; epoch_out: no plan of a higher one has come. */
+enum status worker_inventory(const struct worker *w, struct kv_named **blocks_out, uint32_t *n_out,
+                             uint64_t *epoch_out);
 
 struct worker_stats {
     uint64_t plans_done, bytes_sent, bytes_received;

@@ -88,6 +88,8 @@ static void on_put(void *ctx, const struct registry_answer *a)
         }
         e->stage = STAGE_WAIT;
         loop_timer_set(e->timer, e->config.ttl_ms / 3);
+        if (a->n_items && e->config.follows)
+            e->config.follows(e->config.ctx, &a->items[0]);
         return;
     case ST_NOT_FOUND:
         again_later(e, STAGE_GRANT);

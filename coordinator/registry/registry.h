@@ -127,6 +127,8 @@ struct registry_election_config {
     uint32_t ttl_ms;   /* a leader that is gone is replaced after so long */
     /* We lead from now on. Whoever obeys leaders refuses those with a lower token than one seen before. */
     void (*won)(void *ctx, uint64_t token);
+    /* Another leads: its key. Once for each that does, or more often. May be NULL. */
+    void (*follows)(void *ctx, const struct registry_item *leader);
     /* We lead no more; the election goes on. */
     void (*lost)(void *ctx, const char *why);
     void *ctx;

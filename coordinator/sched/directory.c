@@ -214,18 +214,23 @@ static void promise_take(struct pool *p)
     p->named++;
 }
 
-struct copy *directory_open(struct directory *d, uint8_t slot, uint32_t position)
+static struct block *block_new(struct directory *d, kv_handle handle, uint32_t position)
 {
-    promise_take(&d->pools[slot]);
     if (d->n_blocks >= d->n_buckets)
         rehash(d);
     struct block *b = sched_alloc(1, sizeof *b);
-    *b = (struct block){ .handle = d->next++, .position = position };
+    *b = (struct block){ .handle = handle, .position = position };
     struct block **bucket = &d->by_handle[bucket_of_handle(d, b->handle)];
     b->next_handle = *bucket;
     *bucket = b;
     d->n_blocks++;
-    struct copy *c = copy_new(b, slot, COPY_OPEN);
+    return b;
+}
+
+struct copy *directory_open(struct directory *d, uint8_t slot, uint32_t position)
+{
+    promise_take(&d->pools[slot]);
+    struct copy *c = copy_new(block_new(d, d->next++, position), slot, COPY_OPEN);
     c->refs = 1;
     return c;
 }
@@ -237,18 +242,25 @@ struct copy *directory_incoming(struct directory *d, struct block *b, uint8_t sl
     return copy_new(b, slot, COPY_INCOMING);
 }
 
+/* Unless another of its id is. */
+static void block_index(struct directory *d, struct block *b)
+{
+    if (b->indexed || directory_find(d, &b->id))
+        return;
+    struct block **bucket = &d->by_id[bucket_of_id(d, &b->id)];
+    b->next_id = *bucket;
+    *bucket = b;
+    b->indexed = true;
+}
+
 void directory_commit(struct directory *d, struct copy *c, const struct digest *id, bool share)
 {
     struct block *b = c->block;
     assert(c->state == COPY_OPEN);
     c->state = COPY_READY;
     b->id = *id;
-    if (!share || directory_find(d, id))
-        return;
-    struct block **bucket = &d->by_id[bucket_of_id(d, id)];
-    b->next_id = *bucket;
-    *bucket = b;
-    b->indexed = true;
+    if (share)
+        block_index(d, b);
 }
 
 /* Nobody refers to a ready copy. */
@@ -258,6 +270,26 @@ static void copy_idle(struct directory *d, struct copy *c)
         cache_push(&d->pools[c->slot], c);
     else
         directory_drop(d, c);
+}
+
+bool directory_adopt(struct directory *d, uint8_t slot, kv_handle handle, uint32_t position, const struct digest *id)
+{
+    struct pool *p = &d->pools[slot];
+    struct block *b = directory_block(d, handle);
+    if (p->named + p->promised >= p->n_blocks || handle >= d->next)
+        return false;
+    if (b && (directory_copy_at(b, slot) || !directory_source(b) || b->position != position ||
+              memcmp(&b->id, id, sizeof *id) != 0))
+        return false;
+    if (!b) {
+        b = block_new(d, handle, position);
+        b->id = *id;
+    }
+    struct copy *c = copy_new(b, slot, COPY_READY);
+    p->named++;
+    block_index(d, b);
+    copy_idle(d, c);
+    return true;
 }
 
 void directory_arrived(struct directory *d, struct copy *c)

@@ -102,6 +102,8 @@ struct copy *directory_source(const struct block *b);
 
 /* A new block, open at slot, from one promise; one reference. */
 struct copy *directory_open(struct directory *d, uint8_t slot, uint32_t position);
+/* A block from before this directory, ready and cached. false: there is no room, or the handle means another block, or was never given. */
+bool directory_adopt(struct directory *d, uint8_t slot, kv_handle handle, uint32_t position, const struct digest *id);
 /* Another copy of a block, to come by a transfer, from one promise; no reference. There is none at slot yet. */
 struct copy *directory_incoming(struct directory *d, struct block *b, uint8_t slot);
 /* It is full and the results of all its rows are held. share: it can be found by its id, unless another block can already. */

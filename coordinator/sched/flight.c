@@ -140,6 +140,7 @@ static void blocks_commit(struct sched *s, struct sched_request *r)
                          : kv_block_id(c ? &r->last_id : NULL, &context, r->tokens + c * PLAN_BLOCK,
                                        request_prompt_rows(s, r, c));
         directory_commit(&s->dir, r->copies[c], &r->last_id, s->config.prefix_sharing);
+        names_note(s, r->copies[c]);
     }
 }
 
@@ -279,5 +280,6 @@ enum status flight_result(struct sched *s, struct group *g, uint8_t slot, const 
     }
     while (g->n_flights && !g->flights[0]->pending)
         flight_complete(s, g);
+    names_tell(s);
     return ST_OK;
 }

@@ -86,6 +86,7 @@ void sched_free(struct sched *s)
     for (uint32_t i = 0; i < SCHED_SLOTS; i++)
         outbox_deinit(&s->workers[i].forgets);
     directory_deinit(&s->dir);
+    names_deinit(s);
     tenants_free(s);
     free(s->running);
     free(s->lingering);

@@ -17,6 +17,7 @@
  *   planner.c   the next plan of a group
  *   flight.c    plans in flight: results, commit, tokens
  *   directory.c blocks, copies, pools
+ *   names.c     what outlives this scheduler: terms, names of blocks at their workers
  */
 
 #include "coordinator/sched.h"
@@ -310,6 +311,10 @@ struct sched {
     bool groups_changed;
     struct sched_stats stats;
 
+    /* committed since names were last told: by slot */
+    struct control_block *names[SCHED_SLOTS];
+    uint32_t n_names[SCHED_SLOTS], names_cap[SCHED_SLOTS];
+
     /* the plan being made */
     struct plan_seq *seqs;
     struct plan_run *runs;
@@ -352,6 +357,13 @@ void sched_enter(struct sched *s);
 void sched_leave(struct sched *s);
 /* worker ids of a mask, for messages: "worker 3", "workers 1, 4" */
 const char *sched_names(const struct sched *s, uint64_t mask, char *text_out, size_t n);
+
+/* names.c */
+/* The copy was committed. */
+void names_note(struct sched *s, const struct copy *c);
+/* Tells all that were noted. */
+void names_tell(struct sched *s);
+void names_deinit(struct sched *s);
 
 /* request.c */
 /* The context of its blocks' ids: the workers', and what the request itself says that decides bits. */

@@ -83,6 +83,7 @@ static int site_setup(void **state)
                      .silence_ms = SILENCE_MS },
         .model_digest = model,
         .n_workers = 2,
+        .term = 5,
     };
     if (control_start(&config, &site->control, &err))
         fail_msg("%s", err.text);
@@ -118,7 +119,7 @@ struct fake {
     pthread_t beat_thread;
     atomic_bool beats, quit;
     bool beating, owns_channel;
-    atomic_int welcomes, id, members, member_lists, plans, fences, heartbeats, done, code;
+    atomic_int welcomes, id, members, member_lists, plans, fences, heartbeats, names, done, code;
     atomic_bool idle; /* answers no plan */
     _Atomic int64_t heard_ms;
     atomic_bool deaf; /* reads nothing from its next plan on */
@@ -181,6 +182,9 @@ static void fake_message(void *user, struct rpc_call *call, const uint8_t *data,
     case CONTROL_HEARTBEAT:
         atomic_fetch_add(&f->heartbeats, 1);
         break;
+    case CONTROL_NAMES:
+        atomic_fetch_add(&f->names, (int)m->as.blocks.n_blocks);
+        break;
     default:
         fail_msg("a message of kind %d came to a worker", (int)m->kind);
     }
@@ -226,8 +230,8 @@ static void fake_attach(struct fake *f, struct rpc_channel *channel, const char 
 
 static void fake_hello(struct fake *f, uint32_t version)
 {
-    fake_send(
-        f, &(struct control_message){ .kind = CONTROL_HELLO, .as.hello = { version, 77, "host", "cpu", "local", 1 } });
+    fake_send(f, &(struct control_message){ .kind = CONTROL_HELLO,
+                                            .as.hello = { version, 77, "host", "cpu", "local", 1, 0 } });
 }
 
 static void fake_ready(struct fake *f, const struct digest *digest)
@@ -551,7 +555,7 @@ static void violations_cost_the_violator(void **state)
     fake_send(&bad, &(struct control_message){ .kind = CONTROL_FENCE });
     refused(site, &bad);
     fake_up(&bad, site); /* a result of no plan */
-    struct result result = { .epoch = 99, .number = 12345 };
+    struct result result = { .epoch = UINT64_MAX, .number = 12345 };
     fake_send(&bad, &(struct control_message){ .kind = CONTROL_RESULT, .as.result = &result });
     refused(site, &bad);
     fake_up(&bad, site); /* heartbeats that go back */
@@ -564,6 +568,96 @@ static void violations_cost_the_violator(void **state)
     assert_string_equal(state_of(site, (uint16_t)atomic_load(&good.id)), "ready");
     TURN_UNTIL(site, atomic_load(&good.members) == 1);
     fake_down(&good);
+}
+
+/* What it held before is cache; an inventory that cannot be costs its sender. Of a term that is over none is admitted. */
+static void inventories(void **state)
+{
+    struct site *site = *state;
+    static struct control_block blocks[BLOCKS + 1];
+    struct fake f;
+    for (int i = 0; i <= BLOCKS; i++)
+        blocks[i] =
+            (struct control_block){ .handle = (kv_handle)i + 1, .position = (uint32_t)i, .id = { 1, (uint8_t)i } };
+    struct control_message m = { .kind = CONTROL_INVENTORY, .as.blocks = { 3, 10, blocks } };
+    fake_attach(&f, NULL, site->target);
+    fake_hello(&f, CONTROL_VERSION);
+    TURN_UNTIL(site, atomic_load(&f.welcomes) == 1);
+    fake_send(&f, &m);
+    m.as.blocks = (struct control_blocks){ 4, 6, blocks + 9 }; /* one of them again */
+    fake_send(&f, &m);
+    atomic_store(&f.beats, true);
+    f.beating = true;
+    assert_int_equal(pthread_create(&f.beat_thread, NULL, fake_beat, &f), 0);
+    fake_ready(&f, &model);
+    TURN_UNTIL(site, atomic_load(&f.member_lists) > 0);
+    struct sched_worker_stats stats;
+    assert_int_equal(sched_worker_stats(control_sched(site->control), &stats, 1), 1);
+    assert_int_equal(stats.blocks_used, 15);
+    assert_int_equal(stats.blocks_cached, 15);
+    /* its blocks are told by name once they are committed */
+    struct asked asked;
+    ask(site, &asked, 30);
+    TURN_UNTIL(site, asked.done);
+    TURN_UNTIL(site, atomic_load(&f.names) == 329 / 64);
+    fake_send(&f, &m); /* too late */
+    refused(site, &f);
+
+    fake_attach(&f, NULL, site->target); /* more than its pool has */
+    fake_hello(&f, CONTROL_VERSION);
+    m.as.blocks = (struct control_blocks){ 4, BLOCKS + 1, blocks };
+    fake_send(&f, &m);
+    fake_ready(&f, &model);
+    refused(site, &f);
+
+    fake_attach(&f, NULL, site->target);
+    fake_send(&f, &(struct control_message){ .kind = CONTROL_HELLO,
+                                             .as.hello = { CONTROL_VERSION, 77, "host", "cpu", "local", 1, 6 } });
+    TURN_UNTIL(site, atomic_load(&f.done));
+    assert_int_equal(atomic_load(&f.code), RPC_UNAVAILABLE);
+    assert_int_equal(atomic_load(&f.welcomes), 0);
+    fake_down(&f);
+}
+
+/* Who does not lead admits nobody; once it leads it does. */
+static void a_standby_admits_nobody(void **state)
+{
+    struct site *site = *state, standby = { 0 };
+    struct error err = { 0 };
+    struct fake f;
+    assert_int_equal(loop_new(&standby.loop), ST_OK);
+    const struct control_config config = { .loop = standby.loop,
+                                           .address = "127.0.0.1:0",
+                                           .sched = { .positions_max = 2048,
+                                                      .step_rows_max = 256,
+                                                      .prefill_chunk_rows = 128,
+                                                      .sequences_max = 8,
+                                                      .queue_max = 8,
+                                                      .step_deadline_ms = 10000,
+                                                      .plans_ahead = 2 },
+                                           .welcome = { .model = "a model",
+                                                        .precision = "bf16",
+                                                        .kv_codec = "bf16",
+                                                        .selector = "dense",
+                                                        .positions_max = 2048,
+                                                        .step_rows_max = 256,
+                                                        .heartbeat_ms = HEARTBEAT_MS,
+                                                        .silence_ms = SILENCE_MS },
+                                           .model_digest = model };
+    (void)site;
+    if (control_start(&config, &standby.control, &err))
+        fail_msg("%s", err.text);
+    snprintf(standby.target, sizeof standby.target, "127.0.0.1:%u", control_port(standby.control));
+    fake_attach(&f, NULL, standby.target);
+    fake_hello(&f, CONTROL_VERSION);
+    TURN_UNTIL(&standby, atomic_load(&f.done));
+    assert_int_equal(atomic_load(&f.code), RPC_UNAVAILABLE);
+    fake_down(&f);
+    control_lead(standby.control, 9);
+    fake_up_at(&f, &standby, standby.target);
+    fake_down(&f);
+    control_stop(standby.control);
+    loop_free(standby.loop);
 }
 
 enum { MANY = PLAN_WORKERS_MAX + 1 };
@@ -621,6 +715,8 @@ int main(void)
         ON_SITE(a_link_that_goes_down_is_noticed),
         ON_SITE(a_cut_stream_is_noticed_at_once),
         ON_SITE(violations_cost_the_violator),
+        ON_SITE(inventories),
+        ON_SITE(a_standby_admits_nobody),
         ON_SITE(so_many_and_no_more),
         ON_SITE(stopping_ends_all),
     };

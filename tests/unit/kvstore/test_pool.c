@@ -260,11 +260,46 @@ static void test_rows(void **state)
     kv_pool_free(pool);
 }
 
+static void test_names(void **state)
+{
+    (void)state;
+    struct kv_pool *pool = pool_new(4);
+    struct kv_named *named;
+    kv_handle *nameless;
+    uint32_t slot, n;
+    for (kv_handle h = 1; h <= 4; h++) {
+        const struct digest id = { { (uint8_t)h } };
+        assert_int_equal(kv_pool_open(pool, h, &slot), ST_OK);
+        kv_pool_name(pool, h, (uint32_t)h % 3, &id);
+    }
+    kv_pool_name(pool, 99, 0, &(struct digest){ { 0 } });  /* not here */
+    assert_int_equal(kv_pool_open(pool, 3, &slot), ST_OK); /* it may be written again */
+    assert_int_equal(kv_pool_named(pool, &named, &n), ST_OK);
+    assert_int_equal(n, 3);
+    const kv_handle deepest_first[] = { 2, 1, 4 };
+    for (uint32_t i = 0; i < n; i++) {
+        assert_int_equal(named[i].handle, deepest_first[i]);
+        assert_int_equal(named[i].position, deepest_first[i] % 3);
+        assert_int_equal(named[i].id.byte[0], deepest_first[i]);
+    }
+    free(named);
+    assert_int_equal(kv_pool_nameless(pool, &nameless, &n), ST_OK);
+    assert_int_equal(n, 1);
+    assert_int_equal(nameless[0], 3);
+    free(nameless);
+    kv_pool_drop(pool, 2);
+    assert_int_equal(kv_pool_open(pool, 2, &slot), ST_OK); /* another block of that handle */
+    assert_int_equal(kv_pool_nameless(pool, &nameless, &n), ST_OK);
+    assert_int_equal(n, 2);
+    free(nameless);
+    kv_pool_free(pool);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows), cmocka_unit_test(test_layout), cmocka_unit_test(test_open_drop),
-        cmocka_unit_test(test_pins), cmocka_unit_test(test_random),
+        cmocka_unit_test(test_pins), cmocka_unit_test(test_random), cmocka_unit_test(test_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -16,10 +16,14 @@ static uint64_t seed;
 static struct plan_case plans;
 static struct result_case results;
 
-enum { N_KINDS = CONTROL_STOP + 1 };
+enum { N_KINDS = CONTROL_NAMES + 1 };
 
 static const uint8_t address[] = { 9, 0, 8, 255 };
 static const struct control_member good_members[] = { { 1, address, 4 }, { 2, address, 0 }, { 900, address, 1 } };
+
+static const struct control_block good_blocks[] = { { 1, 0, { 1 } },
+                                                    { UINT64_MAX - 1, PLAN_POSITIONS_MAX / PLAN_BLOCK - 1, { 2, 3 } },
+                                                    { 7, 4, { 9 } } };
 
 /* A good message of each kind. */
 static struct control_message message_of(enum control_kind kind, struct rng *rng)
@@ -27,7 +31,7 @@ static struct control_message message_of(enum control_kind kind, struct rng *rng
     struct control_message m = { .kind = kind };
     switch (kind) {
     case CONTROL_HELLO:
-        m.as.hello = (struct control_hello){ CONTROL_VERSION, 4711, "host-\xC3\xA4", "cpu", "ucx", 2 };
+        m.as.hello = (struct control_hello){ CONTROL_VERSION, 4711, "host-\xC3\xA4", "cpu", "ucx", 2, 77 };
         break;
     case CONTROL_WELCOME:
         m.as.welcome = (struct control_welcome){ .worker_id = 7,
@@ -38,7 +42,8 @@ static struct control_message message_of(enum control_kind kind, struct rng *rng
                                                  .positions_max = 8192,
                                                  .step_rows_max = 2048,
                                                  .heartbeat_ms = 200,
-                                                 .silence_ms = 1500 };
+                                                 .silence_ms = 1500,
+                                                 .term = UINT64_MAX };
         break;
     case CONTROL_PROGRESS:
         m.as.progress.fraction = 0.5f;
@@ -78,6 +83,10 @@ static struct control_message message_of(enum control_kind kind, struct rng *rng
     case CONTROL_COPY:
         m.as.copy = (struct control_copy){ 99, 3, 4, { 1, 2 } };
         break;
+    case CONTROL_INVENTORY:
+    case CONTROL_NAMES:
+        m.as.blocks = (struct control_blocks){ 12, 3, good_blocks };
+        break;
     case CONTROL_STOP:
         break;
     }
@@ -96,7 +105,7 @@ static bool message_equal(const struct control_message *a, const struct control_
     switch (a->kind) {
     case CONTROL_HELLO: {
         const struct control_hello *x = &a->as.hello, *y = &b->as.hello;
-        return x->version == y->version && x->pid == y->pid && x->n_threads == y->n_threads &&
+        return x->version == y->version && x->term == y->term && x->pid == y->pid && x->n_threads == y->n_threads &&
                same_text(x->host, y->host) && same_text(x->device, y->device) && same_text(x->transport, y->transport);
     }
     case CONTROL_WELCOME: {
@@ -104,7 +113,7 @@ static bool message_equal(const struct control_message *a, const struct control_
         return x->worker_id == y->worker_id && same_text(x->model, y->model) && same_text(x->precision, y->precision) &&
                same_text(x->kv_codec, y->kv_codec) && same_text(x->selector, y->selector) &&
                x->positions_max == y->positions_max && x->step_rows_max == y->step_rows_max &&
-               x->heartbeat_ms == y->heartbeat_ms && x->silence_ms == y->silence_ms;
+               x->heartbeat_ms == y->heartbeat_ms && x->silence_ms == y->silence_ms && x->term == y->term;
     }
     case CONTROL_PROGRESS:
         return a->as.progress.fraction == b->as.progress.fraction;
@@ -148,6 +157,16 @@ static bool message_equal(const struct control_message *a, const struct control_
     case CONTROL_COPY:
         return a->as.copy.handle == b->as.copy.handle && a->as.copy.destination == b->as.copy.destination &&
                a->as.copy.position == b->as.copy.position && !memcmp(a->as.copy.id, b->as.copy.id, 16);
+    case CONTROL_INVENTORY:
+    case CONTROL_NAMES:
+        if (a->as.blocks.epoch != b->as.blocks.epoch || a->as.blocks.n_blocks != b->as.blocks.n_blocks)
+            return false;
+        for (uint32_t i = 0; i < a->as.blocks.n_blocks; i++) {
+            const struct control_block *x = &a->as.blocks.blocks[i], *y = &b->as.blocks.blocks[i];
+            if (x->handle != y->handle || x->position != y->position || memcmp(x->id, y->id, 16) != 0)
+                return false;
+        }
+        return true;
     case CONTROL_STOP:
         return true;
     }
@@ -235,6 +254,16 @@ static void fields_are_checked(void **state)
     m = message_of(CONTROL_COPY, &rng);
     m.as.copy.position = PLAN_POSITIONS_MAX;
     refused(&m, "copy.position");
+    struct control_block block = { 0, 0, { 0 } };
+    m = message_of(CONTROL_INVENTORY, &rng);
+    m.as.blocks = (struct control_blocks){ 1, 1, &block };
+    refused(&m, "blocks.handles");
+    block = (struct control_block){ 1, PLAN_POSITIONS_MAX / PLAN_BLOCK, { 0 } };
+    refused(&m, "blocks.positions");
+    static struct control_block many[CONTROL_BLOCKS_MAX + 1];
+    m = message_of(CONTROL_NAMES, &rng);
+    m.as.blocks = (struct control_blocks){ 1, CONTROL_BLOCKS_MAX + 1, many };
+    refused(&m, "blocks.handles");
     const struct control_member twice[] = { { 3, address, 4 }, { 3, address, 4 } };
     m = message_of(CONTROL_MEMBERS, &rng);
     m.as.members = (struct control_members){ 2, twice };

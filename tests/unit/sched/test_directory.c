@@ -205,6 +205,43 @@ static void test_pool_lost(void **state)
     directory_deinit(&d);
 }
 
+/* Blocks of before: cache, by id and handle, unless what they say cannot be. */
+static void test_adopted(void **state)
+{
+    (void)state;
+    struct directory d;
+    directory_init(&d);
+    d.next = 1000;
+    directory_pool_add(&d, 0, 4);
+    directory_pool_add(&d, 1, 4);
+    const struct digest a = id(1), b = id(2);
+    assert_false(directory_adopt(&d, 0, 1000, 0, &a)); /* never given */
+    assert_true(directory_adopt(&d, 0, 7, 0, &a));
+    assert_false(directory_adopt(&d, 0, 7, 0, &a)); /* twice */
+    assert_false(directory_adopt(&d, 1, 7, 1, &a)); /* another place */
+    assert_false(directory_adopt(&d, 1, 7, 0, &b)); /* another block */
+    assert_true(directory_adopt(&d, 1, 7, 0, &a));  /* a second copy of it */
+    assert_int_equal(directory_block(&d, 7) == known(&d, 1), 1);
+    assert_int_equal(d.pools[0].cached + d.pools[1].cached, 2);
+    assert_true(directory_adopt(&d, 1, 8, 0, &a)); /* the same content under another handle: one of them goes */
+    assert_int_equal(d.pools[1].dropping, 1);
+    assert_int_equal(acknowledge(&d, 1), 1);
+    assert_null(directory_block(&d, 8));
+    assert_ptr_equal(known(&d, 1), directory_block(&d, 7));
+    assert_true(directory_promise(&d, 0, 3));
+    assert_false(directory_adopt(&d, 0, 9, 0, &b)); /* no room */
+    assert_true(directory_promise(&d, 0, 1));       /* it is evicted as any other */
+    assert_int_equal(d.pools[0].cached, 0);
+    directory_unpromise(&d, 0, 4);
+    acknowledge(&d, 0);
+    struct copy *c = block(&d, 0, 5);
+    assert_int_equal(c->block->handle, 1000);
+    directory_unref(&d, c);
+    directory_pool_remove(&d, 1);
+    assert_null(known(&d, 1));
+    directory_deinit(&d);
+}
+
 static void test_outbox(void **state)
 {
     (void)state;
@@ -234,7 +271,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_account), cmocka_unit_test(test_eviction), cmocka_unit_test(test_duplicates),
         cmocka_unit_test(test_copies),  cmocka_unit_test(test_strays),   cmocka_unit_test(test_pool_lost),
-        cmocka_unit_test(test_outbox),
+        cmocka_unit_test(test_outbox),  cmocka_unit_test(test_adopted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
