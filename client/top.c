@@ -108,6 +108,11 @@ static void worker(FILE *out, const Longspan__V1__WorkerStatus *w)
     fprintf(out, "%-4u %-8u %-10s %-22s %-20s ", w->id, w->pid, plain(w->state, state), plain(w->address, address),
             blocks);
     pool(out, w->blocks, w->blocks_cached, w->n_blocks);
+    fprintf(out, " %6llu %6llu", (unsigned long long)w->leaves, (unsigned long long)w->epoch);
+    if (w->step_age_ms < 0)
+        fprintf(out, " %7s", "-");
+    else
+        fprintf(out, " %6.1fs", (double)w->step_age_ms / 1000);
     fprintf(out, " %7.0f %9.1f %9.1f\n", (double)w->resident_bytes / 0x1p20, (double)w->bytes_sent / 0x1p20,
             (double)w->bytes_received / 0x1p20);
 }
@@ -117,9 +122,14 @@ static void scheduler(const struct top *t, FILE *out)
     const Longspan__V1__SchedulerStatus *s = t->status->scheduler;
     if (!s)
         return;
-    fprintf(out, "requests   %u running, %u waiting, %u groups; %llu done, %llu failed, %llu cancelled\n", s->running,
-            s->waiting, s->groups, (unsigned long long)s->requests_done, (unsigned long long)s->requests_failed,
-            (unsigned long long)s->requests_cancelled);
+    fprintf(out, "requests   %u running, %u waiting", s->running, s->waiting);
+    if (s->waiting)
+        fprintf(out, " (the first for %.1f s)", (double)s->waited_ms / 1000);
+    fprintf(out, ", %u groups; %llu done, %llu failed, %llu cancelled", s->groups, (unsigned long long)s->requests_done,
+            (unsigned long long)s->requests_failed, (unsigned long long)s->requests_cancelled);
+    if (s->stalled_ms)
+        fprintf(out, "; NO STEP for %.1f s", (double)s->stalled_ms / 1000);
+    fputc('\n', out);
     fputs("tokens     ", out);
     per_second(out, t->completion_rate, "generated/s, ");
     per_second(out, t->prompt_rate, "of prompts/s, ");
@@ -132,18 +142,19 @@ static void scheduler(const struct top *t, FILE *out)
 static void lines(const struct top *t, FILE *out)
 {
     const Longspan__V1__StatusResponse *s = t->status;
-    char name[64], identity[64];
+    char name[64], identity[64], role[64];
     if (!s) {
         fprintf(out, "%s: %s\n", t->settings->grpc, t->err.text[0] ? t->err.text : status_text(t->err.status));
         return;
     }
-    fprintf(out, "%s  %s, longest context %u (pools hold %llu), identity %s, up %llu s\n", plain(s->model, name),
-            s->ready ? "ready" : "NOT READY", s->positions_max, (unsigned long long)s->positions_fit,
-            plain(s->identity, identity), (unsigned long long)s->uptime_ms / 1000);
+    fprintf(out, "%s  %s, coordinator %s, longest context %u (pools hold %llu), identity %s, up %llu s\n",
+            plain(s->model, name), s->ready ? "ready" : "NOT READY", plain(s->role, role), s->positions_max,
+            (unsigned long long)s->positions_fit, plain(s->identity, identity),
+            (unsigned long long)s->uptime_ms / 1000);
     scheduler(t, out);
     quantile_lines(t->settings, out);
-    fprintf(out, "\n%-4s %-8s %-10s %-22s %-20s %-*s %7s %9s %9s\n", "id", "pid", "state", "address", "used/cached/all",
-            BAR, "blocks", "MiB", "sent MiB", "recv MiB");
+    fprintf(out, "\n%-4s %-8s %-10s %-22s %-20s %-*s %6s %6s %7s %7s %9s %9s\n", "id", "pid", "state", "address",
+            "used/cached/all", BAR, "blocks", "leaves", "epoch", "step", "MiB", "sent MiB", "recv MiB");
     for (size_t i = 0; i < s->n_workers; i++)
         worker(out, s->workers[i]);
 }

@@ -17,6 +17,7 @@ enum {
     TICK_MS = 50,                  /* of the watch over silence */
     DEAF_MS = 200,
     STOP_GRACE_MS = 300,
+    STALL_MS = 1000,
 };
 
 /* ---- running the scheduler ---- */
@@ -136,6 +137,7 @@ uint32_t control_workers(void *control, struct gateway_worker *workers_out, uint
     const struct control *c = control;
     struct sched_worker_stats stats[CONTROL_SESSIONS_MAX];
     const uint32_t n_stats = sched_worker_stats(c->sched, stats, CONTROL_SESSIONS_MAX);
+    const int64_t now = clock_ms();
     uint32_t n = 0;
     for (uint32_t i = 0; i < c->n_lost && n < max; i++)
         workers_out[n++] = c->lost[i].shown;
@@ -144,10 +146,17 @@ uint32_t control_workers(void *control, struct gateway_worker *workers_out, uint
             continue;
         struct gateway_worker *w = &workers_out[n++];
         *w = s->shown;
+        w->step_age_ms = -1;
         for (uint32_t i = 0; i < n_stats; i++) {
             if (s->state != SESSION_READY || stats[i].id != w->id)
                 continue;
             w->blocks = stats[i].blocks_used;
+            w->blocks_cached = stats[i].blocks_cached;
+            w->sequences = stats[i].sequences;
+            w->leaves = stats[i].leaves;
+            w->group = stats[i].group;
+            w->epoch = stats[i].epoch;
+            w->step_age_ms = stats[i].step_ms ? now - stats[i].step_ms : -1;
             if (stats[i].draining)
                 snprintf(w->state, sizeof w->state, "draining");
         }
@@ -170,6 +179,32 @@ bool control_is_ready(void *control)
         if (s->state == SESSION_READY)
             return true;
     return false;
+}
+
+/* A step may take long on a busy machine; then its workers say in their heartbeats that they compute. */
+static int64_t worked_ms(const struct control *c)
+{
+    struct sched_worker_stats stats[CONTROL_SESSIONS_MAX];
+    const uint32_t n = sched_worker_stats(c->sched, stats, CONTROL_SESSIONS_MAX);
+    int64_t last = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const struct session *s = stats[i].in_flight ? session_find(c, stats[i].id) : NULL;
+        if (s && s->work_ms > last)
+            last = s->work_ms;
+    }
+    return last;
+}
+
+int64_t control_stalled_ms(void *control)
+{
+    const struct control *c = control;
+    const int64_t now = clock_ms();
+    struct sched_stats stats;
+    sched_stats(c->sched, &stats);
+    if (!stats.running && !stats.waiting)
+        return 0;
+    const int64_t worked = worked_ms(c), last = worked > stats.progress_ms ? worked : stats.progress_ms;
+    return now - last > STALL_MS ? now - last : 0;
 }
 
 uint16_t control_port(const struct control *c)

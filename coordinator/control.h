@@ -49,6 +49,11 @@ struct sched *control_sched(struct control *c);
 uint32_t control_workers(void *control, struct gateway_worker *workers_out, uint32_t max);
 /* As many workers as expected were ready once, and one is now; for gateway_config.ready. */
 bool control_is_ready(void *control);
+/*
+ * For how long nothing has gone on although requests run or wait: no step was done, and no worker with a plan says that it computes. 0: something has
+ * within the last second, or there is nothing to do. For gateway_config.stalled_ms.
+ */
+int64_t control_stalled_ms(void *control);
 /* The scheduler has something to do: it runs soon; for gateway_config.kick. */
 void control_kick(void *control);
 

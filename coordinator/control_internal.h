@@ -39,7 +39,8 @@ struct session {
     uint8_t *address; /* of its exchange */
     uint32_t address_bytes;
     int64_t attached_ms, taken_ms; /* taken: when it last had taken all that was sent */
-    uint64_t beats;
+    uint64_t beats, work;
+    int64_t work_ms;            /* when work was seen to change */
     struct control_block *held; /* of its inventory, until it is ready */
     uint32_t n_held, held_room;
     uint64_t held_epoch;

@@ -159,6 +159,8 @@ static void on_hello(struct session *s, const struct control_hello *h)
     s->state = SESSION_LOADING;
     s->shown.id = (uint16_t)c->next_id++;
     s->shown.pid = h->pid;
+    snprintf(s->shown.device, sizeof s->shown.device, "%s", h->device);
+    snprintf(s->shown.host, sizeof s->shown.host, "%s", h->host);
     snprintf(s->shown.state, sizeof s->shown.state, "loading");
     struct control_message m = { .kind = CONTROL_WELCOME, .as.welcome = c->config.welcome };
     m.as.welcome.worker_id = s->shown.id;
@@ -266,6 +268,10 @@ static void on_heartbeat(struct session *s, const struct control_heartbeat *h)
         return;
     }
     s->beats = h->sequence;
+    if (h->work != s->work)
+        s->work_ms = clock_ms();
+    s->work = h->work;
+    s->shown.dropped = h->dropped;
     s->shown.resident_bytes = h->resident_bytes;
     s->shown.sketch_bytes = h->sketch_bytes;
     s->shown.bytes_sent = h->bytes_sent;

@@ -25,7 +25,7 @@
 #include "kernels/selector.h"
 #include "model/model.h"
 
-enum { DRAIN_MS = 8500, DRAIN_LOOK_MS = 10, ID_CONTEXT_VERSION = 1 };
+enum { DRAIN_MS = 8500, DRAIN_LOOK_MS = 10, ID_CONTEXT_VERSION = 1, STALLED_MS = 4000 };
 
 struct coordinator {
     const struct coordinator_config *config;
@@ -242,7 +242,21 @@ static uint32_t gateway_workers(void *ctx, struct gateway_worker *workers_out, u
 static bool gateway_ready(void *ctx)
 {
     const struct coordinator *c = ctx;
-    return control_is_ready(c->control) && (!c->membership || membership_led(c->membership));
+    return control_is_ready(c->control) && (!c->membership || membership_led(c->membership)) &&
+           control_stalled_ms(c->control) < STALLED_MS;
+}
+
+static int64_t gateway_stalled_ms(void *ctx)
+{
+    return control_stalled_ms(((struct coordinator *)ctx)->control);
+}
+
+static const char *gateway_role(void *ctx)
+{
+    const struct coordinator *c = ctx;
+    if (!c->membership)
+        return "alone";
+    return membership_led(c->membership) ? "leader" : "standby";
 }
 
 static void gateway_kick(void *ctx)
@@ -294,6 +308,8 @@ static enum status gateway_begin(struct coordinator *c, struct error *err)
         .selector = c->selector_text,
         .workers = gateway_workers,
         .ready = gateway_ready,
+        .stalled_ms = gateway_stalled_ms,
+        .role = gateway_role,
         .kick = gateway_kick,
         .ctx = c,
     };

@@ -26,11 +26,18 @@ struct gateway_worker {
     uint16_t id;
     uint32_t pid;
     char address[128]; /* of its control connection */
-    char state[16];    /* "connecting", "loading", "ready", "draining", "lost" */
+    char device[32];   /* "cpu", "cuda" */
+    char host[64];
+    char state[16]; /* "connecting", "loading", "ready", "draining", "lost" */
     float load_fraction;
     char fingerprint[128];
     uint32_t blocks, n_blocks;
     uint64_t block_bytes, weight_bytes, pool_bytes, resident_bytes, sketch_bytes, bytes_sent, bytes_received;
+    uint64_t dropped; /* messages of other workers that it refused */
+    /* of a ready one: */
+    uint32_t blocks_cached, sequences, group; /* sequences whose home it is */
+    uint64_t leaves, epoch;                   /* begun leaves of running requests that it reads; of its group */
+    int64_t step_age_ms;                      /* since its last step; -1: none yet */
 };
 
 struct gateway_config {
@@ -52,8 +59,12 @@ struct gateway_config {
     const char *precision, *kv_codec, *selector; /* shown by Cluster/Status; NULL: bf16, bf16, dense */
     /* -> number of workers written. */
     uint32_t (*workers)(void *ctx, struct gateway_worker *workers_out, uint32_t max);
-    bool (*ready)(void *ctx); /* enough workers are ready to serve */
-    void (*kick)(void *ctx);  /* something was submitted or cancelled: run the scheduler soon */
+    bool (*ready)(void *ctx); /* enough workers are ready to serve, and steps go on */
+    /* For how long nothing has gone on although there is work; 0: all is well. NULL: never told. */
+    int64_t (*stalled_ms)(void *ctx);
+    /* "leader", "standby" or "alone"; NULL: alone. */
+    const char *(*role)(void *ctx);
+    void (*kick)(void *ctx); /* something was submitted or cancelled: run the scheduler soon */
     void *ctx;
     /* Served on the gRPC port as well; kept. */
     const struct rpc_method *methods;

@@ -168,6 +168,12 @@ struct sched_worker_stats {
     bool ready, draining;
     uint32_t n_blocks, blocks_used; /* by the coordinator's exact account: named blocks and open ones */
     uint32_t blocks_cached;         /* of these, kept only as prefix cache */
+    uint32_t sequences;             /* that have it as home */
+    uint64_t leaves;                /* begun ones of running requests that it reads */
+    uint32_t group;                 /* of its step group: */
+    uint64_t epoch;
+    uint32_t in_flight; /* plans */
+    int64_t step_ms;    /* when its last result came, on the clock of sched_ops.now_ms; 0: none yet */
 };
 struct sched_stats {
     uint32_t waiting, running, groups;
@@ -175,6 +181,9 @@ struct sched_stats {
         requests_failed, requests_cancelled, preemptions;
     uint64_t coordination_us; /* sum over steps of (interval of the step - slowest worker's busy and wait time) */
     uint64_t kv_bytes_read, kv_bytes_dense; /* sums of proto/plan.h's struct result */
+    int64_t waiting_ms;                     /* since when the one that waits longest does; 0: none waits */
+    int64_t
+        progress_ms; /* when work last went on: a step was done, a copy arrived, or a request came while there was none */
 };
 void sched_stats(const struct sched *s, struct sched_stats *stats_out);
 /* -> number written, at most max */

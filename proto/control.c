@@ -116,6 +116,8 @@ static enum status heartbeat_to_wire(const struct control_heartbeat *h, struct w
     w->sketch_bytes = h->sketch_bytes;
     w->bytes_sent = h->bytes_sent;
     w->bytes_received = h->bytes_received;
+    w->work = h->work;
+    w->dropped = h->dropped;
     return ST_OK;
 }
 
@@ -545,6 +547,8 @@ static void message_pour(struct pour *p, const message_wire *w, struct control_m
             .sketch_bytes = w->heartbeat->sketch_bytes,
             .bytes_sent = w->heartbeat->bytes_sent,
             .bytes_received = w->heartbeat->bytes_received,
+            .work = w->heartbeat->work,
+            .dropped = w->heartbeat->dropped,
         };
         break;
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_RESULT:

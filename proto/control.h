@@ -87,6 +87,8 @@ struct control_heartbeat {
     uint32_t blocks_used;
     uint64_t resident_bytes, sketch_bytes;
     uint64_t bytes_sent, bytes_received; /* exchange, since start */
+    uint64_t work;                       /* changes while a step computes, not while it waits for a peer */
+    uint64_t dropped;                    /* messages of peers that were refused */
 };
 
 /* The worker gave up this epoch of the group; peer: the worker it blames, or UINT16_MAX. */

@@ -35,6 +35,8 @@ struct backend_config {
     uint32_t step_rows_max; /* rows at home in one step */
     bool float32;           /* --precision float32: activations and KV in float32, reference kernels */
     enum kv_codec kv_codec; /* of sealed blocks */
+    _Atomic uint64_t
+        *ops_done; /* counted up with every operation, by backends that have them one by one; may be NULL */
 };
 
 /* A product's outputs: weight matrix of a kind and layer, into a tensor. bias: a vector that is added to them (MODEL_EMBEDDING, which is 0: none). */

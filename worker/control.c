@@ -434,7 +434,9 @@ static void heartbeats(struct session *s)
                                                                 .resident_bytes = resident_bytes(),
                                                                 .sketch_bytes = stats.sketch_bytes,
                                                                 .bytes_sent = stats.bytes_sent,
-                                                                .bytes_received = stats.bytes_received } };
+                                                                .bytes_received = stats.bytes_received,
+                                                                .work = stats.work,
+                                                                .dropped = stats.dropped } };
         session_send(s, &beat);
         pthread_mutex_lock(&s->lock);
         if (!s->ended && !stopping)

@@ -67,7 +67,7 @@ struct worker {
     struct mail *first, **last; /* under the lock */
     bool quit;
     _Atomic uint32_t running_group; /* of the plan that runs: worker_free ends its waits */
-    _Atomic uint64_t plans_done, bytes_sent, bytes_received;
+    _Atomic uint64_t plans_done, ops_done, bytes_sent, bytes_received, dropped;
     _Atomic uint32_t blocks_used;
 };
 
@@ -565,6 +565,7 @@ static void stats_refresh(struct worker *w)
     kv_pool_stats(w->pool, &pool);
     atomic_store(&w->bytes_sent, x.bytes_sent);
     atomic_store(&w->bytes_received, x.bytes_received);
+    atomic_store(&w->dropped, x.dropped);
     atomic_store(&w->blocks_used, pool.used);
 }
 
@@ -701,7 +702,7 @@ static enum status exchange_start(struct worker *w, struct error *err)
 static enum status open_parts(struct worker *w, struct error *err)
 {
     const struct worker_config *c = &w->config;
-    const struct backend_config backend = { c->n_threads, c->step_rows_max, c->float32, c->kv_codec };
+    const struct backend_config backend = { c->n_threads, c->step_rows_max, c->float32, c->kv_codec, &w->ops_done };
     w->ops = backend_find(c->device);
     if (!w->ops)
         return error_set(err, ST_UNSUPPORTED, "device %s: this build has no such backend", c->device);
@@ -870,5 +871,7 @@ void worker_stats(const struct worker *w, struct worker_stats *stats_out)
         .bytes_received = atomic_load(&w->bytes_received),
         .blocks_used = atomic_load(&w->blocks_used),
         .sketch_bytes = atomic_load(&w->select.store.bytes),
+        .work = atomic_load(&w->plans_done) + atomic_load(&w->ops_done),
+        .dropped = atomic_load(&w->dropped),
     };
 }

@@ -78,6 +78,8 @@ struct worker_stats {
     uint64_t plans_done, bytes_sent, bytes_received;
     uint32_t blocks_used;
     uint64_t sketch_bytes; /* of all sketches here, with what is kept to choose by them */
+    uint64_t work;         /* grows while a step computes, not while it waits for a peer */
+    uint64_t dropped;      /* messages of peers that were refused */
 };
 void worker_stats(const struct worker *w, struct worker_stats *stats_out); /* any thread */
 

@@ -29,6 +29,8 @@ static void on_ready(void *ctx, struct http_exchange *x)
         reply_status(x, 503, "shutting down");
     else if (a->config.ready(a->config.ctx))
         reply_status(x, 200, "ready");
+    else if (a->config.stalled_ms(a->config.ctx))
+        reply_status(x, 503, "steps have stopped");
     else
         reply_status(x, 503, "waiting for workers");
 }

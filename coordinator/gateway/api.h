@@ -22,6 +22,7 @@ struct api_config {
     uint32_t ping_ms;             /* a stream that is silent for so long gets a comment; 0: 10 s */
     uint32_t idle_ms;             /* of connections; 0: 60 s */
     bool (*ready)(void *ctx);
+    int64_t (*stalled_ms)(void *ctx);      /* see struct gateway_config */
     void (*metrics)(void *ctx, FILE *out); /* writes the exposition */
     void *ctx;
 };

@@ -36,6 +36,12 @@ static bool gateway_ready(void *ctx)
     return !g->draining && g->config.ready(g->config.ctx);
 }
 
+static int64_t gateway_stalled_ms(void *ctx)
+{
+    const struct gateway *g = ctx;
+    return g->config.stalled_ms ? g->config.stalled_ms(g->config.ctx) : 0;
+}
+
 static void write_metrics(void *ctx, FILE *out)
 {
     const struct gateway *g = ctx;
@@ -124,6 +130,7 @@ static enum status start_doors(struct gateway *g, struct error *err)
         .fingerprint = g->fingerprint,
         .ping_ms = g->config.ping_ms,
         .ready = gateway_ready,
+        .stalled_ms = gateway_stalled_ms,
         .metrics = write_metrics,
         .ctx = g,
     };

@@ -371,6 +371,14 @@ static void worker_fill(Longspan__V1__WorkerStatus *to, const struct gateway_wor
     to->sketch_bytes = from->sketch_bytes;
     to->bytes_sent = from->bytes_sent;
     to->bytes_received = from->bytes_received;
+    to->device = (char *)(uintptr_t)from->device;
+    to->host = (char *)(uintptr_t)from->host;
+    to->sequences = from->sequences;
+    to->leaves = from->leaves;
+    to->group = from->group;
+    to->epoch = from->epoch;
+    to->step_age_ms = from->step_age_ms;
+    to->dropped = from->dropped;
     for (uint32_t i = 0; i < n_stats; i++)
         if (stats[i].id == from->id) {
             to->blocks = stats[i].blocks_used;
@@ -378,10 +386,10 @@ static void worker_fill(Longspan__V1__WorkerStatus *to, const struct gateway_wor
         }
 }
 
-static void sched_fill(Longspan__V1__SchedulerStatus *to, const struct sched *sched)
+static void sched_fill(Longspan__V1__SchedulerStatus *to, const struct gateway_config *config)
 {
     struct sched_stats s = { 0 };
-    sched_stats(sched, &s);
+    sched_stats(config->sched, &s);
     longspan__v1__scheduler_status__init(to);
     to->waiting = s.waiting;
     to->running = s.running;
@@ -396,6 +404,11 @@ static void sched_fill(Longspan__V1__SchedulerStatus *to, const struct sched *sc
     to->requests_failed = s.requests_failed;
     to->requests_cancelled = s.requests_cancelled;
     to->coordination_us = s.coordination_us;
+    to->preemptions = s.preemptions;
+    to->waited_ms = s.waiting_ms ? (uint64_t)(clock_ms() - s.waiting_ms) : 0;
+    to->stalled_ms = config->stalled_ms ? (uint64_t)config->stalled_ms(config->ctx) : 0;
+    to->kv_bytes_read = s.kv_bytes_read;
+    to->kv_bytes_dense = s.kv_bytes_dense;
 }
 
 static const char *identity(const struct gateway_worker *workers, uint32_t n)
@@ -432,7 +445,7 @@ void grpc_write_status(const struct gateway_config *config, const struct generat
     const uint32_t n_stats = sched_worker_stats(config->sched, stats, WORKERS_MAX);
     for (uint32_t i = 0; i < n; i++)
         worker_fill(ptrs[i] = &status[i], &workers[i], stats, n_stats);
-    sched_fill(&sched, config->sched);
+    sched_fill(&sched, config);
     longspan__v1__status_response__init(&m);
     m.version = or_default(GATEWAY_VERSION, "");
     m.model = or_default(config->model_name, "");
@@ -448,6 +461,7 @@ void grpc_write_status(const struct gateway_config *config, const struct generat
     m.n_workers = n;
     m.workers = ptrs;
     m.scheduler = &sched;
+    m.role = or_default(config->role ? config->role(config->ctx) : NULL, "alone");
     append_message(&m.base, out);
 done:
     free(workers);

@@ -62,6 +62,8 @@ static void write_sched(const struct sched *sched, FILE *out)
     one(out, "longspan_requests_waiting", "gauge", "Requests that wait for room.", s.waiting);
     one(out, "longspan_requests_running", "gauge", "Requests that run.", s.running);
     one(out, "longspan_groups", "gauge", "Step groups.", s.groups);
+    one(out, "longspan_preemptions_total", "counter", "Requests that gave way to another and were computed again.",
+        (double)s.preemptions);
     one(out, "longspan_steps_total", "counter", "Steps done.", (double)s.steps);
     one(out, "longspan_prompt_rows_total", "counter", "Prompt rows computed.", (double)s.prompt_rows);
     one(out, "longspan_decode_rows_total", "counter", "Decode rows computed.", (double)s.decode_rows);
@@ -100,6 +102,11 @@ COLUMN(resident, w->resident_bytes)
 COLUMN(sketches, w->sketch_bytes)
 COLUMN(sent, w->bytes_sent)
 COLUMN(received, w->bytes_received)
+COLUMN(dropped, w->dropped)
+COLUMN(leaves, w->leaves)
+COLUMN(sequences, w->sequences)
+COLUMN(epoch, w->epoch)
+COLUMN(step_age, w->step_age_ms < 0 ? -1 : (double)w->step_age_ms / 1000)
 
 static const struct column columns[] = {
     { "longspan_worker_ready", "gauge", "1 if the worker is ready.", value_ready },
@@ -115,6 +122,12 @@ static const struct column columns[] = {
     { "longspan_worker_resident_bytes", "gauge", "Resident bytes of the worker's process.", value_resident },
     { "longspan_exchange_sent_bytes_total", "counter", "Bytes sent to other workers.", value_sent },
     { "longspan_exchange_received_bytes_total", "counter", "Bytes received from other workers.", value_received },
+    { "longspan_exchange_dropped_total", "counter", "Messages of other workers that were refused.", value_dropped },
+    { "longspan_worker_leaves", "gauge", "Leaves of running requests that the worker reads.", value_leaves },
+    { "longspan_worker_sequences", "gauge", "Sequences that the worker is the home of.", value_sequences },
+    { "longspan_worker_epoch", "gauge", "Epoch of the worker's step group.", value_epoch },
+    { "longspan_worker_step_age_seconds", "gauge", "Since the worker's last step; -1 if there was none.",
+      value_step_age },
 };
 
 static const struct sched_worker_stats *stats_of(const struct sched_worker_stats *stats, uint32_t n, uint16_t id)
@@ -150,6 +163,9 @@ void observe_write(const struct gateway_config *config, struct metrics *m, FILE 
 {
     metrics_write(m, out);
     write_sched(config->sched, out);
+    one(out, "longspan_stalled_seconds", "gauge",
+        "For how long nothing has gone on although there is work; 0: all is well.",
+        config->stalled_ms ? 1e-3 * (double)config->stalled_ms(config->ctx) : 0);
     write_workers(config, out);
     metrics_write_process(out);
 }

@@ -262,6 +262,7 @@ enum status flight_result(struct sched *s, struct group *g, uint8_t slot, const 
     if (st)
         return st;
     f->pending &= ~SCHED_BIT(slot);
+    w->step_ms = s->stats.progress_ms = sched_now_ms(s);
     if (result->busy_us + result->wait_us > f->slowest_us)
         f->slowest_us = result->busy_us + result->wait_us;
     f->kv_read += result->kv_bytes_read;

@@ -170,6 +170,8 @@ enum status sched_submit(struct sched *s, const struct sched_want *want, const s
     r->user = user;
     if (r->deadline_ms && r->deadline_ms < s->deadline_ms)
         s->deadline_ms = r->deadline_ms;
+    if (!s->n_live && !s->n_queued)
+        s->stats.progress_ms = sched_now_ms(s);
     queue_add(s, r);
     *request_out = r;
     return ST_OK;
@@ -316,6 +318,8 @@ enum status sched_copied(struct sched *s, uint16_t worker, const struct control_
         return ST_PROTOCOL;
     sched_enter(s);
     const enum status st = transfer_arrived(s, slot, copied);
+    if (!st)
+        s->stats.progress_ms = sched_now_ms(s);
     sched_leave(s);
     return st;
 }
@@ -384,52 +388,4 @@ int64_t sched_run(struct sched *s)
         wait = SCHED_SHIP_PAUSE_MS;
     sched_leave(s);
     return wait > 0 ? wait : 1;
-}
-
-/* ---- figures ---- */
-
-void sched_stats(const struct sched *s, struct sched_stats *stats_out)
-{
-    *stats_out = s->stats;
-    stats_out->waiting = s->n_queued;
-    stats_out->running = s->n_live;
-    stats_out->groups = s->n_groups;
-}
-
-uint32_t sched_worker_stats(const struct sched *s, struct sched_worker_stats *stats_out, uint32_t max)
-{
-    uint8_t slots[SCHED_SLOTS];
-    uint32_t n = place_order(s, s->ready, slots);
-    if (n > max)
-        n = max;
-    for (uint32_t i = 0; i < n; i++) {
-        const struct worker *w = &s->workers[slots[i]];
-        const struct pool *p = &s->dir.pools[slots[i]];
-        stats_out[i] = (struct sched_worker_stats){ .id = w->id,
-                                                    .ready = true,
-                                                    .draining = w->draining,
-                                                    .n_blocks = p->n_blocks,
-                                                    .blocks_used = p->named,
-                                                    .blocks_cached = p->cached };
-    }
-    return n;
-}
-
-/* The most over the kinds of workers: groups do not mix them. */
-uint64_t sched_positions_fit(const struct sched *s)
-{
-    uint64_t most = 0;
-    SCHED_EACH(like, s->ready)
-    {
-        uint64_t blocks = 0;
-        SCHED_EACH(slot, s->ready)
-        {
-            const struct worker *w = &s->workers[slot];
-            if (!memcmp(&w->context, &s->workers[like].context, sizeof w->context))
-                blocks += s->dir.pools[slot].n_blocks / w->leaf_blocks * w->leaf_blocks;
-        }
-        most = blocks > most ? blocks : most;
-    }
-    most *= PLAN_BLOCK;
-    return most < s->config.positions_max ? most : s->config.positions_max;
 }

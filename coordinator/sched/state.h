@@ -17,6 +17,7 @@
  *   planner.c   the next plan of a group
  *   flight.c    plans in flight: results, commit, tokens
  *   directory.c blocks, copies, pools
+ *   figures.c   what is shown of all that
  *   names.c     what outlives this scheduler: terms, names of blocks at their workers
  */
 
@@ -178,6 +179,7 @@ struct worker {
     uint32_t leaf_blocks;
     uint64_t block_bytes;
     uint32_t n_homes, sending, receiving;
+    int64_t step_ms; /* its last result; 0: none yet */
     uint32_t n_ties,
         ties_max; /* sequences that have or will have blocks here; as many as it has places for open blocks of */
     struct group *group;
@@ -309,7 +311,7 @@ struct sched {
     uint32_t depth;     /* of calls into the face */
     bool admit_changed; /* something was freed or came: try the queue again */
     bool groups_changed;
-    struct sched_stats stats;
+    struct sched_stats stats; /* waiting, running, groups and waiting_ms are filled in when asked for */
 
     /* committed since names were last told: by slot */
     struct control_block *names[SCHED_SLOTS];

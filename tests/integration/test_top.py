@@ -6,6 +6,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import termios
 import time
@@ -38,6 +39,42 @@ class Top(unittest.TestCase):
         self.assertRegex(out, r"TTFT +p50 [\d.]+ ms, p90 [\d.]+ ms, p99 [\d.]+ ms")
         for w in status["workers"]:
             self.assertRegex(out, rf"(?m)^{w['id']} +{w['pid']} +ready +{re.escape(w['address'])} +\d+/\d+/{w['n_blocks']} ")
+
+    def test_status(self):
+        """Every worker's place in the cluster, as JSON and as text; what top shows is the same."""
+        self.cluster.complete("One two three", 4)
+        pids = set(self.cluster.processes())
+        out, _ = run("status", "--grpc", self.cluster.grpc)
+        top, _ = run("top", "--once", "--interval-ms", 100, *self.flags())
+        status = self.cluster.status()
+        self.assertEqual((status["role"], status["ready"]), ("leader", True))
+        self.assertIn("coordinator leader", out)
+        self.assertIn("coordinator leader", top)
+        scheduler = status["scheduler"]
+        self.assertEqual((scheduler["running"], scheduler["waiting"], scheduler["waited_ms"], scheduler["stalled_ms"]), (0, 0, 0, 0))
+        self.assertGreater(scheduler["kv_bytes_dense"], 0)
+        stepped = 0
+        for w in status["workers"]:
+            self.assertIn(w["pid"], pids)
+            self.assertEqual((w["device"], w["host"], w["leaves"], w["sequences"], w["dropped"]), ("cpu", socket.gethostname(), 0, 0, 0))
+            stepped += w["step_age_ms"] >= 0
+            step = r"[\d.]+s" if w["step_age_ms"] >= 0 else "-"
+            self.assertRegex(out, rf"(?m)^{w['id']} +{w['pid']} +ready +{re.escape(w['address'])} +cpu +{w['group']} +{w['epoch']} +"
+                                  rf"\d+/{w['n_blocks']} +0 +{step} ")
+            self.assertRegex(top, rf"(?m)^{w['id']} .*[.#+]{{20}} +0 +{w['epoch']} +{step} ")
+        self.assertGreater(stepped, 0)
+
+    def test_leaves(self):
+        """While a request runs, its leaves are at the workers that read them, and its home is one of them."""
+        s = self.cluster.stream("/v1/completions", {"prompt": [5 + i % 900 for i in range(3000)], "max_tokens": 500, "ignore_eos": True})
+        next(iter(s))
+        workers = self.cluster.status()["workers"]
+        s.abort()
+        self.assertEqual(sum(w["leaves"] for w in workers), 12)  # 256 positions each
+        self.assertEqual(sum(w["sequences"] for w in workers), 1)
+        self.assertEqual(len({w["group"] for w in workers}), 1)  # spread: they step together
+        self.cluster.check_quiet()
+        self.assertEqual(sum(w["leaves"] for w in self.cluster.status()["workers"]), 0)
 
     def test_rates(self):
         """While a request runs, tokens per second are about what it gets."""

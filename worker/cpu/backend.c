@@ -185,6 +185,7 @@ static enum status cpu_open(const struct backend_config *config, const struct mo
     b->n_threads = config->n_threads ? config->n_threads : 1;
     b->rows_max = config->step_rows_max > CPU_LOGIT_ROWS ? config->step_rows_max : CPU_LOGIT_ROWS;
     b->float32 = config->float32;
+    b->ops_done = config->ops_done;
     b->codec = config->float32 ? KV_F32 : config->kv_codec;
     const enum status st = open_parts(b, progress, ctx, err);
     if (st) {
@@ -464,6 +465,8 @@ static void run_list(void *ctx, uint32_t member, uint32_t n_members)
         b->ops[i].fn(b, &b->ops[i], member, n_members);
         if (member == 0 && atomic_load(&b->failed))
             atomic_store(&b->stop_at, i);
+        if (member == 0 && b->ops_done)
+            atomic_fetch_add_explicit(b->ops_done, 1, memory_order_relaxed);
         team_barrier(b->team);
         if (atomic_load(&b->stop_at) <= i)
             return;

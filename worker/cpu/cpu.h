@@ -87,6 +87,7 @@ struct backend {
     const struct model *model;
     const struct model_config *config;
     struct team *team;
+    _Atomic uint64_t *ops_done;
     uint32_t caps, n_threads, rows_max;
     bool float32;
     enum kv_codec codec;
