@@ -19,7 +19,7 @@ const struct config_field settings_fields[] = {
     { "model", "models/smollm2-135m-instruct", CONFIG_TEXT, TEXT(model), 0, 0, NULL, SERVE | SCOPE_MODEL | SCOPE_PACK | SCOPE_EVAL,
       "GGUF file or directory, Hugging Face directory, pack, constructed:copy, random:SHAPE[:LAYERS[:SEED]]" },
     { "precision", "bf16", CONFIG_CHOICE, TEXT(precision), 0, 0, "bf16|float32", SERVE | SCOPE_EVAL, "of activations and open blocks; float32 runs the reference kernels" },
-    { "kv-codec", "bf16", CONFIG_CHOICE, TEXT(kv_codec), 0, 0, "bf16|int8|int4-rot", SERVE, "how sealed KV blocks are coded" },
+    { "kv-codec", "bf16", CONFIG_CHOICE, TEXT(kv_codec), 0, 0, "bf16|fp8|int8|int4-rot|kivi4|kivi2", SERVE, "how sealed KV blocks are coded" },
     { "selector", "dense", CONFIG_TEXT, TEXT(selector), 0, 0, NULL, SERVE, "who picks the KV that takes part: dense, quest or sketch-walk, with @DENSITY for the share of blocks read (0.2)" },
     { "selector-dense-layers", "2", CONFIG_U32, PLAIN(selector_dense_layers), 0, 4096, NULL, SERVE, "first layers that read everything" },
     { "selector-scope", "global", CONFIG_CHOICE, TEXT(selector_scope), 0, 0, "global|local", SERVE, "the best blocks of all, or of each slot its share" },

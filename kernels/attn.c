@@ -5,13 +5,13 @@
 /* rtol: p is rounded to bf16, so a last-bit difference of a score moves a p by up to 2^-8 of itself; rows where none does differ by 1e-6. */
 const struct attn_impl attn_impls[] = {
     { "amx", CPU_AMX, attn_accepts_amx, attn_part_bytes, attn_store, attn_q_tile_bytes_amx, attn_pack_q_amx,
-      attn_block_amx, attn_merge_avx512, 4e-3f, NULL, NULL },
+      attn_block_amx, attn_merge_avx512, 4e-3f, NULL, NULL, NULL },
     { "avx512", CPU_AVX512, attn_accepts_avx512, attn_part_bytes, attn_store, attn_q_tile_bytes_f32, attn_pack_q_f32,
-      attn_block_avx512, attn_merge_avx512, 4e-3f, NULL, NULL },
+      attn_block_avx512, attn_merge_avx512, 4e-3f, NULL, NULL, NULL },
     { "avx2", CPU_AVX2, attn_accepts_avx2, attn_part_bytes, attn_store, attn_q_tile_bytes_f32, attn_pack_q_f32,
-      attn_block_avx2, attn_merge_avx2, 4e-3f, NULL, NULL },
+      attn_block_avx2, attn_merge_avx2, 4e-3f, NULL, NULL, NULL },
     { "c", 0, attn_accepts_c, attn_part_bytes, attn_store, attn_q_tile_bytes_f32, attn_pack_q_f32, attn_block_c,
-      attn_merge_c, 0, NULL, NULL },
+      attn_merge_c, 0, NULL, NULL, NULL },
 };
 const uint32_t n_attn_impls = sizeof attn_impls / sizeof attn_impls[0];
 

@@ -135,7 +135,7 @@ void linear_pack_lossless(const struct linear_shape *shape, const struct lossles
 enum { KV_BLOCK = 64, ATTN_ROWS = 16 };
 
 /* Codec of keys and values in a block. Open blocks are BF16 (F32 under float32 precision); sealing makes the codec's form. */
-enum kv_codec { KV_BF16, KV_F32, KV_INT8, KV_INT4_ROT, KV_CODECS };
+enum kv_codec { KV_BF16, KV_F32, KV_INT8, KV_INT4_ROT, KV_FP8, KV_KIVI4, KV_KIVI2, KV_CODECS };
 
 /* kernels/kv.c: the codecs by name. */
 struct kv_codec_info {
@@ -173,7 +173,7 @@ struct attn_impl {
      *   BF16  keys   [head_dim/2][KV_BLOCK][2]  (channel pairs of a position side by side: AMX's B operand for q k^T)
      *         values [KV_BLOCK/2][head_dim][2]  (position pairs of a channel side by side: AMX's B operand for p v)
      *   F32   keys   [head_dim][KV_BLOCK], values [KV_BLOCK][head_dim]
-     *   coded blocks: kernels/cpu/kv.h
+     *   coded blocks: kernels/cpu/kv.h, kernels/cpu/kv_expand.h
      */
     size_t (*part_bytes)(const struct attn_shape *shape);
     /* Writes one position of an open block, rounding to the codec. k, v [head_dim] f32 after RoPE. Unwritten positions must be zeros. */
@@ -204,6 +204,11 @@ struct attn_impl {
      * the same.
      */
     void (*rotate)(const struct attn_shape *shape, uint32_t n, float *partial);
+    /*
+     * Codecs that are attended in their open form: makes a part of keys, or of values, what it was before sealing, but for what sealing lost; the same bits
+     * in every variant. pack_q, block and merge are NULL: they are the open form's. next_part: as next_k_part of block. NULL: block reads what seal wrote.
+     */
+    void (*expand)(const struct attn_shape *shape, const void *part, const void *next_part, void *open_out);
 };
 
 extern const struct attn_impl attn_impls[]; /* of open forms */

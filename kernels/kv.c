@@ -1,15 +1,26 @@
+#include <stdio.h>
 #include <string.h>
 
 #include "kernels/cpu/attn.h"
 #include "kernels/cpu/kv.h"
+#include "kernels/cpu/kv_expand.h"
 #include "kernels/cpu/x86/kv_variants.h"
 
 const struct kv_codec_info kv_codecs[KV_CODECS] = {
-    [KV_BF16] = { "bf16", 1, KV_BF16 },
-    [KV_F32] = { "float32", 2, KV_F32 },
-    [KV_INT8] = { "int8", 3, KV_BF16 },
-    [KV_INT4_ROT] = { "int4-rot", 4, KV_BF16 },
+    [KV_BF16] = { "bf16", 1, KV_BF16 },    [KV_F32] = { "float32", 2, KV_F32 },
+    [KV_INT8] = { "int8", 3, KV_BF16 },    [KV_INT4_ROT] = { "int4-rot", 4, KV_BF16 },
+    [KV_FP8] = { "fp8", 8, KV_BF16 },      [KV_KIVI4] = { "kivi4", 9, KV_BF16 },
+    [KV_KIVI2] = { "kivi2", 10, KV_BF16 },
 };
+
+/* "bf16, int8, ..." */
+static void names(char *text_out, size_t bytes)
+{
+    size_t n = 0;
+    for (int i = 0; i < KV_CODECS && n < bytes; i++)
+        if (i != KV_F32)
+            n += (size_t)snprintf(text_out + n, bytes - n, "%s%s", i ? ", " : "", kv_codecs[i].name);
+}
 
 enum status kv_codec_find(const char *name, bool float32, enum kv_codec *codec_out, struct error *err)
 {
@@ -17,8 +28,11 @@ enum status kv_codec_find(const char *name, bool float32, enum kv_codec *codec_o
     for (int i = 0; i < KV_CODECS; i++)
         if (!strcmp(name, kv_codecs[i].name) && i != KV_F32)
             codec = (enum kv_codec)i;
-    if (codec == KV_CODECS)
-        return error_set(err, ST_INVALID, "kv-codec: '%s' is none of bf16, int8, int4-rot", name);
+    if (codec == KV_CODECS) {
+        char all[128];
+        names(all, sizeof all);
+        return error_set(err, ST_INVALID, "kv-codec: '%s' is none of %s", name, all);
+    }
     if (float32 && kv_codecs[codec].open != codec)
         return error_set(err, ST_UNSUPPORTED,
                          "kv-codec %s with precision float32: the float32 reference has nothing lossy in it", name);
@@ -30,7 +44,7 @@ enum status kv_codec_find(const char *name, bool float32, enum kv_codec *codec_o
 #define CODED(name, needs, codec, tile_bytes, pack, block, merge, rtol, turn)                                          \
     {                                                                                                                  \
         name, needs, accepts_##codec##_##block, kv_part_bytes, NULL, tile_bytes, pack, block, merge, rtol,             \
-            kv_seal_##codec, turn                                                                                      \
+            kv_seal_##codec, turn, NULL                                                                                \
     }
 #define ACCEPTS(codec, variant)                                                                                        \
     static bool accepts_##codec##_kv_block_##variant(const struct attn_shape *shape)                                   \
@@ -46,6 +60,13 @@ ACCEPTS(int4_rot, avx512)
 ACCEPTS(int4_rot, avx2)
 ACCEPTS(int4_rot, c)
 
+/* A codec that is attended in its open form: a variant is what expands. */
+#define EXPANDED(name, needs, codec, expand)                                                                           \
+    {                                                                                                                  \
+        name, needs, kv_accepts_##codec, kv_part_bytes_##codec, NULL, NULL, NULL, NULL, NULL, 0, kv_seal_##codec,      \
+            NULL, expand                                                                                               \
+    }
+
 /* rtol: weights are rounded to 2^-15 of the largest, and a last-bit difference of a score moves them by that much. */
 const struct attn_impl coded_impls[] = {
     CODED("amx", CPU_AMX, int8, kv_q_tile_bytes_amx, kv_pack_q_amx, kv_block_amx, attn_merge_avx512, 2e-4f, NULL),
@@ -60,5 +81,11 @@ const struct attn_impl coded_impls[] = {
     CODED("avx2", CPU_AVX2, int4_rot, kv_q_tile_bytes, kv_pack_q_avx2, kv_block_avx2, attn_merge_avx2, 2e-4f,
           kv_rotate_partial),
     CODED("c", 0, int4_rot, kv_q_tile_bytes, kv_pack_q, kv_block_c, attn_merge_c, 0, kv_rotate_partial),
+    EXPANDED("avx512", CPU_AVX512, fp8, kv_expand_fp8_avx512),
+    EXPANDED("avx2", CPU_AVX2, fp8, kv_expand_fp8_avx2),
+    EXPANDED("c", 0, fp8, kv_expand_fp8),
+    EXPANDED("avx512", CPU_AVX512, kivi, kv_expand_kivi_avx512),
+    EXPANDED("avx2", CPU_AVX2, kivi, kv_expand_kivi_avx2),
+    EXPANDED("c", 0, kivi, kv_expand_kivi),
 };
 const uint32_t n_coded_impls = sizeof coded_impls / sizeof coded_impls[0];

@@ -39,6 +39,23 @@ static bool seal_any(const struct attn_shape *shape, const uint8_t *data, size_t
     return sealed && usual;
 }
 
+/* Every variant expands any bytes to what the reference makes of them; of sealed ones to finite numbers. */
+static void expand(const struct attn_shape *shape, const struct attn_impl *it, const uint8_t *part, bool sealed)
+{
+    const struct attn_impl *c = attn_find(shape, 0);
+    const size_t n = (size_t)KV_BLOCK * shape->head_dim;
+    uint16_t *got = (uint16_t *)(void *)filled(n * 2, NULL, 0), *want = (uint16_t *)(void *)filled(n * 2, NULL, 0);
+    it->expand(shape, part, NULL, got);
+    c->expand(shape, part, NULL, want);
+    for (size_t i = 0; i < n; i++) {
+        const float x = bf16_to_f32(got[i]), y = bf16_to_f32(want[i]);
+        if ((got[i] != want[i] && !(isnan(x) && isnan(y))) || (sealed && !isfinite(x)))
+            abort();
+    }
+    free(got);
+    free(want);
+}
+
 static void attend(const struct attn_shape *shape, const struct attn_impl *it, const uint8_t *data, size_t bytes,
                    const uint8_t *k_part, const uint8_t *v_part, bool sealed)
 {
@@ -66,19 +83,27 @@ static void attend(const struct attn_shape *shape, const struct attn_impl *it, c
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     static const uint32_t dims[] = { 16, 64, 80, 128 };
+    static const enum kv_codec codecs[] = {
+        KV_INT8, KV_INT4_ROT, KV_FP8, KV_KIVI4, KV_KIVI2, KV_INT8, KV_FP8, KV_KIVI2
+    };
     if (bytes < 2)
         return 0;
     cpu_thread_init();
-    const struct attn_shape shape = { dims[data[0] % 4], data[0] & 4 ? KV_INT8 : KV_INT4_ROT, 0.125f };
-    const bool seals = data[0] & 8;
+    const struct attn_shape shape = { dims[data[0] % 4], codecs[data[0] >> 2 & 7], 0.125f };
+    const bool seals = data[0] & 0x80;
     const struct attn_impl *c = attn_find(&shape, 0);
+    if (!c) /* not for heads of so many channels */
+        return 0;
     data++;
     bytes--;
     uint8_t *k_part = filled(c->part_bytes(&shape), data, bytes),
             *v_part = filled(c->part_bytes(&shape), data + 1, bytes - 1);
     const bool sealed = seals && seal_any(&shape, data, bytes, k_part, v_part);
     for (uint32_t i = 0; i < n_coded_impls; i++)
-        if (!(coded_impls[i].needs & ~cpu_caps()) && coded_impls[i].accepts(&shape))
+        if (!(coded_impls[i].needs & ~cpu_caps()) && coded_impls[i].accepts(&shape) && coded_impls[i].expand) {
+            expand(&shape, &coded_impls[i], k_part, sealed);
+            expand(&shape, &coded_impls[i], v_part, sealed);
+        } else if (!(coded_impls[i].needs & ~cpu_caps()) && coded_impls[i].accepts(&shape))
             attend(&shape, &coded_impls[i], data, bytes, k_part, v_part, sealed);
     free(k_part);
     free(v_part);

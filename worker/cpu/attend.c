@@ -49,7 +49,7 @@ static bool push_job(struct backend *b, uint32_t j)
                 };
                 if (!push_unit(b, unit))
                     return false;
-                const uint32_t sealed = fine || b->open == b->attn ? blocks : blocks - 1;
+                const uint32_t sealed = fine || b->in_place ? blocks : blocks - 1;
                 b->parts_read += sealed;
                 b->parts_dense += sealed;
                 b->open_read += blocks - sealed;
@@ -196,14 +196,32 @@ uint32_t cpu_unit_vectors(const struct backend *b, const struct cpu_unit *u, uin
     return left < ATTN_ROWS ? left : ATTN_ROWS;
 }
 
+/* The block's keys and values as they were before sealing, unless they are there from the tile before. */
+static void expand(const struct backend *b, struct cpu_expanded *e, const uint8_t *part, const uint8_t *next_part)
+{
+    if (e->part == part)
+        return;
+    b->coded->expand(&b->coded_shape, part, next_part, e->data);
+    b->coded->expand(&b->coded_shape, part + b->part_bytes, next_part ? next_part + b->part_bytes : NULL,
+                     e->data + b->open_part_bytes);
+    e->part = part;
+}
+
 /* next: the slot that will be read after this one (UINT32_MAX: none) */
 void cpu_attend_block(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer,
                       uint32_t slot, uint32_t next, uint32_t depth, uint32_t t, const uint8_t *visible)
 {
     const uint8_t *part = kv_pool_part(b->input->pool, slot, layer, u->head);
     const uint8_t *next_part = next == UINT32_MAX ? NULL : kv_pool_part(b->input->pool, next, layer, u->head);
-    b->attn->block(&b->attn_shape, m->q_tiles + t * b->q_tile_bytes, cpu_unit_vectors(b, u, t), visible, part,
-                   part + b->part_bytes, next_part, cpu_stack_tile(b, m, u, depth, t));
+    const uint8_t *values = part + b->part_bytes;
+    if (m->expanded) {
+        expand(b, m->expanded, part, next_part);
+        part = m->expanded->data;
+        values = part + b->open_part_bytes;
+        next_part = NULL;
+    }
+    b->attn->block(&b->attn_shape, m->q_tiles + t * b->q_tile_bytes, cpu_unit_vectors(b, u, t), visible, part, values,
+                   next_part, cpu_stack_tile(b, m, u, depth, t));
 }
 
 static void merge_top(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t depth)
@@ -293,8 +311,8 @@ static void attend_own_block(struct backend *b, const struct cpu_member *m, cons
     }
     const uint8_t *part = cpu_open_part(b, slot, open, layer, u->head);
     float *own = sealed ? cpu_stack_tile(b, m, u, CPU_LEAF_BLOCKS, t) : to;
-    b->open->block(&b->open_shape, m->open_q_tiles + t * b->open_q_tile_bytes, n, visible, part,
-                   part + b->open_part_bytes, NULL, own);
+    b->open->block(&b->open_shape, (m->open_q_tiles ? m->open_q_tiles : m->q_tiles) + t * b->open_q_tile_bytes, n,
+                   visible, part, part + b->open_part_bytes, NULL, own);
     if (b->attn->rotate)
         b->attn->rotate(&b->attn_shape, n, own);
     if (sealed)
@@ -313,7 +331,7 @@ static void attend_own(struct backend *b, const struct cpu_member *m, const stru
             own_skipped(b, u, lists, first + i * KV_BLOCK);
         for (uint32_t t = 0; t < u->n_tiles; t++) {
             uint8_t visible[ATTN_ROWS];
-            if (b->open != b->attn)
+            if (!b->in_place)
                 attend_own_block(b, m, u, layer, i, t, lists);
             else if (own_chosen(b, u, lists, t, first + i * KV_BLOCK, OWN_ALL, visible))
                 cpu_attend_block(b, m, u, layer, a->code.v[job->own_begin + i],
@@ -429,6 +447,8 @@ void cpu_attend(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t 
         if (i >= end)
             return;
         const struct cpu_unit *u = &b->units[i];
+        if (m->expanded)
+            m->expanded->part = NULL;
         if (u->leaf == UINT32_MAX)
             attend_job_unit(b, m, u, op->layer);
         else

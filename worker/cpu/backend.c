@@ -33,6 +33,9 @@ static void cpu_close(struct backend *b)
         free(b->members[i].queries);
         free(b->members[i].q_tiles);
         free(b->members[i].open_q_tiles);
+        if (b->members[i].expanded)
+            free(b->members[i].expanded->data);
+        free(b->members[i].expanded);
         free(b->members[i].sample_scratch);
         free(b->members[i].row_scratch);
         free(b->members[i].select);
@@ -114,13 +117,18 @@ static bool members_alloc(struct backend *b)
         m->row_scratch = cpu_alloc(b->weights.embedding.row_bytes);
         if (!m->linear_scratch || !m->stack || !m->queries || !m->q_tiles || !m->sample_scratch || !m->row_scratch)
             return false;
+        if (b->coded->expand) {
+            m->expanded = calloc(1, sizeof *m->expanded);
+            if (!m->expanded || !(m->expanded->data = cpu_alloc(2 * b->open_part_bytes)))
+                return false;
+        }
         if (b->open == b->attn)
             continue;
         m->open_q_tiles = cpu_alloc(CPU_UNIT_TILES * b->open_q_tile_bytes);
         if (!m->open_q_tiles)
             return false;
     }
-    if (b->open != b->attn) {
+    if (!b->in_place) {
         b->scratch = cpu_alloc((size_t)(b->rows_max / KV_BLOCK + 1) * c->n_kv_heads * 2 * b->open_part_bytes);
         if (!b->scratch)
             return false;
@@ -137,16 +145,19 @@ static enum status attention_find(struct backend *b, struct error *err)
 {
     const struct model_config *c = b->config;
     const float scale = 1 / sqrtf((float)c->head_dim);
-    b->attn_shape = (struct attn_shape){ c->head_dim, b->codec, scale };
+    b->coded_shape = (struct attn_shape){ c->head_dim, b->codec, scale };
     b->open_shape = (struct attn_shape){ c->head_dim, kv_codecs[b->codec].open, scale };
-    b->attn = attn_find(&b->attn_shape, b->caps);
+    b->in_place = b->coded_shape.codec == b->open_shape.codec;
+    b->coded = attn_find(&b->coded_shape, b->caps);
     b->open = attn_find(&b->open_shape, b->caps);
     if (!b->open)
         return error_set(err, ST_UNSUPPORTED, "no attention kernel takes head_dim %u", c->head_dim);
-    if (!b->attn)
+    if (!b->coded)
         return error_set(err, ST_UNSUPPORTED, "kv-codec %s takes no heads of %u channels", kv_codecs[b->codec].name,
                          c->head_dim);
-    b->part_bytes = b->attn->part_bytes(&b->attn_shape);
+    b->attn = b->coded->expand ? b->open : b->coded;
+    b->attn_shape = b->coded->expand ? b->open_shape : b->coded_shape;
+    b->part_bytes = b->coded->part_bytes(&b->coded_shape);
     b->open_part_bytes = b->open->part_bytes(&b->open_shape);
     b->q_tile_bytes = (b->attn->q_tile_bytes(&b->attn_shape) + 63) / 64 * 64;
     b->open_q_tile_bytes = (b->open->q_tile_bytes(&b->open_shape) + 63) / 64 * 64;
@@ -210,7 +221,7 @@ static void cpu_fingerprint(const struct backend *b, char *text_out, size_t byte
             if (b->weights.layers[layer].weight[kind].impl)
                 hasher_add_text(h, b->weights.layers[layer].weight[kind].impl->name);
     hasher_add_text(h, b->weights.output.impl->name);
-    hasher_add_text(h, b->attn->name);
+    hasher_add_text(h, b->attn->name); /* what expands is not in it: all variants write the same */
     hasher_add_text(h, b->open->name);
     hasher_add_text(h, kv_codecs[b->codec].name);
     hasher_add_u64(h, kv_codecs[b->codec].version);
@@ -244,7 +255,7 @@ static void cpu_kv_layout(const struct backend *b, struct kv_layout *layout_out)
 
 static size_t cpu_open_part_bytes(const struct backend *b)
 {
-    return b->open == b->attn ? 0 : b->open_part_bytes;
+    return b->in_place ? 0 : b->open_part_bytes;
 }
 
 /* ---- recording ---- */
@@ -376,7 +387,7 @@ static void record_rope_store(struct backend *b, uint32_t layer)
 
 static void record_seal(struct backend *b, uint32_t layer)
 {
-    if (b->attn->seal)
+    if (b->coded->seal)
         record(b, cpu_seal)->layer = layer;
 }
 

@@ -66,12 +66,19 @@ struct cpu_unit {
     uint32_t job, head, tile, n_tiles, fine, item, leaf;
 };
 
+/* A block's keys, then values, of one KV head as an open part, of codecs that are attended so: of the unit's last block. */
+struct cpu_expanded {
+    const uint8_t *part; /* whose; NULL: none yet */
+    uint8_t *data;
+};
+
 struct cpu_member {
     uint8_t *linear_scratch;
-    float *stack;          /* [CPU_STACK][CPU_UNIT_TILES] partial tiles, or [..][CPU_LEAF_TILES] */
-    float *queries;        /* [ATTN_ROWS][head_dim] */
-    uint8_t *q_tiles;      /* [CPU_LEAF_TILES] */
-    uint8_t *open_q_tiles; /* [CPU_UNIT_TILES]; NULL: q_tiles serve */
+    float *stack;                  /* [CPU_STACK][CPU_UNIT_TILES] partial tiles, or [..][CPU_LEAF_TILES] */
+    float *queries;                /* [ATTN_ROWS][head_dim] */
+    uint8_t *q_tiles;              /* [CPU_LEAF_TILES] */
+    uint8_t *open_q_tiles;         /* [CPU_UNIT_TILES]; NULL: q_tiles serve */
+    struct cpu_expanded *expanded; /* NULL: the codec is attended as it is */
     uint8_t *sample_scratch;
     uint8_t *row_scratch; /* one stored embedding row */
     uint8_t *select;      /* select.c's */
@@ -92,8 +99,10 @@ struct backend {
     bool float32;
     enum kv_codec codec;
     const struct row_impl *rows;
-    const struct attn_impl *attn, *open; /* of sealed and of open blocks; the same where blocks are open in place */
-    struct attn_shape attn_shape, open_shape;
+    const struct attn_impl *coded;       /* what seals, and expands if the codec is attended in its open form */
+    const struct attn_impl *attn, *open; /* what attends sealed (expanded) and open blocks */
+    struct attn_shape coded_shape, attn_shape, open_shape;
+    bool in_place; /* blocks are open in place */
     size_t part_bytes, q_tile_bytes, partial_floats;
     size_t open_part_bytes, open_q_tile_bytes;
     uint8_t *scratch; /* open blocks of one layer: [rows_max / KV_BLOCK][n_kv_heads][keys, values]; NULL: none */

@@ -14,11 +14,11 @@ void cpu_seal(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_
     const uint32_t n_kv_heads = b->config->n_kv_heads;
     uint32_t begin, end;
     team_share(b->input->n_seals * n_kv_heads, member, n_members, &begin, &end);
-    for (uint32_t i = begin; i < end && b->attn->seal; i++) {
+    for (uint32_t i = begin; i < end && b->coded->seal; i++) {
         const struct step_seal *s = &b->input->seals[i / n_kv_heads];
         const uint8_t *open = cpu_open_part(b, s->slot, s->open, op->layer, i % n_kv_heads);
         uint8_t *part = kv_pool_part(b->input->pool, s->slot, op->layer, i % n_kv_heads);
-        if (!b->attn->seal(&b->attn_shape, open, open + b->open_part_bytes, part, part + b->part_bytes))
+        if (!b->coded->seal(&b->coded_shape, open, open + b->open_part_bytes, part, part + b->part_bytes))
             cpu_fail(b, ST_CORRUPT, UINT16_MAX);
     }
 }

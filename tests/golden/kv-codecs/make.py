@@ -3,7 +3,7 @@
 Sealed blocks and attention over them, by an implementation in numpy that shares nothing with the kernels: codecs.bin is what tests/unit/kernels/test_kv_golden.c
 reads. Run it again only when a codec's version changes:  python3 tests/golden/kv-codecs/make.py
 
-A record, little endian: u32 codec (0 int8, 1 int4-rot), u32 head_dim; keys, then values u16 bf16 [64][head_dim]; sealed keys, then values, as bytes; query
+A record, little endian: u32 codec (0 int8, 1 int4-rot, 2 fp8, 3 kivi4, 4 kivi2), u32 head_dim; keys, then values u16 bf16 [64][head_dim]; sealed keys, then values, as bytes; query
 u16 bf16 [head_dim]; f32 m, l, and o [head_dim] of attention over the decoded block in float64, in the plain basis.
 """
 import os
@@ -74,6 +74,57 @@ def int4_part(x, value):
     return in_fours(packed) + planes(scale) + planes(least), decoded
 
 
+def pairs(x, value):
+    """x [64][d] -> in the order of an open part's elements, [-1][2]: pairs of channels in keys, of positions in values."""
+    m = x if value else x.T
+    rows, columns = m.shape
+    return m.reshape(rows // 2, 2, columns).transpose(0, 2, 1).reshape(-1, 2)
+
+
+def unpaired(p, value, d):
+    rows, columns = (BLOCK, d) if value else (d, BLOCK)
+    m = p.reshape(rows // 2, columns, 2).transpose(0, 2, 1).reshape(rows, columns)
+    return m if value else m.T
+
+
+def kivi_part(bits):
+    """Groups of 32 positions of a key's channel, or of 32 channels of a value: 2^bits numbers from the least one up."""
+    def part(x, value):
+        d, top = x.shape[1], 2**bits - 1
+        groups = pairs(x.astype(np.float32), value).reshape(-1, 32, 2)
+        least = groups.min(1).astype(np.float16)
+        low = least.astype(np.float32)[:, None, :]
+        scale = np.maximum((groups.max(1) - low[:, 0]) / np.float32(top), np.float32(0)).astype(np.float16)
+        wide_scale = scale.astype(np.float32)[:, None, :]
+        inverse = np.where(wide_scale > 0, np.float32(1) / np.where(wide_scale > 0, wide_scale, 1), 0).astype(np.float32)
+        codes = np.clip(np.floor((groups - low) * inverse + np.float32(0.5)), 0, top).astype(np.uint8)
+        runs = codes.reshape(-1, 8 // bits, 8 * bits)
+        packed = sum(runs[:, i].astype(np.uint32) << bits * i for i in range(8 // bits)).astype(np.uint8)
+        decoded = wide(bf16(codes * wide_scale + low)).astype(np.float64)
+        return packed.tobytes() + planes(scale) + planes(least), unpaired(decoded.reshape(-1, 2), value, d)
+    return part
+
+
+E4M3 = np.array([(m / 8 * 2.0**-6 if e == 0 else (1 + m / 8) * 2.0**(e - 7)) for e in range(16) for m in range(8)][:127])
+
+
+def fp8_part(x, value):
+    """The nearest of E4M3's numbers (of two, the one with the even code), of the least power of two under which 448 is enough."""
+    d, p = x.shape[1], pairs(x, value)
+    exponent = int(np.ceil(np.log2(np.abs(p).max() / 448)))
+    size = np.abs(p) / 2.0**exponent
+    above = np.searchsorted(E4M3, size).clip(1, 126)
+    below = above - 1
+    far, near = E4M3[above] - size, size - E4M3[below]
+    codes = np.where((far < near) | ((far == near) & (above % 2 == 0)), above, below)
+    decoded = np.copysign(E4M3[codes] * 2.0**exponent, p)
+    bytes_ = (codes | np.where(np.signbit(p), 128, 0)).astype(np.uint8).tobytes()
+    return bytes_ + np.array([2.0**exponent] + [0] * 15, np.float32).tobytes(), unpaired(decoded, value, d)
+
+
+CODECS = (int8_part, int4_part, fp8_part, kivi_part(4), kivi_part(2))
+
+
 def butterflies(x):
     """x times the rotation, in float32 in the order that the codec states: nearest pairs first, then one product with 1/sqrt(order)."""
     d = x.shape[1]
@@ -94,10 +145,10 @@ def record(rng, codec, d):
     k[11] = 0
     v[12] = 2
     keys, values, query = bf16(k), bf16(v), bf16(rng.normal(size=d) * 1.5)
-    part = int4_part if codec else int8_part
+    part = CODECS[codec]
     k_bytes, k_decoded = part(wide(keys), False)
     v_bytes, v_decoded = part(wide(values), True)
-    turn = rotation(d) if codec else np.eye(d)
+    turn = rotation(d) if codec == 1 else np.eye(d)
     assert np.abs(butterflies(wide(keys)) - wide(keys) @ rotation(d)).max() < 1e-4
     s = (k_decoded @ turn) @ wide(query).astype(np.float64) / np.sqrt(d)
     p = np.exp(s - s.max())
@@ -110,8 +161,8 @@ def main():
     rng = np.random.default_rng(20240611)
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "codecs.bin")
     with open(path, "wb") as f:
-        for codec in (0, 1):
-            for d in (32, 64, 80, 128):
+        for codec in range(len(CODECS)):
+            for d in (32, 64, 80, 128) if codec < 2 else (32, 64, 96):
                 f.write(record(rng, codec, d))
     print(path, os.path.getsize(path), "bytes")
 

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "common/bytes.h"
+#include "kernels/cpu/kv_expand.h"
 #include "kernels/kernels.h"
 
 enum { D_MAX = 256 };
@@ -22,11 +23,11 @@ struct record {
 
 static bool record_read(struct reader *r, struct record *out)
 {
-    static const enum kv_codec codecs[] = { KV_INT8, KV_INT4_ROT };
+    static const enum kv_codec codecs[] = { KV_INT8, KV_INT4_ROT, KV_FP8, KV_KIVI4, KV_KIVI2 };
     if (!reader_left(r))
         return false;
     const uint32_t codec = reader_u32(r), d = reader_u32(r);
-    assert_true(codec < 2 && d <= D_MAX);
+    assert_true(codec < sizeof codecs / sizeof *codecs && d <= D_MAX);
     out->shape = (struct attn_shape){ d, codecs[codec], 1 / sqrtf((float)d) };
     const size_t open = (size_t)KV_BLOCK * d * 2, part = attn_find(&out->shape, 0)->part_bytes(&out->shape);
     out->keys = reader_take(r, open);
@@ -102,10 +103,26 @@ static void check_attended(const struct record *r, const struct attn_impl *it, c
     free(partial);
 }
 
+/* The open form's kernel over what a variant expands. */
+static void check_expanded(const struct record *r, const struct attn_impl *it, const uint8_t *k_part,
+                           const uint8_t *v_part)
+{
+    struct record open = *r;
+    open.shape.codec = kv_codecs[r->shape.codec].open;
+    const struct attn_impl *plain = attn_find(&open.shape, 0);
+    const size_t bytes = plain->part_bytes(&open.shape);
+    uint8_t *k = aligned_alloc(64, bytes), *v = aligned_alloc(64, bytes);
+    it->expand(&r->shape, k_part, v_part, k);
+    it->expand(&r->shape, v_part, NULL, v);
+    check_attended(&open, plain, k, v);
+    free(k);
+    free(v);
+}
+
 static void as_in_numpy(void **state)
 {
     (void)state;
-    static uint8_t data[1 << 19];
+    static uint8_t data[1 << 20];
     FILE *f = fopen(LONGSPAN_SOURCE_DIR "/tests/golden/kv-codecs/codecs.bin", "rb");
     assert_non_null(f);
     struct reader r = reader_of(data, fread(data, 1, sizeof data, f));
@@ -119,11 +136,11 @@ static void as_in_numpy(void **state)
         check_sealed(&record, k_part, v_part);
         for (uint32_t i = 0; i < n_coded_impls; i++)
             if (!(coded_impls[i].needs & ~cpu_caps()) && coded_impls[i].accepts(&record.shape))
-                check_attended(&record, &coded_impls[i], k_part, v_part);
+                (coded_impls[i].expand ? check_expanded : check_attended)(&record, &coded_impls[i], k_part, v_part);
         free(k_part);
         free(v_part);
     }
-    assert_int_equal(n, 8);
+    assert_int_equal(n, 17);
 }
 
 /* Names as a user gives them. */
@@ -148,6 +165,26 @@ static void names(void **state)
             assert_int_not_equal(kv_codecs[i].version, kv_codecs[j].version); /* the pool tells layouts apart by it */
 }
 
+/* Each of E4M3's numbers is itself again, and between two of them the nearer is chosen, or the even one. */
+static void e4m3(void **state)
+{
+    (void)state;
+    for (uint32_t code = 0; code < 0x7F; code++) {
+        const float x = kv_e4m3_to_f32((uint8_t)code), next = kv_e4m3_to_f32((uint8_t)(code + 1)),
+                    half = (x + next) / 2;
+        const uint32_t e = code >> 3, m = code & 7;
+        assert_true(x == (e ? ldexpf(1 + (float)m / 8, (int)e - 7) : ldexpf((float)m, -9)));
+        assert_int_equal(kv_e4m3_of(x), code);
+        assert_int_equal(kv_e4m3_of(-x), code | 0x80);
+        assert_int_equal(kv_e4m3_of(nextafterf(half, 0)), code);
+        if (code < 0x7E) {
+            assert_int_equal(kv_e4m3_of(half), code + code % 2);
+            assert_int_equal(kv_e4m3_of(nextafterf(half, next)), code + 1);
+        }
+    }
+    assert_int_equal(kv_e4m3_of(1e30f), 0x7E);
+}
+
 /* All that a block takes against bf16, with one block of 32 k positions open beside its place: what the codecs promise. */
 static void sizes(void **state)
 {
@@ -170,6 +207,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(as_in_numpy),
         cmocka_unit_test(names),
+        cmocka_unit_test(e4m3),
         cmocka_unit_test(sizes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
