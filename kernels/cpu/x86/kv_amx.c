@@ -215,6 +215,8 @@ void kv_block_amx(const struct attn_shape *shape, const void *q_tile, uint32_t n
     assert(n <= ATTN_ROWS);
     if (shape->codec == KV_INT8)
         block(shape, d, q_tile, n, visible, k_part, v_part, next_k_part, false, &w, partial_out);
+    else if (n <= FEW)
+        kv_block_few_amx(shape, q_tile, n, visible, k_part, v_part, next_k_part, partial_out);
     else if (d == 128)
         block(shape, 128, q_tile, n, visible, k_part, v_part, next_k_part, true, &w, partial_out);
     else if (d == 64)

@@ -29,6 +29,9 @@ size_t kv_q_tile_bytes_amx(const struct attn_shape *shape);
 void kv_pack_q_amx(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile);
 void kv_block_amx(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
                   const void *k_part, const void *v_part, const void *next_k_part, float *partial_out);
+/* kv_block_amx of int4-rot for one to four vectors. */
+void kv_block_few_amx(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
+                      const void *k_part, const void *v_part, const void *next_k_part, float *partial_out);
 
 #ifdef __cplusplus
 }
