@@ -272,7 +272,8 @@ static enum status jobs_begin(struct coordinator *c, struct error *err)
                                       .jobs_max = config->jobs_max,
                                       .keep_hours = config->jobs_keep_hours,
                                       .running_max = config->jobs_running,
-                                      .body_bytes_max = config->body_bytes_max };
+                                      .body_bytes_max = config->body_bytes_max,
+                                      .context = id_context(c) };
     return config->state && *config->state ? jobs_new(&jobs, &c->jobs, err) : ST_OK;
 }
 

@@ -80,8 +80,11 @@ struct sched_want {
     bool logits;   /* whole logit rows of every computed row (tests, --dump-logits) */
     const int32_t *forced; /* tests and replay: generated tokens that are forced, not sampled */
     uint32_t n_forced;
-    bool edits;   /* events.edit says what is done to the logits of each row that samples */
-    bool history; /* edits follow from the tokens before: a row is planned when those are here, one step at a time */
+    const int32_t *
+        told; /* tokens that were generated and told before, by another scheduler perhaps: known, and told no more; fewer than max_tokens */
+    uint32_t n_told; /* 0 with score or logits */
+    bool edits;      /* events.edit says what is done to the logits of each row that samples */
+    bool history;    /* edits follow from the tokens before: a row is planned when those are here, one step at a time */
     const char *label; /* for logs: the request's id */
     int32_t priority;  /* its class: lower ones come first, whatever came before (as in vLLM); 0 is usual */
     const char *

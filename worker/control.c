@@ -227,10 +227,10 @@ static void on_done(void *user, struct rpc_call *call, enum rpc_code code, const
 {
     struct session *s = user;
     (void)call;
-    /* whoever started it for this stream only says more */
-    log_write(s->config->once ? LOG_LEVEL_INFO : LOG_LEVEL_WARN, "control stream ended: code %d %s", (int)code,
-              message);
     pthread_mutex_lock(&s->lock);
+    /* one that was never welcomed is tried again; whoever started it for this stream only says more */
+    log_write(s->config->once || !s->welcome ? LOG_LEVEL_INFO : LOG_LEVEL_WARN,
+              "control stream to %s ended: code %d %s", s->address, (int)code, message);
     s->ended = true;
     pthread_cond_signal(&s->changed);
     pthread_mutex_unlock(&s->lock);

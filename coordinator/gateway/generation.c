@@ -305,6 +305,25 @@ static bool token_append(struct generation *g, const struct result_row *row)
     return true;
 }
 
+enum status generation_replay(struct generation *g, const struct result_row *rows, size_t n, struct refusal *r)
+{
+    struct generation_private *p = g->p;
+    for (size_t i = 0; i < n; i++) {
+        if (rows[i].token < 0 || (uint32_t)rows[i].token >= model_config(p->host->model)->n_vocab ||
+            is_end(g, rows[i].token))
+            return refuse(r, ST_CORRUPT, "", "token %zu of the answer's journal cannot have been followed by another",
+                          i);
+        if (!token_append(g, &rows[i]))
+            return refuse(r, p->refusal.status ? p->refusal.status : ST_NO_MEMORY, "", "%s",
+                          p->refusal.status ? p->refusal.message : "out of memory");
+        if (p->stop_found || p->complete)
+            return refuse(r, ST_CORRUPT, "", "the answer's journal goes on behind its end");
+    }
+    if (n)
+        news_mark(g);
+    return ST_OK;
+}
+
 static void measure_token(struct generation *g)
 {
     struct generation_private *p = g->p;

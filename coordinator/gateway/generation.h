@@ -131,9 +131,22 @@ void generation_host_deinit(struct generation_host *host);
 /* Reads the request from w->source into w (initialised). Any thread. */
 typedef enum status generation_parse(struct want *w, struct refusal *r);
 
+/* Tokens of one choice that were generated before, with all that was told of them. */
+struct generation_told {
+    const struct result_row *rows; /* token, logprob, top */
+    size_t n;
+};
+
 struct generation_start {
     const char *id_prefix; /* "cmpl-" */
-    void *source;          /* goes into want.source */
+    const char *id;        /* what the request is called if it is not the first time; NULL: a new name */
+    int64_t created_s;     /* likewise; 0: now */
+    bool has_seed;         /* seed: where the request names none */
+    uint64_t seed;
+    /* [n_told] by choice: the answer goes on behind them, as if it had never been interrupted. They are in the first output. Kept until the last event. */
+    const struct generation_told *told;
+    uint32_t n_told;
+    void *source; /* goes into want.source */
     void (*source_free)(void *source);
     const char *tenant;  /* by the way it came, or NULL: then what the request itself says */
     const char *owner;   /* whose key it came with, or NULL: its tenant, and its blocks are not shared with others */

@@ -117,6 +117,23 @@ static enum status settle_length(struct generation *g, struct refusal *r)
     return ST_OK;
 }
 
+/* What was told before, if the answer can go on behind it: what is said of each row of the prompt comes from computing it. */
+static enum status replay(struct generation *g, struct refusal *r)
+{
+    struct generation_private *p = g->p;
+    const struct want *w = &g->want;
+    if (g->index >= p->n_told || !p->told[g->index].n || w->score || w->logits || g->max_tokens < 2)
+        return ST_OK;
+    const struct generation_told *told = &p->told[g->index];
+    const size_t n = told->n < g->max_tokens ? told->n : g->max_tokens - 1;
+    p->told_ids = calloc(n, sizeof *p->told_ids);
+    if (!p->told_ids)
+        return refuse(r, ST_NO_MEMORY, "", "out of memory");
+    for (size_t i = 0; i < n; i++)
+        p->told_ids[i] = told->rows[i].token;
+    return generation_replay(g, told->rows, n, r);
+}
+
 /* Prompt, wants, seed and edits are there. */
 static enum status submit(struct generation *g, struct refusal *r)
 {
@@ -130,6 +147,9 @@ static enum status submit(struct generation *g, struct refusal *r)
     if (!p->stream || (w->score && !g->scores))
         return refuse(r, ST_NO_MEMORY, "", "out of memory");
     token_stream_follow(p->stream, g->prompt, g->n_prompt);
+    const enum status replayed = replay(g, r);
+    if (replayed)
+        return replayed;
     const struct sched_want want = {
         .tokens = g->prompt,
         .n_tokens = (uint32_t)g->n_prompt,
@@ -144,6 +164,8 @@ static enum status submit(struct generation *g, struct refusal *r)
         .logits = w->logits,
         .forced = w->forced,
         .n_forced = (uint32_t)w->n_forced,
+        .told = p->told_ids,
+        .n_told = p->told_ids ? (uint32_t)g->n_sampled : 0,
         .edits = p->edits,
         .history = p->edits && edits_history(p->edits),
         .label = g->id,
@@ -154,6 +176,8 @@ static enum status submit(struct generation *g, struct refusal *r)
     _Static_assert((int)WANT_TENANT_MAX <= (int)SCHED_TENANT_MAX, "the scheduler takes any name");
     struct error err = { 0 };
     const enum status st = sched_submit(host->sched, &want, &generation_sched_events, g, &p->request, &err);
+    free(p->told_ids);
+    p->told_ids = NULL;
     if (st)
         return refuse_code(r, st, st == ST_TOO_LARGE || st == ST_INVALID ? prompt_field(w) : "",
                            st == ST_TOO_LARGE ? "context_length_exceeded" : "", "%s",
@@ -193,7 +217,7 @@ static enum status begin(struct generation *g, struct refusal *r)
         if (w->forced[i] < 0 || (uint32_t)w->forced[i] >= config->n_vocab)
             return refuse(r, ST_INVALID, "forced_token_ids", "forced_token_ids: %d is not in the vocabulary",
                           (int)w->forced[i]);
-    g->seed = w->has_seed ? w->seed : draw_u64();
+    g->seed = w->has_seed ? w->seed : p->has_seed ? p->seed : draw_u64();
     const struct edits_start edits = { .want = w,
                                        .prompt = g->prompt,
                                        .n_prompt = g->n_prompt,
@@ -275,9 +299,16 @@ static struct generation *generation_new(const struct generation_start *start)
     p->user = start->user;
     p->parse = start->parse;
     p->start_us = clock_us();
-    g->created_s = (int64_t)time(NULL);
-    snprintf(g->id, sizeof g->id, "%s%016llx%016llx", start->id_prefix, (unsigned long long)draw_u64(),
-             (unsigned long long)draw_u64());
+    p->has_seed = start->has_seed;
+    p->seed = start->seed;
+    p->told = start->told;
+    p->n_told = start->n_told;
+    g->created_s = start->created_s ? start->created_s : (int64_t)time(NULL);
+    if (start->id)
+        snprintf(g->id, sizeof g->id, "%s", start->id);
+    else
+        snprintf(g->id, sizeof g->id, "%s%016llx%016llx", start->id_prefix, (unsigned long long)draw_u64(),
+                 (unsigned long long)draw_u64());
     return g;
 }
 
@@ -367,7 +398,11 @@ enum status generation_again(const struct generation *first, uint32_t index, str
     enum status st = admit(host, 0, r);
     if (st)
         return st;
-    const struct generation_start start = { .id_prefix = "", .events = first->p->events, .user = first->p->user };
+    const struct generation_start start = { .id_prefix = "",
+                                            .told = first->p->told,
+                                            .n_told = first->p->n_told,
+                                            .events = first->p->events,
+                                            .user = first->p->user };
     struct generation *g = generation_new(&start);
     if (!g)
         return refuse(r, ST_NO_MEMORY, "", "out of memory");

@@ -33,6 +33,11 @@ struct generation_private {
     uint32_t busy; /* callbacks on the stack: freed by the outermost */
     bool gone;     /* to be freed */
     size_t source_bytes;
+    bool has_seed;
+    uint64_t seed;
+    const struct generation_told *told; /* [n_told] by choice */
+    uint32_t n_told;
+    int32_t *told_ids; /* while it is submitted */
     struct token_stream *stream;
     struct stop *stop;
     bool stop_found, complete; /* complete: the grammar's text is whole */
@@ -49,6 +54,8 @@ void generation_enter(struct generation *g);
 void generation_exit(struct generation *g);
 /* Tells the user that it is over, and leaves the host's list. sched: NULL if it never ran. */
 void generation_finish(struct generation *g, const struct sched_done *sched, bool stopped);
+/* Takes over what was told before of this choice; nothing was generated yet. ST_CORRUPT: these tokens cannot have come so. */
+enum status generation_replay(struct generation *g, const struct result_row *rows, size_t n, struct refusal *r);
 /* Accepts half-built ones. Otherwise by generation_exit only. */
 void generation_free(struct generation *g);
 

@@ -240,6 +240,8 @@ static bool name_wanted(void *ctx, const char *name)
     const struct job *job = jobs_find(jobs, id);
     if (!job)
         return false;
+    if (!strcmp(dash, "-journal"))
+        return !job_ended(job);
     blob_name(id, job->r.body, full);
     if (!strcmp(full, name) && !job_ended(job))
         return true;

@@ -3,8 +3,8 @@
 
 /*
  * Durable jobs: longspan.v1.Inference SubmitJob, GetJob, WatchJob, ListJobs, CancelJob. A job is acknowledged when its body is a synced blob in the state
- * directory and its record is in the registry; from then on it runs to its end, from its start again after a crash, with the seed that was drawn at its
- * submission. Few run at once, and none begins while other requests wait. Loop thread, but for what gRPC's thread parses.
+ * directory and its record is in the registry; from then on it runs to its end, after a crash too, with the seed that was drawn at its
+ * submission; what it has generated is journaled as it comes, and known to the next run. Few run at once, and none begins while other requests wait. Loop thread, but for what gRPC's thread parses.
  */
 
 #include <stdbool.h>
@@ -30,6 +30,8 @@ struct jobs_config {
     uint32_t keep_hours;   /* after its end; 0: for ever */
     uint32_t running_max;  /* at once */
     size_t body_bytes_max; /* of one job */
+    struct digest
+        context; /* all that decides what is generated: a job whose journal was written under another begins again */
 };
 
 /* ST_IO: err names the directory. Calls are answered UNAVAILABLE until jobs_serve. */

@@ -8,8 +8,8 @@
 #include "coordinator/jobs/jobs_internal.h"
 
 /*
- * read the body -> run it -> write the output as a blob -> store the record with its end. A failure of the cluster's (a lost worker, a full queue) queues it
- * again; a failure of its own ends it. Only the last step is durable: who dies before begins anew.
+ * read body and journal -> run it behind what the journal knows -> write the output as a blob -> store the record with its end. A failure of the cluster's (a
+ * lost worker, a full queue) queues it again; a failure of its own ends it. Only the last step ends it: who dies before goes on from the journal.
  */
 enum { TRIES_MAX = 8, AGAIN_MS = 1000, TELL_MS = 500, BODY_VALUES_MAX = 64 << 10 };
 
@@ -24,6 +24,7 @@ struct job_run {
     struct text *whole; /* [n]: choices that have ended */
     uint32_t n;
     struct text output;
+    struct job_journal *journal; /* NULL: no memory for it */
     /* of the helper */
     char *data;
     enum status status;
@@ -36,6 +37,7 @@ static void run_free(struct job_run *run)
         text_free(&run->whole[i]);
     free(run->whole);
     text_free(&run->output);
+    job_journal_close(run->journal);
     free(run->data);
     jobs_unref(run->jobs);
     free(run);
@@ -61,7 +63,9 @@ struct storing {
 static void body_remove(void *arg)
 {
     const struct job_run *run = arg;
-    blob_remove(run->jobs->dir, run->id, run->digest);
+    if (run->digest[0])
+        blob_remove(run->jobs->dir, run->id, run->digest);
+    job_journal_remove(run->jobs->dir, run->id);
 }
 
 static void body_removed(void *arg)
@@ -69,7 +73,7 @@ static void body_removed(void *arg)
     run_free(arg);
 }
 
-/* Nobody reads the body of a job that has ended. */
+/* Nobody reads body and journal of a job that has ended. */
 static void body_drop(struct job *job)
 {
     struct job_run *run = calloc(1, sizeof *run);
@@ -78,8 +82,9 @@ static void body_drop(struct job *job)
     run->jobs = job->jobs;
     jobs_ref(run->jobs);
     memcpy(run->id, job->r.id, sizeof run->id);
-    memcpy(run->digest, job->r.body, sizeof run->digest);
-    if (!strcmp(job->r.body, job->r.output) || helper_run(run->jobs->helper, body_remove, body_removed, run))
+    if (strcmp(job->r.body, job->r.output) != 0) /* one file may be both */
+        memcpy(run->digest, job->r.body, sizeof run->digest);
+    if (helper_run(run->jobs->helper, body_remove, body_removed, run))
         run_free(run);
 }
 
@@ -215,10 +220,22 @@ static void again_later(struct job *job, const struct refusal *r)
     job_tell(job);
 }
 
+static bool run_has_journal(const struct job_run *run)
+{
+    uint32_t n = 0;
+    return run->journal && job_journal_told(run->journal, &n) && n;
+}
+
 static void fail(struct job *job, const struct refusal *r)
 {
     if (job->cancelled) {
         job_end(job, JOB_CANCELLED);
+        return;
+    }
+    if (r->status == ST_CORRUPT && run_has_journal(job->run)) { /* it cannot have come so: without it, then */
+        job->tries++;
+        job_journal_remove(job->jobs->dir, job->r.id);
+        again_later(job, r);
         return;
     }
     if (passes(r->status) && job->tries < TRIES_MAX) {
@@ -242,6 +259,8 @@ static void on_output(void *user, struct generation *g)
     job->r.prompt_tokens = (uint32_t)g->n_prompt;
     if (!g->index)
         job->tokens = (uint32_t)g->n_sampled;
+    if (run->journal)
+        job_journal_note(run->journal, job->jobs->helper, g);
     if (clock_ms() - job->told_ms < TELL_MS)
         return;
     job->told_ms = clock_ms();
@@ -315,7 +334,11 @@ static void run_begin(struct job *job)
                                  .model = host->model_name,
                                  .fingerprint = gateway_fingerprint(jobs->serve.gateway) };
     job->stage = STAGE_RUNNING;
+    uint32_t n_told = 0;
+    const struct generation_told *told = run->journal ? job_journal_told(run->journal, &n_told) : NULL;
     const struct generation_start start = { .id_prefix = "job-",
+                                            .told = told,
+                                            .n_told = n_told,
                                             .source = source,
                                             .source_free = job_source_free,
                                             .owner = job->r.owner[0] ? job->r.owner : NULL,
@@ -335,6 +358,8 @@ static void body_read(void *arg)
 {
     struct job_run *run = arg;
     run->status = blob_read(run->jobs->dir, run->id, run->digest, run->bytes, &run->data, &run->err);
+    if (!run->status)
+        run->journal = job_journal_open(run->jobs->dir, run->id, &run->jobs->config.context);
 }
 
 static void body_was_read(void *arg)

@@ -294,9 +294,10 @@ static void seq_describe(struct sched *s, struct group *g, struct flight *f, str
     r->readers_changed = UINT32_MAX;
     r->fresh = false;
     if (!r->started && !r->n_preempted) {
-        tenant_charge(r->tenant, r->n_prompt - r->hit * PLAN_BLOCK);
+        const uint32_t hit = r->hit * PLAN_BLOCK < r->n_prompt ? r->hit * PLAN_BLOCK : r->n_prompt;
+        tenant_charge(r->tenant, r->n_prompt - hit);
         s->stats.prompt_tokens += r->n_prompt;
-        s->stats.prefix_hit_tokens += (uint64_t)r->hit * PLAN_BLOCK;
+        s->stats.prefix_hit_tokens += hit;
     }
     r->started = true;
     r->known |= g->members;

@@ -48,7 +48,7 @@ enum status request_new(struct sched *s, const struct sched_want *want, struct s
     r->n_forced = want->forced ? want->n_forced : 0;
     if (r->n_forced > r->max_tokens)
         r->n_forced = r->max_tokens;
-    r->n_known = r->n_prompt + r->n_forced;
+    r->n_known = r->n_prompt + (want->n_told > r->n_forced ? want->n_told : r->n_forced);
     r->n_rows = request_rows(want);
     r->score = want->score;
     r->logits = want->logits;
@@ -78,6 +78,11 @@ enum status request_new(struct sched *s, const struct sched_want *want, struct s
     memcpy(r->tokens, want->tokens, r->n_prompt * sizeof *r->tokens);
     if (r->n_forced)
         memcpy(r->tokens + r->n_prompt, want->forced, r->n_forced * sizeof *r->tokens);
+    if (want->n_told) { /* as one that gave way after its last token */
+        memcpy(r->tokens + r->n_prompt, want->told, want->n_told * sizeof *r->tokens);
+        r->n_generated = want->n_told;
+        r->told = r->n_prompt + want->n_told - 1;
+    }
     memset(r->tokens + r->n_known, 0xff, (r->tokens_cap - r->n_known) * sizeof *r->tokens); /* -1 */
     r->n_eos = want->n_eos;
     if (r->n_eos)
@@ -294,7 +299,7 @@ static void done_call(struct sched *s, struct sched_request *r, struct sched_don
     done->completion_tokens = r->n_generated;
     done->queued_ms = (r->admitted_ms ? r->admitted_ms : now) - r->submitted_ms;
     if (r->admitted_ms) {
-        done->cached_tokens = r->first_hit * PLAN_BLOCK;
+        done->cached_tokens = r->first_hit * PLAN_BLOCK < r->n_prompt ? r->first_hit * PLAN_BLOCK : r->n_prompt;
         done->prefill_ms = (r->first_token_ms ? r->first_token_ms : now) - r->admitted_ms;
         done->decode_ms = r->first_token_ms ? now - r->first_token_ms : 0;
         done->kv_bytes_read = r->kv_read;

@@ -117,6 +117,13 @@ static enum status want_check(struct sched *s, const struct sched_want *want, st
         if (want->forced[i] < 0)
             return error_set(err, ST_INVALID, "forced token %u is negative", i);
     }
+    if (want->n_told && (want->n_told >= want->max_tokens || want->score || want->logits))
+        return error_set(err, ST_INVALID, "%u tokens were told of %u, or more is asked than goes on behind them",
+                         want->n_told, want->max_tokens);
+    for (uint32_t i = 0; i < want->n_told; i++) {
+        if (want->told[i] < 0)
+            return error_set(err, ST_INVALID, "told token %u is negative", i);
+    }
     if (want->tenant && strlen(want->tenant) > SCHED_TENANT_MAX)
         return error_set(err, ST_INVALID, "the tenant's name has more than %d bytes", SCHED_TENANT_MAX);
     if (want->deadline_ms && want->deadline_ms <= sched_now_ms(s))
@@ -168,6 +175,8 @@ enum status sched_submit(struct sched *s, const struct sched_want *want, const s
         return error_set(err, st, "no memory for a request of %u tokens", want->n_tokens);
     r->events = *events;
     r->user = user;
+    if (r->told)
+        request_ids_extend(s, r);
     if (r->deadline_ms && r->deadline_ms < s->deadline_ms)
         s->deadline_ms = r->deadline_ms;
     if (!s->n_live && !s->n_queued)

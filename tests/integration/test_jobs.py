@@ -137,6 +137,34 @@ class Jobs(unittest.TestCase):
             self.call("CancelJob", pb.CancelJobRequest(id=i))
         self.cluster.check_quiet()
 
+    def test_generated_tokens_are_kept(self):
+        """A job killed in mid-generation, with an answer of several sampled choices: its tokens and log-probabilities are those of one that was not,
+        and what was generated is not generated again."""
+        body = {"messages": [{"role": "user", "content": "Tell me about rivers."}], "max_tokens": 250, "temperature": 1, "n": 2,
+                "seed": 11, "logprobs": True, "top_logprobs": 2, "min_tokens": 250}
+        work = pb.HttpRequest(url="/v1/chat/completions", body=json.dumps(body).encode())
+        job = self.submit(http=work)
+        directory = os.path.join(self.cluster.directory, "state", "jobs")
+        journal = os.path.join(directory, f"{job.id}-journal")
+        row = 9 + 2 * 8
+        for least in (60, 140):
+            wait_for("tokens are journaled", lambda: os.path.exists(journal) and os.path.getsize(journal) > 2 * least * row, 30)
+            old = self.cluster.coordinator()
+            os.kill(old, signal.SIGKILL)
+            wait_for("a new coordinator", lambda: self.cluster.coordinator() not in (None, old), 30)
+        with open(journal, "ab") as f:  # as a write that was cut
+            f.write(b"\x20\0\0\0torn")
+        done = self.ended(job.id)
+        self.assertEqual(done.state, pb.JOB_STATE_DONE)
+        # what is in the journal was not generated again (a tenth of its bytes are not rows)
+        self.assertLess(self.cluster.status()["scheduler"]["completion_tokens"], 2 * (250 - 110))
+        answer = json.loads(done.http.body)
+        want = self.cluster.post("/v1/chat/completions", body)
+        self.assertEqual(answer["choices"], want["choices"])
+        self.assertEqual(answer["usage"]["completion_tokens"], 500)
+        wait_for("the journal is gone", lambda: not os.path.exists(journal))
+        self.cluster.check_quiet()
+
     def test_kill_the_coordinator(self):
         """20 jobs, and the coordinator killed in their midst, twice: none is lost, none doubled, and each says what it says without."""
         prompts = [f"Count from {i} to {i + 5}:" for i in range(20)]
