@@ -7,6 +7,7 @@
 
 #include "coordinator/gateway/api_internal.h"
 #include "coordinator/gateway/keys.h"
+#include "coordinator/gateway/page.h"
 #include "coordinator/gateway/reply.h"
 
 static void reply_status(struct http_exchange *x, int code, const char *status)
@@ -92,6 +93,15 @@ static void on_metrics(void *ctx, struct http_exchange *x)
     http_reply(x, 200, "text/plain; version=0.0.4; charset=utf-8", &body);
 }
 
+static void on_status(void *ctx, struct http_exchange *x)
+{
+    const struct api *a = ctx;
+    struct text body = { 0 };
+    a->config.status(a->config.ctx, &body);
+    http_header(x, "Cache-Control", "no-store");
+    http_reply_json(x, 200, &body);
+}
+
 static const struct http_route routes[] = {
     { HTTP_METHOD_POST, "/v1/chat/completions", api_chat },
     { HTTP_METHOD_POST, "/v1/completions", api_completions },
@@ -102,12 +112,16 @@ static const struct http_route routes[] = {
     { HTTP_METHOD_GET, "/health", on_health },
     { HTTP_METHOD_GET, "/ready", on_ready },
     { HTTP_METHOD_GET, "/metrics", on_metrics },
+    { HTTP_METHOD_GET, "/status", on_status },
+    { HTTP_METHOD_GET, "/", page_index },
+    { HTTP_METHOD_GET, "/live.css", page_style },
+    { HTTP_METHOD_GET, "/live.js", page_script },
 };
 
-/* Probes of whoever runs the cluster need no key. */
+/* Probes of whoever runs the cluster need no key, nor does the page, which shows nothing without one. */
 static const char *admit(void *ctx, const char *path, const char *authorization)
 {
-    static const char *const open[] = { "/health", "/ready", "/metrics" };
+    static const char *const open[] = { "/health", "/ready", "/metrics", "/", "/live.css", "/live.js" };
     const struct api *a = ctx;
     for (size_t i = 0; i < sizeof open / sizeof *open; i++)
         if (!strcmp(path, open[i]))

@@ -2,7 +2,8 @@
 #define LONGSPAN_COORDINATOR_GATEWAY_API_H
 
 /*
- * The HTTP API: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /ready, /metrics.
+ * The HTTP API: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /ready, /metrics,
+ * /status, and the live page at /.
  */
 
 #include "coordinator/gateway/generation.h"
@@ -22,8 +23,9 @@ struct api_config {
     uint32_t ping_ms;             /* a stream that is silent for so long gets a comment; 0: 10 s */
     uint32_t idle_ms;             /* of connections; 0: 60 s */
     bool (*ready)(void *ctx);
-    int64_t (*stalled_ms)(void *ctx);      /* see struct gateway_config */
-    void (*metrics)(void *ctx, FILE *out); /* writes the exposition */
+    int64_t (*stalled_ms)(void *ctx);            /* see struct gateway_config */
+    void (*metrics)(void *ctx, FILE *out);       /* writes the exposition */
+    void (*status)(void *ctx, struct text *out); /* writes the cluster as JSON */
     void *ctx;
 };
 

@@ -13,6 +13,7 @@
 #include "coordinator/gateway/generation.h"
 #include "coordinator/gateway/grpc.h"
 #include "coordinator/gateway/observe.h"
+#include "coordinator/gateway/page.h"
 
 enum { WORKERS_MAX = 256, REFRESH_MS = 250, GRACE_MS = 8000 };
 
@@ -40,6 +41,12 @@ static int64_t gateway_stalled_ms(void *ctx)
 {
     const struct gateway *g = ctx;
     return g->config.stalled_ms ? g->config.stalled_ms(g->config.ctx) : 0;
+}
+
+static void write_status(void *ctx, struct text *out)
+{
+    struct gateway *g = ctx;
+    page_status(&g->config, &g->host, gateway_ready(g), out);
 }
 
 static void write_metrics(void *ctx, FILE *out)
@@ -132,6 +139,7 @@ static enum status start_doors(struct gateway *g, struct error *err)
         .ready = gateway_ready,
         .stalled_ms = gateway_stalled_ms,
         .metrics = write_metrics,
+        .status = write_status,
         .ctx = g,
     };
     const struct grpc_config grpc = { .config = &g->config, .host = &g->host, .ready = gateway_ready, .ctx = g };

@@ -257,7 +257,7 @@ static void reply_unknown(struct http_exchange *x)
 static bool path_matches(const struct http_route *route, const char *path)
 {
     const size_t n = strlen(route->path);
-    return route->path[n - 1] == '/' ? !strncmp(path, route->path, n) && path[n] : !strcmp(path, route->path);
+    return n > 1 && route->path[n - 1] == '/' ? !strncmp(path, route->path, n) && path[n] : !strcmp(path, route->path);
 }
 
 static void dispatch(struct http_exchange *x)

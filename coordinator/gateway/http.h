@@ -28,7 +28,7 @@ struct http_exchange;
 
 enum http_method { HTTP_METHOD_GET, HTTP_METHOD_POST }; /* HEAD is answered as GET, without the body */
 
-/* path: exact, or a prefix if it ends in '/'. The handler answers, now or later. */
+/* path: exact, or a prefix if it ends in '/' ("/" is exact). The handler answers, now or later. */
 struct http_route {
     enum http_method method;
     const char *path;
