@@ -165,6 +165,20 @@ static void decode_plan(struct decode *t, uint32_t n_blocks)
     free(pairs);
 }
 
+/* The units read what their heads' lists have. */
+static void decode_lists(struct decode *t, uint32_t words)
+{
+    uint32_t n;
+    CUDA(cudaMemcpy(&n, t->a[0].n_units, 4, cudaMemcpyDeviceToHost));
+    struct cuda_unit *units = malloc(n * sizeof *units);
+    CUDA(cudaMemcpy(units, t->a[0].units, n * sizeof *units, cudaMemcpyDeviceToHost));
+    for (uint32_t i = 0; i < n; i++)
+        units[i].words = words;
+    for (uint32_t r = 0; r < t->n_rotated; r++)
+        t->a[r].units = put(units, n * sizeof *units);
+    free(units);
+}
+
 static double bench_decode(enum form form, uint32_t context, const char *name, double beside)
 {
     const uint32_t n_blocks = context / 64;
@@ -191,7 +205,6 @@ static double bench_decode(enum form form, uint32_t context, const char *name, d
 
 struct sparse {
     struct decode t;
-    struct cuda_sketches sketches;
     struct cuda_quest c[ROTATED_MAX];
     bool select, attend;
 };
@@ -200,66 +213,47 @@ static void sparse_run(void *ctx, int i)
 {
     const struct sparse *s = ctx;
     if (s->select)
-        CUDA(cuda_quest_run(&s->t.kv, &s->sketches, 0, &s->c[(uint32_t)i % s->t.n_rotated], stream));
+        CUDA(cuda_quest_run(&s->t.kv, 0, &s->c[(uint32_t)i % s->t.n_rotated], stream));
     if (s->attend)
         decode_run((void *)(uintptr_t)&s->t, i);
 }
 
-/* Each head reads its own twentieth of the blocks: a leaf's worth of the list a unit. */
+/* Each head reads its own twentieth of the blocks: the units of dense attention, by lists. */
 static void bench_quest(enum form form, uint32_t context, const char *name, double beside)
 {
-    const uint32_t n_blocks = context / 64, budget = (n_blocks + 19) / 20,
-                   n_items = (budget + CUDA_LEAF_BLOCKS - 1) / CUDA_LEAF_BLOCKS;
+    const uint32_t n_blocks = context / 64, words = n_blocks / 64;
     struct sparse s = { .t = { .form = form, .n_rotated = 2, .join = true }, .select = true, .attend = true };
-    struct cuda_unit *units = calloc(n_items * KV_HEADS, sizeof *units);
-    uint32_t *pairs = calloc(2 * n_items, 4), levels[32] = { 0 }, n_levels = 0, n = 0;
-    const uint32_t n_units = n_items * KV_HEADS;
+    const size_t each = cuda_quest_bytes(KV_HEADS, DIM);
+    uint8_t *some = malloc(each * 1024), **pointers = malloc(n_blocks * sizeof *pointers);
+    uint32_t *numbers = malloc(n_blocks * 4);
     s.t.kv = pool_new(form, n_blocks * s.t.n_rotated);
     decode_plan(&s.t, n_blocks);
-    for (uint32_t i = 0; i < n_units; i++) {
-        const uint32_t item = i / KV_HEADS, head = i % KV_HEADS, first = item * CUDA_LEAF_BLOCKS;
-        units[i] =
-            (struct cuda_unit){ .slot = head * budget + first,
-                                .n_blocks = budget - first < CUDA_LEAF_BLOCKS ? budget - first : CUDA_LEAF_BLOCKS,
-                                .head = head,
-                                .n_vectors = GROUP,
-                                .visible = UINT32_MAX,
-                                .store = i };
-    }
-    for (uint32_t gap = 1; gap < n_items; gap *= 2) {
-        for (uint32_t i = 0; i + gap < n_items; i += 2 * gap, n++) {
-            pairs[2 * n] = i;
-            pairs[2 * n + 1] = i + gap;
-        }
-        levels[++n_levels] = n;
-    }
-    const struct cuda_join join = { .n_tiles = 1, .n_vectors = GROUP, .n_levels = n_levels, .n_items = n_items };
-    const size_t each = cuda_quest_bytes(KV_HEADS, DIM);
-    s.sketches = (struct cuda_sketches){ take(each * n_blocks * s.t.n_rotated), each, 0 };
-    uint8_t *some = malloc(each * 1024); /* bounds at random; the order of two does not matter to the time */
-    for (uint32_t i = 0; i < 1024; i++)
+    uint8_t *sketches = take(each * n_blocks * s.t.n_rotated);
+    for (uint32_t i = 0; i < 1024; i++) /* bounds at random; the order of two does not matter to the time */
         draw_part(BF16, i, some + i * each, each);
     for (uint32_t b = 0; b < n_blocks * s.t.n_rotated; b += 1024)
-        CUDA(cudaMemcpy(s.sketches.pool + b * each, some, 1024 * each, cudaMemcpyHostToDevice));
-    free(some);
-    void *merges = take(n_items), *where = put(units, n_units * sizeof *units), *count = put(&n_units, 4);
-    CUDA(cudaMemset(merges, 0, n_items));
+        CUDA(cudaMemcpy(sketches + b * each, some, 1024 * each, cudaMemcpyHostToDevice));
+    const struct cuda_quest_job job = { .own = n_blocks - 1, .budget = (n_blocks + 19) / 20, .words = words };
+    for (uint32_t i = 0; i < n_blocks; i++)
+        numbers[i] = i;
+    const uint32_t *blocks = put(numbers, n_blocks * 4);
     for (uint32_t r = 0; r < s.t.n_rotated; r++) {
-        s.c[r] = (struct cuda_quest){ .q = s.t.a[r].q,
-                                      .slots = s.t.a[r].slots,
-                                      .own = n_blocks - 1,
-                                      .budget = budget,
+        for (uint32_t i = 0; i < n_blocks; i++)
+            pointers[i] = sketches + ((size_t)r * n_blocks + i) * each;
+        s.c[r] = (struct cuda_quest){ .jobs = put(&job, sizeof job),
+                                      .n_jobs = 1,
+                                      .own_max = n_blocks,
+                                      .sketches = put(pointers, n_blocks * sizeof *pointers),
+                                      .layer_bytes = each,
+                                      .q = s.t.a[r].q,
                                       .scores = take((size_t)KV_HEADS * n_blocks * 4),
-                                      .slots_out = take((size_t)KV_HEADS * budget * 4) };
-        s.t.a[r].units = where;
-        s.t.a[r].n_units = count;
-        s.t.a[r].merges = merges;
-        s.t.a[r].slots = s.c[r].slots_out;
+                                      .lists = take((size_t)KV_HEADS * words * 8) };
+        s.t.a[r].lists = s.c[r].lists;
+        s.t.a[r].blocks = blocks;
+        s.t.a[r].by_row = 1;
+        s.t.a[r].skipped = take(8);
     }
-    s.t.j.joins = put(&join, sizeof join);
-    s.t.j.items_max = n_items;
-    s.t.j.levels = put(levels, sizeof levels);
-    s.t.j.pairs = put(pairs, (size_t)2 * n_items * 4);
+    decode_lists(&s.t, words);
     sparse_run(&s, 0); /* both lists are there, for attention by itself */
     sparse_run(&s, 1);
     const double ms = time_ms(sparse_run, &s, 8);
@@ -270,9 +264,10 @@ static void bench_quest(enum form form, uint32_t context, const char *name, doub
            names[form], name, ms, name, select, names[form], name, beside / ms);
     fflush(stdout);
     CUDA(cudaFree(s.t.kv.pool));
-    CUDA(cudaFree(s.sketches.pool));
-    free(units);
-    free(pairs);
+    CUDA(cudaFree(sketches));
+    free(some);
+    free(pointers);
+    free(numbers);
 }
 
 /* ---- sealing ---- */

@@ -38,7 +38,7 @@ enum status kv_pool_new(const struct kv_layout *layout, uint32_t n_blocks, struc
                         struct error *err);
 /*
  * The same in memory that the processor does not address (a GPU's). alloc: zeroed, or NULL. read, write: done when they return; false: failed. kept.
- * Payloads are not zeroed when their slot is taken again; kv_pool_part's pointers are that memory's; kv_pool_export makes a copy, which the last
+ * Payloads and open rows are not zeroed when their place is taken again; kv_pool_part's pointers are that memory's; kv_pool_export makes a copy, which the last
  * unpin frees.
  */
 struct kv_memory_ops {
@@ -88,7 +88,7 @@ enum status kv_pool_import(struct kv_pool *pool, const uint8_t *data, size_t byt
 enum status kv_pool_rows_new(struct kv_pool *pool, size_t part_bytes, uint32_t n, struct error *err);
 /* The place of a slot's open rows, or UINT32_MAX. */
 uint32_t kv_pool_rows(const struct kv_pool *pool, uint32_t slot);
-/* The same, taking a place (zeroed) if it has none. ST_BUSY: all are taken. */
+/* The same, taking a place (zeroed, in memory of the processor's) if it has none. ST_BUSY: all are taken. */
 enum status kv_pool_rows_take(struct kv_pool *pool, uint32_t slot, uint32_t *place_out);
 /* They are needed no more; nothing if there are none. */
 void kv_pool_rows_drop(struct kv_pool *pool, uint32_t slot);

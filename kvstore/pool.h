@@ -32,6 +32,7 @@ void kv_memory_unmap(struct kv_memory *m);
 /* Places of open rows. */
 struct kv_rows {
     struct kv_memory memory;
+    const struct kv_memory_ops *ops; /* the pool's */
     size_t part_bytes, layer_bytes, block_bytes;
     uint32_t n, n_free;
     uint32_t *free; /* a stack */

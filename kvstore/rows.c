@@ -6,6 +6,14 @@
 #include "kvstore/kvstore.h"
 #include "kvstore/pool.h"
 
+static enum status rows_memory(struct kv_rows *r, size_t bytes)
+{
+    if (!r->ops)
+        return kv_memory_map(&r->memory, bytes);
+    r->memory.at = r->ops->alloc(bytes);
+    return r->memory.at ? ST_OK : ST_NO_MEMORY;
+}
+
 enum status kv_pool_rows_new(struct kv_pool *pool, size_t part_bytes, uint32_t n, struct error *err)
 {
     struct kv_layout layout = pool->layout;
@@ -19,7 +27,8 @@ enum status kv_pool_rows_new(struct kv_pool *pool, size_t part_bytes, uint32_t n
     r->layer_bytes = 2 * part_bytes * layout.n_kv_heads;
     r->free = calloc(n, sizeof *r->free);
     r->dirty = calloc(n, sizeof *r->dirty);
-    if (!r->free || !r->dirty || !size_mul(r->block_bytes, n, &bytes) || kv_memory_map(&r->memory, bytes)) {
+    r->ops = pool->ops;
+    if (!r->free || !r->dirty || !size_mul(r->block_bytes, n, &bytes) || rows_memory(r, bytes)) {
         kv_rows_deinit(r);
         return error_set(err, ST_NO_MEMORY, "open rows: no memory for %u blocks of %zu bytes", n, r->block_bytes);
     }
@@ -31,6 +40,8 @@ enum status kv_pool_rows_new(struct kv_pool *pool, size_t part_bytes, uint32_t n
 
 void kv_rows_deinit(struct kv_rows *r)
 {
+    if (r->ops && r->memory.at)
+        r->ops->free(r->memory.at);
     kv_memory_unmap(&r->memory);
     free(r->free);
     free(r->dirty);
@@ -52,7 +63,7 @@ enum status kv_pool_rows_take(struct kv_pool *pool, uint32_t slot, uint32_t *pla
         if (!r->n_free)
             return ST_BUSY;
         const uint32_t place = r->free[--r->n_free];
-        if (r->dirty[place])
+        if (r->dirty[place] && !r->ops)
             memset(r->memory.at + place * r->block_bytes, 0, r->block_bytes);
         r->dirty[place] = true;
         s->rows = place + 1;

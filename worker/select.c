@@ -41,6 +41,7 @@ void select_deinit(struct select *s)
             struct select_seq *q = s->bucket[i];
             s->bucket[i] = q->next;
             free(q->sketches);
+            free(q->device);
             free(q);
         }
     }
@@ -88,6 +89,7 @@ static void seq_cut(struct select *s, struct select_seq *q, uint32_t n)
 {
     while (q->n > n)
         sketch_unref(&s->store, q->sketches[--q->n]);
+    q->n_device = q->n_device < n ? q->n_device : n;
     q->committed = q->committed < n ? q->committed : n;
 }
 
@@ -101,6 +103,7 @@ static void seq_forget(struct select *s, uint64_t id)
         sketch_commit(&s->store, q->sketches[c]);
     seq_cut(s, q, 0);
     free(q->sketches);
+    free(q->device);
     free(q);
 }
 
@@ -165,6 +168,7 @@ static enum status seq_take(struct select *s, const struct plan *plan, uint32_t 
         if (c < before)
             sketch_unref(&s->store, q->sketches[c]);
         q->sketches[c] = sketch;
+        q->n_device = q->n_device < c ? q->n_device : c;
         q->n = c + 1 > q->n ? c + 1 : q->n;
     }
     if (said->fresh)

@@ -32,6 +32,8 @@ struct select_seq {
     uint32_t n, room;
     uint32_t committed; /* blocks whose query means are gone */
     bool cast;          /* this worker is, or will be, home of sparse rows */
+    void **device;      /* the backend's: `device` of the first n_device sketches, which are ready */
+    uint32_t n_device, device_room;
 };
 
 /* The lists of one job of attend.jobs. */
@@ -119,6 +121,13 @@ enum status select_catch_up(struct select *s, const struct plan *plan, uint16_t 
                             const struct select_lookup *handles, const struct exchange_ops *ops,
                             struct exchange *exchange, const struct exchange_key *key, int64_t deadline_ns,
                             uint16_t *peer_out, struct error *err);
+
+/*
+ * Bits of the lists of a message of queries (kind SEND_QUERIES or RECEIVE_QUERIES) between a step's lists and the wire: choices[kind][message] bytes, where the
+ * blocks of the reader's leaves stand side by side.
+ */
+void select_choices_move(const struct select *s, const struct attend *attend, enum attend_traffic kind,
+                         uint32_t message, uint64_t *lists, uint8_t *wire);
 
 /* The list of a job's row for one KV head in the step's lists; NULL: it reads everything. */
 static inline const uint64_t *select_list(const struct select *s, const uint64_t *lists, uint32_t job, uint32_t pos,

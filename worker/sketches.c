@@ -51,6 +51,8 @@ static void sketch_free(struct sketches *all, struct sketch *s)
         counted_free(all, s->weights ? s->weights[i] : NULL);
         counted_free(all, s->lists ? s->lists[i] : NULL);
     }
+    if (s->device)
+        all->device_free(all->device_ctx, s->device);
     counted_free(all, s->weights);
     counted_free(all, s->lists);
     counted_free(all, s->walk);

@@ -35,6 +35,10 @@ struct sketch {
     uint64_t **lists;   /* [sparse layers]: for rows of the next block: a density, then the list; or NULL */
     float *walk;        /* [position + 1]: after layer walk_layer */
     uint32_t walk_layer, walk_n;
+    /* The backend's own copy, where it is not the processor's memory: all layers, complete from a step's end on. */
+    void *device;
+    uint64_t device_step; /* of the backend: the step that makes it, or made it */
+    bool device_ready;
 };
 
 struct sketches {
@@ -46,6 +50,9 @@ struct sketches {
     struct sketch **buckets;
     uint32_t n_buckets, n;
     _Atomic uint64_t bytes; /* of all that is kept */
+    /* Takes back a sketch's `device`; set by the backend that gave it. */
+    void (*device_free)(void *ctx, void *device);
+    void *device_ctx;
 };
 
 /* impl NULL: a store that keeps nothing. ST_NO_MEMORY. */

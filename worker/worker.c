@@ -686,8 +686,9 @@ static enum status selector_open(struct worker *w, struct error *err)
     const enum status st =
         select_init(&w->select, w->config.selector ? w->config.selector : "dense", &shape, c->n_layers,
                     w->config.positions_max, w->ops->leaf_blocks, w->config.float32 ? 0 : cpu_caps(), err);
-    if (!st && select_active(&w->select) && !w->ops->select)
-        return error_set(err, ST_UNSUPPORTED, "device %s: the selector must be dense", w->ops->name);
+    if (!st && select_active(&w->select) && w->ops->selects && !w->ops->selects(w->select.store.impl))
+        return error_set(err, ST_UNSUPPORTED, "device %s: the selector %s is not there", w->ops->name,
+                         w->select.store.impl->name);
     return st;
 }
 
@@ -830,11 +831,11 @@ void worker_free(struct worker *w)
         w->config.exchange_ops->close(w->exchange);
     open_blocks_deinit(&w->open);
     kv_pool_free(w->pool);
+    select_deinit(&w->select); /* the backend takes its copies of sketches back */
     if (w->backend)
         w->ops->close(w->backend);
     sequences_free(w->sequences);
     attend_free(&w->attend);
-    select_deinit(&w->select);
     free(w->rows);
     free(w->seals);
     free(w->asks);

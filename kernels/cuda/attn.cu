@@ -6,7 +6,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/kv.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -41,17 +41,18 @@ static __device__ void produce(const struct cuda_kv &kv, uint32_t layer, const s
     uint32_t stage = 0, parity = 0;
     for (uint32_t i = blockIdx.x; i < n_units; i += gridDim.x) {
         const struct cuda_unit u = a.units[i];
-        const uint8_t *base = kv.pool + layer * kv.layer_bytes + u.head * 2 * kv.part_bytes;
-        uint32_t next = lane < u.n_blocks ? a.slots[u.slot + lane] : 0;
+        const size_t head = u.head * 2 * kv.part_bytes;
+        const struct lists l = lists_of(kv, a, u, u.vector, u.vector + GROUPS * 64);
+        uint32_t next = lane < u.n_blocks ? a.slots[u.slot + lane] : 0, n_read = 0;
         for (uint32_t first = 0; first < u.n_blocks; first += 32) {
             const uint32_t slots = next;
             next = first + 32 + lane < u.n_blocks ? a.slots[u.slot + first + 32 + lane] : 0;
-            for (uint32_t b = first; b < min(first + 32, u.n_blocks); b++) {
-                const uint32_t slot = __shfl_sync(~0u, slots, b - first);
+            for (uint32_t left = wanted(a, u, l, first, lane); left; left &= left - 1, n_read++) {
+                const uint32_t slot = __shfl_sync(~0u, slots, __ffs(left) - 1);
                 if (lane == 0) {
                     barrier_wait(&empty[stage], parity ^ 1);
                     barrier_expect(&full[stage], W::STAGE);
-                    bulk_load(stages + stage * W::STAGE, base + slot * kv.block_bytes, W::STAGE, &full[stage]);
+                    bulk_load(stages + stage * W::STAGE, block_at(kv, slot, layer) + head, W::STAGE, &full[stage]);
                 }
                 __syncwarp();
                 if (++stage == W::STAGES) {
@@ -60,6 +61,8 @@ static __device__ void produce(const struct cuda_kv &kv, uint32_t layer, const s
                 }
             }
         }
+        if (l.at && lane == 0)
+            atomicAdd(a.skipped, u.n_blocks - n_read);
     }
 }
 
@@ -196,6 +199,39 @@ template <int D> static __device__ __forceinline__ void put_state(const struct s
     }
 }
 
+/* Partials of a unit's leaves on the stack; of a leaf none of whose blocks is read there is none, but its place. */
+struct stacked {
+    uint64_t filled;
+    uint32_t leaf, depth; /* the leaf that is walked */
+    bool some;            /* something of it was read */
+};
+
+template <int D>
+static __device__ __forceinline__ void leaf_close(const struct cuda_attend &a, const struct cuda_unit &u,
+                                                  const bool (&live)[2], float *stack, uint32_t threads,
+                                                  struct state<D> &x, struct stacked *s)
+{
+    using W = walk<D, 1>;
+    for (int r = 0; r < 2; r++) {
+        x.l[r] += __shfl_xor_sync(~0u, x.l[r], 1);
+        x.l[r] += __shfl_xor_sync(~0u, x.l[r], 2);
+    }
+    for (uint32_t n = a.merges[u.merges + s->leaf]; n && s->depth; n--) {
+        s->depth--;
+        if (s->filled >> s->depth & 1)
+            state_merge<D>(x, live, stack + s->depth * W::SAVED * threads, threads);
+        s->some = s->some || s->filled >> s->depth & 1;
+    }
+    if (++s->leaf * CUDA_LEAF_BLOCKS >= u.n_blocks)
+        return;
+    if (s->some)
+        state_push<D>(x, live, stack + s->depth * W::SAVED * threads, threads);
+    s->filled = (s->filled & ~((uint64_t)1 << s->depth)) | (uint64_t)s->some << s->depth;
+    s->depth++;
+    state_clear<D>(x);
+    s->some = false;
+}
+
 template <int D, int GROUPS>
 static __device__ void consume(const struct cuda_kv &kv, const struct cuda_attend &a, uint8_t *queries,
                                const uint8_t *stages, uint64_t *full, uint64_t *empty)
@@ -215,57 +251,61 @@ static __device__ void consume(const struct cuda_kv &kv, const struct cuda_atten
         const struct cuda_unit u = a.units[i];
         const uint32_t first = u.vector + wg * 64, mine = first + warp * VECTORS;
         const bool any = mine < u.n_vectors;
-        int limit[2];
+        int limit[2], before[2]; /* it sees positions before the first, of blocks from the second on */
         bool live[2];
         for (int r = 0; r < 2; r++)
             live[r] = mine + lane / 4 + 8 * r < u.n_vectors;
-        for (int r = 0; r < 2; r++)
-            limit[r] = u.visible == UINT32_MAX ? INT_MAX : (int)(u.visible + (mine + lane / 4 + 8 * r) / group + 1);
+        for (int r = 0; r < 2; r++) {
+            limit[r] = seen_by(u, mine + lane / 4 + 8 * r, group);
+            before[r] = u.sees == CUDA_SEES_OWN ? (limit[r] - 1) / BLOCK : 0;
+        }
         named_barrier(1 + wg, 128); /* the last unit's queries are read no more */
         load_queries<D>(kv, a, u, first, group, q);
         shared_fence();
         named_barrier(1 + wg, 128);
-        uint32_t depth = 0;
-        for (uint32_t b = 0; b < u.n_blocks; b++) {
-            if (b % CUDA_LEAF_BLOCKS == 0) {
-                if (b)
-                    state_push<D>(x, live, stack + depth++ * W::SAVED * threads, threads);
-                state_clear<D>(x);
-            }
-            const uint8_t *k = stages + stage * W::STAGE, *v = k + W::PART;
-            float s[32];
-            uint32_t p[16];
-            barrier_wait(&full[stage], parity);
-            wgmma_fence();
+        const struct lists l = lists_of(kv, a, u, u.vector, u.vector + GROUPS * 64);
+        struct stacked s = { 0, 0, 0, false };
+        state_clear<D>(x);
+        for (uint32_t ahead = 0; ahead < u.n_blocks; ahead += 32) {
+            for (uint32_t left = wanted(a, u, l, ahead, lane); left; left &= left - 1) {
+                const uint32_t b = ahead + __ffs(left) - 1;
+                const uint8_t *k = stages + stage * W::STAGE, *v = k + W::PART;
+                float y[32];
+                uint32_t p[16];
+                while (s.leaf < b / CUDA_LEAF_BLOCKS)
+                    leaf_close<D>(a, u, live, stack, threads, x, &s);
+                s.some = true;
+                barrier_wait(&full[stage], parity);
+                wgmma_fence();
 #pragma unroll
-            for (int step = 0; step < D / 16; step++)
-                wgmma_shared<64>::run(s, wgmma_rows(q + step / 4 * HALF_BYTES + step % 4 * 32),
-                                      wgmma_rows(k + step / 4 * HALF_BYTES + step % 4 * 32), step == 0);
-            wgmma_commit();
-            wgmma_wait<0>();
-            const int seen[2] = { limit[0] - (int)(b * BLOCK), limit[1] - (int)(b * BLOCK) };
-            weigh<D>(s, c, seen, x, p); /* by empty warps too: a branch here would make products wait for each other */
-            wgmma_fence();
+                for (int step = 0; step < D / 16; step++)
+                    wgmma_shared<64>::run(y, wgmma_rows(q + step / 4 * HALF_BYTES + step % 4 * 32),
+                                          wgmma_rows(k + step / 4 * HALF_BYTES + step % 4 * 32), step == 0);
+                wgmma_commit();
+                wgmma_wait<0>();
+                int seen[2] = { (int)b < before[0] ? 0 : limit[0] - (int)(b * BLOCK),
+                                (int)b < before[1] ? 0 : limit[1] - (int)(b * BLOCK) };
+                if (l.n > 1)
+                    for (int r = 0; r < 2; r++)
+                        seen[r] = reads(a, u, l, mine + lane / 4 + 8 * r, group, b) ? seen[r] : 0;
+                weigh<D>(y, c, seen, x,
+                         p); /* by empty warps too: a branch here would make products wait for each other */
+                wgmma_fence();
 #pragma unroll
-            for (int step = 0; step < 4; step++)
-                wgmma_columns_of<D>::run(x.o, p + 4 * step, wgmma_columns(v + step * 2048, HALF_BYTES));
-            wgmma_commit();
-            wgmma_wait<0>();
-            if (lane == 0)
-                barrier_arrive(&empty[stage]);
-            if (++stage == W::STAGES) {
-                stage = 0;
-                parity ^= 1;
+                for (int step = 0; step < 4; step++)
+                    wgmma_columns_of<D>::run(x.o, p + 4 * step, wgmma_columns(v + step * 2048, HALF_BYTES));
+                wgmma_commit();
+                wgmma_wait<0>();
+                if (lane == 0)
+                    barrier_arrive(&empty[stage]);
+                if (++stage == W::STAGES) {
+                    stage = 0;
+                    parity ^= 1;
+                }
             }
-            if ((b + 1) % CUDA_LEAF_BLOCKS && b + 1 < u.n_blocks)
-                continue;
-            for (int r = 0; r < 2; r++) {
-                x.l[r] += __shfl_xor_sync(~0u, x.l[r], 1);
-                x.l[r] += __shfl_xor_sync(~0u, x.l[r], 2);
-            }
-            for (uint32_t n = a.merges[u.merges + b / CUDA_LEAF_BLOCKS]; n && depth; n--)
-                state_merge<D>(x, live, stack + --depth * W::SAVED * threads, threads);
         }
+        while (s.leaf * CUDA_LEAF_BLOCKS < u.n_blocks)
+            leaf_close<D>(a, u, live, stack, threads, x, &s);
         if (any)
             put_state<D>(x, a.store + ((size_t)u.store + wg * 4 + warp) * VECTORS * (2 + D));
     }
@@ -487,8 +527,7 @@ extern "C" size_t cuda_stack_floats(uint32_t head_dim, uint32_t depth, uint32_t 
     return (size_t)2 * n_processors * depth * (head_dim / 2 + 4) * 256;
 }
 
-template <int D>
-static int join_launch(const struct cuda_kv *kv, const struct cuda_joins *j, void *stream)
+template <int D> static int join_launch(const struct cuda_kv *kv, const struct cuda_joins *j, void *stream)
 {
     const size_t shared = (size_t)j->items_max * (D + JOIN_PITCH) * sizeof(float);
     if (j->items_max <= 8 || !j->out || shared > 200 << 10)

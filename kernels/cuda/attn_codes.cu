@@ -9,6 +9,8 @@
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/codes.h"
+#include "kernels/cuda/kv.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/wgmma.cuh"
 #include "kernels/cuda/rotate.cuh"
 
@@ -228,37 +230,82 @@ static __device__ __forceinline__ void state_put(struct state<D> &x, float *tile
 
 /* Where a warp's stream of blocks is: work item, block of its unit. */
 struct stream {
-    uint32_t item, block, n_blocks, slot, next; /* next: the slot of block `block`, on its way */
-    const uint8_t *base;
+    uint32_t item, first, left; /* of the 32 blocks from `first` on, those that are to come */
+    uint32_t slot;              /* of block first + lane */
+    struct cuda_unit unit;
+    struct lists lists;
 };
 
 struct work {
     uint32_t n_units, step, n_items; /* n_items: units times runs of vectors, the first run of all units first */
 };
 
-static __device__ __forceinline__ uint32_t item_blocks(const struct cuda_attend &a, const struct work &w, uint32_t item,
-                                                       uint32_t vectors)
+/* Is item the stream's, and has it blocks? Then the unit's is known. */
+static __device__ __forceinline__ bool stream_unit(const struct cuda_kv &kv, const struct cuda_attend &a,
+                                                   const struct work &w, uint32_t vectors, struct stream *s)
 {
-    const struct cuda_unit *u = &a.units[item % w.n_units];
-    return u->vector + item / w.n_units * vectors < u->n_vectors ? u->n_blocks : 0;
+    const uint32_t skip = s->item / w.n_units * vectors;
+    s->unit = a.units[s->item % w.n_units];
+    if (s->unit.vector + skip >= s->unit.n_vectors)
+        return false;
+    s->lists = lists_of(kv, a, s->unit, s->unit.vector + skip, s->unit.vector + skip + vectors);
+    return true;
 }
 
-/* To the next item that has blocks. */
-static __device__ __forceinline__ void stream_item(const struct cuda_kv &kv, uint32_t layer,
-                                                   const struct cuda_attend &a, const struct work &w, uint32_t vectors,
+/* To the next 32 blocks of which some are to come; item w.n_items: there are none. */
+static __device__ __forceinline__ void stream_fill(const struct cuda_kv &kv, const struct cuda_attend &a,
+                                                   const struct work &w, uint32_t vectors, uint32_t lane,
                                                    struct stream *s)
 {
-    s->block = s->n_blocks = 0;
-    for (; s->item < w.n_items; s->item += w.step) {
-        s->n_blocks = item_blocks(a, w, s->item, vectors);
-        if (!s->n_blocks)
-            continue;
-        const struct cuda_unit *u = &a.units[s->item % w.n_units];
-        s->base = kv.pool + layer * kv.layer_bytes + u->head * 2 * kv.part_bytes;
-        s->slot = u->slot;
-        s->next = a.slots[u->slot];
-        return;
+    while (!s->left && s->item < w.n_items) {
+        s->first += 32;
+        if (s->first >= s->unit.n_blocks) {
+            s->item += w.step;
+            s->first = s->unit.n_blocks = 0;
+            if (s->item >= w.n_items || !stream_unit(kv, a, w, vectors, s))
+                continue;
+        }
+        if (s->first + lane < s->unit.n_blocks)
+            s->slot = a.slots[s->unit.slot + s->first + lane];
+        s->left = wanted(a, s->unit, s->lists, s->first, lane);
     }
+}
+
+/* Leaves of an item: as in attn.cu. */
+struct stacked {
+    uint64_t filled;
+    uint32_t leaf, depth;
+    bool some;
+};
+
+template <int D, int N>
+static __device__ __forceinline__ void leaf_close(const struct cuda_attend &a, const struct cuda_unit &u, float *stack,
+                                                  struct state<D> (&x)[N], struct stacked *s)
+{
+    constexpr int SAVED = (D / 8 + 2) * 32;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        state_close<D>(x[n]);
+    for (uint32_t m = a.merges[u.merges + s->leaf]; m && s->depth; m--) {
+        s->depth--;
+        if (!(s->filled >> s->depth & 1))
+            continue;
+        s->some = true;
+#pragma unroll
+        for (int n = 0; n < N; n++)
+            state_merge<D>(x[n], stack + (s->depth * N + n) * SAVED);
+    }
+    if (++s->leaf * CUDA_LEAF_BLOCKS >= u.n_blocks)
+        return;
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        if (s->some)
+            state_push<D>(x[n], stack + (s->depth * N + n) * SAVED);
+        state_clear<D>(x[n]);
+    }
+    s->filled = (s->filled & ~((uint64_t)1 << s->depth)) | (uint64_t)s->some << s->depth;
+    s->depth++;
+    s->some = false;
 }
 
 /* Weights of one block, of 8 positions and one vector a lane, as bytes where the next product's lanes find them; m, l, base and o follow. s: scores in
@@ -428,46 +475,53 @@ static __global__ void __launch_bounds__(walk<D, CODEC, N>::WARPS * 32, 1)
     uint8_t *ring = memory + warp * W::STAGES * W::STAGE,
             *mine = memory + W::WARPS * W::STAGES * W::STAGE + warp * W::MINE;
     uint64_t *full = (uint64_t *)(memory + W::WARPS * (W::STAGES * W::STAGE + W::MINE)) + warp * 8;
+    grid_next();
+    grid_wait();
     const struct work all = { *a.n_units, gridDim.x * W::WARPS, *a.n_units * runs };
     float *stack = a.stack + (size_t)me * a.depth * N * W::SAVED * 32 + lane;
     if (lane < W::STAGES)
         barrier_init(&full[lane], 1);
     shared_fence();
     __syncwarp();
-    struct stream ahead = { me, 0, 0, 0, 0, NULL };
+    struct stream ahead = {};
     uint32_t stage = 0, parity = 0, stage_ahead = 0;
-    stream_item(kv, layer, a, all, 4 * N, &ahead);
+    ahead.item = me;
+    if (me < all.n_items && stream_unit(kv, a, all, 4 * N, &ahead)) {
+        if (lane < ahead.unit.n_blocks)
+            ahead.slot = a.slots[ahead.unit.slot + lane];
+        ahead.left = wanted(a, ahead.unit, ahead.lists, 0, lane);
+    } else {
+        ahead.unit.n_blocks = 0;
+    }
+    stream_fill(kv, a, all, 4 * N, lane, &ahead);
     const auto fetch = [&]() {
         if (ahead.item >= all.n_items)
             return;
+        const uint32_t slot = __shfl_sync(~0u, ahead.slot, __ffs(ahead.left) - 1);
         if (lane == 0) {
-            const uint8_t *from = ahead.base + ahead.next * kv.block_bytes;
+            const uint8_t *from = block_at(kv, slot, layer) + ahead.unit.head * 2 * kv.part_bytes;
             barrier_expect(&full[stage_ahead], W::STAGE);
             bulk_load(ring + stage_ahead * W::STAGE, from, W::STAGE, &full[stage_ahead]);
         }
         stage_ahead = stage_ahead + 1 == W::STAGES ? 0 : stage_ahead + 1;
-        if (++ahead.block < ahead.n_blocks) {
-            ahead.next = a.slots[ahead.slot + ahead.block];
-        } else {
-            ahead.item += all.step;
-            stream_item(kv, layer, a, all, 4 * N, &ahead);
-        }
+        ahead.left &= ahead.left - 1;
+        stream_fill(kv, a, all, 4 * N, lane, &ahead);
     };
     for (int i = 0; i < W::STAGES; i++)
         fetch();
     for (uint32_t item = me; item < all.n_items; item += all.step) {
-        if (!item_blocks(a, all, item, 4 * N))
-            continue;
         const struct cuda_unit u = a.units[item % all.n_units];
         const uint32_t first = u.vector + item / all.n_units * 4 * N;
+        if (first >= u.n_vectors)
+            continue;
         struct state<D> x[N];
-        uint32_t q[N][D / 16], depth = 0;
+        uint32_t q[N][D / 16];
         float scale[N], sum[N];
         int limit[N];
 #pragma unroll
         for (int n = 0; n < N; n++) {
             const uint32_t v = first + 4 * n + lane % 4;
-            limit[n] = u.visible == UINT32_MAX ? INT_MAX : (int)(u.visible + v / group + 1);
+            limit[n] = seen_by(u, v, group);
             __syncwarp();
             for (uint32_t c = 0; c < 4; c++) {
                 const uint32_t w = first + 4 * n + c;
@@ -489,36 +543,36 @@ static __global__ void __launch_bounds__(walk<D, CODEC, N>::WARPS * 32, 1)
                 q[n][2 * step + 1] = both.y;
             }
         }
-        for (uint32_t b = 0; b < u.n_blocks; b++) {
-            if (b % CUDA_LEAF_BLOCKS == 0) {
+        const struct lists l = lists_of(kv, a, u, first, first + 4 * N);
+        struct stacked s = { 0, 0, 0, false };
+        uint32_t n_read = 0;
 #pragma unroll
-                for (int n = 0; n < N; n++) {
-                    if (b)
-                        state_push<D>(x[n], stack + (depth * N + n) * W::SAVED * 32);
-                    state_clear<D>(x[n]);
-                }
-                depth += b ? 1 : 0;
-            }
-            barrier_wait(&full[stage], parity);
-            block<D, W::FOUR, N>(ring + stage * W::STAGE, q, scale, sum, limit, (int)(b * BLOCK), mine, lane, x);
-            if (++stage == W::STAGES) {
-                stage = 0;
-                parity ^= 1;
-            }
-            __syncwarp(); /* all have read the stage and their weights */
-            fetch();
-            if ((b + 1) % CUDA_LEAF_BLOCKS && b + 1 < u.n_blocks)
-                continue;
-#pragma unroll
-            for (int n = 0; n < N; n++)
-                state_close<D>(x[n]);
-            for (uint32_t m = a.merges[u.merges + b / CUDA_LEAF_BLOCKS]; m && depth; m--) {
-                depth--;
+        for (int n = 0; n < N; n++)
+            state_clear<D>(x[n]);
+        for (uint32_t from = 0; from < u.n_blocks; from += 32) {
+            for (uint32_t left = wanted(a, u, l, from, lane); left; left &= left - 1, n_read++) {
+                const uint32_t b = from + __ffs(left) - 1;
+                int see[N];
+                while (s.leaf < b / CUDA_LEAF_BLOCKS)
+                    leaf_close<D, N>(a, u, stack, x, &s);
+                s.some = true;
 #pragma unroll
                 for (int n = 0; n < N; n++)
-                    state_merge<D>(x[n], stack + (depth * N + n) * W::SAVED * 32);
+                    see[n] = l.n > 1 && !reads(a, u, l, first + 4 * n + lane % 4, group, b) ? 0 : limit[n];
+                barrier_wait(&full[stage], parity);
+                block<D, W::FOUR, N>(ring + stage * W::STAGE, q, scale, sum, see, (int)(b * BLOCK), mine, lane, x);
+                if (++stage == W::STAGES) {
+                    stage = 0;
+                    parity ^= 1;
+                }
+                __syncwarp(); /* all have read the stage and their weights */
+                fetch();
             }
         }
+        while (s.leaf * CUDA_LEAF_BLOCKS < u.n_blocks)
+            leaf_close<D, N>(a, u, stack, x, &s);
+        if (l.at && lane == 0 && item < all.n_units)
+            atomicAdd(a.skipped, u.n_blocks - n_read);
 #pragma unroll
         for (int n = 0; n < N; n++) {
             const uint32_t v = first + 4 * n + lane % 4, at = v - u.vector;
@@ -537,15 +591,12 @@ static int launch(const struct cuda_kv *kv, uint32_t layer, const struct cuda_at
     cudaError_t e = cudaGetDevice(&device);
     if (!e)
         e = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    if (!e)
-        e = cudaFuncSetAttribute(attend_codes<D, CODEC, N>, cudaFuncAttributeMaxDynamicSharedMemorySize, W::SHARED);
     if (e)
         return e;
     const uint32_t most = (uint32_t)processors, want = (n_warps + W::WARPS - 1) / W::WARPS,
                    grid = want && want < most ? want : most;
-    attend_codes<D, CODEC, N>
-        <<<grid, W::WARPS * 32, W::SHARED, stream>>>(*kv, layer, *a, (n_vectors + 4 * N - 1) / (4 * N));
-    return cudaGetLastError();
+    return grid_launch(attend_codes<D, CODEC, N>, dim3(grid), W::WARPS * 32, W::SHARED, stream, *kv, layer, *a,
+                       (n_vectors + 4 * N - 1) / (4 * N));
 }
 
 /* Runs of vectors: 4 are all that decode has of most models, and cheapest there; 16 share the decoding of a block. */

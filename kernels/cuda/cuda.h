@@ -27,6 +27,7 @@ enum {
     CUDA_UNIT_TILES = 4,   /* ATTN_ROWS vectors each, of a narrow unit of attention */
     CUDA_WIDE_TILES = 8,   /* of a wide one */
     CUDA_STACK = 40,       /* partials a program of leaves may stack */
+    CUDA_SCRATCH = 1 << 30 /* slots from here on are of cuda_kv.scratch */
 };
 
 static inline size_t cuda_tiled_bytes(uint32_t cap, uint32_t width)
@@ -87,6 +88,7 @@ int cuda_silu_mul(const float *gate, const float *up, uint32_t n_rows, uint32_t 
  */
 struct cuda_kv {
     uint8_t *pool;
+    uint8_t *scratch; /* blocks of which one layer at a time is kept, layer_bytes each: slots CUDA_SCRATCH .. */
     size_t block_bytes, layer_bytes, part_bytes; /* strides of a slot, a layer, keys or values of a head */
     uint32_t n_heads, n_kv_heads, head_dim;
 };
@@ -107,14 +109,26 @@ int cuda_rope_store(const struct cuda_kv *kv, uint32_t layer, const float *q, co
  * Partials as kernels/kernels.h has them, in tiles of ATTN_ROWS vectors, but m and the scores are in powers of two: p = 2^(scale log2(e) q.k - m).
  * Order: the positions of a leaf one block after the other (a running maximum; l and o rescaled when it grows); leaves as the program says.
  */
+enum cuda_sees {
+    CUDA_SEES_POSITIONS, /* the first `seen` positions */
+    CUDA_SEES_BEFORE,    /* of these, the blocks before the vector's own, in which the last of them is */
+    CUDA_SEES_OWN        /* of these, its own block */
+};
 struct cuda_unit {
-    uint32_t slot, n_blocks;    /* of cuda_attend.slots */
+    uint32_t slot, n_blocks;    /* of cuda_attend.slots; without blocks, partials are empty */
     uint32_t merges;            /* of cuda_attend.merges: an entry a leaf, how many partials of the stack it closes */
     uint32_t head;              /* KV head */
     uint32_t row;               /* q row of the job's vector 0 */
     uint32_t vector, n_vectors; /* first vector of the unit; of the job */
-    uint32_t visible; /* vector v sees the first visible + v / group + 1 positions, if not UINT32_MAX: then all */
-    uint32_t store;   /* first tile it writes */
+    /*
+     * Of vector v, seen = visible + v / group + 1, modulo 2^32. CUDA_SEES_POSITIONS: UINT32_MAX is all. CUDA_SEES_OWN: the vector's block is one of
+     * the unit's.
+     */
+    uint32_t visible;
+    uint32_t sees;  /* enum cuda_sees */
+    uint32_t store; /* first tile it writes */
+    /* Lists of its job from word `list` of cuda_attend.lists on, `words` each; 0 words: all is read. position: in its block, of the job's first row. */
+    uint32_t list, words, position;
 };
 struct cuda_attend {
     const struct cuda_unit *units;
@@ -122,8 +136,17 @@ struct cuda_attend {
     const uint32_t *slots;
     const uint8_t *merges;
     const void *q; /* [rows][n_heads][head_dim] bf16 */
-    float *store;  /* tiles of 16 (2 + head_dim) floats */
-    float *stack;  /* cuda_stack_floats for the deepest program */
+    /*
+     * Sparse attention: vectors read the blocks whose bits their lists have, as if they saw nothing of others. A list a row and KV head, the heads of a row
+     * together (by_row); or one for all rows of a block. NULL: all is read.
+     */
+    const uint64_t *lists;
+    const uint32_t *blocks; /* beside slots: number of the block in its sequence */
+    uint32_t by_row;
+    unsigned long long *
+        skipped; /* blocks that units with lists did not read are added; of coded units, as their first vectors choose */
+    float *store; /* tiles of 16 (2 + head_dim) floats */
+    float *stack; /* cuda_stack_floats for the deepest program */
     uint32_t depth;
     float scale;
 };

@@ -36,8 +36,7 @@ static int grid_launch(void (*kernel)(Params...), dim3 grid, uint32_t threads, s
     config.attrs = overlap;
     config.numAttrs = 1;
     if (shared > 48 << 10) {
-        const cudaError_t e =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+        const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
         if (e)
             return e;
     }

@@ -1,6 +1,7 @@
 /* Quest: bounds of blocks, scores, the best by score. Sums and choices as kernels/cpu/selector_quest.c and kernels/selector.c make them. */
 #include <cuda_runtime.h>
 
+#include "kernels/cuda/kv.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/quest.h"
 
@@ -19,54 +20,54 @@ static __device__ __forceinline__ float high_of(uint32_t x)
 
 /* A block of threads a block and head, a thread a channel. */
 template <int D>
-static __global__ void __launch_bounds__(D)
-    sketch(const __grid_constant__ struct cuda_kv open, const __grid_constant__ struct cuda_sketches s, uint32_t layer,
-           const uint32_t *from, const uint32_t *to)
+static __global__ void __launch_bounds__(D) sketch(const __grid_constant__ struct cuda_kv open, uint32_t kv_layer,
+                                                   size_t at, const struct cuda_quest_sketch *jobs)
 {
-    const uint32_t i = blockIdx.x, head = blockIdx.y, c = threadIdx.x;
+    const uint32_t head = blockIdx.y, c = threadIdx.x;
     grid_next();
     grid_wait();
-    const uint8_t *k = open.pool + from[i] * open.block_bytes + layer * open.layer_bytes + 2 * head * open.part_bytes +
-                       c / 64 * 8192 + c % 8 * 2;
+    const struct cuda_quest_sketch job = jobs[blockIdx.x];
+    const uint8_t *k = block_at(open, job.from, kv_layer) + 2 * head * open.part_bytes + c / 64 * 8192 + c % 8 * 2;
     float least = 0, most = 0;
     for (uint32_t p = 0; p < BLOCK; p++) {
         const float x = low_of(*(const uint16_t *)(k + p * 128 + ((c % 64 / 8) ^ (p & 7)) * 16));
         least = p == 0 || x < least ? x : least;
         most = p == 0 || x > most ? x : most;
     }
-    uint16_t *out = (uint16_t *)(s.pool + to[i] * s.block_bytes + layer * s.layer_bytes) + head * 2 * D +
-                    c % LANES * (D / 8) + c / LANES;
+    uint16_t *out = (uint16_t *)(job.to + at) + head * 2 * D + c % LANES * (D / 8) + c / LANES;
     out[0] = (uint16_t)(__float_as_uint(least) >> 16);
     out[D / LANES] = (uint16_t)(__float_as_uint(most) >> 16);
 }
 
 /* ---- scores ---- */
 
-/* Half a warp a block: a lane has the channels 16 i + lane. blockIdx.y: the KV head. */
+/* Half a warp a block: a lane has the channels 16 i + lane. blockIdx.y: the KV head; z: the job. */
 template <int D>
 static __global__ void __launch_bounds__(256)
-    score(const __grid_constant__ struct cuda_kv kv, const __grid_constant__ struct cuda_sketches s, uint32_t layer,
-          const __grid_constant__ struct cuda_quest c)
+    score(const __grid_constant__ struct cuda_kv kv, size_t at, const __grid_constant__ struct cuda_quest c)
 {
     constexpr int K = D / LANES;
     const uint32_t lane = threadIdx.x % LANES, head = blockIdx.y, group = kv.n_heads / kv.n_kv_heads,
                    step = gridDim.x * blockDim.x / LANES;
     grid_next();
     grid_wait();
+    const struct cuda_quest_job job = c.jobs[blockIdx.z];
+    const uint16_t *queries = (const uint16_t *)c.q + (size_t)job.row * kv.n_heads * D;
+    const uint8_t *const *sketches = c.sketches + job.sketches;
+    float *scores = c.scores + ((size_t)blockIdx.z * kv.n_kv_heads + head) * c.own_max;
+    if (job.budget > job.own)
+        return;
     for (uint32_t first = 0; first < group; first += 4) {
         float q[4][K];
 #pragma unroll
         for (int g = 0; g < 4; g++)
 #pragma unroll
             for (int i = 0; i < K; i++)
-                q[g][i] = first + g < group
-                              ? low_of(((const uint16_t *)c.q)[(head * group + first + g) * D + i * LANES + lane])
-                              : 0.0f;
+                q[g][i] = first + g < group ? low_of(queries[(head * group + first + g) * D + i * LANES + lane]) : 0.0f;
         /* both halves of a warp go round as often, for the shuffles */
-        for (uint32_t b0 = blockIdx.x * blockDim.x / LANES + threadIdx.x / 32 * 2; b0 < c.own; b0 += step) {
-            const uint32_t b = b0 + threadIdx.x / LANES % 2, at = b < c.own ? b : b0;
-            const uint16_t *from = (const uint16_t *)(s.pool + c.slots[at] * s.block_bytes + layer * s.layer_bytes) +
-                                   head * 2 * D + lane * 2 * K;
+        for (uint32_t b0 = blockIdx.x * blockDim.x / LANES + threadIdx.x / 32 * 2; b0 < job.own; b0 += step) {
+            const uint32_t b = b0 + threadIdx.x / LANES % 2, from_block = b < job.own ? b : b0;
+            const uint16_t *from = (const uint16_t *)(sketches[from_block] + at) + head * 2 * D + lane * 2 * K;
             uint32_t words[K];
 #pragma unroll
             for (int i = 0; i < K; i += 4)
@@ -89,10 +90,8 @@ static __global__ void __launch_bounds__(256)
                 if (sum > best)
                     best = sum;
             }
-            if (lane == 0 && b < c.own) {
-                float *out = c.scores + (size_t)head * c.own + b;
-                *out = first && *out > best ? *out : best;
-            }
+            if (lane == 0 && b < job.own)
+                scores[b] = first && scores[b] > best ? scores[b] : best;
         }
     }
 }
@@ -128,100 +127,159 @@ static __device__ __forceinline__ uint32_t scan(uint32_t x, uint32_t *sums)
     return x + __reduce_add_sync(~0u, before);
 }
 
+/* Blocks to choose from, in ascending order: all, or those of a slot. */
+struct candidates {
+    uint32_t first, end, n; /* of blocks first .. end - 1; numbers 0 .. n - 1 are some of them, each at most once */
+    uint32_t slot, leaf;    /* leaf 0: all */
+};
+
+/* The block of number i; end: none */
+static __device__ __forceinline__ uint32_t candidate(const struct candidates &a, uint32_t i)
+{
+    const uint32_t b = a.leaf ? (i / a.leaf * CUDA_QUEST_SLOTS + a.slot) * a.leaf + i % a.leaf : a.first + i;
+    return i < a.n && b >= a.first && b < a.end ? b : a.end;
+}
+
 /* The k-th highest key, digit by digit. */
-static __device__ void threshold(const float *scores, uint32_t first, uint32_t end, uint32_t k, uint32_t *bins,
+static __device__ void threshold(const float *scores, const struct candidates &a, uint32_t k, uint32_t *bins,
                                  uint32_t *sums, struct found *f)
 {
+    const uint32_t lane = threadIdx.x % 32;
     for (int pass = 0; pass < 3; pass++) {
         const uint32_t shift = pass == 0 ? 21 : pass == 1 ? 10 : 0, digits = pass < 2 ? 2047 : 1023;
         for (uint32_t i = threadIdx.x; i < BINS; i += CHOOSE_THREADS)
             bins[i] = 0;
         __syncthreads();
         const struct found now = *f;
-        for (uint32_t i = first + threadIdx.x; i < end; i += CHOOSE_THREADS) {
-            const uint32_t key = key_of(scores[i]);
-            if ((key & now.mask) == now.key)
-                atomicAdd(&bins[key >> shift & digits], 1);
+        for (uint32_t i = threadIdx.x - lane; i < a.n; i += CHOOSE_THREADS) {
+            const uint32_t b = candidate(a, i + lane), key = b < a.end ? key_of(scores[b]) : 0,
+                           digit = b < a.end && (key & now.mask) == now.key ? key >> shift & digits : BINS;
+            /* first digits are often the same: lanes that agree with the first of them add together */
+            const uint32_t some = __ballot_sync(~0u, digit < BINS);
+            if (!some)
+                continue;
+            const uint32_t lead = __ffs(some) - 1, popular = __shfl_sync(~0u, digit, lead),
+                           same = __ballot_sync(~0u, digit == popular);
+            if (lane == lead)
+                atomicAdd(&bins[popular], __popc(same));
+            else if (digit < BINS && digit != popular)
+                atomicAdd(&bins[digit], 1);
         }
         __syncthreads();
         /* thread t has the digits 2047 - 2t and below it, from the highest down */
-        const uint32_t d = BINS - 1 - 2 * threadIdx.x, a = bins[d], b = bins[d - 1],
-                       upto = now.above + scan(a + b, sums), before = upto - a - b;
+        const uint32_t d = BINS - 1 - 2 * threadIdx.x, x = bins[d], y = bins[d - 1],
+                       upto = now.above + scan(x + y, sums), before = upto - x - y;
         if (before < k && upto >= k) { /* one thread */
-            const bool second = before + a < k;
+            const bool second = before + x < k;
             f->key = now.key | (second ? d - 1 : d) << shift;
             f->mask = now.mask | digits << shift;
-            f->above = second ? before + a : before;
+            f->above = second ? before + x : before;
         }
         __syncthreads();
     }
 }
 
-/* A block of threads a KV head. */
-static __global__ void __launch_bounds__(CHOOSE_THREADS) choose(const __grid_constant__ struct cuda_quest c)
+static __device__ __forceinline__ void put(uint32_t *list, uint32_t block)
+{
+    atomicOr(&list[block / 32], 1u << block % 32);
+}
+
+/* The k best of the candidates, k > 0 and no more than there are. */
+static __device__ void best(const float *scores, const struct candidates &a, uint32_t k, uint32_t *list, uint32_t *bins,
+                            uint32_t *sums, struct found *f)
+{
+    __syncthreads();
+    if (threadIdx.x == 0)
+        *f = { 0, 0, 0 };
+    __syncthreads();
+    threshold(scores, a, k, bins, sums, f);
+    /* a thread has a run of blocks, so that ties go to the lower */
+    const uint32_t run = (a.n + CHOOSE_THREADS - 1) / CHOOSE_THREADS, begin = threadIdx.x * run,
+                   stop = min(begin + run, a.n);
+    uint32_t equal = 0;
+    for (uint32_t i = begin; i < stop; i++) {
+        const uint32_t b = candidate(a, i), key = b < a.end ? key_of(scores[b]) : 0;
+        if (b < a.end && key > f->key)
+            put(list, b);
+        equal += b < a.end && key == f->key;
+    }
+    const uint32_t ties = k - f->above, before = scan(equal, sums) - equal;
+    uint32_t left = before >= ties ? 0 : min(equal, ties - before);
+    for (uint32_t i = begin; i < stop && left; i++) {
+        const uint32_t b = candidate(a, i);
+        if (b == a.end || key_of(scores[b]) != f->key)
+            continue;
+        put(list, b);
+        left--;
+    }
+}
+
+/* A block of threads a KV head and job. */
+static __global__ void __launch_bounds__(CHOOSE_THREADS)
+    choose(uint32_t n_kv_heads, const __grid_constant__ struct cuda_quest c)
 {
     __shared__ uint32_t bins[BINS], sums[32];
     __shared__ struct found f;
-    const uint32_t head = blockIdx.x, k = c.budget - CUDA_QUEST_FORCED, first = 1, end = c.own - 2;
-    const float *scores = c.scores + (size_t)head * c.own;
-    uint32_t *list = c.list ? c.list + (size_t)head * c.budget : NULL, *slots = c.slots_out + (size_t)head * c.budget;
+    const uint32_t head = blockIdx.x;
     grid_next();
     grid_wait();
-    const auto put = [&](uint32_t at, uint32_t b) {
-        if (list)
-            list[at] = b;
-        slots[at] = c.slots[b];
-    };
-    if (threadIdx.x == 0)
-        f = { 0, 0, 0 };
-    if (threadIdx.x < CUDA_QUEST_FORCED)
-        put(threadIdx.x ? c.budget - CUDA_QUEST_FORCED + threadIdx.x : 0, threadIdx.x ? c.own - 3 + threadIdx.x : 0);
+    const struct cuda_quest_job job = c.jobs[blockIdx.y];
+    const float *scores = c.scores + ((size_t)blockIdx.y * n_kv_heads + head) * c.own_max;
+    uint32_t *list = (uint32_t *)(c.lists + job.list + (size_t)head * job.words);
+    const bool all = job.budget > job.own;
+    for (uint32_t i = threadIdx.x; i < 2 * job.words; i += CHOOSE_THREADS)
+        list[i] = !all || i * 32 > job.own ? 0 : (i + 1) * 32 <= job.own + 1 ? ~0u : (1u << (job.own + 1) % 32) - 1;
     __syncthreads();
-    if (!k)
+    if (all)
         return;
-    threshold(scores, first, end, k, bins, sums, &f);
-    /* a thread has a run of blocks, so that the list ascends and ties go to the lower */
-    const uint32_t run = (end - first + CHOOSE_THREADS - 1) / CHOOSE_THREADS, begin = first + threadIdx.x * run,
-                   stop = min(begin + run, end);
-    uint32_t above = 0, equal = 0;
-    for (uint32_t b = begin; b < stop; b++) {
-        const uint32_t key = key_of(scores[b]);
-        above += key > f.key;
-        equal += key == f.key;
+    if (threadIdx.x < CUDA_QUEST_FORCED)
+        put(list, threadIdx.x ? job.own - 3 + threadIdx.x : 0);
+    const uint32_t budget = job.budget - CUDA_QUEST_FORCED;
+    struct candidates a = { 1, job.own - 2, job.own - 3, 0, 0 };
+    if (!c.leaf_blocks) {
+        if (budget)
+            best(scores, a, budget, list, bins, sums, &f);
+        return;
     }
-    const uint32_t ties = k - f.above, ties_before = scan(equal, sums) - equal,
-                   mine = above + (ties_before >= ties ? 0 : min(equal, ties - ties_before));
-    uint32_t at = 1 + scan(mine, sums) - mine, left = ties_before >= ties ? 0 : ties - ties_before;
-    for (uint32_t b = begin; b < stop; b++) {
-        const uint32_t key = key_of(scores[b]);
-        if (key < f.key || (key == f.key && !left))
-            continue;
-        left -= key == f.key;
-        put(at++, b);
+    /* each slot has what the budget, dealt evenly over the blocks in the order of slots, gives to its own */
+    const uint32_t slot_leaf = c.leaf_blocks, every = slot_leaf * CUDA_QUEST_SLOTS, of_all = a.end - a.first;
+    uint64_t before = 0, given = 0;
+    a.leaf = slot_leaf;
+    for (a.slot = 0; a.slot < CUDA_QUEST_SLOTS; a.slot++) {
+        const uint32_t from = a.slot * slot_leaf, rest = a.end % every;
+        a.n = a.end / every * slot_leaf + (rest > from ? min(rest - from, slot_leaf) : 0);
+        before += a.n - (a.slot == 0 && a.n ? 1 : 0); /* block 0 is no candidate */
+        const uint64_t share = before * budget / of_all;
+        if (share > given)
+            best(scores, a, (uint32_t)(share - given), list, bins, sums, &f);
+        given = share;
     }
 }
 
 /* ---- launchers ---- */
 
-extern "C" int cuda_quest_sketch(const struct cuda_kv *open, const struct cuda_sketches *sketches, uint32_t layer,
-                                 const uint32_t *from, const uint32_t *to, uint32_t n, void *stream)
+extern "C" int cuda_quest_sketch(const struct cuda_kv *open, uint32_t kv_layer, size_t layer_bytes, uint32_t layer,
+                                 const struct cuda_quest_sketch *jobs, uint32_t n, void *stream)
 {
     const dim3 grid(n, open->n_kv_heads);
+    const size_t at = layer * layer_bytes;
     if (!n)
         return 0;
-    return open->head_dim == 128  ? grid_launch(sketch<128>, grid, 128, 0, stream, *open, *sketches, layer, from, to)
-           : open->head_dim == 64 ? grid_launch(sketch<64>, grid, 64, 0, stream, *open, *sketches, layer, from, to)
+    return open->head_dim == 128  ? grid_launch(sketch<128>, grid, 128, 0, stream, *open, kv_layer, at, jobs)
+           : open->head_dim == 64 ? grid_launch(sketch<64>, grid, 64, 0, stream, *open, kv_layer, at, jobs)
                                   : (int)cudaErrorInvalidValue;
 }
 
-extern "C" int cuda_quest_run(const struct cuda_kv *kv, const struct cuda_sketches *sketches, uint32_t layer,
-                              const struct cuda_quest *c, void *stream)
+extern "C" int cuda_quest_run(const struct cuda_kv *kv, uint32_t layer, const struct cuda_quest *c, void *stream)
 {
-    if (c->budget < CUDA_QUEST_FORCED || c->budget > c->own || (kv->head_dim != 128 && kv->head_dim != 64))
+    if (kv->head_dim != 128 && kv->head_dim != 64)
         return cudaErrorInvalidValue;
-    const uint32_t want = (c->own + 63) / 64; /* four times round, where there is enough */
-    const dim3 grid(want < 264 ? want : 264, kv->n_kv_heads);
-    const int e = kv->head_dim == 128 ? grid_launch(score<128>, grid, 256, 0, stream, *kv, *sketches, layer, *c)
-                                      : grid_launch(score<64>, grid, 256, 0, stream, *kv, *sketches, layer, *c);
-    return e ? e : grid_launch(choose, dim3(kv->n_kv_heads), CHOOSE_THREADS, 0, stream, *c);
+    if (!c->n_jobs)
+        return 0;
+    const uint32_t want = (c->own_max + 63) / 64, most = 264 / c->n_jobs; /* four times round, where there is enough */
+    const dim3 grid(want < 1 ? 1 : want < most ? want : most ? most : 1, kv->n_kv_heads, c->n_jobs);
+    const size_t at = layer * c->layer_bytes;
+    const int e = kv->head_dim == 128 ? grid_launch(score<128>, grid, 256, 0, stream, *kv, at, *c)
+                                      : grid_launch(score<64>, grid, 256, 0, stream, *kv, at, *c);
+    return e ? e : grid_launch(choose, dim3(kv->n_kv_heads, c->n_jobs), CHOOSE_THREADS, 0, stream, kv->n_kv_heads, *c);
 }

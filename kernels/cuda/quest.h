@@ -13,34 +13,44 @@
 extern "C" {
 #endif
 
-enum { CUDA_QUEST_FORCED = 4 /* SELECTOR_FORCED */ };
+enum { CUDA_QUEST_FORCED = 4 /* SELECTOR_FORCED */, CUDA_QUEST_SLOTS = 64 /* SELECTOR_SLOTS */ };
 
 static inline size_t cuda_quest_bytes(uint32_t n_kv_heads, uint32_t head_dim)
 {
     return (size_t)n_kv_heads * head_dim * 4;
 }
 
-/* Sketches by the pool's slots: those of a slot and layer at sketches + slot block_bytes + layer layer_bytes. */
-struct cuda_sketches {
-    uint8_t *pool;
-    size_t block_bytes, layer_bytes;
+struct cuda_quest_sketch {
+    uint32_t from; /* slot of the open pool: a complete block */
+    uint32_t zero;
+    uint8_t *to; /* its sketches: those of a layer at to + layer_bytes layer */
 };
-/* Of n complete open blocks, by slot, one layer. from, to [n]: slots of the open pool, of the sketches. */
-int cuda_quest_sketch(const struct cuda_kv *open, const struct cuda_sketches *sketches, uint32_t layer,
-                      const uint32_t *from, const uint32_t *to, uint32_t n, void *stream);
+/* Of n complete open blocks, one layer: of the pool the layer kv_layer, of the sketches the layer `layer`. layer_bytes: cuda_quest_bytes or more. */
+int cuda_quest_sketch(const struct cuda_kv *open, uint32_t kv_layer, size_t layer_bytes, uint32_t layer,
+                      const struct cuda_quest_sketch *jobs, uint32_t n, void *stream);
 
-struct cuda_quest {
-    const void *q;         /* [n_heads][head_dim] bf16: the row's */
-    const uint32_t *slots; /* [own + 1]: where block b is, its sketch and its keys and values */
-    uint32_t own;          /* the row's block */
-    uint32_t budget;       /* blocks to read, forced ones included (selector_budget); CUDA_QUEST_FORCED .. own */
-    float *scores;         /* [n_kv_heads][own] */
-    uint32_t *list;        /* [n_kv_heads][budget]: blocks, ascending; NULL: not wanted */
-    uint32_t *slots_out;   /* [n_kv_heads][budget]: their slots: what units of cuda_attend may name */
+/* One row. */
+struct cuda_quest_job {
+    uint32_t row; /* of q */
+    uint32_t own,
+        budget; /* the row's block; blocks to read, forced ones included (selector_budget), at most own + 1: everything */
+    uint32_t sketches; /* of cuda_quest.sketches: block 0's */
+    uint32_t list,
+        words; /* KV head h's list is from word list + h words on, and as long: bits of blocks, the rest zeros */
 };
-/* Block 0, the two before the own one, the own one, and the best budget - 4 of the rest by score, ties to the lower block. */
-int cuda_quest_run(const struct cuda_kv *kv, const struct cuda_sketches *sketches, uint32_t layer,
-                   const struct cuda_quest *c, void *stream);
+struct cuda_quest {
+    const struct cuda_quest_job *jobs; /* [n_jobs] */
+    uint32_t n_jobs;
+    uint32_t own_max;               /* no job's own block is beyond; the launch depends on it, bits do not */
+    const uint8_t *const *sketches; /* of block after block; layer_bytes as above */
+    size_t layer_bytes;
+    const void *q; /* [rows][n_heads][head_dim] bf16 */
+    float *scores; /* [n_jobs][n_kv_heads][own_max] */
+    uint64_t *lists;
+    uint32_t leaf_blocks; /* 0: the best of all blocks. Else the best of each slot, selector_choice.by_slot */
+};
+/* Block 0, the two before the own one, the own one, and the best budget - 4 of the rest by score, ties to the lower block: selector_choose. */
+int cuda_quest_run(const struct cuda_kv *kv, uint32_t layer, const struct cuda_quest *c, void *stream);
 
 #ifdef __cplusplus
 }

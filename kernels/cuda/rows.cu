@@ -3,7 +3,7 @@
 #include <cuda_runtime.h>
 #include <stdio.h>
 
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/kv.cuh"
 #include "kernels/cuda/launch.cuh"
 
 enum { THREADS = 512 };
@@ -95,7 +95,7 @@ static __global__ void rope_store(const struct cuda_kv kv, uint32_t layer, const
     grid_next();
     grid_wait();
     const struct cuda_row row = rows[r];
-    uint8_t *block = kv.pool + row.slot * kv.block_bytes + layer * kv.layer_bytes;
+    uint8_t *block = block_at(kv, row.slot, layer);
     for (uint32_t t = threadIdx.x + blockIdx.y * blockDim.x; t < (kv.n_heads + kv.n_kv_heads) * half;
          t += blockDim.x * gridDim.y) {
         const uint32_t h = t / half, i = t % half;

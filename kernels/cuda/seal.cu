@@ -3,6 +3,8 @@
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/codes.h"
+#include "kernels/cuda/kv.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/rotate.cuh"
 
 enum { BLOCK = 64 /* KV_BLOCK */, THREADS = 256 };
@@ -87,12 +89,12 @@ static __global__ void __launch_bounds__(THREADS)
     __shared__ uint8_t codes[BLOCK][D + 4]; /* int4-rot: halves of a byte are of different positions, or channels */
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y / 2;
     const bool values = blockIdx.y % 2;
+    grid_next();
+    grid_wait();
     for (uint32_t i = blockIdx.x; i < *s.n_jobs; i += gridDim.x) {
         const struct cuda_seal job = s.jobs[i];
-        const uint8_t *from =
-            open.pool + job.from * open.block_bytes + layer * open.layer_bytes + (2 * head + values) * open.part_bytes;
-        uint8_t *to = sealed.pool + job.to * sealed.block_bytes + layer * sealed.layer_bytes +
-                      (2 * head + values) * sealed.part_bytes;
+        const uint8_t *from = block_at(open, job.from, layer) + (2 * head + values) * open.part_bytes;
+        uint8_t *to = block_at(sealed, job.to, layer) + (2 * head + values) * sealed.part_bytes;
         for (uint32_t p = warp; p < BLOCK; p += THREADS / 32) {
             const uint32_t c = lane * K;
             const uint16_t *at =
@@ -144,8 +146,7 @@ template <int D, enum cuda_codec CODEC>
 static int launch(const struct cuda_kv *open, const struct cuda_kv *sealed, uint32_t layer, const struct cuda_seals *s,
                   uint32_t grid, cudaStream_t stream)
 {
-    seal<D, CODEC><<<dim3(grid, open->n_kv_heads * 2), THREADS, 0, stream>>>(*open, *sealed, layer, *s);
-    return cudaGetLastError();
+    return grid_launch(seal<D, CODEC>, dim3(grid, open->n_kv_heads * 2), THREADS, 0, stream, *open, *sealed, layer, *s);
 }
 
 extern "C" int cuda_seal_run(const struct cuda_kv *open, const struct cuda_kv *sealed, uint32_t layer,

@@ -39,19 +39,18 @@ static void check_sketch(struct check *ck)
     const size_t part = it->part_bytes(&open), each = cuda_quest_bytes(n_kv, d);
     uint8_t *pool = check_buffer(ck, n * kv.block_bytes), *parts = check_buffer(ck, n_kv * 2 * part),
             *want = check_buffer(ck, each), *got = check_buffer(ck, n * n_layers * each);
-    uint32_t slots[20];
+    struct cuda_quest_sketch jobs[20];
     check_begin(ck, "sketch", "cuda", 0);
     check_context(ck, "head_dim %u, %u heads, %u blocks", d, n_kv, n);
     for (size_t i = 0; i < n * kv.block_bytes / 2; i++)
         ((uint16_t *)(void *)pool)[i] =
             check_below(ck, 50) ? f32_to_bf16(check_normal(ck)) : (uint16_t)(check_below(ck, 2) << 15);
+    uint8_t *sketches = cuda_scene_take(&s, n * n_layers * each);
     for (uint32_t i = 0; i < n; i++)
-        slots[i] = i;
+        jobs[i] = (struct cuda_quest_sketch){ .from = i, .to = sketches + i * n_layers * each };
     kv.pool = cuda_scene_put(&s, pool, n * kv.block_bytes);
-    const struct cuda_sketches sketches = { cuda_scene_take(&s, n * n_layers * each), n_layers * each, each };
-    const uint32_t *where = cuda_scene_put(&s, slots, n * 4);
-    CUDA(cuda_quest_sketch(&kv, &sketches, layer, where, where, n, NULL));
-    cuda_scene_get(got, sketches.pool, n * n_layers * each);
+    CUDA(cuda_quest_sketch(&kv, layer, each, layer, cuda_scene_put(&s, jobs, n * sizeof *jobs), n, NULL));
+    cuda_scene_get(got, sketches, n * n_layers * each);
     for (uint32_t b = 0; b < n; b++) {
         const void *keys[4];
         for (uint32_t j = 0; j < n_kv; j++) {
@@ -75,76 +74,91 @@ static void check_sketch(struct check *ck)
     cuda_scene_free(&s);
 }
 
+enum { JOBS = 3 };
+
+/* Rows of a batch choose as the reference does for each of them. */
 static void check_choose(struct check *ck)
 {
     struct cuda_scene s = { 0 };
     const uint32_t d = check_below(ck, 2) ? 64 : 128, n_kv = check_between(ck, 1, 3), group = check_between(ck, 1, 6),
-                   own = check_between(ck, 40, check_below(ck, 2) ? 200 : BLOCKS_MAX),
-                   kinds = check_between(ck, 1, own), density = check_between(ck, 1000, 700000),
-                   n_words = selector_words(own);
+                   n_jobs = check_between(ck, 1, JOBS),
+                   most = check_between(ck, 40, check_below(ck, 2) ? 200 : BLOCKS_MAX),
+                   kinds = check_between(ck, 1, most), words = selector_words(most) + check_below(ck, 2),
+                   width = group * n_kv * d;
     const struct cuda_kv kv = { .n_heads = group * n_kv, .n_kv_heads = n_kv, .head_dim = d };
     const struct selector_shape shape = { group * n_kv, n_kv, d, KV_BF16 };
     const struct selector_impl *quest = selector_find("quest", 0);
+    const bool by_slot = check_below(ck, 3) == 0;
     const size_t each = cuda_quest_bytes(n_kv, d);
-    uint8_t *host = check_buffer(ck, (own + 1) * each), *plain = check_buffer(ck, own * each);
-    uint32_t *slots = check_buffer(ck, (own + 1) * 4), *scratch = check_buffer(ck, (size_t)2 * own * 4);
-    uint16_t *q = check_buffer(ck, (size_t)group * n_kv * d * 2);
-    float *qf = check_buffer(ck, (size_t)group * n_kv * d * 4), *scores = check_buffer(ck, own * 4),
-          *got = check_buffer(ck, (size_t)n_kv * own * 4);
-    uint64_t *words = check_buffer(ck, n_words * 8);
-    const void **at = check_buffer(ck, own * sizeof *at);
-    const float *queries[6];
-    const struct selector_choice choice = { .own = own, .density = density, .leaf_blocks = 16 };
-    const uint32_t budget = selector_budget(own, density);
+    uint8_t *host = check_buffer(ck, most * each), *plain = check_buffer(ck, most * each);
+    uint32_t *scratch = check_buffer(ck, (size_t)2 * most * 4);
+    uint16_t *q = check_buffer(ck, (size_t)JOBS * width * 2);
+    float *qf = check_buffer(ck, (size_t)JOBS * width * 4), *scores = check_buffer(ck, most * 4),
+          *got = check_buffer(ck, (size_t)JOBS * n_kv * most * 4);
+    uint64_t *want = check_buffer(ck, words * 8), *lists = check_buffer(ck, (size_t)JOBS * n_kv * words * 8);
+    const void **at = check_buffer(ck, most * sizeof *at);
+    uint8_t **pointers = check_buffer(ck, most * sizeof *pointers);
+    struct selector_choice choice[JOBS];
+    struct cuda_quest_job jobs[JOBS];
     check_begin(ck, "choose", "cuda", 0);
-    check_context(ck, "head_dim %u, %u x %u heads, %u blocks, %u of them", d, n_kv, group, own, budget);
-    for (size_t i = 0; i < (size_t)group * n_kv * d; i++) {
+    check_context(ck, "head_dim %u, %u x %u heads, %u rows, %u blocks%s", d, n_kv, group, n_jobs, most,
+                  by_slot ? ", by slot" : "");
+    for (size_t i = 0; i < (size_t)JOBS * width; i++) {
         q[i] = check_below(ck, 30) ? f32_to_bf16(check_normal(ck)) : (uint16_t)(check_below(ck, 2) << 15);
         qf[i] = bf16_to_f32(q[i]);
     }
-    for (uint32_t b = 0; b <= own; b++)
-        slots[b] = own - b;
-    memset(host, 0xFF, (own + 1) * each);
-    for (uint32_t b = 0; b < own; b++) { /* blocks like others before them tie */
+    memset(host, 0xFF, most * each);
+    uint8_t *sketches = cuda_scene_take(&s, most * each);
+    for (uint32_t b = 0; b < most; b++) { /* blocks like others before them tie */
+        const uint32_t place = most - 1 - b;
         uint16_t *to = (uint16_t *)(void *)(plain + b * each);
         for (uint32_t i = 0; b < kinds && i < n_kv * 2 * d; i++)
             to[i] = f32_to_bf16(check_normal(ck) + (i % (2 * d) < d ? -2 : 2));
         if (b >= kinds)
             memcpy(to, plain + check_below(ck, kinds) * each, each);
         for (uint32_t i = 0; i < n_kv * 2 * d; i++)
-            *bound_at(host + slots[b] * each, d, i / (2 * d), i % d, i % (2 * d) / d) = to[i];
+            *bound_at(host + place * each, d, i / (2 * d), i % d, i % (2 * d) / d) = to[i];
         at[b] = to;
+        pointers[b] = sketches + place * each;
     }
-    const struct cuda_sketches sketches = { cuda_scene_put(&s, host, (own + 1) * each), each, 0 };
-    const size_t listed = (size_t)n_kv * budget * 4;
-    const struct cuda_quest c = { .q = cuda_scene_put(&s, q, (size_t)group * n_kv * d * 2),
-                                  .slots = cuda_scene_put(&s, slots, (own + 1) * 4),
-                                  .own = own,
-                                  .budget = budget,
-                                  .scores = cuda_scene_take(&s, (size_t)n_kv * own * 4),
-                                  .list = cuda_scene_take(&s, listed),
-                                  .slots_out = cuda_scene_take(&s, listed) };
-    uint32_t *list = check_buffer(ck, listed), *out = check_buffer(ck, listed);
-    CUDA(cuda_quest_run(&kv, &sketches, 0, &c, NULL));
-    cuda_scene_get(got, c.scores, (size_t)n_kv * own * 4);
-    cuda_scene_get(list, c.list, listed);
-    cuda_scene_get(out, c.slots_out, listed);
-    for (uint32_t j = 0; j < n_kv; j++) {
-        uint32_t n = 0;
-        for (uint32_t g = 0; g < group; g++)
-            queries[g] = qf + ((size_t)j * group + g) * d;
-        quest->score(&shape, j, j + 1, queries, at, own, scores);
-        check_same(ck, "scores", got + (size_t)j * own, scores, own * 4);
-        selector_choose(&choice, scores, scratch, words);
-        for (uint32_t b = 0; b <= own; b++)
-            if (words[b / 64] >> b % 64 & 1) {
-                check_same(ck, "list", list + (size_t)j * budget + n, &b, 4);
-                check_same(ck, "slots", out + (size_t)j * budget + n, slots + b, 4);
-                n++;
-            }
-        if (n != budget)
-            check_fail(ck, "the reference chose %u", n);
+    CUDA(cudaMemcpy(sketches, host, most * each, cudaMemcpyHostToDevice));
+    for (uint32_t k = 0; k < n_jobs; k++) {
+        const uint32_t own = k ? check_between(ck, 1, most) : most;
+        choice[k] = (struct selector_choice){
+            .own = own, .density = check_between(ck, 1000, 700000), .leaf_blocks = 16, .by_slot = by_slot
+        };
+        jobs[k] = (struct cuda_quest_job){ .row = n_jobs - 1 - k,
+                                           .own = own,
+                                           .budget = selector_budget(own, choice[k].density),
+                                           .list = k * n_kv * words,
+                                           .words = words };
     }
+    const struct cuda_quest c = { .jobs = cuda_scene_put(&s, jobs, sizeof jobs),
+                                  .n_jobs = n_jobs,
+                                  .own_max = most,
+                                  .sketches = cuda_scene_put(&s, pointers, most * sizeof *pointers),
+                                  .layer_bytes = each,
+                                  .q = cuda_scene_put(&s, q, (size_t)JOBS * width * 2),
+                                  .scores = cuda_scene_take(&s, (size_t)JOBS * n_kv * most * 4),
+                                  .lists = cuda_scene_take(&s, (size_t)JOBS * n_kv * words * 8),
+                                  .leaf_blocks = by_slot ? 16 : 0 };
+    CUDA(cuda_quest_run(&kv, 0, &c, NULL));
+    cuda_scene_get(got, c.scores, (size_t)n_jobs * n_kv * most * 4);
+    cuda_scene_get(lists, c.lists, (size_t)n_jobs * n_kv * words * 8);
+    for (uint32_t k = 0; k < n_jobs; k++)
+        for (uint32_t j = 0; j < n_kv; j++) {
+            const uint32_t own = choice[k].own;
+            const bool all = selector_reads_all(own, choice[k].density);
+            const float *queries[6];
+            for (uint32_t g = 0; g < group; g++)
+                queries[g] = qf + (size_t)jobs[k].row * width + ((size_t)j * group + g) * d;
+            quest->score(&shape, j, j + 1, queries, at, own, scores);
+            if (!all)
+                check_same(ck, "scores", got + ((size_t)k * n_kv + j) * most, scores, own * 4);
+            memset(want, 0, words * 8);
+            selector_choose(&choice[k], scores, scratch, want);
+            check_same(ck, "list", lists + ((size_t)k * n_kv + j) * words, want, words * 8);
+        }
     cuda_scene_free(&s);
 }
 

@@ -19,6 +19,17 @@ void *gpu_list_push(struct gpu_list *list, size_t bytes)
     return at;
 }
 
+bool gpu_host_reserve(void *p, size_t *room, size_t bytes)
+{
+    void **at = p;
+    if (bytes <= *room && *at)
+        return true;
+    free(*at);
+    *at = malloc(bytes + bytes / 4 + 64);
+    *room = *at ? bytes + bytes / 4 : 0;
+    return *at != NULL;
+}
+
 static bool push_u32(struct backend *b, int section, uint32_t value)
 {
     uint32_t *at = gpu_list_push(&b->list[section], sizeof value);
@@ -46,7 +57,7 @@ static bool push_rows(struct backend *b)
         return false;
     for (uint32_t r = 0; r < n; r++) {
         const struct step_row *row = &b->input->rows[r];
-        rows[r] = (struct cuda_row){ row->slot, row->pos % KV_BLOCK };
+        rows[r] = (struct cuda_row){ row->open == STEP_IN_PLACE ? row->slot : row->open, row->pos % KV_BLOCK };
         for (uint32_t i = 0; i < half; i++) {
             const double angle = (double)row->pos * c->inv_freq[i];
             cosines[(size_t)r * half + i] = (float)(cos(angle) * c->rope_scale);
@@ -59,6 +70,12 @@ static bool push_rows(struct backend *b)
         if (!push_u32(b, SECTION_WHICH, b->input->asks[i].row))
             return false;
     return true;
+}
+
+/* Local jobs have an item more where open blocks have a form of their own. */
+static uint32_t job_items(const struct backend *b, const struct attend_job *job)
+{
+    return job->n_items + (job->local && b->open_part_bytes ? 1 : 0);
 }
 
 /* ---- units ---- */
@@ -85,7 +102,8 @@ static bool push_program(struct backend *b, uint32_t begin, uint32_t end)
             }
             in_leaf++;
             inner++;
-            if (!push_u32(b, SECTION_SLOTS, code[i]))
+            if (!push_u32(b, SECTION_SLOTS, code[i]) ||
+                (b->selects && !push_u32(b, SECTION_BLOCKS, b->input->attend->blocks.v[i])))
                 return false;
         } else if (inner > 1) {
             inner--;
@@ -97,43 +115,122 @@ static bool push_program(struct backend *b, uint32_t begin, uint32_t end)
     return true;
 }
 
-static bool push_pass(struct backend *b, const struct attend_job *job, uint32_t pass)
+/* What units of a job differ in, but for head and vectors: an item, whose blocks stand at slots `slot` .. */
+struct pass {
+    uint32_t job, item, slot, n_blocks, merges;
+    enum cuda_sees sees;
+    bool own; /* of the own leaf */
+    bool coded;
+};
+
+/* The unit's blocks: of the own leaf, those that its vectors see any position of. */
+static void unit_blocks(const struct backend *b, const struct pass *p, const struct attend_job *job,
+                        struct cuda_unit *u, uint32_t vectors)
 {
-    const struct attend *a = b->input->attend;
+    const uint32_t group = b->config->n_heads / b->config->n_kv_heads, leaf = CUDA_LEAF_BLOCKS * KV_BLOCK,
+                   last = (u->vector + vectors < u->n_vectors ? u->vector + vectors : u->n_vectors) - 1,
+                   seen = job->pos % leaf + last / group + 1, blocks = (seen + KV_BLOCK - 1) / KV_BLOCK;
+    if (p->sees == CUDA_SEES_OWN) { /* slots are those of the job's rows, from its first row's block on */
+        const uint32_t in = job->pos % KV_BLOCK, from = (in + u->vector / group) / KV_BLOCK;
+        u->slot = p->slot + from;
+        u->n_blocks = (in + last / group) / KV_BLOCK - from + 1;
+        u->visible = in - from * KV_BLOCK;
+    } else if (p->own) {
+        u->n_blocks = p->sees == CUDA_SEES_BEFORE ? (seen - 1) / KV_BLOCK : blocks < p->n_blocks ? blocks : p->n_blocks;
+        u->visible = job->pos % leaf;
+    }
+}
+
+static bool push_pass(struct backend *b, const struct pass *p)
+{
+    const struct attend_job *job = &b->input->attend->jobs[p->job];
     const uint32_t n_kv_heads = b->config->n_kv_heads, group = b->config->n_heads / n_kv_heads;
-    const bool own = pass == job->n_fine, wide = job->n_tiles > CUDA_UNIT_TILES;
-    const uint32_t begin = own ? job->own_begin : a->fines[job->fine + pass].begin,
-                   end = own ? job->own_end : a->fines[job->fine + pass].end,
-                   step = wide ? CUDA_WIDE_TILES : CUDA_UNIT_TILES, first = count_of(b, SECTION_SLOTS, 4),
-                   merges = count_of(b, SECTION_MERGES, 1), leaf = CUDA_LEAF_BLOCKS * KV_BLOCK;
-    struct gpu_list *list = &b->list[SECTION_UNITS + (job->local ? 0 : 2) + (wide ? 1 : 0)];
-    if (!push_program(b, begin, end))
-        return false;
-    const uint32_t n_blocks = count_of(b, SECTION_SLOTS, 4) - first;
+    const bool wide = !p->coded && job->n_tiles > CUDA_UNIT_TILES;
+    const uint32_t step = wide ? CUDA_WIDE_TILES : CUDA_UNIT_TILES, side = job->local ? 0 : 1,
+                   vectors = job->n_rows * group, most = step * ATTN_ROWS;
+    const int list = p->coded ? UNITS_LOCAL_CODED + (int)side : UNITS_LOCAL + 2 * (int)side + (wide ? 1 : 0);
+    if (p->coded && b->coded_vectors[side] < most)
+        b->coded_vectors[side] =
+            vectors < most ? vectors > b->coded_vectors[side] ? vectors : b->coded_vectors[side] : most;
     for (uint32_t head = 0; head < n_kv_heads; head++) {
         for (uint32_t tile = 0; tile < job->n_tiles; tile += step) {
-            struct cuda_unit *u = gpu_list_push(list, sizeof *u);
+            struct cuda_unit *u = gpu_list_push(&b->list[SECTION_UNITS + list], sizeof *u);
             if (!u)
                 return false;
-            const uint32_t n = job->n_rows * group,
-                           last = (tile + step) * ATTN_ROWS < n ? (tile + step) * ATTN_ROWS : n,
-                           seen = job->pos % leaf + (last - 1) / group + 1;
             *u = (struct cuda_unit){
-                .slot = first,
-                .n_blocks =
-                    own && (seen + KV_BLOCK - 1) / KV_BLOCK < n_blocks ? (seen + KV_BLOCK - 1) / KV_BLOCK : n_blocks,
-                .merges = merges,
+                .slot = p->slot,
+                .n_blocks = p->n_blocks,
+                .merges = p->merges,
                 .head = head,
                 .row = job->local ? job->row : b->cap + job->row,
                 .vector = tile * ATTN_ROWS,
-                .n_vectors = n,
-                .visible = own ? job->pos % leaf : UINT32_MAX,
-                .store = job->store + (pass * n_kv_heads + head) * job->n_tiles + tile,
+                .n_vectors = vectors,
+                .visible = UINT32_MAX,
+                .sees = p->sees,
+                .store = b->job_store[p->job] + (p->item * n_kv_heads + head) * job->n_tiles + tile,
             };
-            b->parts_read += u->n_blocks;
+            unit_blocks(b, p, job, u, most);
+            if (b->selects && p->sees != CUDA_SEES_OWN) { /* the own block is always read */
+                const struct select_job *sparse = &b->input->select->jobs[p->job];
+                u->list = (uint32_t)sparse->at;
+                u->words = sparse->density ? sparse->words : 0;
+                u->position = job->pos % KV_BLOCK;
+            }
+            *(p->sees == CUDA_SEES_OWN ? &b->open_read : &b->parts_read) += u->n_blocks;
         }
     }
     return true;
+}
+
+static bool pass_program(struct backend *b, struct pass *p, uint32_t begin, uint32_t end)
+{
+    p->slot = count_of(b, SECTION_SLOTS, 4);
+    p->merges = count_of(b, SECTION_MERGES, 1);
+    if (!push_program(b, begin, end))
+        return false;
+    p->n_blocks = count_of(b, SECTION_SLOTS, 4) - p->slot;
+    return true;
+}
+
+/* The rows' own blocks, in their open form: an item beside that of the sealed blocks of their leaf. */
+static bool push_open(struct backend *b, uint32_t j)
+{
+    const struct attend_job *job = &b->input->attend->jobs[j];
+    struct pass p = { .job = j, .item = job->n_items, .sees = CUDA_SEES_OWN, .own = true };
+    p.slot = count_of(b, SECTION_SLOTS, 4);
+    p.merges = count_of(b, SECTION_MERGES, 1);
+    uint8_t *none = gpu_list_push(&b->list[SECTION_MERGES], 1);
+    if (!none)
+        return false;
+    *none = 0;
+    for (uint32_t r = 0; r < job->n_rows; r++) {
+        const struct step_row *row = &b->input->rows[job->row + r];
+        if (r && row->pos % KV_BLOCK)
+            continue;
+        if (!push_u32(b, SECTION_SLOTS, row->open) || (b->selects && !push_u32(b, SECTION_BLOCKS, row->pos / KV_BLOCK)))
+            return false;
+    }
+    return push_pass(b, &p);
+}
+
+static bool push_job(struct backend *b, uint32_t j)
+{
+    const struct attend *a = b->input->attend;
+    const struct attend_job *job = &a->jobs[j];
+    const bool coded = b->open_part_bytes > 0;
+    for (uint32_t f = 0; f < job->n_fine; f++) {
+        struct pass p = { .job = j, .item = f, .coded = coded };
+        if (!pass_program(b, &p, a->fines[job->fine + f].begin, a->fines[job->fine + f].end) || !push_pass(b, &p))
+            return false;
+    }
+    struct pass own = { .job = j,
+                        .item = job->n_fine,
+                        .sees = coded ? CUDA_SEES_BEFORE : CUDA_SEES_POSITIONS,
+                        .own = true,
+                        .coded = coded };
+    if (!job->local)
+        return true;
+    return pass_program(b, &own, job->own_begin, job->own_end) && push_pass(b, &own) && (!coded || push_open(b, j));
 }
 
 static int heavier(const void *x, const void *y)
@@ -146,10 +243,9 @@ static bool push_units(struct backend *b)
 {
     const struct attend *a = b->input->attend;
     for (uint32_t j = 0; j < a->n_jobs; j++)
-        for (uint32_t pass = 0; pass < a->jobs[j].n_fine + (a->jobs[j].local ? 1 : 0); pass++)
-            if (!push_pass(b, &a->jobs[j], pass))
-                return false;
-    for (int i = 0; i < 4; i++) {
+        if (!push_job(b, j))
+            return false;
+    for (int i = 0; i < UNIT_LISTS; i++) {
         struct gpu_list *list = &b->list[SECTION_UNITS + i];
         const uint32_t n = count_of(b, SECTION_UNITS + i, sizeof(struct cuda_unit));
         if (n)
@@ -160,14 +256,24 @@ static bool push_units(struct backend *b)
     return true;
 }
 
+static bool push_seals(struct backend *b)
+{
+    const uint32_t n = b->open_part_bytes ? b->input->n_seals : 0;
+    struct cuda_seal *jobs = gpu_list_push(&b->list[SECTION_SEALS], n * sizeof *jobs);
+    for (uint32_t i = 0; jobs && i < n; i++)
+        jobs[i] = (struct cuda_seal){ b->input->seals[i].open, b->input->seals[i].slot };
+    return jobs && push_u32(b, SECTION_COUNTS, n);
+}
+
 /* ---- joins ---- */
 
 struct merge {
     uint32_t level, into, from;
 };
 
-/* The merges of programs begin .. end, each with its level: one more than the higher of its two sides. */
-static bool program_merges(struct backend *b, uint32_t begin, uint32_t end, struct gpu_list *out, uint32_t *item_out)
+/* The merges of programs begin .. end, each with its level: one more than the higher of its two sides. late: an item whose level is 1. */
+static bool program_merges(struct backend *b, uint32_t begin, uint32_t end, uint32_t late, struct gpu_list *out,
+                           uint32_t *item_out)
 {
     const uint32_t *code = b->input->attend->code.v;
     uint32_t item[CUDA_STACK], level[CUDA_STACK], depth = 0;
@@ -176,7 +282,7 @@ static bool program_merges(struct backend *b, uint32_t begin, uint32_t end, stru
             if (depth == CUDA_STACK)
                 return false;
             item[depth] = code[i];
-            level[depth++] = 0;
+            level[depth++] = code[i] == late;
             continue;
         }
         struct merge *m = gpu_list_push(out, sizeof *m);
@@ -215,23 +321,31 @@ static bool push_levels(struct backend *b, const struct gpu_list *merges, struct
 static bool push_joins(struct backend *b)
 {
     const struct attend *a = b->input->attend;
+    const bool coded = b->open_part_bytes > 0;
     struct gpu_list merges = { 0 };
     bool ok = true;
     for (uint32_t j = 0; j < a->n_jobs && ok; j++) {
         const struct attend_job *job = &a->jobs[j];
         const int side = job->local ? 0 : 1;
-        struct cuda_join join = { .store = job->store,
+        struct cuda_join join = { .store = b->job_store[j],
                                   .n_tiles = job->n_tiles,
                                   .n_vectors = job->n_rows * (b->config->n_heads / b->config->n_kv_heads),
-                                  .n_items = job->n_items,
+                                  .n_items = job_items(b, job),
                                   .row = job->row,
                                   .first = b->join_blocks[side] };
         uint32_t item = 0;
         merges.bytes = 0;
-        if (job->local)
-            ok = program_merges(b, job->final_begin, job->final_end, &merges, &join.item);
+        if (job->local && coded) { /* the own leaf: its sealed blocks, then the row's own */
+            struct merge *m = gpu_list_push(&merges, sizeof *m);
+            ok = m != NULL;
+            if (m)
+                *m = (struct merge){ 1, job->n_fine, job->n_items };
+        }
+        if (job->local && ok)
+            ok = program_merges(b, job->final_begin, job->final_end, coded ? job->n_fine : UINT32_MAX, &merges,
+                                &join.item);
         for (uint32_t i = job->node; i < job->node + job->n_nodes && ok; i++)
-            ok = program_merges(b, a->nodes[i].begin, a->nodes[i].end, &merges, &item);
+            ok = program_merges(b, a->nodes[i].begin, a->nodes[i].end, UINT32_MAX, &merges, &item);
         ok = ok && push_levels(b, &merges, &join);
         struct cuda_join *at = ok ? gpu_list_push(&b->list[SECTION_JOINS + side], sizeof join) : NULL;
         ok = at != NULL;
@@ -239,7 +353,7 @@ static bool push_joins(struct backend *b)
             *at = join;
         b->join_blocks[side] += b->config->n_kv_heads * job->n_tiles;
         if (job->local)
-            b->items_max = job->n_items > b->items_max ? job->n_items : b->items_max;
+            b->items_max = join.n_items > b->items_max ? join.n_items : b->items_max;
     }
     free(merges.data);
     return ok;
@@ -258,14 +372,32 @@ static size_t room_for(int section, size_t bytes)
     return room;
 }
 
+/* Where the items of each job stand. */
+static bool stores_place(struct backend *b, size_t *n_store_out)
+{
+    const struct attend *a = b->input->attend;
+    uint32_t n = 0;
+    if (!gpu_host_reserve(&b->job_store, &b->job_store_room, a->n_jobs * sizeof *b->job_store))
+        return false;
+    for (uint32_t j = 0; j < a->n_jobs; j++) {
+        b->job_store[j] = n;
+        n += job_items(b, &a->jobs[j]) * b->config->n_kv_heads * a->jobs[j].n_tiles;
+    }
+    *n_store_out = n;
+    return true;
+}
+
 enum status gpu_arena_build(struct backend *b)
 {
+    size_t n_store = 0;
     for (int i = 0; i < SECTIONS; i++)
         b->list[i].bytes = 0;
     b->depth = 1;
     b->items_max = b->join_blocks[0] = b->join_blocks[1] = 0;
-    b->parts_read = 0;
-    if (!push_rows(b) || !push_units(b) || !push_joins(b))
+    b->coded_vectors[0] = b->coded_vectors[1] = 0;
+    b->parts_read = b->open_read = 0;
+    if (!stores_place(b, &n_store) || !push_rows(b) || !push_units(b) || !push_seals(b) || !push_joins(b) ||
+        !gpu_select_push(b))
         return ST_NO_MEMORY;
     b->items_max = (b->items_max + 63) / 64 * 64; /* so that it seldom makes another graph */
     b->depth = (b->depth + 7) / 8 * 8;
@@ -284,7 +416,7 @@ enum status gpu_arena_build(struct backend *b)
     if (!st)
         st = gpu_reserve(b, &b->queries, (b->cap + (size_t)a->n_remote_rows) * query, false);
     if (!st)
-        st = gpu_reserve(b, &b->store, a->n_store * b->partial_floats * sizeof(float), false);
+        st = gpu_reserve(b, &b->store, n_store * b->partial_floats * sizeof(float), false);
     if (!st)
         st = gpu_reserve(
             b, &b->stack,
@@ -309,8 +441,15 @@ uint64_t gpu_arena_key(const struct backend *b)
                                b->join_blocks[1],
                                b->items_max,
                                b->depth,
-                               count_of(b, SECTION_UNITS, sizeof(struct cuda_unit)) > 0,
-                               count_of(b, SECTION_UNITS + 1, sizeof(struct cuda_unit)),
+                               count_of(b, SECTION_UNITS + UNITS_LOCAL, sizeof(struct cuda_unit)) > 0,
+                               count_of(b, SECTION_UNITS + UNITS_LOCAL_WIDE, sizeof(struct cuda_unit)),
+                               count_of(b, SECTION_UNITS + UNITS_LOCAL_CODED, sizeof(struct cuda_unit)) > 0,
+                               b->coded_vectors[0],
+                               b->list[SECTION_SEALS].bytes > 0,
+                               count_of(b, SECTION_MAKES, sizeof(struct cuda_quest_sketch)),
+                               count_of(b, SECTION_CHOICES, sizeof(struct cuda_quest_job)),
+                               b->selects,
+                               b->own_max,
                                count_of(b, SECTION_JOINS, sizeof(struct cuda_join)) };
     hasher_add(h, shape, sizeof shape);
     for (int i = 0; i < SECTIONS; i++)

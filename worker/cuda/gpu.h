@@ -6,7 +6,9 @@
  * arena that one copy takes to the device; kernels read counts from there, so that a step of the same shape is one graph, replayed.
  */
 
+#include "kernels/cuda/codes.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/quest.h"
 #include "worker/backend.h"
 #include "worker/team.h"
 
@@ -31,6 +33,17 @@ struct gpu_layer {
     float *vector[MODEL_TENSOR_KINDS]; /* norms, biases */
 };
 
+/* Units of attention, by the launch that takes them. Where blocks are coded, the bf16 kernel reads what is open, the rows' own blocks. */
+enum gpu_units {
+    UNITS_LOCAL,
+    UNITS_LOCAL_WIDE,
+    UNITS_REMOTE,
+    UNITS_REMOTE_WIDE,
+    UNITS_LOCAL_CODED,
+    UNITS_REMOTE_CODED,
+    UNIT_LISTS
+};
+
 /* A part of the arena: made on the host as a list. */
 enum gpu_section {
     SECTION_ROWS, /* struct cuda_row */
@@ -38,15 +51,20 @@ enum gpu_section {
     SECTION_SIN,
     SECTION_EMBED,  /* [rows][d_model] */
     SECTION_WHICH,  /* rows of asks */
-    SECTION_COUNTS, /* units of each list */
-    SECTION_UNITS,  /* four lists: local, local wide, remote, remote wide */
-    SECTION_UNITS_END = SECTION_UNITS + 4,
-    SECTION_SLOTS = SECTION_UNITS_END,
+    SECTION_COUNTS, /* units of each list; blocks to seal */
+    SECTION_UNITS,  /* lists: enum gpu_units */
+    SECTION_UNITS_END = SECTION_UNITS + UNIT_LISTS,
+    SECTION_SEALS = SECTION_UNITS_END, /* struct cuda_seal */
+    SECTION_SLOTS,
+    SECTION_BLOCKS, /* beside slots: numbers of blocks, where the step selects */
     SECTION_MERGES,
     SECTION_JOINS, /* two lists: of local jobs, of remote ones */
     SECTION_JOINS_END = SECTION_JOINS + 2,
     SECTION_LEVELS = SECTION_JOINS_END,
     SECTION_PAIRS,
+    SECTION_MAKES,    /* struct cuda_quest_sketch */
+    SECTION_CHOICES,  /* struct cuda_quest_job */
+    SECTION_SKETCHES, /* pointers */
     SECTIONS
 };
 
@@ -66,6 +84,19 @@ struct gpu_op {
     uint32_t n_parts;
     bool flag;
     uint32_t begin, end; /* asks */
+};
+
+/* What a step's kernels say of it. */
+struct gpu_outcome {
+    uint32_t failed, zero;
+    unsigned long long skipped; /* parts that sparse attention did not read */
+};
+
+/* Sketches on the device: places of [sparse layers][layer_bytes]. Memory is taken in chunks, and given back at the end. */
+struct gpu_places {
+    void **chunks, **unused;
+    uint32_t n_chunks, chunks_room, n_unused, unused_room;
+    size_t bytes; /* of a place; 0: not known yet */
 };
 
 struct gpu_graph {
@@ -93,19 +124,25 @@ struct backend {
     void *expanded; /* bf16 tiles of the lossless weights of one product of many rows; NULL: there are none */
     struct model_tensor embedding;
     uint64_t weight_bytes;
+    enum kv_codec codec;
     size_t part_bytes, partial_floats;
+    size_t open_part_bytes;  /* 0: blocks are open in place */
+    uint8_t *scratch_blocks; /* open blocks of one layer; NULL: in place */
     float *x, *q, *k, *v, *gate, *up;
     void *h, *a, *f; /* tiled */
     float *partials;
     uint32_t *counters;
     float *logits;      /* [GPU_LOGIT_ROWS][n_vocab] */
     float *host_logits; /* pinned, the same */
-    uint32_t *failed, *host_failed;
+    struct gpu_outcome *outcome, *host_outcome;
     uint8_t **scratch; /* of each thread: for the sampler */
     uint8_t *row_scratch;
     struct gpu_buffer arena, host_arena; /* the latter pinned */
     struct gpu_buffer queries;           /* [cap + remote rows][n_heads][head_dim] bf16 */
     struct gpu_buffer store, stack, wire, host_wire;
+    struct gpu_buffer lists, host_lists,
+        scores; /* of sparse attention: the step's lists, on the host where others get them */
+    struct gpu_places places;
 
     /* this step */
     const struct step_input *input;
@@ -114,12 +151,18 @@ struct backend {
     struct gpu_list list[SECTIONS];
     size_t arena_bytes;
     uint32_t depth, items_max, join_blocks[2];
-    uint64_t parts_read;
+    uint32_t coded_vectors[2]; /* no unit of local, of remote coded ones has more */
+    uint32_t *job_store; /* [attend.n_jobs]: where a job's items stand; one more than it says, where blocks are coded */
+    size_t job_store_room;
+    uint64_t parts_read, open_read;
     struct step_answer *answers;
     struct sample_top *tops;
     float *kept_logits;
     size_t answers_room, tops_room, kept_room;
     bool overflow;
+    bool selects;         /* some row of the step is sparse */
+    uint32_t own_max;     /* blocks that a score has room for */
+    uint64_t select_step; /* of steps with a selector */
     struct gpu_graph graphs[GPU_GRAPHS];
     uint64_t clock;
 
@@ -139,6 +182,22 @@ enum status gpu_status(int error, const char *what);
 enum status gpu_reserve(struct backend *b, struct gpu_buffer *buffer, size_t bytes, bool pinned);
 void gpu_graphs_drop(struct backend *b);
 enum status gpu_sync(struct backend *b, const char *what);
+
+/* setup.c: what struct backend_ops says */
+extern const struct kv_memory_ops gpu_pool_memory;
+enum status gpu_open(const struct backend_config *config, const struct model *model,
+                     void (*progress)(void *ctx, float fraction), void *ctx, struct backend **backend_out,
+                     struct error *err);
+void gpu_close(struct backend *b);
+void gpu_fingerprint(const struct backend *b, char *text_out, size_t bytes);
+uint64_t gpu_weight_bytes(const struct backend *b);
+void gpu_kv_layout(const struct backend *b, struct kv_layout *layout_out);
+size_t gpu_open_part_bytes(const struct backend *b);
+/* Of sealed blocks, which are not bf16. */
+static inline enum cuda_codec gpu_codec(const struct backend *b)
+{
+    return b->codec == KV_INT8 ? CUDA_INT8 : CUDA_INT4_ROT;
+}
 
 /* weights.c */
 enum status gpu_weights_load(struct backend *b, void (*progress)(void *ctx, float fraction), void *ctx,
@@ -161,6 +220,8 @@ int gpu_product(struct backend *b, struct cuda_linear *l, const struct gpu_matri
 
 /* arena.c: the step's plan for the device */
 void *gpu_list_push(struct gpu_list *list, size_t bytes); /* NULL: no memory */
+/* Makes *p, of host memory, at least bytes large; what it held is lost. */
+bool gpu_host_reserve(void *p, size_t *room, size_t bytes);
 enum status gpu_arena_build(struct backend *b);
 /* A shape's number: steps of equal numbers are one graph. */
 uint64_t gpu_arena_key(const struct backend *b);
@@ -168,9 +229,27 @@ void *gpu_at(const struct backend *b, int section); /* on the device */
 
 /* ops.c */
 struct cuda_kv gpu_kv(const struct backend *b);
-gpu_op_fn gpu_embed, gpu_norm, gpu_norm_heads, gpu_linear, gpu_rope_store, gpu_attend, gpu_attend_join,
+/* Where blocks are open; the same if that is in place. */
+struct cuda_kv gpu_open_kv(const struct backend *b);
+gpu_op_fn gpu_embed, gpu_norm, gpu_norm_heads, gpu_linear, gpu_rope_store, gpu_seal, gpu_attend, gpu_attend_join,
     gpu_attend_finish, gpu_silu_mul, gpu_answer;
 enum status gpu_sample(struct backend *b, uint32_t begin, uint32_t end);
+
+/* select.c */
+/* Places for the sketches that the step makes, and those that are on the host alone. ST_NOT_FOUND: one is missing. Before the arena is built. */
+enum status gpu_select_begin(struct backend *b);
+bool gpu_select_push(struct backend *b); /* its part of the arena */
+gpu_op_fn gpu_sketch, gpu_sketch_send, gpu_sketch_receive, gpu_select;
+/* The step is done: its sketches are there. */
+enum status gpu_select_end(struct backend *b);
+/* What is read in a layer, for units with lists. */
+void gpu_select_lists(const struct backend *b, uint32_t layer, struct cuda_attend *a);
+/* Bytes of choices behind the queries of a message; to the wire, the stream being idle; and from it to the device. */
+size_t gpu_choices_bytes(const struct backend *b, enum attend_traffic kind, uint32_t message, uint32_t layer);
+void gpu_choices_put(struct backend *b, uint32_t message, uint8_t *wire);
+enum status gpu_choices_get(struct backend *b, uint32_t message, uint8_t *wire);
+bool gpu_selects(const struct selector_impl *selector);
+void gpu_places_free(struct gpu_places *p);
 
 /* traffic.c */
 gpu_op_fn gpu_send, gpu_receive;

@@ -22,6 +22,21 @@ struct cuda_kv gpu_kv(const struct backend *b)
                              .head_dim = c->head_dim };
 }
 
+struct cuda_kv gpu_open_kv(const struct backend *b)
+{
+    struct cuda_kv kv = gpu_kv(b);
+    struct kv_pool_stats stats;
+    if (!b->open_part_bytes)
+        return kv;
+    kv_pool_stats(b->input->pool, &stats);
+    kv.pool = stats.n_rows ? kv_pool_rows_part(b->input->pool, 0, 0, 0) : NULL;
+    kv.scratch = b->scratch_blocks;
+    kv.block_bytes = stats.rows_bytes;
+    kv.part_bytes = b->open_part_bytes;
+    kv.layer_bytes = 2 * kv.part_bytes * kv.n_kv_heads;
+    return kv;
+}
+
 static float *float_of(const struct backend *b, uint32_t tensor)
 {
     float *const at[TENSORS] = { [TENSOR_X] = b->x, [TENSOR_Q] = b->q,       [TENSOR_K] = b->k,
@@ -84,47 +99,71 @@ int gpu_linear(struct backend *b, const struct gpu_op *op)
 
 int gpu_rope_store(struct backend *b, const struct gpu_op *op)
 {
-    const struct cuda_kv kv = gpu_kv(b);
+    const struct cuda_kv kv = gpu_open_kv(b);
     return gpu_status(cuda_rope_store(&kv, op->layer, b->q, b->k, b->v, gpu_at(b, SECTION_COS), gpu_at(b, SECTION_SIN),
                                       gpu_at(b, SECTION_ROWS), b->input->n_rows, b->queries.data, b->stream),
                       "rotation");
 }
 
-/* op->flag: local jobs */
+int gpu_seal(struct backend *b, const struct gpu_op *op)
+{
+    const struct cuda_kv open = gpu_open_kv(b), sealed = gpu_kv(b);
+    const struct cuda_seals s = { .jobs = gpu_at(b, SECTION_SEALS),
+                                  .n_jobs = (const uint32_t *)gpu_at(b, SECTION_COUNTS) + UNIT_LISTS,
+                                  .codec = gpu_codec(b),
+                                  .failed = &b->outcome->failed };
+    /* as many as there is room for: a graph's shape stays */
+    return gpu_status(cuda_seal_run(&open, &sealed, op->layer, &s,
+                                    (uint32_t)(b->list[SECTION_SEALS].cap / sizeof(struct cuda_seal)), b->stream),
+                      "sealing");
+}
+
+static struct cuda_attend attend_of(const struct backend *b, int list, uint32_t layer)
+{
+    struct cuda_attend a = { .units = gpu_at(b, SECTION_UNITS + list),
+                             .n_units = (const uint32_t *)gpu_at(b, SECTION_COUNTS) + list,
+                             .slots = gpu_at(b, SECTION_SLOTS),
+                             .merges = gpu_at(b, SECTION_MERGES),
+                             .q = b->queries.data,
+                             .store = b->store.data,
+                             .stack = b->stack.data,
+                             .depth = b->depth,
+                             .scale = 1 / sqrtf((float)b->config->head_dim) };
+    gpu_select_lists(b, layer, &a);
+    return a;
+}
+
+/* Units that are there; as many as the list has room for. */
+static uint32_t units_of(const struct backend *b, int list, uint32_t *room_out)
+{
+    *room_out = (uint32_t)(b->list[SECTION_UNITS + list].cap / sizeof(struct cuda_unit));
+    return (uint32_t)(b->list[SECTION_UNITS + list].bytes / sizeof(struct cuda_unit));
+}
+
+/*
+ * op->flag: local jobs. Narrow units are taken by as many blocks of threads as the list has room for, so that a graph's shape stays for a while; no more,
+ * since idle ones keep the next product from fetching its weights meanwhile.
+ */
 int gpu_attend(struct backend *b, const struct gpu_op *op)
 {
-    const struct cuda_kv kv = gpu_kv(b);
-    for (int wide = 0; wide < 2; wide++) {
-        const int list = (op->flag ? 0 : 2) + wide;
-        const struct gpu_list *units = &b->list[SECTION_UNITS + list];
-        const uint32_t n = (uint32_t)(units->bytes / sizeof(struct cuda_unit)),
-                       room = (uint32_t)(units->cap / sizeof(struct cuda_unit)),
-                       most = 2 * (uint32_t)b->device.processors;
-        const struct cuda_attend a = {
-            .units = gpu_at(b, SECTION_UNITS + list),
-            .n_units = (const uint32_t *)gpu_at(b, SECTION_COUNTS) + list,
-            .slots = gpu_at(b, SECTION_SLOTS),
-            .merges = gpu_at(b, SECTION_MERGES),
-            .q = b->queries.data,
-            .store = b->store.data,
-            .stack = b->stack.data,
-            .depth = b->depth,
-            .scale = 1 / sqrtf((float)b->config->head_dim),
-        };
-        /*
-         * Narrow ones by as many blocks of threads as the list has room for, so that a graph's shape stays for a while; no more, since idle ones keep
-         * the next product from fetching its weights meanwhile.
-         */
-        const int e = cuda_attend_run(&kv, op->layer, &a, wide,
-                                      !n            ? 0
-                                      : wide        ? n
-                                      : room < most ? room
-                                                    : most,
-                                      b->stream);
-        if (e)
-            return gpu_status(e, "attention");
+    const struct cuda_kv open = gpu_open_kv(b), sealed = gpu_kv(b);
+    const int side = op->flag ? 0 : 1;
+    uint32_t room, n = units_of(b, UNITS_LOCAL_CODED + side, &room);
+    int e = 0;
+    if (n) {
+        const struct cuda_attend a = attend_of(b, UNITS_LOCAL_CODED + side, op->layer);
+        const uint32_t vectors = b->coded_vectors[side];
+        e = cuda_attend_codes_run(&sealed, op->layer, gpu_codec(b), &a, vectors, room * ((vectors + 15) / 16),
+                                  b->stream);
     }
-    return ST_OK;
+    for (int wide = 0; wide < 2 && !e; wide++) {
+        const int list = UNITS_LOCAL + 2 * side + wide;
+        const struct cuda_attend a = attend_of(b, list, op->layer);
+        const uint32_t most = 2 * (uint32_t)b->device.processors;
+        n = units_of(b, list, &room);
+        e = cuda_attend_run(&open, op->layer, &a, wide, !n || wide ? n : room < most ? room : most, b->stream);
+    }
+    return gpu_status(e, "attention");
 }
 
 static int join(struct backend *b, int side, void *out)
@@ -139,7 +178,7 @@ static int join(struct backend *b, int side, void *out)
                                   .store = b->store.data,
                                   .out = out,
                                   .cap = b->cap,
-                                  .failed = b->failed };
+                                  .failed = &b->outcome->failed };
     return gpu_status(cuda_join_run(&kv, &j, b->stream), "join of partials");
 }
 

@@ -29,7 +29,7 @@ static size_t node_floats(const struct backend *b, const struct attend_job *job)
 /* First tile of an item of a job. */
 static uint32_t item_tile(const struct backend *b, const struct attend_job *job, uint32_t item)
 {
-    return job->store + item * b->config->n_kv_heads * job->n_tiles;
+    return b->job_store[job - b->input->attend->jobs] + item * b->config->n_kv_heads * job->n_tiles;
 }
 
 /* What came must be a partial: l finite, 0 exactly when m is -inf, o finite. */
@@ -67,6 +67,7 @@ int gpu_send(struct backend *b, const struct gpu_op *op)
     const struct attend *a = b->input->attend;
     for (uint32_t i = 0; i < a->n_messages[op->kind]; i++) {
         const struct attend_message *m = &a->messages[op->kind][i];
+        const size_t choices = gpu_choices_bytes(b, op->kind, i, op->layer), bytes = m->bytes + choices;
         int e = 0;
         for (uint32_t r = m->job_begin; r < m->job_end && !e; r++)
             e = put_part(b, op, &a->refs[r]);
@@ -78,13 +79,15 @@ int gpu_send(struct backend *b, const struct gpu_op *op)
         if (st)
             return st;
         const struct exchange_key key = message_key(b, op, m->peer);
-        const struct iovec part = { b->host_wire.data, m->bytes };
+        if (choices)
+            gpu_choices_put(b, i, (uint8_t *)b->host_wire.data + m->bytes);
+        const struct iovec part = { b->host_wire.data, bytes };
         st = b->exchange_ops->send(b->exchange, &key, &part, 1);
         if (st) {
             b->failed_peer = m->peer;
             return st;
         }
-        b->cost.bytes_sent += m->bytes;
+        b->cost.bytes_sent += bytes;
     }
     return ST_OK;
 }
@@ -107,16 +110,19 @@ int gpu_receive(struct backend *b, const struct gpu_op *op)
     for (uint32_t i = 0; i < a->n_messages[op->kind]; i++) {
         const struct attend_message *m = &a->messages[op->kind][i];
         const struct exchange_key key = message_key(b, op, m->peer);
+        const size_t choices = gpu_choices_bytes(b, op->kind, i, op->layer), bytes = m->bytes + choices;
         /* the last message's bytes have left the buffer */
         enum status st = gpu_sync(b, "message");
         const int64_t start = clock_ns();
         if (!st) {
-            st = b->exchange_ops->recv(b->exchange, &key, b->host_wire.data, m->bytes, b->deadline_ns);
+            st = b->exchange_ops->recv(b->exchange, &key, b->host_wire.data, bytes, b->deadline_ns);
             if (st)
                 b->failed_peer = m->peer;
         }
         b->cost.wait_ns += clock_ns() - start;
-        b->cost.bytes_received += m->bytes;
+        b->cost.bytes_received += bytes;
+        if (!st && choices)
+            st = gpu_choices_get(b, i, (uint8_t *)b->host_wire.data + m->bytes);
         for (uint32_t r = m->job_begin; r < m->job_end && !st && op->kind == RECEIVE_NODES; r++) {
             const struct attend_job *job = &a->jobs[a->refs[r].job];
             const float *node = (const float *)(const void *)((uint8_t *)b->host_wire.data + a->refs[r].offset);
