@@ -87,6 +87,8 @@ int command_coordinator(int argc, char **argv)
         .jobs_max = s.jobs_max,
         .jobs_keep_hours = s.jobs_keep_hours,
         .jobs_running = s.jobs_running,
+        .jobs_dir = s.jobs_dir,
+        .lease_ms = s.lease_ms,
         .announce = on_announce,
         .ctx = &s,
     };

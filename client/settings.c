@@ -31,7 +31,7 @@ const struct config_field settings_fields[] = {
 
     { "http", "127.0.0.1:8080", CONFIG_ADDRESS, TEXT(http), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_TOP, "OpenAI-compatible HTTP" },
     { "grpc", "127.0.0.1:9090", CONFIG_ADDRESS, TEXT(grpc), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE | SCOPE_STATUS | SCOPE_CHAT | SCOPE_TOP | SCOPE_JOBS | SCOPE_BATCH, "gRPC for clients" },
-    { "control", "127.0.0.1:9091", CONFIG_ADDRESS, TEXT(control), 0, 0, NULL, SCOPE_COORDINATOR | SCOPE_WORKER, "where workers attach" },
+    { "control", "127.0.0.1:9091", CONFIG_ADDRESSES, TEXT(control), 0, 0, NULL, SCOPE_COORDINATOR | SCOPE_WORKER, "where workers attach; to a worker: of all coordinators, of which one leads" },
     { "registry", "", CONFIG_TEXT, TEXT(registry), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "embedded:FILE, or etcd:HOST:PORT[,HOST:PORT...][/NAMESPACE]; none: embedded, in the state directory" },
     { "tls-cert", "", CONFIG_TEXT, TEXT(tls_cert), 0, 0, NULL, CALL | SCOPE_COORDINATOR, "certificate (PEM) of this side of HTTP and gRPC; none: in clear" },
     { "tls-key", "", CONFIG_TEXT, TEXT(tls_key), 0, 0, NULL, CALL | SCOPE_COORDINATOR, "its key, without a passphrase" },
@@ -77,6 +77,8 @@ const struct config_field settings_fields[] = {
     { "body-bytes-max", "64M", CONFIG_BYTES, PLAIN(body_bytes_max), 1024, (uint64_t)1 << 32, NULL, SCOPE_UP | SCOPE_COORDINATOR, "largest request body" },
     { "jobs-max", "10000", CONFIG_U32, PLAIN(jobs_max), 1, 1000000, NULL, SCOPE_UP | SCOPE_COORDINATOR, "jobs kept at once; then the oldest that ended goes" },
     { "jobs-keep-hours", "168", CONFIG_U32, PLAIN(jobs_keep_hours), 0, 1000000, NULL, SCOPE_UP | SCOPE_COORDINATOR, "after which a job that ended is removed; 0: never" },
+    { "jobs-dir", "", CONFIG_TEXT, TEXT(jobs_dir), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "requests, journals and answers of jobs; coordinators that stand by for each other share it; none: jobs in the state directory" },
+    { "lease-ms", "3000", CONFIG_U32, PLAIN(lease_ms), 500, 600000, NULL, SCOPE_UP | SCOPE_COORDINATOR, "after which a coordinator that is gone is replaced (etcd: 2000 at least)" },
     { "jobs-running", "4", CONFIG_U32, PLAIN(jobs_running), 1, 4096, NULL, SCOPE_UP | SCOPE_COORDINATOR, "jobs that run at once" },
 
     { "local", "false", CONFIG_BOOL, PLAIN(local), 0, 0, NULL, SCOPE_GENERATE | SCOPE_CHAT, "start a cluster for this alone" },

@@ -38,7 +38,7 @@ struct settings {
         template_date[16], chat_template[1024];
     uint32_t positions_max, selector_dense_layers;
     /* where */
-    char http[128], grpc[128], control[128], registry[1024], state[1024];
+    char http[128], grpc[128], control[1024], registry[1024], state[1024], jobs_dir[1024];
     char api_keys[1024], api_key_file[1024];
     char tls_cert[1024], tls_key[1024], tls_client_ca[1024], tls_ca[1024]; /* to clients, and as one */
     char control_cert[1024], control_key[1024], control_ca[1024], etcd_cert[1024], etcd_key[1024], etcd_ca[1024];
@@ -58,7 +58,7 @@ struct settings {
     /* gateway */
     uint32_t requests_max;
     uint64_t body_bytes_max;
-    uint32_t jobs_max, jobs_keep_hours, jobs_running;
+    uint32_t jobs_max, jobs_keep_hours, jobs_running, lease_ms;
     /* generate, and the sample answer of up */
     bool local, raw, score, json, ignore_eos, once;
     char prompt_file[1024], temperature[16], top_p[16], density[16], seed[24], dump_logits[1024];

@@ -73,6 +73,24 @@ static bool is_address(const char *value)
     return colon && colon != value && parse_u64(colon + 1, &port) && port <= 65535;
 }
 
+/* Each between commas is one. */
+static bool are_addresses(const char *text)
+{
+    char one[256];
+    for (const char *at = text;; at++) {
+        const size_t n = strcspn(at, ",");
+        if (n >= sizeof one)
+            return false;
+        memcpy(one, at, n);
+        one[n] = 0;
+        if (!is_address(one))
+            return false;
+        at += n;
+        if (!*at)
+            return true;
+    }
+}
+
 enum status config_set(const struct config_field *fields, void *values, const char *key, const char *value,
                        const char *where, struct error *err)
 {
@@ -85,10 +103,13 @@ enum status config_set(const struct config_field *fields, void *values, const ch
     case CONFIG_TEXT:
     case CONFIG_CHOICE:
     case CONFIG_ADDRESS:
+    case CONFIG_ADDRESSES:
         if (f->type == CONFIG_CHOICE && !is_choice(f->choices, value))
             return error_set(err, ST_INVALID, "%s: %s: '%s' is none of %s", where, key, value, f->choices);
         if (f->type == CONFIG_ADDRESS && value[0] && !is_address(value))
             return error_set(err, ST_INVALID, "%s: %s: '%s' is not HOST:PORT", where, key, value);
+        if (f->type == CONFIG_ADDRESSES && value[0] && !are_addresses(value))
+            return error_set(err, ST_INVALID, "%s: %s: '%s' is not HOST:PORT[,HOST:PORT...]", where, key, value);
         if (strlen(value) >= f->size)
             return error_set(err, ST_INVALID, "%s: %s: longer than %zu characters", where, key, f->size - 1);
         memmove(at, value, strlen(value) + 1);
@@ -121,6 +142,7 @@ void config_value(const struct config_field *f, const void *values, char *text_o
     case CONFIG_TEXT:
     case CONFIG_CHOICE:
     case CONFIG_ADDRESS:
+    case CONFIG_ADDRESSES:
         snprintf(text_out, bytes, "%s", at);
         break;
     case CONFIG_U32:
@@ -272,6 +294,8 @@ static const char *value_kind(const struct config_field *f)
         return f->choices;
     case CONFIG_ADDRESS:
         return "HOST:PORT";
+    case CONFIG_ADDRESSES:
+        return "HOST:PORT,...";
     }
     return "";
 }
@@ -296,7 +320,7 @@ void config_print(const struct config_field *fields, const void *values, FILE *o
         char value[4096];
         config_value(f, values, value, sizeof value);
         fprintf(out, "# %s\n%s: ", f->help, f->key);
-        if (f->type == CONFIG_TEXT || f->type == CONFIG_ADDRESS) {
+        if (f->type == CONFIG_TEXT || f->type == CONFIG_ADDRESS || f->type == CONFIG_ADDRESSES) {
             fputc('\'', out);
             for (const char *c = value; *c; c++) {
                 if (*c == '\'')

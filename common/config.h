@@ -18,12 +18,13 @@ extern "C" {
 #endif
 
 enum config_type {
-    CONFIG_TEXT,    /* char [size] */
-    CONFIG_U32,     /* uint32_t, min .. max */
-    CONFIG_BYTES,   /* uint64_t; 512, 64K, 300M, 2G, 1.5G; "auto" is 0 if min is 0 */
-    CONFIG_BOOL,    /* bool; true, false; the bare flag is true */
-    CONFIG_CHOICE,  /* char [size]; one of choices, separated by | */
-    CONFIG_ADDRESS, /* char [size]; host:port */
+    CONFIG_TEXT,      /* char [size] */
+    CONFIG_U32,       /* uint32_t, min .. max */
+    CONFIG_BYTES,     /* uint64_t; 512, 64K, 300M, 2G, 1.5G; "auto" is 0 if min is 0 */
+    CONFIG_BOOL,      /* bool; true, false; the bare flag is true */
+    CONFIG_CHOICE,    /* char [size]; one of choices, separated by | */
+    CONFIG_ADDRESS,   /* char [size]; host:port */
+    CONFIG_ADDRESSES, /* char [size]; host:port,host:port... */
 };
 
 struct config_field {

@@ -219,10 +219,9 @@ struct sched *control_sched(struct control *c)
 
 void control_lead(struct control *c, uint64_t term)
 {
-    if (c->term)
-        return;
-    c->term = term;
-    sched_begin(c->sched, term);
+    if (!c->term)
+        sched_begin(c->sched, term); /* later ones raise it for workers that have obeyed another in between */
+    c->term = term > c->term ? term : c->term;
 }
 
 /* ---- life ---- */

@@ -40,7 +40,7 @@ struct control_config {
 
 /* ST_IO: the address cannot be bound. Loop thread, as all that follows. */
 enum status control_start(const struct control_config *config, struct control **control_out, struct error *err);
-/* This coordinator leads from now on, in its only term: workers are admitted. term: above 0, and above those of all who led before. */
+/* This coordinator leads, from now on or again: workers are admitted. term: above 0, and above those of all who led before. */
 void control_lead(struct control *c, uint64_t term);
 uint16_t control_port(const struct control *c);
 struct sched *control_sched(struct control *c);

@@ -11,6 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <jansson.h>
+
 #include "common/clock.h"
 #include "common/file.h"
 #include "common/hash.h"
@@ -44,6 +46,8 @@ struct coordinator {
     struct loop_timer *drain_timer;
     int64_t drain_until_ms;
     int lock_fd;
+    bool led;
+    struct error fault; /* for which it ended */
     struct sigaction old_term, old_int;
     bool signals;
 };
@@ -202,6 +206,29 @@ static void on_leads(void *ctx, uint64_t token)
 {
     struct coordinator *c = ctx;
     control_lead(c->control, token);
+    c->led = true;
+    gateway_standby(c->gateway, NULL);
+}
+
+/* Another leads. A standby says so; who led before was cut off and outvoted: what it still does nobody may rely on. */
+static void on_follows(void *ctx, const char *leader, size_t bytes)
+{
+    struct coordinator *c = ctx;
+    json_t *json = json_loadb(leader, bytes, 0, NULL);
+    const char *http = json_string_value(json_object_get(json, "http")),
+               *grpc = json_string_value(json_object_get(json, "grpc"));
+    char text[512];
+    snprintf(text, sizeof text, "this coordinator stands by: another leads (HTTP %.128s, gRPC %.128s)",
+             http ? http : "?", grpc ? grpc : "?");
+    if (c->led) {
+        error_set(&c->fault, ST_STALE, "another coordinator leads now (HTTP %.128s): this one ends", http ? http : "?");
+        log_error("%s", c->fault.text);
+        loop_stop(c->loop);
+    } else {
+        log_info("%s", text);
+        gateway_standby(c->gateway, text);
+    }
+    json_decref(json);
 }
 
 static enum status control_begin(struct coordinator *c, struct error *err)
@@ -267,14 +294,18 @@ static void gateway_kick(void *ctx)
 static enum status jobs_begin(struct coordinator *c, struct error *err)
 {
     const struct coordinator_config *config = c->config;
+    const bool named = config->jobs_dir && *config->jobs_dir, state = config->state && *config->state;
+    char dir[1200] = "";
+    if (named || state)
+        snprintf(dir, sizeof dir, named ? "%s" : "%s/jobs", named ? config->jobs_dir : config->state);
     const struct jobs_config jobs = { .loop = c->loop,
-                                      .state = config->state,
+                                      .dir = dir,
                                       .jobs_max = config->jobs_max,
                                       .keep_hours = config->jobs_keep_hours,
                                       .running_max = config->jobs_running,
                                       .body_bytes_max = config->body_bytes_max,
                                       .context = id_context(c) };
-    return config->state && *config->state ? jobs_new(&jobs, &c->jobs, err) : ST_OK;
+    return dir[0] ? jobs_new(&jobs, &c->jobs, err) : ST_OK;
 }
 
 /* Once gateway and registry are there. */
@@ -344,10 +375,14 @@ static enum status membership_begin(struct coordinator *c, const char *http, con
                                                   .grpc = grpc,
                                                   .control = control,
                                                   .model = model_config(c->model)->name,
+                                                  .ttl_ms = config->lease_ms,
                                                   .leads = on_leads,
+                                                  .follows = on_follows,
                                                   .ctx = c };
     if (!spec[0])
         control_lead(c->control, (uint64_t)time(NULL)); /* none asks whether it may: later ones have later times */
+    else
+        gateway_standby(c->gateway, "this coordinator does not lead yet");
     return spec[0] ? membership_start(&membership, &c->membership, err) : ST_OK;
 }
 
@@ -444,8 +479,9 @@ enum status coordinator_run(const struct coordinator_config *config, struct erro
     const enum status st = coordinator_start(&c, err);
     if (st == ST_OK) {
         loop_run(c.loop);
-        coordinator_drain(&c);
+        if (!c.fault.status)
+            coordinator_drain(&c);
     }
     coordinator_free(&c);
-    return st;
+    return c.fault.status ? error_set(err, c.fault.status, "%s", c.fault.text) : st;
 }

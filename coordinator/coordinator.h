@@ -33,6 +33,8 @@ struct coordinator_config {
     uint32_t heartbeat_ms, silence_ms; /* of workers; see struct control_welcome */
     uint32_t requests_max;             /* open at once */
     size_t body_bytes_max;
+    const char *jobs_dir; /* requests and answers of jobs; NULL or "": "jobs" in the state directory */
+    uint32_t lease_ms;    /* of leading: see membership_config.ttl_ms */
     uint32_t jobs_max, jobs_keep_hours,
         jobs_running; /* see struct jobs_config; without a state directory there are no jobs */
     /* Called once each with "http", "grpc", "control" and the bound address, all before anything is served. May be NULL. */

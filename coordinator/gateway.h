@@ -77,6 +77,8 @@ struct gateway;
 enum status gateway_start(const struct gateway_config *config, struct gateway **gateway_out, struct error *err);
 uint16_t gateway_http_port(const struct gateway *g);
 uint16_t gateway_grpc_port(const struct gateway *g);
+/* Another coordinator leads, or none yet: requests are refused with why (503, Retry-After; gRPC: UNAVAILABLE). NULL: this one does. */
+void gateway_standby(struct gateway *g, const char *why);
 /* No new requests (503), running ones get grace_ms on the loop, then end. Loop thread. gateway_free when gateway_idle. */
 void gateway_drain(struct gateway *g);
 bool gateway_idle(const struct gateway *g);

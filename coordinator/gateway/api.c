@@ -28,6 +28,8 @@ static void on_ready(void *ctx, struct http_exchange *x)
     const struct api *a = ctx;
     if (a->config.host->draining)
         reply_status(x, 503, "shutting down");
+    else if (a->config.host->standby[0])
+        reply_status(x, 503, "standby");
     else if (a->config.ready(a->config.ctx))
         reply_status(x, 200, "ready");
     else if (a->config.stalled_ms(a->config.ctx))

@@ -202,6 +202,11 @@ const struct gateway_config *gateway_config_of(const struct gateway *g)
     return &g->config;
 }
 
+void gateway_standby(struct gateway *g, const char *why)
+{
+    snprintf(g->host.standby, sizeof g->host.standby, "%s", why ? why : "");
+}
+
 void gateway_drain(struct gateway *g)
 {
     if (g->draining)

@@ -46,6 +46,7 @@ struct generation_host {
     int64_t started_s;  /* wall clock */
     int64_t started_ms; /* monotonic */
     bool draining;      /* refuse new ones */
+    char standby[512];  /* why, if another leads; "": this coordinator does */
     uint32_t n_open;
     size_t pending_bytes;     /* of sources that wait for the helper */
     struct generation *first; /* all that are open */

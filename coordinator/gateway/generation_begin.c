@@ -323,6 +323,8 @@ static enum status admit(const struct generation_host *host, size_t source_bytes
 {
     if (host->draining)
         return refuse_code(r, ST_CANCELLED, "", "shutting_down", "the server is shutting down");
+    if (host->standby[0])
+        return refuse_code(r, ST_CANCELLED, "", "standby", "%s", host->standby);
     if (host->requests_max && host->n_open >= host->requests_max)
         return refuse_code(r, ST_BUSY, "", "too_many_requests", "%u requests are open, which is the limit; try again",
                            host->n_open);

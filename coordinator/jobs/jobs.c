@@ -326,8 +326,8 @@ enum status jobs_new(const struct jobs_config *config, struct jobs **jobs_out, s
         jobs->methods[i] = (struct rpc_method){ paths[i], &jobs->services[i], jobs_calls_open };
     }
     enum status st = ST_OK;
-    if (snprintf(jobs->dir, sizeof jobs->dir, "%s/jobs", config->state) >= (int)sizeof jobs->dir)
-        st = error_set(err, ST_TOO_LARGE, "state: %s: path too long", config->state);
+    if (snprintf(jobs->dir, sizeof jobs->dir, "%s", config->dir) >= (int)sizeof jobs->dir)
+        st = error_set(err, ST_TOO_LARGE, "jobs: %s: path too long", config->dir);
     if (!st)
         st = file_mkdirs(jobs->dir, err);
     if (!st)

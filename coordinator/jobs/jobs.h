@@ -25,7 +25,7 @@ struct jobs;
 
 struct jobs_config {
     struct loop *loop; /* kept */
-    const char *state; /* the state directory: blobs go to STATE/jobs */
+    const char *dir;   /* where blobs and journals go; made if it is not there */
     uint32_t jobs_max; /* kept at once; when there are more, the oldest that ended goes; none has: RESOURCE_EXHAUSTED */
     uint32_t keep_hours;   /* after its end; 0: for ever */
     uint32_t running_max;  /* at once */

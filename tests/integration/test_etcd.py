@@ -2,58 +2,14 @@
 
 import json
 import os
-import shutil
 import signal
-import socket
-import subprocess
-import tempfile
 import threading
 import unittest
 
 import cluster
 from cluster import Cluster, wait_for
+from etcd import Etcd
 from rpc import Rpc, grpc, pb
-
-for program in ("etcd", "etcdctl"):
-    if not shutil.which(program):
-        cluster.lacking(f"{program} is not installed (scripts/install.sh)")
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class Etcd:
-    def __init__(self):
-        self.directory = tempfile.mkdtemp(prefix="longspan-etcd-")
-        self.client, self.peer = (f"127.0.0.1:{free_port()}" for _ in range(2))
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(
-            ["etcd", "--name", "n", "--data-dir", os.path.join(self.directory, "data"), "--listen-client-urls", f"http://{self.client}",
-             "--advertise-client-urls", f"http://{self.client}", "--listen-peer-urls", f"http://{self.peer}",
-             "--initial-advertise-peer-urls", f"http://{self.peer}", "--initial-cluster", f"n=http://{self.peer}",
-             "--heartbeat-interval", "50", "--election-timeout", "500", "--logger", "zap", "--log-level", "error"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def ctl(self, *args):
-        done = subprocess.run(["etcdctl", f"--endpoints={self.client}", *args], capture_output=True, timeout=20,
-                              env={**os.environ, "ETCDCTL_API": "3"})
-        return done.stdout.decode() if done.returncode == 0 else ""
-
-    def keys(self):
-        return self.ctl("get", "--prefix", "longspan/", "--keys-only").split()
-
-    def remove(self):
-        self.kill()
-        shutil.rmtree(self.directory, True)
 
 
 class OnEtcd(unittest.TestCase):

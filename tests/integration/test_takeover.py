@@ -1,0 +1,185 @@
+"""Two coordinators at one etcd: the standby refuses with a reason, and takes over workers, blocks and jobs when the leader is killed, hangs or is cut off."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import unittest
+
+import cluster
+from cluster import LONGSPAN, MODEL, ROOT, is_alive, prose, wait_for
+from etcd import Etcd, Link
+from rpc import Rpc, grpc, pb
+
+FIELDS = dict(temperature=1, seed=7, ignore_eos=True)
+
+
+class Process:
+    def __init__(self, log, *args):
+        self.command = [LONGSPAN, *map(str, args)]
+        self.log = open(log, "ab")
+        self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, cwd=ROOT)
+        self.pid = self.process.pid
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def end(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        self.log.close()
+
+
+class Coordinator(Process):
+    def __init__(self, site, name, registry):
+        super().__init__(os.path.join(site.directory, "log"), "coordinator", "--http=127.0.0.1:0", "--grpc=127.0.0.1:0", "--control=127.0.0.1:0",
+                         f"--registry=etcd:{registry}", f"--state={site.directory}/{name}", f"--jobs-dir={site.directory}/jobs",
+                         "--lease-ms=2000", "--workers=2", f"--model={MODEL}", "--log-level=info", "--spread-min-tokens=300")
+        self.at = dict(self.process.stdout.readline().decode().split() for _ in range(3))
+
+    def http(self, method, path, body=None, timeout=60):
+        host, port = self.at["http"].split(":")
+        c = http.client.HTTPConnection(host, int(port), timeout=timeout)
+        try:
+            c.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
+            r = c.getresponse()
+            return r.status, dict(r.headers), json.loads(r.read())
+        finally:
+            c.close()
+
+    def ready(self):
+        try:
+            return self.http("GET", "/ready", timeout=5)[0] == 200
+        except OSError:
+            return False
+
+
+class Takeover(unittest.TestCase):
+    def setUp(self):
+        self.directory = tempfile.mkdtemp(prefix="longspan-takeover-")
+        self.addCleanup(shutil.rmtree, self.directory, True)
+        self.addCleanup(self.show_log)
+        self.etcd = Etcd()
+        self.addCleanup(self.etcd.remove)
+
+    def show_log(self):
+        if self._outcome and not self._outcome.success:
+            with open(os.path.join(self.directory, "log"), errors="replace") as f:
+                print("".join(f.readlines()[-80:]))
+
+    def coordinator(self, name, registry=None):
+        c = Coordinator(self, name, registry or self.etcd.client)
+        self.addCleanup(c.end)
+        return c
+
+    def begin(self, registry_of_first=None):
+        self.first = self.coordinator("a", registry_of_first)
+        wait_for("the first leads", lambda: "election/coordinator" in self.etcd.ctl("get", "--prefix", "longspan/", "--keys-only"))
+        self.second = self.coordinator("b")
+        addresses = f"{self.first.at['control']},{self.second.at['control']}"
+        self.workers = []
+        for i in range(2):
+            w = Process(os.path.join(self.directory, "log"), "worker", f"--control={addresses}", "--bind=127.0.0.1", "--threads=1",
+                        "--kv-bytes=256M", "--log-level=info")
+            self.addCleanup(w.end)
+            self.workers.append(w)
+        wait_for("the first is ready", self.first.ready, 40)
+
+    def takes_over(self, since, limit_s):
+        wait_for("the standby is ready", self.second.ready, 40)
+        took = time.monotonic() - since
+        print(f"took over after {took:.1f} s", flush=True)
+        self.assertLess(took, limit_s)
+        self.assertTrue(all(is_alive(w.pid) for w in self.workers))
+
+    def test_killed(self):
+        self.begin()
+        code, headers, body = self.second.http("GET", "/ready")
+        self.assertEqual((code, body), (503, {"status": "standby"}))
+        code, headers, body = self.second.http("POST", "/v1/completions", {"prompt": "x", "max_tokens": 2})
+        self.assertEqual((code, body["error"]["code"], headers["Retry-After"]), (503, "standby", "1"))
+        self.assertIn(self.first.at["http"], body["error"]["message"])
+        standby = Rpc(self.second.at["grpc"])
+        with self.assertRaises(grpc.RpcError) as caught:
+            standby.whole(text="x", max_tokens=2)
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAVAILABLE)
+        self.assertIn("another leads", caught.exception.details())
+
+        leader = Rpc(self.first.at["grpc"])
+        prompt = prose(70, 3)
+        want = leader.whole(text=prompt, max_tokens=40, **FIELDS)
+        undisturbed = leader.whole(text="Count:", max_tokens=300, **FIELDS)[:3]
+        job = leader.inference.SubmitJob(pb.SubmitJobRequest(generate=pb.GenerateRequest(text="Count:", max_tokens=300, **FIELDS)), timeout=20)
+        wait_for("it has generated some", lambda: leader.inference.GetJob(pb.GetJobRequest(id=job.id)).completion_tokens > 100, 60)
+        leader.close()
+        self.first.signal(signal.SIGKILL)
+        self.takes_over(time.monotonic(), 15)
+
+        # its blocks are prefix hits, its job goes on to the same end
+        got = standby.whole(text=prompt, max_tokens=40, **FIELDS)
+        self.assertEqual(got[:3], want[:3])
+        self.assertEqual(got[3].usage.cached_tokens, (want[3].usage.prompt_tokens - 1) // 64 * 64)
+
+        def ended():
+            j = standby.inference.GetJob(pb.GetJobRequest(id=job.id, output=True), timeout=10)
+            return j if j.state == pb.JOB_STATE_DONE else None
+
+        done = wait_for("the job is done", ended, 60)
+        self.assertEqual((done.generate.text, list(done.generate.token_ids), list(done.generate.logprobs)), undisturbed)
+        standby.close()
+        # the one that was killed comes back as the standby, and takes over in its turn
+        self.first.end()
+        third = self.coordinator("a")
+        wait_for("it stands by", lambda: third.http("GET", "/ready")[2] == {"status": "standby"})
+
+    def test_hangs(self):
+        """SIGSTOP: workers leave it, the standby leads; woken up it finds that out, and ends."""
+        self.begin()
+        want = self.first.http("POST", "/v1/completions", {"prompt": "One two", "max_tokens": 20, "temperature": 0})[2]["choices"]
+        self.first.signal(signal.SIGSTOP)
+        self.takes_over(time.monotonic(), 20)
+        self.assertEqual(self.second.http("POST", "/v1/completions", {"prompt": "One two", "max_tokens": 20, "temperature": 0})[2]["choices"], want)
+        self.first.signal(signal.SIGCONT)
+        self.assertEqual(self.first.process.wait(20), 1)
+        self.assertEqual(self.second.http("POST", "/v1/completions", {"prompt": "One two", "max_tokens": 20, "temperature": 0})[2]["choices"], want)
+
+    def test_cut_off(self):
+        """etcd hangs: what runs goes on, and nobody takes over. The leader alone is cut off from it: it serves, alone, until it learns that another leads."""
+        link = Link(self.etcd.client)
+        self.addCleanup(link.close)
+        self.begin(link.address)
+        body = {"prompt": "One two", "max_tokens": 60, "temperature": 0, "ignore_eos": True}
+        want = self.first.http("POST", "/v1/completions", body)[2]["choices"]
+
+        def goes_on(seconds):
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                code, _, answer = self.first.http("POST", "/v1/completions", body)
+                self.assertEqual((code, answer["choices"]), (200, want))
+
+        self.etcd.stop()
+        goes_on(5)
+        self.assertFalse(self.second.ready())
+        self.etcd.go_on()
+        goes_on(2)
+        self.assertIsNone(self.first.process.poll())
+        link.cut()
+        wait_for("the standby leads", lambda: self.second.at["http"] in self.etcd.ctl("get", "longspan/election/coordinator", "--print-value-only"), 20)
+        goes_on(2)
+        # workers obey one at a time: the standby has none
+        self.assertFalse(self.second.ready())
+        link.mend()
+        self.assertEqual(self.first.process.wait(20), 1)
+        self.takes_over(time.monotonic(), 15)
+        self.assertEqual(self.second.http("POST", "/v1/completions", body)[2]["choices"], want)
+
+
+if __name__ == "__main__":
+    cluster.main()
