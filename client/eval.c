@@ -1,33 +1,35 @@
+#include <errno.h>
 #include <jansson.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "client/commands.h"
-#include "client/eval/configs.h"
-#include "client/eval/score.h"
+#include "client/eval/report.h"
+#include "client/eval_input.h"
 #include "client/eval_run.h"
 #include "client/interrupt.h"
 #include "client/settings.h"
 #include "client/terminal.h"
+#include "common/clock.h"
 #include "common/file.h"
-#include "coordinator/tokenizer/tokenizer.h"
 #include "model/pack.h"
 
-enum { TEXT_BYTES_MAX = 1 << 28, LENGTH_DEFAULT = 8192, LENGTH_QUICK = 4096, WINDOWS = 8, WINDOWS_QUICK = 2 };
+/* Rows whose mean counts once in an interval; and the dense layers that the constructed model's looking back takes. */
+enum { BATCH_ROWS = 16, BATCHES = EVAL_ROWS / BATCH_ROWS, COPY_DENSE_LAYERS = 3 };
 
 struct eval {
     struct settings settings;
     struct eval_config configs[EVAL_CONFIGS_MAX];
-    uint32_t n_configs;
+    struct eval_wanted wanted[EVAL_TASKS_MAX];
+    uint32_t n_configs, n_wanted;
     uint64_t seed;
     char directory[64]; /* packs made for this; "": none yet */
-    char model_name[128];
-    struct eval_windows windows;
-    int32_t *tokens;        /* [n_windows][length] */
+    struct eval_input input;
     float *baseline, *rows; /* [n_windows][EVAL_ROWS][n_vocab] */
-    json_t *results;
+    float *scores;          /* [n_samples + n_copies] */
+    struct eval_progress progress;
+    struct eval_report report;
 };
 
 /* ---- what is asked for ---- */
@@ -64,83 +66,12 @@ static enum status check(struct eval *e, struct error *err)
 {
     struct settings s;
     enum status st = read_seed(e, err);
-    if (!st && !e->settings.text_file[0])
-        st = error_set(err, ST_INVALID, "--text FILE is missing: a plain text of at least one window");
     if (!st)
         st = eval_configs_parse(e->settings.configs, e->configs, &e->n_configs, err);
+    if (!st)
+        st = eval_tasks_parse(e->settings.tasks, e->wanted, &e->n_wanted, err);
     for (uint32_t i = 0; i < e->n_configs && !st; i++)
         st = config_settings(e, &e->configs[i], &s, err);
-    return st;
-}
-
-/* ---- the text ---- */
-
-static enum status tokenize(const struct model *m, const char *text, size_t bytes, int32_t **ids_out, size_t *n_out,
-                            struct error *err)
-{
-    struct tokenizer *t;
-    enum status st = tokenizer_new(m, &t, err);
-    if (st)
-        return st;
-    st = tokenizer_encode(t, text, bytes, false, bytes + 1, ids_out, n_out);
-    tokenizer_free(t);
-    return st ? error_set(err, st, "--text: the text cannot be tokenized: %s", status_text(st)) : ST_OK;
-}
-
-/* Windows at places drawn by the seed, each begun as prompts of this model are. */
-static enum status cut_windows(struct eval *e, const struct model_config *c, const int32_t *ids, size_t n,
-                               struct error *err)
-{
-    const struct settings *s = &e->settings;
-    const uint32_t begin = c->add_bos && c->bos >= 0, wanted = s->quick ? LENGTH_QUICK : LENGTH_DEFAULT;
-    uint64_t length = s->length ? s->length : wanted;
-    if (!s->length && length > c->positions_max)
-        length = c->positions_max;
-    if (!s->length && length > n + begin)
-        length = n + begin;
-    if (length > n + begin)
-        return error_set(err, ST_INVALID, "--text: %zu tokens, fewer than the %llu of a window (--length)", n,
-                         (unsigned long long)length);
-    if (length > c->positions_max || length < 2 * EVAL_ROWS)
-        return error_set(err, ST_INVALID, "--length: %llu tokens (%d to %u, the model's context)",
-                         (unsigned long long)length, 2 * EVAL_ROWS, c->positions_max);
-    e->windows = (struct eval_windows){ .n_windows = s->quick ? WINDOWS_QUICK : WINDOWS,
-                                        .length = (uint32_t)length,
-                                        .n_vocab = c->n_vocab };
-    const size_t floats = (size_t)e->windows.n_windows * EVAL_ROWS * c->n_vocab;
-    e->tokens = malloc(e->windows.n_windows * length * sizeof *e->tokens);
-    e->baseline = malloc(floats * sizeof *e->baseline);
-    e->rows = malloc(floats * sizeof *e->rows);
-    if (!e->tokens || !e->baseline || !e->rows)
-        return error_set(err, ST_NO_MEMORY, "no memory for %zu logits", floats);
-    for (uint32_t i = 0; i < e->windows.n_windows; i++) {
-        int32_t *to = e->tokens + i * length;
-        to[0] = c->bos;
-        memcpy(to + begin, ids + eval_window_at(e->seed, i, n, length - begin), (length - begin) * sizeof *to);
-    }
-    e->windows.tokens = e->tokens;
-    return ST_OK;
-}
-
-static enum status read_windows(struct eval *e, struct error *err)
-{
-    struct model *m;
-    char *text;
-    int32_t *ids = NULL;
-    size_t bytes, n;
-    enum status st = file_read(e->settings.text_file, TEXT_BYTES_MAX, &text, &bytes, err);
-    if (st)
-        return st;
-    st = model_open(e->settings.model, &m, err);
-    if (!st) {
-        snprintf(e->model_name, sizeof e->model_name, "%s", model_config(m)->name);
-        st = tokenize(m, text, bytes, &ids, &n, err);
-        if (!st)
-            st = cut_windows(e, model_config(m), ids, n, err);
-        model_close(m);
-    }
-    free(ids);
-    free(text);
     return st;
 }
 
@@ -175,98 +106,175 @@ static enum status use_pack(struct eval *e, const char *name, struct settings *s
     return ST_OK;
 }
 
-static json_t *number(double v)
+static void score_windows(const struct eval *e, const float *rows, struct eval_row *row)
 {
-    return isfinite(v) ? json_real(v) : json_null();
-}
-
-static enum status run_config(struct eval *e, uint32_t i, struct error *err)
-{
-    const struct eval_windows *w = &e->windows;
-    const struct eval_config *c = &e->configs[i];
-    float *rows = i ? e->rows : e->baseline;
-    struct eval_figures f = { 0 };
-    struct eval_score score = { 0 };
-    struct settings s;
-    enum status st = config_settings(e, c, &s, err);
-    s.positions_max = w->length;
-    if (!st && c->weights[0])
-        st = use_pack(e, c->weights, &s, err);
-    if (!st)
-        st = eval_run(&s, w, rows, &f, err);
-    if (st)
-        return st;
+    const struct eval_windows *w = &e->input.windows;
+    struct eval_score batches[EVAL_BATCHES_MAX] = { 0 };
     for (uint32_t k = 0; k < w->n_windows; k++)
         for (uint32_t r = 0; r < EVAL_ROWS; r++) {
             const size_t at = ((size_t)k * EVAL_ROWS + r) * w->n_vocab;
             const int32_t next = w->tokens[(size_t)k * w->length + w->length - EVAL_ROWS + r];
-            eval_score_add(&score, rows + at, e->baseline + at, w->n_vocab, (uint32_t)next);
+            eval_score_add(&batches[k * BATCHES + r / BATCH_ROWS], rows + at, e->baseline + at, w->n_vocab,
+                           (uint32_t)next);
         }
-    const struct eval_means means = eval_score_means(&score);
-    /* sketches are a selector's; what one keeps for a token is told by nobody yet but for dense, which keeps none */
-    json_t *row =
-        json_pack("{s:s, s:o, s:o, s:o, s:I, s:o, s:I, s:o, s:o}", "config", c->text, "ppl", number(means.ppl), "kl",
-                  number(means.kl), "top1", number(means.top1), "kv_bytes_per_token", (json_int_t)f.kv_bytes_per_token,
-                  "sketch_bytes_per_token", strcmp(c->selector, "dense") ? json_null() : json_integer(0), "peak_bytes",
-                  (json_int_t)f.peak_bytes, "prefill_tps", number(f.prefill_tps), "decode_tps", number(f.decode_tps));
-    return row && !json_array_append_new(e->results, row) ? ST_OK : error_set(err, ST_NO_MEMORY, "no memory");
+    row->quality = eval_quality(batches, w->n_windows * BATCHES);
 }
 
-/* ---- what came out ---- */
-
-static void print_table(const struct eval *e)
+static void score_tasks(const struct eval_sample *samples, const float *scores, uint32_t n, struct eval_row *row)
 {
-    const json_t *row;
-    size_t i;
-    printf("%s: the last %d of %u tokens, %u windows; kl and top1 against the first row\n\n", e->model_name, EVAL_ROWS,
-           e->windows.length, e->windows.n_windows);
-    printf(
-        "| config | ppl | kl | top1 | KV bytes/token | sketch bytes/token | peak MiB | prefill tok/s | decode tok/s |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
-    json_array_foreach(e->results, i, row)
-    {
-        const json_t *sketch = json_object_get(row, "sketch_bytes_per_token");
-        char sketch_text[24] = "?";
-        if (json_is_integer(sketch))
-            snprintf(sketch_text, sizeof sketch_text, "%lld", (long long)json_integer_value(sketch));
-        printf("| %s | %.4f | %.3g | %.4f | %lld | %s | %.0f | %.1f | %.1f |\n",
-               json_string_value(json_object_get(row, "config")), json_number_value(json_object_get(row, "ppl")),
-               json_number_value(json_object_get(row, "kl")), json_number_value(json_object_get(row, "top1")),
-               (long long)json_integer_value(json_object_get(row, "kv_bytes_per_token")), sketch_text,
-               (double)json_integer_value(json_object_get(row, "peak_bytes")) / 0x1p20,
-               json_number_value(json_object_get(row, "prefill_tps")),
-               json_number_value(json_object_get(row, "decode_tps")));
+    double sum[EVAL_TASKS_MAX] = { 0 };
+    uint32_t count[EVAL_TASKS_MAX] = { 0 };
+    for (uint32_t i = 0; i < n; i++) {
+        sum[samples[i].task] += (double)scores[i];
+        count[samples[i].task]++;
     }
+    for (uint32_t t = 0; t < EVAL_TASKS_MAX; t++)
+        if (count[t])
+            row->tasks[t] = eval_estimate_share(sum[t], count[t]);
 }
 
-static void print_json(const struct eval *e)
+/* Exact retrieval, by a cluster of the constructed model with the same codec and selector. */
+static enum status run_copies(struct eval *e, const struct settings *of, struct eval_row *row, struct error *err)
 {
-    json_t *o = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:O}", "model", e->model_name, "text", e->settings.text_file,
-                          "seed", (json_int_t)e->seed, "length", (json_int_t)e->windows.length, "windows",
-                          (json_int_t)e->windows.n_windows, "rows_scored", (json_int_t)e->windows.n_windows * EVAL_ROWS,
-                          "rows", e->results);
+    const struct eval_input *in = &e->input;
+    const struct eval_job job = { .samples = in->copies, .n_samples = in->n_copies, .progress = e->progress };
+    float *scores = e->scores + in->n_samples;
+    struct eval_figures figures = { 0 };
+    struct settings s = *of;
+    snprintf(s.model, sizeof s.model, "constructed:copy:%u", in->copy_positions);
+    s.positions_max = in->copy_positions;
+    s.selector_dense_layers = s.selector_dense_layers < COPY_DENSE_LAYERS ? COPY_DENSE_LAYERS : s.selector_dense_layers;
+    const enum status st = eval_run(&s, &job, NULL, scores, &figures, err);
+    e->progress.done += eval_job_tokens(&job);
+    if (!st)
+        score_tasks(in->copies, scores, in->n_copies, row);
+    return st;
+}
+
+static enum status run_config(struct eval *e, uint32_t i, struct error *err)
+{
+    const struct eval_input *in = &e->input;
+    const struct eval_config *c = &e->configs[i];
+    const struct eval_job job = { &in->windows, in->samples, in->n_samples, e->progress };
+    float *rows = i ? e->rows : e->baseline;
+    struct eval_figures f = { 0 };
+    struct eval_row *row = &e->report.rows[i];
+    struct settings s, packed;
+    enum status st = config_settings(e, c, &s, err);
+    s.positions_max = in->positions_max;
+    packed = s;
+    if (!st && c->weights[0])
+        st = use_pack(e, c->weights, &packed, err);
+    if (!st)
+        st = eval_run(&packed, &job, rows, e->scores, &f, err);
+    e->progress.done += eval_job_tokens(&job);
+    if (st)
+        return st;
+    *row = (struct eval_row){ .config = c->text,
+                              .kv_bytes_per_token = f.kv_bytes_per_token,
+                              .sketch_bytes_per_token = f.sketch_bytes_per_token,
+                              .peak_bytes = f.peak_bytes,
+                              .prefill_tps = f.prefill_tps,
+                              .decode_tps = f.decode_tps };
+    score_windows(e, rows, row);
+    score_tasks(in->samples, e->scores, in->n_samples, row);
+    return in->n_copies ? run_copies(e, &s, row, err) : ST_OK;
+}
+
+/* ---- all of them ---- */
+
+static enum status begin(struct eval *e, struct error *err)
+{
+    const struct eval_input *in = &e->input;
+    const enum status st = eval_input_read(&e->settings, e->seed, e->wanted, e->n_wanted, &e->input, err);
+    if (st)
+        return st;
+    const struct eval_windows *w = &in->windows;
+    const size_t floats = (size_t)w->n_windows * EVAL_ROWS * w->n_vocab;
+    const struct eval_job own = { .windows = w, .samples = in->samples, .n_samples = in->n_samples },
+                          copies = { .samples = in->copies, .n_samples = in->n_copies };
+    e->baseline = malloc(floats * sizeof *e->baseline);
+    e->rows = malloc(floats * sizeof *e->rows);
+    e->scores = malloc((in->n_samples + in->n_copies + 1) * sizeof *e->scores);
+    if (!e->baseline || !e->rows || !e->scores)
+        return error_set(err, ST_NO_MEMORY, "no memory for %zu logits", floats);
+    e->progress.all = e->n_configs * (eval_job_tokens(&own) + eval_job_tokens(&copies));
+    e->progress.begun_ms = clock_ms();
+    struct eval_report *r = &e->report;
+    r->model = in->model_name;
+    r->text = in->text_name;
+    r->seed = e->seed;
+    r->length = w->length;
+    r->n_windows = w->n_windows;
+    r->rows_scored = w->n_windows * EVAL_ROWS;
+    r->n_samples = e->n_wanted ? (in->n_samples + in->n_copies) / e->n_wanted : 0;
+    r->wanted = e->wanted;
+    r->n_wanted = e->n_wanted;
+    r->n_configs = e->n_configs;
+    return ST_OK;
+}
+
+/* A line of what has ended; the table is standard output's. */
+static void tell_progress(const struct eval *e, uint32_t i)
+{
+    const struct eval_progress *p = &e->progress;
+    const int64_t took_ms = clock_ms() - p->begun_ms;
+    if (i + 1 < e->n_configs)
+        fprintf(stderr, "longspan: eval: %u of %u configurations after %lld s, about %.0f s more\n", i + 1,
+                e->n_configs, (long long)took_ms / 1000, (double)took_ms * (p->all / p->done - 1) / 1000);
+    else
+        fprintf(stderr, "longspan: eval: %u configurations in %lld s\n", e->n_configs, (long long)took_ms / 1000);
+}
+
+static enum status write_svg(const struct eval *e, struct error *err)
+{
+    FILE *out = fopen(e->settings.svg, "we");
+    enum status st = out ? eval_svg(&e->report, out) : ST_IO;
+    if (out && fclose(out) && !st)
+        st = ST_IO;
+    return st ? error_set(err, st, "--svg: %s cannot be written: %s", e->settings.svg, strerror(errno)) : ST_OK;
+}
+
+static enum status print_json(const struct eval *e, struct error *err)
+{
+    json_t *o = eval_json(&e->report);
     char *text = o ? json_dumps(o, JSON_INDENT(2)) : NULL;
     if (text)
         puts(text);
     free(text);
     json_decref(o);
+    return text ? ST_OK : error_set(err, ST_NO_MEMORY, "no memory");
 }
 
+/* What there is is told, whether or not all of it was reached. */
 static enum status evaluate(struct eval *e, struct error *err)
 {
-    enum status st = read_windows(e, err);
+    const struct settings *s = &e->settings;
+    struct error also = { 0 };
+    enum status st = begin(e, err), told = ST_OK;
+    if (st)
+        return st;
+    if (!s->json)
+        eval_table_begin(&e->report, stdout);
     for (uint32_t i = 0; i < e->n_configs && !st; i++) {
-        terminal_bar("eval", (float)i / (float)e->n_configs);
         st = run_config(e, i, err);
+        terminal_bar_end();
         if (st && !interrupted())
             fprintf(stderr, "longspan: configuration %s:\n", e->configs[i].text);
+        if (st)
+            break;
+        e->report.n_rows++;
+        if (!s->json)
+            eval_table_row(&e->report, i, stdout);
+        tell_progress(e, i);
     }
-    terminal_bar_end();
-    if (!st && e->settings.json)
-        print_json(e);
-    else if (!st)
-        print_table(e);
-    return st;
+    if (s->json)
+        told = print_json(e, &also);
+    if (s->svg[0] && e->report.n_rows && !told)
+        told = write_svg(e, &also);
+    if (!st && told)
+        *err = also;
+    return st ? st : told;
 }
 
 int command_eval(int argc, char **argv)
@@ -276,8 +284,8 @@ int command_eval(int argc, char **argv)
     const char *prompt, *positional;
     if (!settings_read(
             &e.settings, SCOPE_EVAL,
-            "usage: longspan eval --model MODEL --configs CODEC:SELECTOR[@DENSITY][:WEIGHTS],... --text FILE "
-            "[--length N] [--seed S] [--quick] [--json]",
+            "usage: longspan eval --model MODEL --configs CODEC:SELECTOR[@DENSITY][:WEIGHTS],... [--length N] "
+            "[--seed S] [--text FILE] [--tasks NAME,...] [--quick] [--json] [--svg FILE]",
             argc, argv, &prompt, &positional))
         return 2;
     if (positional || check(&e, &err)) {
@@ -285,15 +293,14 @@ int command_eval(int argc, char **argv)
         return 2;
     }
     interrupt_catch();
-    e.results = json_array();
-    const enum status st = e.results ? evaluate(&e, &err) : ST_NO_MEMORY;
+    const enum status st = evaluate(&e, &err);
     if (st)
         fprintf(stderr, "longspan: %s\n", err.text[0] ? err.text : status_text(st));
     if (e.directory[0])
         file_remove_tree(e.directory, NULL);
-    json_decref(e.results);
-    free(e.tokens);
+    eval_input_free(&e.input);
     free(e.baseline);
     free(e.rows);
+    free(e.scores);
     return st ? 1 : 0;
 }

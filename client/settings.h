@@ -67,8 +67,8 @@ struct settings {
     char key[257], name[129], output[1024];
     char system[4096];                   /* chat */
     char weights[16], out[1024];         /* pack */
-    char configs[4096], text_file[1024]; /* eval */
-    uint32_t length;
+    char configs[4096], text_file[1024], corpus[1024], tasks[1024], svg[1024]; /* eval */
+    uint32_t length, samples;
     bool quick;
     uint32_t interval_ms; /* top */
     uint32_t announce_fd; /* coordinator: where bound addresses are written, for up; 0: nowhere */

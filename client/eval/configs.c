@@ -1,6 +1,7 @@
 #include "client/eval/configs.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/rng.h"
@@ -43,6 +44,46 @@ enum status eval_configs_parse(const char *text, struct eval_config *configs_out
         const enum status st = parse_one(at, bytes, &configs_out[n++], err);
         if (st)
             return st;
+        if (!at[bytes])
+            break;
+        at += bytes + 1;
+    }
+    *n_out = n;
+    return ST_OK;
+}
+
+static enum status parse_task(const char *text, size_t bytes, struct eval_wanted *w, struct error *err)
+{
+    char name[sizeof w->text], *end, *at;
+    *w = (struct eval_wanted){ 0 };
+    snprintf(name, sizeof name, "%.*s", (int)(bytes < sizeof name ? bytes : sizeof name - 1), text);
+    memcpy(w->text, name, sizeof name);
+    if ((at = strchr(name, '@'))) {
+        *at++ = 0;
+        const unsigned long n = strtoul(at, &end, 10);
+        if (*at < '0' || *at > '9' || *end || n < 256 || n > 1 << 24)
+            return error_set(err, ST_INVALID, "--tasks: '%s': a length from 256 to %d is wanted behind @", w->text,
+                             1 << 24);
+        w->length = (uint32_t)n;
+    }
+    w->task = eval_task_find(name);
+    return w->task ? ST_OK : error_set(err, ST_INVALID, "--tasks: there is no task '%s'", name);
+}
+
+enum status eval_tasks_parse(const char *text, struct eval_wanted *wanted_out, uint32_t *n_out, struct error *err)
+{
+    uint32_t n = 0;
+    for (const char *at = text; *text;) {
+        const size_t bytes = strcspn(at, ",");
+        if (n == EVAL_TASKS_MAX)
+            return error_set(err, ST_INVALID, "--tasks: more than %d", EVAL_TASKS_MAX);
+        const enum status st = parse_task(at, bytes, &wanted_out[n], err);
+        if (st)
+            return st;
+        for (uint32_t i = 0; i < n; i++)
+            if (!strcmp(wanted_out[i].text, wanted_out[n].text))
+                return error_set(err, ST_INVALID, "--tasks: '%s' twice", wanted_out[n].text);
+        n++;
         if (!at[bytes])
             break;
         at += bytes + 1;

@@ -1,10 +1,11 @@
 #ifndef LONGSPAN_CLIENT_EVAL_CONFIGS_H
 #define LONGSPAN_CLIENT_EVAL_CONFIGS_H
 
-/* What --configs names: CODEC:SELECTOR[@DENSITY][:WEIGHTS], separated by commas. */
+/* What --configs names: CODEC:SELECTOR[@DENSITY][:WEIGHTS], and --tasks: NAME[@LENGTH]; separated by commas. */
 
 #include <stdint.h>
 
+#include "client/eval/tasks.h"
 #include "common/error.h"
 
 #ifdef __cplusplus
@@ -22,6 +23,17 @@ struct eval_config {
 
 /* Splits; what the parts name is checked by who uses them. ST_INVALID names the part. configs_out [EVAL_CONFIGS_MAX] */
 enum status eval_configs_parse(const char *text, struct eval_config *configs_out, uint32_t *n_out, struct error *err);
+
+enum { EVAL_TASKS_MAX = 32 };
+
+struct eval_wanted {
+    char text[48]; /* as it was given */
+    const struct eval_task *task;
+    uint32_t length; /* tokens; 0: as windows have */
+};
+
+/* ST_INVALID names the task that is unknown, or wanted twice, or its length (256 to 2^24). "": none. wanted_out [EVAL_TASKS_MAX] */
+enum status eval_tasks_parse(const char *text, struct eval_wanted *wanted_out, uint32_t *n_out, struct error *err);
 
 /*
  * Where window i of a text of n_tokens begins: a function of (seed, i) alone. length: at most n_tokens.

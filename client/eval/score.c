@@ -32,15 +32,33 @@ void eval_score_add(struct eval_score *s, const float *logits, const float *base
     s->n_rows++;
     s->n_same += a.largest == b.largest;
     s->nll += a.log_sum - (double)logits[token];
+    s->nll_baseline += b.log_sum - (double)baseline[token];
     s->kl += kl > 0 ? kl : 0; /* rounding may leave less than nothing */
 }
 
-struct eval_means eval_score_means(const struct eval_score *s)
+static struct eval_estimate exponential(struct eval_estimate e)
 {
-    const double n = (double)s->n_rows;
-    if (!s->n_rows)
-        return (struct eval_means){ NAN, NAN, NAN };
-    return (struct eval_means){ exp(s->nll / n), s->kl / n, (double)s->n_same / n };
+    return (struct eval_estimate){ exp(e.value), exp(e.low), exp(e.high) };
+}
+
+struct eval_quality eval_quality(const struct eval_score *batches, uint32_t n)
+{
+    double nll[EVAL_BATCHES_MAX], more[EVAL_BATCHES_MAX], kl[EVAL_BATCHES_MAX];
+    uint64_t n_same = 0, n_rows = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const struct eval_score *s = &batches[i];
+        const double rows = (double)s->n_rows;
+        nll[i] = s->nll / rows;
+        more[i] = (s->nll - s->nll_baseline) / rows;
+        kl[i] = s->kl / rows;
+        n_same += s->n_same;
+        n_rows += s->n_rows;
+    }
+    struct eval_quality q = { exponential(eval_estimate_mean(nll, n)), exponential(eval_estimate_mean(more, n)),
+                              eval_estimate_mean(kl, n), eval_estimate_share((double)n_same, (uint32_t)n_rows) };
+    if (q.kl.low < 0)
+        q.kl.low = 0;
+    return q;
 }
 
 bool eval_finite(const float *logits, uint32_t n)

@@ -6,14 +6,16 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "client/eval/estimate.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 /* Sums over rows; zeroed at the start. */
 struct eval_score {
-    uint64_t n_rows, n_same; /* same: both rows' largest logit is the same token */
-    double nll, kl;          /* natural logarithms */
+    uint64_t n_rows, n_same;      /* same: both rows' largest logit is the same token */
+    double nll, nll_baseline, kl; /* natural logarithms */
 };
 
 /*
@@ -22,11 +24,17 @@ struct eval_score {
  */
 void eval_score_add(struct eval_score *s, const float *logits, const float *baseline, uint32_t n, uint32_t token);
 
-/* Perplexity, mean kl, and the share of rows with the same largest; of no rows NaN. */
-struct eval_means {
-    double ppl, kl, top1;
+/* Perplexity; perplexity over the baseline's; mean kl; share of rows with the same largest. */
+struct eval_quality {
+    struct eval_estimate ppl, ppl_ratio, kl, top1;
 };
-struct eval_means eval_score_means(const struct eval_score *s);
+
+enum { EVAL_BATCHES_MAX = 1024 };
+/*
+ * Of rows in n batches, 1 to EVAL_BATCHES_MAX, as many rows in each. Neighbouring rows are alike, so an interval is made of the batches' means, each of which counts
+ * once; that of top1 is made of rows.
+ */
+struct eval_quality eval_quality(const struct eval_score *batches, uint32_t n);
 
 /* Whether all of a row's logits are numbers. */
 bool eval_finite(const float *logits, uint32_t n);

@@ -1,12 +1,19 @@
-"""`longspan eval`: the same perplexity as `generate --score` finds, no difference where there can be none, and what is refused."""
+"""
+`longspan eval`: the same perplexity as `generate --score` finds, no difference where there can be none, tasks that the constructed model solves, what an
+interruption leaves, and what is refused.
+"""
 
 import json
 import math
 import os
+import random
+import signal
+import subprocess
 import tempfile
 import unittest
+import xml.dom.minidom
 
-from cluster import ROOT, generate, main, run
+from cluster import LONGSPAN, ROOT, generate, main, run
 
 
 class Eval(unittest.TestCase):
@@ -41,8 +48,12 @@ class Eval(unittest.TestCase):
         self.assertGreater(packed["top1"], 0.9)
         self.assertNotEqual(packed["ppl"], plain["ppl"])
         for row in out["rows"]:
-            self.assertEqual(sorted(row), ["config", "decode_tps", "kl", "kv_bytes_per_token", "peak_bytes", "ppl", "prefill_tps",
-                                           "sketch_bytes_per_token", "top1"])
+            self.assertEqual(sorted(row), ["config", "decode_tps", "intervals", "kl", "kv_bytes_per_token", "peak_bytes", "ppl",
+                                           "ppl_ratio", "prefill_tps", "sketch_bytes_per_token", "tasks", "top1"])
+            self.assertEqual(row["tasks"], {})
+            for name in ("ppl", "kl", "top1", "ppl_ratio"):
+                low, high = row["intervals"][name]
+                self.assertTrue(low <= row[name] <= high, (name, row))
             self.assertEqual((row["kv_bytes_per_token"], row["sketch_bytes_per_token"]), (23040, 0))
             self.assertGreater(row["peak_bytes"], 100 << 20)
             self.assertTrue(row["prefill_tps"] > 0 and row["decode_tps"] > 0)
@@ -55,19 +66,79 @@ class Eval(unittest.TestCase):
         table = run(*args, "bf16:dense,bf16:dense:lossless-fast")[0]
         rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in table.splitlines() if line.startswith("| bf16")]
         self.assertEqual([row[0] for row in rows], ["bf16:dense", "bf16:dense:lossless-fast"])
-        self.assertEqual(rows[0][1:], rows[1][1:])
-        self.assertEqual(rows[1][2:], ["0", "1.0000"])
+        self.assertEqual(rows[0][1], rows[1][1])
+        self.assertEqual(rows[0][2:], ["0", "1.0000"])
+        self.assertEqual((rows[1][2], rows[1][3].split()[0]), ("0", "1.0000"))
+
+    COPY = ("eval", "--model", "constructed:copy", "--corpus", "CORPUS", "--quick", "--length", "1024")
+
+    def corpus(self):
+        """Two files and a part that is held out, where no window may come from."""
+        path = os.path.join(self.directory.name, "corpus")
+        os.makedirs(os.path.join(path, "held-out"), exist_ok=True)
+        r = random.Random(3)
+        for name in ("one.txt", "two.txt", "held-out/three.txt", "four.dat"):
+            with open(os.path.join(path, name), "w") as f:
+                for _ in range(3000):
+                    f.write(" ".join("".join(r.choices("abcdefgh", k=5)) for _ in range(8)) + "\n")
+        return [*self.COPY[:4], path, *self.COPY[5:]]
+
+    def test_tasks_sketches_and_plot(self):
+        svg = os.path.join(self.directory.name, "plot.svg")
+        configs = ["bf16:dense", "bf16:quest@0.5", "int4-rot:sketch-walk@0.5"]
+        out, err = run(*self.corpus(), "--seed", 7, "--configs", ",".join(configs), "--tasks", "copy@4096,passkey", "--samples", 3,
+                       "--json", "--svg", svg)
+        out = json.loads(out)
+        self.assertEqual((out["complete"], out["samples"], out["seed"], len(out["rows"])), (True, 3, 7, 3))
+        dense, quest, walk = out["rows"]
+        self.assertEqual(dense["tasks"], {"copy@4096": 1, "passkey": 1})
+        self.assertEqual(walk["tasks"]["copy@4096"], 1)  # its needles are made for it
+        self.assertEqual(dense["intervals"]["tasks"]["passkey"][1], 1)
+        # a block and sparse layer: quest's bounds are 256 bytes for this one KV head of 64; sketch-walk's 512 and what it walked over
+        self.assertEqual(dense["sketch_bytes_per_token"], 0)
+        self.assertTrue(2 * 256 / 64 <= quest["sketch_bytes_per_token"] <= 2.5 * 2 * 256 / 64, quest)
+        self.assertTrue(2 * 512 / 64 <= walk["sketch_bytes_per_token"] <= 3 * 2 * 512 / 64, walk)
+        self.assertLess(walk["kv_bytes_per_token"], quest["kv_bytes_per_token"])
+        self.assertIn("1 of 3 configurations", err)
+        self.assertIn("s more", err)
+        plot = xml.dom.minidom.parse(svg)
+        self.assertEqual(len(plot.getElementsByTagName("circle")), 6)
+        again = json.loads(run(*self.corpus(), "--seed", 7, "--json")[0])["rows"][0]
+        other = json.loads(run(*self.corpus(), "--seed", 8, "--json")[0])["rows"][0]
+        self.assertEqual(again["ppl"], dense["ppl"])
+        self.assertNotEqual(other["ppl"], dense["ppl"])
+
+    def test_interrupted(self):
+        """What was reached is told: the rows that ended, and that this is not all."""
+        configs = ",".join(["bf16:dense", "int8:dense", "bf16:quest"] * 12)
+        p = subprocess.Popen([LONGSPAN, *self.corpus(), "--json", "--configs", configs], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             text=True)
+        for line in p.stderr:
+            if "2 of 36" in line:
+                p.send_signal(signal.SIGTERM)
+                break
+        out, _ = p.communicate(timeout=60)
+        self.assertEqual(p.returncode, 1)
+        out = json.loads(out)
+        self.assertFalse(out["complete"])
+        self.assertIn(len(out["rows"]), (2, 3))
+        self.assertEqual([row["config"] for row in out["rows"]][:2], ["bf16:dense", "int8:dense"])
 
     def test_refusals(self):
-        for flags, named in ((["--configs", "bf16:dense"], "--text"), (["--text", self.text, "--configs", "bf15:dense"], "kv-codec"),
+        for flags, named in ((["--text", self.text, "--configs", "bf15:dense"], "kv-codec"),
                              (["--text", self.text, "--configs", "bf16:thick"], "selector"),
                              (["--text", self.text, "--configs", "bf16:dense:q3"], "weights"),
                              (["--text", self.text, "--configs", "bf16"], "--configs"),
+                             (["--text", self.text, "--tasks", "niah"], "--tasks"),
+                             (["--text", self.text, "--tasks", "vt@9"], "--tasks"),
                              (["--text", self.text, "--seed", "x"], "--seed")):
             self.assertIn(named, run("eval", *flags, check=2)[1])
         for flags, named in ((["--text", self.text, "--length", "5000"], "fewer than the 5000"),
                              (["--text", self.text, "--length", "100"], "--length"),
-                             (["--text", "/nowhere"], "/nowhere")):
+                             (["--text", self.text, "--length", "200", "--tasks", "vt@100000"], "context is 8192"),
+                             (["--text", self.text, "--length", "200", "--tasks", "cwe@256"], "does not fit"),
+                             (["--text", "/nowhere"], "/nowhere"),
+                             (["--corpus", "/nowhere"], "scripts/corpus.sh")):
             self.assertIn(named, run("eval", *flags, check=1)[1])
 
 

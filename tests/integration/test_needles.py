@@ -16,6 +16,7 @@ from cluster import Cluster
 
 POSITIONS, NEEDLES, SEED = int(os.environ.get("POSITIONS", 0)), 64, 5
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PATIENT = ("--step-deadline-ms", 600000, "--silence-ms", 60000)  # a step at 64 k positions takes long, the more so on a busy machine
 
 
 def haystack(positions, alike):
@@ -47,7 +48,7 @@ class Needles(unittest.TestCase):
         self.assertEqual(len(text), positions)
         seen = []
         for workers in numbers:
-            with Cluster("--kv-codec", codec, workers=workers, model="constructed:copy") as c:
+            with Cluster("--kv-codec", codec, *PATIENT, workers=workers, model="constructed:copy") as c:
 
                 def ask(needle, c=c):
                     tokens, logprobs, answer = c.complete(text + needle[0], 8, timeout_s=3600)

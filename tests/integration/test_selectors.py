@@ -18,6 +18,7 @@ from cluster import Cluster, generate, run
 
 POSITIONS, NEEDLES, LETTERS = int(os.environ.get("POSITIONS", 8192)), 8, "abcdefghijklmnopqrstuvwxyz"
 COPY = "constructed:copy"
+PATIENT = ("--step-deadline-ms", 600000, "--silence-ms", 60000)  # a step at 64 k positions takes long, the more so on a busy machine
 
 
 def haystack(fill, times):
@@ -42,7 +43,7 @@ class Needles(unittest.TestCase):
         """Every number of workers answers alike. -> (answers, share of keys and values that was read)"""
         seen = []
         for workers in numbers:
-            with Cluster(*flags, "--spread-min-tokens", 256, workers=workers, model=COPY) as c:
+            with Cluster(*flags, *PATIENT, "--spread-min-tokens", 256, workers=workers, model=COPY) as c:
                 answers = [c.complete(text + q, 8, timeout_s=3600) for q in questions]
                 seen.append([a[:2] for a in answers])
                 self.assertTrue(all(a[2]["usage"]["prompt_tokens_details"]["cached_tokens"] >= POSITIONS - 64
@@ -84,7 +85,7 @@ class Needles(unittest.TestCase):
         n = sum(a == v for a, v in zip(answers, expected))
         print(f"{' '.join(map(str, flags))}: {n} of {NEEDLES} needles whose key is asked in the block that answers alone", flush=True)
         self.assertLess(n, NEEDLES)
-        with Cluster("--selector", "sketch-walk@1", "--selector-dense-layers", 3, workers=1, model=COPY) as c:
+        with Cluster("--selector", "sketch-walk@1", "--selector-dense-layers", 3, *PATIENT, workers=1, model=COPY) as c:
             self.assertEqual(["".join(c.complete(text + q, 8, timeout_s=3600)[0]) for q in questions], expected)
 
 

@@ -1,0 +1,76 @@
+#include "client/eval/draw.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "client/eval/words.inc"
+#include "common/rng.h"
+
+enum { N_ADJECTIVES = sizeof adjectives / sizeof *adjectives, N_NOUNS = sizeof nouns / sizeof *nouns };
+
+void text_put(struct text *t, const char *data, size_t bytes)
+{
+    if (t->failed)
+        return;
+    if (t->n + bytes + 1 > t->room) {
+        const size_t room = 2 * (t->n + bytes) + 256;
+        char *more = realloc(t->data, room);
+        if (!more) {
+            t->failed = true;
+            return;
+        }
+        t->data = more;
+        t->room = room;
+    }
+    memcpy(t->data + t->n, data, bytes);
+    t->data[t->n += bytes] = 0;
+}
+
+void text_say(struct text *t, const char *format, ...)
+{
+    char line[1024];
+    va_list args;
+    va_start(args, format);
+    const int n = vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    text_put(t, line, n < 0 ? 0 : (size_t)n < sizeof line ? (size_t)n : sizeof line - 1);
+}
+
+uint64_t draw_bits(const struct eval_draw *d, enum drawn what, uint64_t i)
+{
+    return rng_at(mix64(d->seed ^ 0x7461736bu) + d->sample, what, i);
+}
+
+uint64_t draw_below(const struct eval_draw *d, enum drawn what, uint64_t i, uint64_t n)
+{
+    return (uint64_t)(rng_unit(draw_bits(d, what, i)) * (double)n);
+}
+
+/* The stride has no factor in common with the number of words. */
+void draw_word(const struct eval_draw *d, uint64_t i, char out[WORD_BYTES])
+{
+    const uint64_t n = N_ADJECTIVES * N_NOUNS, from = draw_bits(d, OF_WORD, 0) % n, at = (from + i * 7919) % n;
+    if (i < n)
+        snprintf(out, WORD_BYTES, "%s-%s", adjectives[at / N_NOUNS], nouns[at % N_NOUNS]);
+    else
+        snprintf(out, WORD_BYTES, "%s-%s-%llu", adjectives[at / N_NOUNS], nouns[at % N_NOUNS],
+                 (unsigned long long)(i / n));
+}
+
+static void uuid(uint64_t a, uint64_t b, char out[WORD_BYTES])
+{
+    snprintf(out, WORD_BYTES, "%08x-%04x-4%03x-%04x-%012llx", (unsigned)(a >> 32), (unsigned)(a >> 16 & 0xFFFF),
+             (unsigned)(a & 0xFFF), (unsigned)(0x8000 | (b >> 48 & 0x3FFF)), (unsigned long long)(b & 0xFFFFFFFFFFFF));
+}
+
+void draw_thing(const struct eval_draw *d, enum thing kind, enum drawn what, uint64_t i, char out[WORD_BYTES])
+{
+    if (kind == WORD)
+        draw_word(d, i + (what == OF_OTHER_KEY || what == OF_OTHER_VALUE ? THINGS_MAX : 0), out);
+    else if (kind == NUMBER)
+        snprintf(out, WORD_BYTES, "%llu", 1000000 + (unsigned long long)draw_below(d, what, i, 9000000));
+    else
+        uuid(draw_bits(d, what, 2 * i), draw_bits(d, what, 2 * i + 1), out);
+}
