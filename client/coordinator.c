@@ -78,6 +78,8 @@ int command_coordinator(int argc, char **argv)
                    .prefix_sharing = s.prefix_sharing,
                    .preemption = s.preemption,
                    .starve_ms = s.starve_ms,
+                   .recovery_share = s.recovery_share,
+                   .worker_wait_ms = s.worker_wait_ms,
                    .tenant_weights = s.tenant_weights },
         .n_workers = s.workers,
         .heartbeat_ms = s.heartbeat_ms,

@@ -36,8 +36,12 @@ struct sched_config {
     uint32_t step_row_ms; /* and so much more for each of its rows: a long chunk takes long on a slow or busy machine */
     uint32_t plans_ahead; /* plans in flight a group: 2 pipelines */
     bool prefix_sharing;
-    bool preemption;            /* who comes before one that runs and finds no room takes that one's place */
-    uint32_t starve_ms;         /* who has waited so long comes before all that wait, whatever their class; 0: never */
+    bool preemption; /* who comes before one that runs and finds no room takes that one's place */
+    uint32_t
+        recovery_share; /* of the rows that prompts get in a step that others wait for, in percent: what is computed again after a worker was lost; 0: all */
+    uint32_t
+        worker_wait_ms; /* for workers to come back, where those that are left cannot hold a request; then it ends */
+    uint32_t starve_ms; /* who has waited so long comes before all that wait, whatever their class; 0: never */
     const char *tenant_weights; /* shares: "name=weight,..." (others: 1), or NULL; copied */
     struct digest
         context; /* all that decides bits beside tokens: hashed into block ids (model, precision, codec, selector; fingerprint is added) */
@@ -106,6 +110,7 @@ struct sched_done {
     enum status status;  /* FINISH_ERROR: ST_PEER (a worker was lost; 503), ST_TIMEOUT, ... */
     const char *message; /* names the worker */
     uint32_t prompt_tokens, cached_tokens, completion_tokens;
+    uint32_t recomputed_tokens; /* rows computed again after workers were lost */
     uint64_t kv_bytes_read, kv_bytes_dense;
     uint32_t n_shares;
     const struct sched_worker_share *shares;
@@ -152,7 +157,11 @@ enum status sched_submit(struct sched *s, const struct sched_want *want, const s
    as soon as no plan in flight names it. */
 void sched_cancel(struct sched *s, struct sched_request *r, enum finish_reason reason);
 
-/* Workers. ready: its record is copied. lost: its group's requests end with ST_PEER naming it; others go on. */
+/*
+ * Workers. ready: its record is copied. lost: requests that have blocks or rows there are placed again and go on with the same tokens (sched/recover.c);
+ * they end with ST_PEER naming it only if those that are left cannot hold them for worker_wait_ms, or if they lose workers again and again without
+ * getting further.
+ */
 enum status sched_worker_ready(struct sched *s, uint16_t worker, const struct control_ready *ready, struct error *err);
 void sched_worker_lost(struct sched *s, uint16_t worker, const char *why);
 /* No new sequences; those running finish. */
@@ -182,6 +191,8 @@ struct sched_stats {
     uint32_t waiting, running, groups;
     uint64_t steps, prompt_rows, decode_rows, prefix_hit_tokens, prompt_tokens, completion_tokens, requests_done,
         requests_failed, requests_cancelled, preemptions;
+    uint64_t recoveries, recovered_rows; /* requests placed again after a worker was lost; rows computed again */
+    uint64_t recovery_ms, recovered;     /* from the loss until a request was where it had been: sum, and how many */
     uint64_t coordination_us; /* sum over steps of (interval of the step - slowest worker's busy and wait time) */
     uint64_t kv_bytes_read, kv_bytes_dense; /* sums of proto/plan.h's struct result */
     int64_t waiting_ms;                     /* since when the one that waits longest does; 0: none waits */

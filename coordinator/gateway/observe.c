@@ -73,6 +73,14 @@ static void write_sched(const struct sched *sched, FILE *out)
         (double)s.kv_bytes_read);
     one(out, "longspan_kv_bytes_dense_total", "counter",
         "Bytes it would have read if each sequence read all of its blocks by itself.", (double)s.kv_bytes_dense);
+    one(out, "longspan_recoveries_total", "counter", "Requests placed again after they had lost a worker.",
+        (double)s.recoveries);
+    one(out, "longspan_recovered_rows_total", "counter", "Rows computed again after a worker was lost.",
+        (double)s.recovered_rows);
+    metrics_write_family(out, "longspan_recovery_seconds", "summary",
+                         "From a request's loss of a worker until it was where it had been.");
+    metrics_write_sample(out, "longspan_recovery_seconds_sum", NULL, 1e-3 * (double)s.recovery_ms);
+    metrics_write_sample(out, "longspan_recovery_seconds_count", NULL, (double)s.recovered);
     one(out, "longspan_positions_fit", "gauge", "Longest context that the ready workers' pools hold.",
         (double)sched_positions_fit(sched));
 }

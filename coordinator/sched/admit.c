@@ -26,7 +26,7 @@ static uint64_t kin_of(const struct sched *s, uint8_t like)
 }
 
 /*
- * The longest chain of known blocks at the prompt's start. Ids are computed as far as they hit, a few at a time: false, others have their turn
+ * The longest chain of known blocks at the prompt's start, or, after a worker was lost, all that are known. Ids are computed as far as they hit, a few at a time: false, others have their turn
  * before the rest.
  */
 static bool hits_find(struct sched *s, struct sched_request *r, const struct digest *context)
@@ -47,7 +47,8 @@ static bool hits_find(struct sched *s, struct sched_request *r, const struct dig
             r->n_ids_known++;
         }
         struct block *b = directory_find(&s->dir, &r->ids[i]);
-        if (!b)
+        b = b && place_source(p, b) ? b : NULL;
+        if (!b && !r->n_recovered)
             break;
         p->hits[p->n_hits++] = b;
     }
@@ -66,18 +67,17 @@ static void room_read(struct sched *s)
 static void homes_rate(const struct sched *s, uint64_t usable, int64_t gain_out[SCHED_SLOTS])
 {
     const struct place *p = &s->place;
-    uint32_t run[SCHED_SLOTS] = { 0 };
+    uint32_t held[SCHED_SLOTS] = { 0 }, known = 0;
     for (uint32_t i = 0; i < p->n_hits; i++) {
-        for (const struct copy *c = p->hits[i]->copies; c; c = c->next) {
-            if (c->state == COPY_READY && run[c->slot] == i)
-                run[c->slot]++;
-        }
+        known += p->hits[i] != NULL;
+        for (const struct copy *c = p->hits[i] ? p->hits[i]->copies : NULL; c; c = c->next)
+            held[c->slot] += c->state == COPY_READY;
     }
     SCHED_EACH(slot, usable)
     {
-        gain_out[slot] = (int64_t)run[slot] * PLAN_BLOCK - (int64_t)s->workers[slot].n_homes * LOAD_TOKENS;
+        gain_out[slot] = (int64_t)held[slot] * PLAN_BLOCK - (int64_t)s->workers[slot].n_homes * LOAD_TOKENS;
         if (p->may_copy)
-            gain_out[slot] += (int64_t)(p->n_hits - run[slot]) * COPIED_TOKENS;
+            gain_out[slot] += (int64_t)(known - held[slot]) * COPIED_TOKENS;
     }
 }
 
@@ -121,7 +121,13 @@ enum found { FOUND, NO_ROOM, LATER };
 
 static enum found find_place(struct sched *s, struct sched_request *r, bool sharing)
 {
+    const bool bound = r->told && r->n_preempted; /* it goes on with the same bits */
     uint64_t seen = 0;
+    s->place.sound = 0;
+    SCHED_EACH(slot, s->ready)
+    {
+        s->place.sound |= s->workers[slot].suspect ? 0 : SCHED_BIT(slot);
+    }
     SCHED_EACH(slot, s->ready)
     {
         const uint64_t usable = seen & SCHED_BIT(slot) ? 0 : kin_of(s, slot);
@@ -132,9 +138,12 @@ static enum found find_place(struct sched *s, struct sched_request *r, bool shar
             s->place.may_copy = sharing && !r->alone;
             s->place.n_hits = 0;
             const struct digest context = request_context(r, &w->context);
+            if (bound && memcmp(&context, &r->context, sizeof context) != 0)
+                continue;
             if (sharing && !hits_find(s, r, &context))
                 return LATER;
-            if (home_find(s, usable, place_spreads(s, r->n_rows, usable)))
+            const bool spreads = place_spreads(s, r->n_rows, usable);
+            if ((spreads && r->near && home_find(s, usable, false)) || home_find(s, usable, spreads))
                 return FOUND;
         }
     }
@@ -144,16 +153,20 @@ static enum found find_place(struct sched *s, struct sched_request *r, bool shar
 static void hits_take(struct sched *s, struct sched_request *r)
 {
     const struct place *p = &s->place;
-    struct copy **sources = sched_alloc(p->hit, sizeof(struct copy *));
+    struct copy **sources = sched_alloc(p->n_blocks, sizeof(struct copy *));
     /* All that is read or sent is held first: room is then made from the rest. */
-    for (uint32_t i = 0; i < p->hit; i++) {
+    for (uint32_t i = 0; i < p->n_blocks; i++) {
+        if (!p->brought[i])
+            continue;
         struct copy *c = directory_copy_at(p->hits[i], p->at[i / p->leaf_blocks]);
         r->copies[i] = c;
         if (!c)
-            c = sources[i] = directory_source(p->hits[i]);
+            c = sources[i] = place_source(p, p->hits[i]);
         directory_ref(&s->dir, c);
     }
-    for (uint32_t i = 0; i < p->hit; i++) {
+    for (uint32_t i = 0; i < p->n_blocks; i++) {
+        if (!p->brought[i])
+            continue;
         if (!r->copies[i]) {
             const uint8_t slot = p->at[i / p->leaf_blocks];
             const bool there = directory_promise(&s->dir, slot, 1);
@@ -170,21 +183,25 @@ static void hits_take(struct sched *s, struct sched_request *r)
         r->table[i] = r->copies[i]->block->handle;
     }
     free(sources);
-    r->n_table = r->hit = r->n_committed = p->hit;
-    r->done = r->ahead = p->hit * PLAN_BLOCK;
-    if (p->hit)
-        r->last_id = p->hits[p->hit - 1]->id;
+    r->hit = p->hit;
+    r->done = 0;
+    request_skip(r, &r->done);
+    r->ahead = r->done;
+    r->n_table = r->n_committed = r->done / PLAN_BLOCK;
+    if (r->n_table)
+        r->last_id = p->hits[r->n_table - 1]->id;
 }
 
 static bool arrays_new(struct sched_request *r, const struct place *p)
 {
     r->table = calloc(p->n_blocks, sizeof *r->table);
     r->copies = calloc(p->n_blocks, sizeof *r->copies);
+    r->brought = malloc(p->n_blocks * sizeof *r->brought);
     r->at = malloc(p->n_leaves);
     r->owner = malloc(p->n_leaves);
     r->readers = calloc(p->n_leaves, sizeof *r->readers);
     r->ship_copies = calloc(p->leaf_blocks, sizeof *r->ship_copies);
-    return r->table && r->copies && r->at && r->owner && r->readers && r->ship_copies;
+    return r->table && r->copies && r->brought && r->at && r->owner && r->readers && r->ship_copies;
 }
 
 /* The place was found: takes it. */
@@ -200,6 +217,7 @@ static void admit(struct sched *s, struct sched_request *r)
     r->state = REQUEST_RUNNING;
     r->id = ++s->next_seq;
     r->home = p->home;
+    r->context = request_context(r, &s->workers[r->home].context);
     r->leaf_blocks = p->leaf_blocks;
     r->n_blocks = p->n_blocks;
     r->n_leaves = p->n_leaves;
@@ -208,6 +226,7 @@ static void admit(struct sched *s, struct sched_request *r)
     r->window_open = 0;
     r->window_left = p->window_left;
     r->pending = 0;
+    r->give_up_ms = 0;
     r->started = false;
     r->fresh = true;
     r->known = 0;
@@ -217,6 +236,7 @@ static void admit(struct sched *s, struct sched_request *r)
     if (!r->n_preempted)
         r->admitted_ms = sched_now_ms(s);
     memset(r->shares, 0, sizeof r->shares);
+    memcpy(r->brought, p->brought, p->n_blocks * sizeof *r->brought);
     memcpy(r->at, p->at, p->n_leaves);
     memcpy(r->owner, p->owner, p->n_leaves);
     for (uint32_t i = 0; i < p->n_leaves; i++)
@@ -224,8 +244,6 @@ static void admit(struct sched *s, struct sched_request *r)
     hits_take(s, r);
     if (!r->n_preempted)
         r->first_hit = r->hit;
-    const uint32_t shipped = r->hit / r->leaf_blocks; /* where they are to be */
-    r->ship_leaf = shipped > r->ship_leaf ? shipped : r->ship_leaf;
     SCHED_EACH(slot, r->ties)
     {
         const bool there = directory_promise(&s->dir, slot, p->need[slot]);
@@ -327,20 +345,4 @@ void admit_undo(struct sched *s, struct sched_request *r)
     if (!r->n_preempted)
         r->admitted_ms = 0;
     queue_add(s, r);
-}
-
-void admit_recheck(struct sched *s, const char *why)
-{
-    char text[256];
-    snprintf(text, sizeof text, "the workers that are left cannot hold the request: %s", why);
-    for (struct sched_request *r = queue_each(s, NULL); r; r = queue_each(s, r))
-        r->refused = !place_ever(s, r->n_prompt, r->n_rows);
-    for (;;) {
-        struct sched_request *r = queue_each(s, NULL);
-        while (r && !r->refused)
-            r = queue_each(s, r);
-        if (!r)
-            return;
-        request_end(s, r, FINISH_ERROR, ST_PEER, text);
-    }
 }

@@ -135,6 +135,10 @@ static void blocks_commit(struct sched *s, struct sched_request *r)
         s->admit_changed = true;
     for (; r->n_committed < r->done / PLAN_BLOCK; r->n_committed++) {
         const uint32_t c = r->n_committed;
+        if (r->brought[c]) {
+            r->last_id = r->copies[c]->block->id;
+            continue;
+        }
         r->last_id = known && c < r->n_ids_known
                          ? r->ids[c]
                          : kv_block_id(c ? &r->last_id : NULL, &context, r->tokens + c * PLAN_BLOCK,
@@ -175,7 +179,20 @@ static void run_commit(struct sched *s, const struct flight *f, const struct fli
         return;
     assert(run->pos == r->done);
     r->done = end;
+    request_skip(r, &r->done);
+    if (r->done > end && r->density)
+        r->fresh = true;
+    r->ahead = r->done > r->ahead ? r->done : r->ahead;
     *(run->pos < r->n_prompt ? &s->stats.prompt_rows : &s->stats.decode_rows) += run->n_rows;
+    if (end <= r->told && r->n_recovered) {
+        r->n_again += run->n_rows;
+        s->stats.recovered_rows += run->n_rows;
+    }
+    if (end > r->told && r->lost_ms) {
+        s->stats.recovery_ms += (uint64_t)(sched_now_ms(s) - r->lost_ms);
+        s->stats.recovered++;
+        r->lost_ms = 0;
+    }
     blocks_commit(s, r);
     if (end >= r->n_prompt && r->max_tokens) {
         const int32_t sampled = run->want & WANT_SAMPLE ? f->rows[row_index(run, run->n_rows - 1)].token : -1;

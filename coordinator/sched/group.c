@@ -188,27 +188,6 @@ static void fence(struct sched *s, const struct group *g)
     }
 }
 
-/* A running request that touches at least n of the guilty. */
-static struct sched_request *find_touched(const struct sched *s, uint64_t guilty, int n)
-{
-    for (uint32_t i = 0; i < s->n_running; i++) {
-        if (s->running[i]->state == REQUEST_RUNNING && __builtin_popcountll(s->running[i]->ties & guilty) >= n)
-            return s->running[i];
-    }
-    return NULL;
-}
-
-static void end_touched(struct sched *s, uint64_t guilty, int n, const char *message)
-{
-    for (struct sched_request *r; (r = find_touched(s, guilty, n));) {
-        if (r->started)
-            request_end(s, r, FINISH_ERROR, ST_PEER, message);
-        else
-            admit_undo(s, r);
-    }
-    s->groups_changed = s->admit_changed = true;
-}
-
 /* What is in flight is abandoned; what is committed stands and is planned on from there. */
 static void epoch_raise(struct sched *s, struct group *g)
 {
@@ -236,7 +215,7 @@ void group_break(struct sched *s, struct group *g, uint64_t guilty, const char *
 {
     log_warn("group %u epoch %llu is abandoned: %s", g->id, (unsigned long long)g->epoch, message);
     epoch_raise(s, g);
-    end_touched(s, guilty, 1, message);
+    recover_touched(s, guilty, 1, false, message);
 }
 
 /* The step of these workers failed: are they still there? A plan will show; one that fails that too is told to stop. */
@@ -325,7 +304,7 @@ void group_answered(struct sched *s, struct group *g)
 {
     char text[256];
     g->probing = false;
-    end_touched(s, g->late, find_touched(s, g->late, 2) ? 2 : 1, late_text(s, g, g->late, text, sizeof text));
+    recover_touched(s, g->late, 2, true, late_text(s, g, g->late, text, sizeof text));
 }
 
 /* -> was it broken */

@@ -14,6 +14,7 @@ void place_prepare(struct place *p, uint32_t n_prompt, uint32_t n_rows, uint32_t
     p->n_leaves = (p->n_blocks + leaf_blocks - 1) / leaf_blocks;
     sched_grow((void **)&p->at, &p->leaves_cap, p->n_leaves, 1);
     sched_grow((void **)&p->owner, &p->owner_cap, p->n_leaves, 1);
+    sched_grow((void **)&p->brought, &p->brought_cap, p->n_blocks, sizeof *p->brought);
 }
 
 uint32_t place_order(const struct sched *s, uint64_t mask, uint8_t slots_out[SCHED_SLOTS])
@@ -49,11 +50,36 @@ static void reset(struct place *p, uint8_t home)
     p->home = home;
     p->hit = 0;
     p->window = p->window_left = 0;
+    memset(p->brought, 0, p->n_blocks * sizeof *p->brought);
     memset(p->need, 0, sizeof p->need);
     p->ties = SCHED_BIT(home);
 }
 
 /* ---- hits ---- */
+
+/* Of a leaf's blocks those at its start that are known. What comes behind a gap in it is computed again: a leaf is at one worker. */
+static uint32_t hits_of(const struct place *p, uint32_t leaf)
+{
+    const uint32_t first = leaf * p->leaf_blocks;
+    uint32_t n = 0;
+    while (n < p->leaf_blocks && first + n < p->n_hits && p->hits[first + n])
+        n++;
+    return n;
+}
+
+/* A ready copy at a worker that can be relied on, or NULL. */
+static struct copy *sound_copy(const struct place *p, const struct block *b)
+{
+    struct copy *c = b->copies;
+    while (c && (c->state != COPY_READY || !(p->sound & SCHED_BIT(c->slot))))
+        c = c->next;
+    return c;
+}
+
+struct copy *place_source(const struct place *p, const struct block *b)
+{
+    return sound_copy(p, b);
+}
 
 /* How many of the hits first .. first + n - 1, in a row, are at dst or can be brought there. missing_out: of these, those to be brought. */
 static uint32_t hits_reach(const struct place *p, uint32_t first, uint32_t n, uint8_t dst, uint32_t *missing_out)
@@ -63,7 +89,7 @@ static uint32_t hits_reach(const struct place *p, uint32_t first, uint32_t n, ui
         const struct copy *c = directory_copy_at(p->hits[first + i], dst);
         if (c && (c->state == COPY_READY || c->state == COPY_INCOMING) && (c->state == COPY_READY || p->may_copy))
             continue;
-        if (c || !p->may_copy || !directory_source(p->hits[first + i]))
+        if (c || !p->may_copy || !sound_copy(p, p->hits[first + i]))
             break;
         missing++;
     }
@@ -78,11 +104,13 @@ static void hits_take(struct place *p, uint32_t first, uint32_t n, uint8_t dst)
         const struct copy *c = directory_copy_at(p->hits[first + i], dst);
         if (!c) {
             p->room[dst]--;
-            c = directory_source(p->hits[first + i]);
+            c = sound_copy(p, p->hits[first + i]);
         }
         if (c->cached)
             p->room[c->slot]--;
+        p->brought[first + i] = true;
     }
+    p->hit += n;
     p->ties |= SCHED_BIT(dst);
 }
 
@@ -106,8 +134,10 @@ bool place_local(const struct sched *s, struct place *p, uint8_t home)
     uint32_t missing;
     (void)s;
     reset(p, home);
-    p->hit = hits_reach(p, 0, p->n_hits, home, &missing);
-    hits_take(p, 0, p->hit, home);
+    for (uint32_t leaf = 0; leaf < p->n_leaves; leaf++) {
+        const uint32_t first = leaf * p->leaf_blocks;
+        hits_take(p, first, hits_reach(p, first, hits_of(p, leaf), home, &missing), home);
+    }
     memset(p->at, home, p->n_leaves);
     memset(p->owner, home, p->n_leaves);
     p->need[home] = p->n_blocks - p->hit;
@@ -191,7 +221,6 @@ static bool place_rest(const struct spread *x, uint32_t leaf, uint32_t n_hit)
     }
     const uint32_t hit = hits_reach(p, first, n_hit, slot, &missing);
     hits_take(p, first, hit, slot);
-    p->hit = first + hit;
     p->at[leaf] = p->owner[leaf] = slot;
     if (grows && leaf + 1 < p->n_leaves)
         p->owner[leaf] = leaf_owner(x, leaf, blocks);
@@ -221,21 +250,14 @@ bool place_spread(const struct sched *s, struct place *p, uint8_t home, const ui
     p->room[home] -= window + (grow <= last ? p->n_blocks - last * p->leaf_blocks : 0);
     if (p->room[home] < 0)
         return false;
-    uint32_t leaf = 0;
-    while ((leaf + 1) * p->leaf_blocks <= p->n_hits && place_whole(&x, leaf))
-        leaf++;
-    p->hit = leaf * p->leaf_blocks;
-    uint32_t n_hit = p->n_hits - p->hit;
-    if (n_hit > p->leaf_blocks)
-        n_hit = p->leaf_blocks;
-    for (; leaf < p->n_leaves; leaf++, n_hit = 0) {
+    for (uint32_t leaf = 0; leaf < p->n_leaves; leaf++) {
+        const uint32_t n_hit = hits_of(p, leaf);
+        if (n_hit == p->leaf_blocks && place_whole(&x, leaf))
+            continue;
         if (leaf == last && leaf_grows(p, leaf))
             p->room[home] += p->n_blocks - last * p->leaf_blocks; /* reserved above */
-        const uint32_t hit = p->hit;
         if (!place_rest(&x, leaf, n_hit))
             return false;
-        if (!n_hit)
-            p->hit = hit;
     }
     p->window = window < p->window_left ? window : p->window_left;
     p->room[home] += window;

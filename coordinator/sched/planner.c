@@ -25,6 +25,10 @@ static uint32_t blocks_open(struct sched *s, struct sched_request *r, uint32_t p
 {
     const uint32_t last = (pos + n - 1) / PLAN_BLOCK;
     while (r->n_table <= last) {
+        if (r->brought[r->n_table]) {
+            r->n_table++;
+            continue;
+        }
         const uint32_t leaf = r->n_table / r->leaf_blocks;
         const uint8_t slot = r->at[leaf];
         if (request_foreign(r, leaf)) {
@@ -100,17 +104,31 @@ static void run_add(struct sched *s, struct flight *f, struct sched_request *r, 
     r->ahead = pos + n;
 }
 
-/* Rows from r->ahead on whose tokens are known, at most n, cut at leaf borders. -> how many */
-static uint32_t rows_add(struct sched *s, struct flight *f, struct sched_request *r, uint32_t n)
+/* Positions whose tokens are known from the start: the prompt, or what was computed before it gave way. */
+static uint32_t prefill_end(const struct sched_request *r)
+{
+    const uint32_t end = r->told > r->n_prompt ? r->told : r->n_prompt;
+    return end < r->n_rows ? end : r->n_rows;
+}
+
+/* Rows from r->ahead on, before `end`, whose tokens are known, at most n, cut at leaf borders. -> how many */
+static uint32_t rows_add(struct sched *s, struct flight *f, struct sched_request *r, uint32_t end, uint32_t n)
 {
     uint32_t added = 0;
     if (r->logits && n > SCHED_LOGIT_ROWS)
         n = SCHED_LOGIT_ROWS;
     while (added < n) {
+        /* Who selects needs the sketches of all blocks before: of those that were brought it asks where a plan tells all of it. */
+        if (!r->density)
+            request_skip(r, &r->ahead);
         const uint32_t pos = r->ahead;
+        if (pos >= end || (pos % PLAN_BLOCK == 0 && r->brought[pos / PLAN_BLOCK]))
+            break;
         uint32_t m = request_leaf_rows(r) - pos % request_leaf_rows(r);
         if (m > n - added)
             m = n - added;
+        if (m > end - pos)
+            m = end - pos;
         /* A run has one class, and says something or is computed again in silence. */
         if (pos < r->n_prompt && m > r->n_prompt - pos)
             m = r->n_prompt - pos;
@@ -152,7 +170,7 @@ static uint32_t decode_add(struct sched *s, struct flight *f, struct sched_reque
             const int64_t drawn = sched_choose(s, "forced rows", n);
             n = drawn >= 0 ? (uint32_t)drawn + 1 : n;
         }
-        return rows_add(s, f, r, n);
+        return rows_add(s, f, r, known, n);
     }
     /* The token is known only where it was sampled, from a row that is in flight: too little for edits that follow from it. */
     if (r->history)
@@ -166,13 +184,6 @@ static uint32_t decode_add(struct sched *s, struct flight *f, struct sched_reque
     return 1;
 }
 
-/* Positions whose tokens are known from the start: the prompt, or what was computed before it gave way. */
-static uint32_t prefill_end(const struct sched_request *r)
-{
-    const uint32_t end = r->told > r->n_prompt ? r->told : r->n_prompt;
-    return end < r->n_rows ? end : r->n_rows;
-}
-
 static uint32_t prefill_add(struct sched *s, struct flight *f, struct sched_request *r, uint32_t budget)
 {
     const uint32_t left = prefill_end(r) - r->ahead;
@@ -182,7 +193,7 @@ static uint32_t prefill_add(struct sched *s, struct flight *f, struct sched_requ
         n = (uint32_t)drawn + 1;
     else if (n < left && (r->ahead + n) / PLAN_BLOCK > r->ahead / PLAN_BLOCK)
         n -= (r->ahead + n) % PLAN_BLOCK; /* a chunk ends with a block where it can */
-    return rows_add(s, f, r, n);
+    return rows_add(s, f, r, prefill_end(r), n);
 }
 
 /* Lower classes first, of one class what is done soonest. */
@@ -216,7 +227,8 @@ static void prefills_choose(struct sched *s, struct group *g, struct flight *f, 
 {
     const uint32_t chunk = s->config.prefill_chunk_rows, least = chunk / 8 ? chunk / 8 : 1;
     const uint32_t room = chunk_rows(s, g, least);
-    uint32_t n = 0, used = 0;
+    const uint32_t share = s->config.recovery_share ? s->config.recovery_share : 100;
+    uint32_t n = 0, used = 0, again = room > 100 / share ? (uint32_t)((uint64_t)room * share / 100) : 1;
     bool passed_over = false;
     sched_grow((void **)&s->order, &s->order_cap, g->n_requests, sizeof(struct sched_request *));
     for (uint32_t i = 0; i < g->n_requests; i++) {
@@ -233,7 +245,13 @@ static void prefills_choose(struct sched *s, struct group *g, struct flight *f, 
             if (!most)
                 continue;
         }
+        const bool recovers = (company || n > 1) && request_recovers(s->order[i]);
+        if (recovers && most > again)
+            most = again;
+        if (!most)
+            continue;
         const uint32_t added = prefill_add(s, f, s->order[i], most < budget ? most : budget);
+        again -= recovers ? added : 0;
         budget -= added;
         used += added;
     }

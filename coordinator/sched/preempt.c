@@ -37,8 +37,10 @@ static struct sched_request *victim_next(const struct sched *s, const struct sch
 /* What nobody else holds of it. */
 static void room_of(const struct sched_request *v, int64_t room[SCHED_SLOTS])
 {
-    for (uint32_t i = 0; i < v->n_table; i++)
-        room[v->copies[i]->slot] += v->copies[i]->refs == 1;
+    for (uint32_t i = 0; i < v->n_blocks; i++) {
+        if (v->copies[i])
+            room[v->copies[i]->slot] += v->copies[i]->refs == 1;
+    }
     SCHED_EACH(slot, v->ties)
     {
         room[slot] += v->promise[slot];
@@ -85,13 +87,5 @@ void preempt_settle(struct sched *s, struct sched_request *r)
 {
     r->preempting = false;
     s->n_preempting--;
-    s->n_live--;
-    request_release(s, r);
-    r->state = REQUEST_WAITING;
-    if (r->done > r->told)
-        r->told = r->done;
-    r->done = r->ahead = r->hit = r->n_committed = 0;
-    r->n_preempted++;
-    request_ids_extend(s, r);
-    queue_add(s, r);
+    request_again(s, r);
 }

@@ -95,6 +95,7 @@ static void request_unplace(struct sched_request *r)
 {
     free(r->table);
     free(r->copies);
+    free(r->brought);
     free(r->at);
     free(r->owner);
     free(r->readers);
@@ -102,6 +103,7 @@ static void request_unplace(struct sched_request *r)
     free(r->deferred);
     r->table = NULL;
     r->copies = NULL;
+    r->brought = NULL;
     r->at = r->owner = NULL;
     r->readers = NULL;
     r->ship_copies = NULL;
@@ -142,9 +144,9 @@ enum status request_token(struct sched_request *r, uint32_t position, int32_t to
 
 void request_ids_extend(struct sched *s, struct sched_request *r)
 {
-    if (!s->config.prefix_sharing || r->score || r->logits)
+    if (!s->config.prefix_sharing)
         return;
-    /* One position at least is computed: the one after those whose rows were told. */
+    /* One position at least is computed: the one after those whose rows were told. Rows that were told need no telling again, scores too. */
     const uint32_t n = r->told / PLAN_BLOCK;
     if (n <= r->n_ids)
         return;
@@ -153,6 +155,12 @@ void request_ids_extend(struct sched *s, struct sched_request *r)
     free(r->ids);
     r->ids = ids;
     r->n_ids = n;
+}
+
+void request_skip(const struct sched_request *r, uint32_t *pos)
+{
+    while (*pos % PLAN_BLOCK == 0 && *pos / PLAN_BLOCK < r->n_blocks && r->brought[*pos / PLAN_BLOCK])
+        *pos += PLAN_BLOCK;
 }
 
 static void promise_return(struct sched *s, struct sched_request *r)
@@ -176,8 +184,8 @@ static void copy_let_go(struct sched *s, struct copy *c)
 
 static void waits_end(struct sched *s, struct sched_request *r)
 {
-    for (uint32_t i = 0; i < r->hit && r->pending; i++) {
-        if (r->copies[i]->state == COPY_INCOMING)
+    for (uint32_t i = 0; i < r->n_blocks && r->pending; i++) {
+        if (r->brought[i] && r->copies[i]->state == COPY_INCOMING)
             transfer_unwait(s, r->copies[i], r);
     }
     r->pending = 0;
@@ -201,8 +209,11 @@ void request_release(struct sched *s, struct sched_request *r)
     request_retire(s, r, UINT64_MAX);
     promise_return(s, r);
     /* The deepest first, so that what is evicted first leaves the longest prefix. */
-    while (r->n_table)
-        copy_let_go(s, r->copies[--r->n_table]);
+    for (uint32_t i = r->n_blocks; i > 0; i--) {
+        if (r->copies[i - 1])
+            copy_let_go(s, r->copies[i - 1]);
+    }
+    r->n_table = 0;
     SCHED_EACH(slot, r->known)
     {
         if (s->workers[slot].ready)
@@ -297,6 +308,7 @@ static void done_call(struct sched *s, struct sched_request *r, struct sched_don
     uint32_t blocks[SCHED_SLOTS], n = 0;
     done->prompt_tokens = r->n_prompt;
     done->completion_tokens = r->n_generated;
+    done->recomputed_tokens = r->n_again;
     done->queued_ms = (r->admitted_ms ? r->admitted_ms : now) - r->submitted_ms;
     if (r->admitted_ms) {
         done->cached_tokens = r->first_hit * PLAN_BLOCK < r->n_prompt ? r->first_hit * PLAN_BLOCK : r->n_prompt;

@@ -93,6 +93,7 @@ void sched_free(struct sched *s)
     free(s->place.hits);
     free(s->place.at);
     free(s->place.owner);
+    free(s->place.brought);
     free(s->seqs);
     free(s->order);
     free(s->runs);
@@ -283,7 +284,8 @@ void sched_worker_lost(struct sched *s, uint16_t worker, const char *why)
     directory_pool_remove(&s->dir, slot);
     outbox_deinit(&w->forgets);
     *w = (struct worker){ 0 };
-    admit_recheck(s, text);
+    recover_strand(s, text);
+    recover_check(s);
     sched_leave(s);
 }
 
@@ -297,7 +299,8 @@ void sched_worker_drain(struct sched *s, uint16_t worker)
     s->workers[slot].draining = true;
     s->admit_changed = true;
     snprintf(text, sizeof text, "worker %u drains", worker);
-    admit_recheck(s, text);
+    recover_strand(s, text);
+    recover_check(s);
     sched_leave(s);
 }
 
@@ -376,6 +379,8 @@ int64_t sched_run(struct sched *s)
     int64_t wait = groups_check(s);
     const int64_t late = deadlines_check(s);
     wait = late < wait ? late : wait;
+    const int64_t stranded = recover_check(s);
+    wait = stranded < wait ? stranded : wait;
     transfers_check(s);
     admit_all(s);
     groups_form(s);

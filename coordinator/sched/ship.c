@@ -16,7 +16,7 @@ static void stay(struct sched *s, struct sched_request *r)
 {
     r->owner[r->ship_leaf] = r->home;
     for (uint32_t i = leaf_first(r); i < leaf_first(r) + r->leaf_blocks; i++)
-        r->window_open -= i >= r->hit;
+        r->window_open -= !r->brought[i];
     s->admit_changed = true;
     request_window(s, r);
 }
@@ -63,7 +63,7 @@ static void flip(struct sched *s, struct sched_request *r)
         const uint32_t at = leaf_first(r) + i;
         sched_grow((void **)&r->deferred, &r->deferred_cap, r->n_deferred + 1, sizeof *r->deferred);
         r->deferred[r->n_deferred++] =
-            (struct deferred){ .number = number, .copy = r->copies[at], .window = at >= r->hit };
+            (struct deferred){ .number = number, .copy = r->copies[at], .window = !r->brought[at] };
         r->copies[at] = r->ship_copies[i];
         r->ship_copies[i] = NULL;
     }
@@ -133,7 +133,7 @@ void ship_step(struct sched *s, struct sched_request *r)
     }
     while (r->ship_leaf < r->n_leaves && (uint64_t)(r->ship_leaf + 1) * request_leaf_rows(r) <= r->done) {
         const uint8_t owner = r->owner[r->ship_leaf];
-        if (owner == r->home) {
+        if (owner == r->at[r->ship_leaf]) {
             r->ship_leaf++;
             continue;
         }

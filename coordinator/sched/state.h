@@ -11,6 +11,7 @@
  *   queue.c     who waits, tenants, who comes next
  *   admit.c     from the queue to the running; takes references and promises
  *   preempt.c   room for who comes before one that runs
+ *   recover.c   what a lost worker held: its sequences are placed again and compute what nobody has
  *   transfer.c  copies of sealed blocks between workers
  *   ship.c      a complete growing leaf goes to its owner
  *   group.c     step groups: forming, epochs, what happens when a step fails
@@ -43,6 +44,7 @@ enum {
     SCHED_LOGIT_ROWS =
         16, /* of a run whose logit rows are wanted whole: a result of megabytes, behind which heartbeats wait */
     SCHED_COST_GENERATED = 2, /* of a generated token, where one of a prompt costs 1 */
+    SCHED_VAIN_MAX = 3,       /* recoveries of a request that bring it no further */
 };
 #define SCHED_NO_SLOT   UINT8_MAX
 #define SCHED_BIT(slot) ((uint64_t)1 << (slot))
@@ -103,18 +105,19 @@ struct sched_request {
     struct digest *ids;  /* [n_ids] of the prompt's blocks that a hit may cover, for ids_context; n_ids_known so far */
     struct digest ids_context;
     uint32_t n_ids, n_ids_known;
-    bool alone;   /* a copy for it has failed: take no more */
-    bool refused; /* lost with a worker */
+    bool alone; /* a copy for it has failed: take no more */
 
     /* where it lives, from admission on */
     uint8_t home;
-    uint32_t leaf_blocks, n_blocks, n_leaves, hit; /* blocks in all; leaves in all; blocks that a prefix hit brought */
-    uint64_t ties;                                 /* workers that have or will have its blocks or rows */
+    struct digest context; /* of its blocks' ids */
+    uint32_t leaf_blocks, n_blocks, n_leaves, hit; /* blocks in all; leaves in all; blocks that hits brought */
+    bool *brought; /* [n_blocks] by a hit: its rows are not computed. Within a leaf those come first */
+    uint64_t ties; /* workers that have or will have its blocks or rows */
     kv_handle *table;
-    struct copy **copies; /* [n_table]: the one that is read, or written */
-    uint32_t n_table;
-    uint8_t *at, *owner; /* [n_leaves]: who has the leaf's rows while it fills and reads it after; where it will end */
-    uint16_t *readers;   /* [n_leaves]: worker ids of `at` */
+    struct copy **copies; /* [n_blocks]: the one that is read, or written; NULL: not yet */
+    uint32_t n_table;     /* all before this one are there; behind it only what hits brought */
+    uint8_t *at, *owner;  /* [n_leaves]: who has the leaf's rows while it fills and reads it after; where it will end */
+    uint16_t *readers;    /* [n_leaves]: worker ids of `at` */
     uint32_t promise[SCHED_SLOTS];
     uint32_t window, window_open,
         window_left;       /* blocks at home for leaves that will go to others: promised, there, to come */
@@ -127,6 +130,13 @@ struct sched_request {
     uint32_t n_preempted;
     uint32_t told; /* positions before this were computed before it gave way: their rows are computed in silence */
     uint32_t first_hit;
+
+    /* recovery */
+    uint32_t n_recovered, n_vain; /* of these, in a row without a position more */
+    bool near;                    /* its workers did not reach each other: one worker holds it if it can */
+    int64_t give_up_ms;           /* the workers that are left cannot hold it: when it ends; 0: they can */
+    uint32_t n_again;             /* rows computed again */
+    int64_t lost_ms;              /* when it lost a worker, until it is where it was; 0: it is */
 
     /* progress: positions */
     uint32_t done, ahead; /* done: results are held, or a hit brought them; ahead: and in flight */
@@ -263,13 +273,15 @@ struct waiter {
 struct place {
     uint32_t n_prompt, n_rows, leaf_blocks; /* asked */
     bool may_copy;
-    struct block **hits; /* [n_hits] */
+    struct block **hits; /* [n_hits]; NULL: not known */
+    uint64_t sound;      /* workers whose copies are read */
     uint32_t n_hits, hits_cap;
     int64_t room[SCHED_SLOTS];
     /* answered */
     uint8_t home;
     uint8_t *at, *owner; /* [n_leaves] */
-    uint32_t leaves_cap, owner_cap;
+    bool *brought;       /* [n_blocks] */
+    uint32_t leaves_cap, owner_cap, brought_cap;
     uint32_t n_blocks, n_leaves, hit, window, window_left;
     uint32_t need[SCHED_SLOTS]; /* promises; copies that a hit needs come on top */
     uint64_t ties;
@@ -293,6 +305,8 @@ struct sched {
     int64_t promote_ms,
         deadline_ms; /* when to look who has waited long; no deadline is before (INT64_MAX: there is none) */
     uint32_t n_preempting, n_awaiting;
+    uint32_t n_stranded;             /* perhaps: requests that wait for workers to come back */
+    char stranded[256];              /* why */
     int64_t extra_room[SCHED_SLOTS]; /* if the chosen gave way */
     uint32_t extra_ties[SCHED_SLOTS];
     struct sched_request **running; /* admitted, by admission; also ended ones that plans in flight name */
@@ -380,6 +394,8 @@ enum status request_token(struct sched_request *r, uint32_t position, int32_t to
 /* done is called; gives everything back when no plan in flight names it. */
 void request_end(struct sched *s, struct sched_request *r, enum finish_reason reason, enum status status,
                  const char *message);
+/* Positions from *pos on that hits brought. */
+void request_skip(const struct sched_request *r, uint32_t *pos);
 /* Gives back references, promises, waits; its workers forget it. */
 void request_release(struct sched *s, struct sched_request *r);
 /* An ended one that no plan names any more gives everything back. */
@@ -424,6 +440,8 @@ bool place_spread(const struct sched *s, struct place *p, uint8_t home, const ui
 bool place_ever(struct sched *s, uint32_t n_prompt, uint32_t n_rows);
 /* Slots of a mask by ascending worker id. -> how many */
 uint32_t place_order(const struct sched *s, uint64_t mask, uint8_t slots_out[SCHED_SLOTS]);
+/* A copy to send the block from, or NULL. */
+struct copy *place_source(const struct place *p, const struct block *b);
 bool place_spreads(const struct sched *s, uint32_t n_rows, uint64_t usable);
 void place_prepare(struct place *p, uint32_t n_prompt, uint32_t n_rows, uint32_t leaf_blocks);
 
@@ -431,8 +449,24 @@ void place_prepare(struct place *p, uint32_t n_prompt, uint32_t n_rows, uint32_t
 void admit_all(struct sched *s);
 /* It has not started: back to the head of the queue. */
 void admit_undo(struct sched *s, struct sched_request *r);
-/* Workers have gone: what waits and can never fit any more ends. */
-void admit_recheck(struct sched *s, const char *why);
+
+/* recover.c */
+/* It gives back all that it has and waits again; what it was told stays told. */
+void request_again(struct sched *s, struct sched_request *r);
+/*
+ * Requests that touch at least n of the guilty are placed again; what is still held of their blocks is found, the rest computed. apart: workers that
+ * did not reach each other. One that got no further for the third time ends.
+ */
+void recover_touched(struct sched *s, uint64_t guilty, int n, bool apart, const char *message);
+/* Workers have gone: what waits and can never fit any more ends, after worker_wait_ms. */
+void recover_strand(struct sched *s, const char *why);
+/* -> ms until one is given up */
+int64_t recover_check(struct sched *s);
+/* It has rows to compute again before it goes on. */
+static inline bool request_recovers(const struct sched_request *r)
+{
+    return r->n_recovered && r->ahead < r->told;
+}
 
 /* transfer.c */
 /* From a promise at slot (taken by the caller) a copy of the block that r waits for. src is held until it has arrived. */

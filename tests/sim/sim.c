@@ -344,6 +344,7 @@ static void on_done(void *user, const struct sched_done *done)
     r->reason = done->reason;
     r->status = done->status;
     r->cached = done->cached_tokens;
+    r->again = done->recomputed_tokens;
     snprintf(r->message, sizeof r->message, "%s", done->message ? done->message : "");
     r->n_shares = done->n_shares < SIM_WORKERS_MAX ? done->n_shares : SIM_WORKERS_MAX;
     memcpy(r->shares, done->shares, r->n_shares * sizeof r->shares[0]);

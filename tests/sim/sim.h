@@ -49,7 +49,7 @@ struct sim_request {
     uint32_t n_prompt, max_tokens, n_forced, n_expected;
     bool eos, score, logits;
     uint32_t cancel_at;
-    uint32_t n_tokens, n_scored, n_logits, cached; /* seen so far */
+    uint32_t n_tokens, n_scored, n_logits, cached, again; /* seen so far */
     enum finish_reason reason;
     enum status status;
     char message[256];

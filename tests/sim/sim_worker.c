@@ -504,7 +504,8 @@ void sim_worker_copy(struct sim *sim, struct sim_worker *w, void *block)
         from->pins--;
     if (w && w->link.alive && !p->lost) {
         m.as.copied = (struct control_copied){ .handle = p->block.handle, .source = p->source };
-        if (p->refused) {
+        /* What comes after it was given up may find its room taken: the pool refuses it then. */
+        if (p->refused || (p->late && w->n_held >= w->n_blocks && !find(w, p->block.handle))) {
             m.as.copied.status = ST_BUSY;
         } else if (!find(w, p->block.handle)) {
             struct held *b = take(sim, w, p->block.handle, p->block.position);

@@ -277,7 +277,7 @@ static void test_copy_waits_for_drop(void **state)
     end(sim);
 }
 
-/* A worker that hangs: its requests end in time, naming it; the others do not notice; it is told to stop. */
+/* A worker that hangs: its requests go on elsewhere with the same tokens (sim.c compares); the others do not notice; it is told to stop. */
 static void test_hang(void **state)
 {
     (void)state;
@@ -290,12 +290,13 @@ static void test_hang(void **state)
     sim_hang(sim, 1, INT64_MAX);
     const int64_t start = sim->now;
     sim_finish(sim, 10000);
-    const bool a_failed = sim->requests[a].reason == FINISH_ERROR;
-    const struct sim_request *failed = &sim->requests[a_failed ? a : b], *fine = &sim->requests[a_failed ? b : a];
-    assert_int_equal(failed->status, ST_PEER);
-    assert_non_null(strstr(failed->message, "worker 1 did not finish its step within 500 ms"));
-    assert_true(failed->ended_ms - start < 1000);
+    const bool a_moved = sim->requests[a].again > 0;
+    const struct sim_request *moved = &sim->requests[a_moved ? a : b], *fine = &sim->requests[a_moved ? b : a];
+    assert_int_equal(moved->reason, FINISH_LENGTH);
+    assert_in_range(moved->again, 300, 450); /* all that it had */
     assert_int_equal(fine->reason, FINISH_LENGTH);
+    assert_int_equal(fine->again, 0);
+    assert_true(sim->now - start < 6000);
     sim_advance(sim, 3000);
     assert_int_equal(seen.stops, 1);
     assert_int_equal(seen.stopped, 1);
@@ -303,7 +304,7 @@ static void test_hang(void **state)
     end(sim);
 }
 
-/* In a group of two one hangs: it alone is named, and what the other has for itself goes on. */
+/* In a group of two one hangs: all goes on at the other. */
 static void test_hang_in_group(void **state)
 {
     (void)state;
@@ -317,17 +318,16 @@ static void test_hang_in_group(void **state)
         const uint32_t b = submit(sim, other, 200, 300), c = submit(sim, other + 500, 200, 300);
         sim_advance(sim, 100);
         sim_hang(sim, 0, INT64_MAX);
-        const int64_t start = sim->now;
         sim_finish(sim, 10000);
-        assert_int_equal(sim->requests[a].reason, FINISH_ERROR);
-        assert_non_null(strstr(sim->requests[a].message, "worker 0 "));
-        assert_true(sim->requests[a].ended_ms - start < 1000);
-        assert_int_equal((sim->requests[b].reason == FINISH_ERROR) + (sim->requests[c].reason == FINISH_ERROR), 1);
+        assert_int_equal(sim->requests[a].reason, FINISH_LENGTH);
+        assert_in_range(sim->requests[a].again, 500, 1100); /* half of its leaves, and the open one */
+        assert_int_equal((sim->requests[b].again > 0) + (sim->requests[c].again > 0), 1);
+        assert_int_equal(seen.stops, 1);
         end(sim);
     }
 }
 
-/* A pause that is too long: the worker is good again once it has finished a step. */
+/* A pause that is too long: the worker is good again once it has finished a step, and what it has is found there. */
 static void test_pause(void **state)
 {
     (void)state;
@@ -338,15 +338,16 @@ static void test_pause(void **state)
     sim_advance(sim, 100);
     sim_hang(sim, 0, 700);
     sim_finish(sim, 10000);
-    assert_int_equal(sim->requests[a].reason, FINISH_ERROR);
-    const uint32_t b = submit(sim, text, 300, 40); /* waits until it has shown that it lives */
+    assert_int_equal(sim->requests[a].reason, FINISH_LENGTH);
+    assert_in_range(sim->requests[a].again, 0, 63); /* its open block */
+    const uint32_t b = submit(sim, text, 300, 40);  /* waits until it has shown that it lives */
     sim_finish(sim, 10000);
     assert_int_equal(sim->requests[b].reason, FINISH_LENGTH);
     assert_int_equal(seen.stops, 0);
     end(sim);
 }
 
-/* In a group of three one dies: who has nothing there goes on after the change of epoch, with the same tokens (sim.c compares). */
+/* In a group of three one dies: what it had is computed again, no more; who had nothing there goes on after the change of epoch. */
 static void test_crash(void **state)
 {
     (void)state;
@@ -363,12 +364,18 @@ static void test_crash(void **state)
         assert_false(sim->requests[i].ended);
     sim_crash(sim, 2, 30);
     sim_finish(sim, 10000);
-    assert_int_equal(sim->requests[a].reason, FINISH_ERROR);
-    assert_non_null(strstr(sim->requests[a].message, "worker 2 was lost"));
-    uint32_t failed = 0;
-    for (uint32_t i = 0; i < 3; i++)
-        failed += sim->requests[locals[i]].reason == FINISH_ERROR;
-    assert_in_range(failed, 0, 2);
+    assert_int_equal(sim->requests[a].reason, FINISH_LENGTH);
+    assert_in_range(sim->requests[a].again, 400, 800);
+    uint32_t moved = 0;
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(sim->requests[locals[i]].reason, FINISH_LENGTH);
+        moved += sim->requests[locals[i]].again > 0;
+    }
+    assert_in_range(moved, 0, 2);
+    struct sched_stats stats;
+    sched_stats(sim->s, &stats);
+    assert_int_equal(stats.recoveries, 1 + moved);
+    assert_int_equal(stats.recovered, 1 + moved);
     assert_true(seen.fences >= 2);
     const uint32_t b = submit(sim, text, 1500, 40);
     sim_finish(sim, 10000);
@@ -376,7 +383,7 @@ static void test_crash(void **state)
     end(sim);
 }
 
-/* Two workers do not reach each other: the sequence on both ends, those on one go on, and alone they serve. */
+/* Two workers do not reach each other: the sequence on both goes on at one of them, and alone they serve. */
 static void test_cut(void **state)
 {
     (void)state;
@@ -387,12 +394,12 @@ static void test_cut(void **state)
     sim_advance(sim, 150);
     const uint32_t b = submit(sim, other, 200, 300), c = submit(sim, other + 500, 200, 300);
     sim_advance(sim, 100);
-    sim_cut(sim, 0, 1, 5000);
+    sim_cut(sim, 0, 1, 60000);
     const int64_t start = sim->now;
     sim_finish(sim, 100000);
-    assert_int_equal(sim->requests[a].status, ST_PEER);
-    assert_string_equal(sim->requests[a].message, "workers 0, 1 did not finish their step within 500 ms");
-    assert_true(sim->requests[a].ended_ms - start < 1000);
+    assert_int_equal(sim->requests[a].reason, FINISH_LENGTH);
+    assert_true(sim->requests[a].ended_ms - start < 20000);
+    assert_true(blocks_at(&sim->requests[a], 0) == 29 || blocks_at(&sim->requests[a], 1) == 29);
     assert_int_equal(sim->requests[b].reason, FINISH_LENGTH);
     assert_int_equal(sim->requests[c].reason, FINISH_LENGTH);
     submit(sim, other, 300, 20);
@@ -401,7 +408,7 @@ static void test_cut(void **state)
     assert_int_equal(sim->requests[3].reason, FINISH_LENGTH);
     assert_int_equal(sim->requests[4].reason, FINISH_LENGTH);
     assert_int_equal(seen.stops, 0);
-    sim_advance(sim, 5000);
+    sim_advance(sim, 60000);
     const uint32_t d = submit(sim, text, 1500, 20);
     sim_finish(sim, 100000);
     assert_int_equal(sim->requests[d].reason, FINISH_LENGTH);

@@ -1,7 +1,8 @@
 /*
  * The identity contract, with the real scheduler and real workers in one process: tokens and log-probabilities do not depend on the number of workers, on
  * homes, owners, chunks, batches, codecs of KV, selectors, lossless codes of weights, prefix hits, leaves that are read once for several sequences, leaves that move meanwhile, or pools so small that requests
- * give way to others and are computed again. Each life draws all of these from its seed and is compared with every request alone on one worker.
+ * give way to others and are computed again, nor on workers that die in the midst of all that and others that come. Each life draws all of these from its seed and is
+ * compared with every request alone on one worker.
  *
  * ctest-labels: tsan
  * Replay: sim_test_identity --seed N
@@ -26,7 +27,7 @@
 
 #define MODEL "random:layers=2,d=64,heads=4,kv=2,head_dim=32,ff=96,vocab=256,positions=2048,codec=%s:2:5"
 
-enum { WORKERS_MAX = 4, REQUESTS = 16, PROMPT_MAX = 900, NEW_MAX = 40, POSITIONS = 1024 };
+enum { WORKERS_MAX = 4, VOICES_MAX = 16, REQUESTS = 16, PROMPT_MAX = 900, NEW_MAX = 40, POSITIONS = 1024 };
 
 #ifdef __SANITIZE_THREAD__
 enum { LIVES = 3 };
@@ -47,15 +48,27 @@ struct letter {
     struct control_message *message;
 };
 
+struct shape {
+    uint32_t n_workers, n_threads, rows_max, chunk, spread_min, plans_ahead, n_blocks;
+    enum kv_codec codec;
+    const char *selector;
+    uint32_t open_blocks, recovery_share;
+    bool sharing, reads_apart, faults;
+    uint64_t seed; /* 0: policy chooses */
+};
+
 struct cluster {
     struct sched *sched;
     struct exchange_hub *hub;
     struct voice {
         struct cluster *cluster;
         struct worker *worker;
+        struct control_ready ready;
         uint16_t id;
-    } voice[WORKERS_MAX];
+    } voice[VOICES_MAX]; /* of all there ever were; worker NULL: dead */
     uint32_t n;
+    const struct model *model;
+    const struct shape *shape;
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct letter *first, **last;
@@ -110,6 +123,9 @@ static void sched_send(void *ctx, uint16_t worker, const struct control_message 
 {
     struct cluster *c = ctx;
     assert_true(worker < c->n);
+    if (!c->voice[worker].worker)
+        return;
+    assert_true(m->kind != CONTROL_STOP);
     assert_int_equal(worker_post(c->voice[worker].worker, copied(m)), ST_OK);
 }
 
@@ -126,14 +142,72 @@ static uint32_t choose(void *ctx, const char *what, uint32_t n)
     return rng_below(&c->rng, n);
 }
 
-struct shape {
-    uint32_t n_workers, n_threads, rows_max, chunk, spread_min, plans_ahead, n_blocks;
-    enum kv_codec codec;
-    const char *selector;
-    uint32_t open_blocks;
-    bool sharing, reads_apart;
-    uint64_t seed; /* 0: policy chooses */
-};
+static void members_tell(struct cluster *c)
+{
+    struct control_member members[VOICES_MAX];
+    struct control_message m = { .kind = CONTROL_MEMBERS, .as.members = { 0, members } };
+    for (uint32_t i = 0; i < c->n; i++) {
+        const struct voice *v = &c->voice[i];
+        if (v->worker)
+            members[m.as.members.n_members++] =
+                (struct control_member){ v->id, v->ready.address, v->ready.address_bytes };
+    }
+    for (uint32_t i = 0; i < c->n; i++)
+        sched_send(c, (uint16_t)i, &m);
+}
+
+/* A worker joins. */
+static void cluster_join(struct cluster *c)
+{
+    const struct shape *s = c->shape;
+    struct voice *v = &c->voice[c->n];
+    struct error err = { 0 };
+    assert_true(c->n < VOICES_MAX);
+    *v = (struct voice){ .cluster = c, .id = (uint16_t)c->n };
+    const struct worker_config w = {
+        .device = "cpu",
+        .n_threads = s->n_threads,
+        .reads_apart = s->reads_apart,
+        .step_rows_max = s->rows_max,
+        .positions_max = POSITIONS,
+        .n_blocks = s->n_blocks,
+        .open_blocks = s->open_blocks,
+        .kv_codec = s->codec,
+        .selector = s->selector,
+        .exchange_ops = &exchange_local,
+        .exchange = { .self = v->id, .spin_us = 20, .stash_bytes_max = 64 << 20, .hub = c->hub },
+        .on_result = on_result,
+        .on_abort = on_abort,
+        .on_copied = on_copied,
+        .ctx = v,
+    };
+    if (worker_new(&w, c->model, &v->worker, &err))
+        fail_msg("%s", err.text);
+    worker_ready(v->worker, &v->ready);
+    c->n++;
+    members_tell(c);
+    assert_int_equal(sched_worker_ready(c->sched, v->id, &v->ready, &err), ST_OK);
+}
+
+static uint32_t alive(const struct cluster *c)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < c->n; i++)
+        n += c->voice[i].worker != NULL;
+    return n;
+}
+
+/* The n-th of those that live dies, whatever it is about. */
+static void cluster_kill(struct cluster *c, uint32_t n)
+{
+    uint32_t i = 0;
+    while (!c->voice[i].worker || n--)
+        i++;
+    worker_free(c->voice[i].worker);
+    c->voice[i].worker = NULL;
+    sched_worker_lost(c->sched, (uint16_t)i, "killed");
+    members_tell(c);
+}
 
 static struct cluster *cluster_new(const struct model *model, const struct shape *s)
 {
@@ -156,46 +230,20 @@ static struct cluster *cluster_new(const struct model *model, const struct shape
         .prefix_sharing = s->sharing,
         .preemption = true,
         .starve_ms = 20,
+        .recovery_share = s->recovery_share,
+        .worker_wait_ms = 60000,
     };
     const struct sched_ops ops = { .send = sched_send, .now_ms = now_ms, .choose = s->seed ? choose : NULL };
-    c->n = s->n_workers;
+    c->model = model;
+    c->shape = s;
     c->rng = (struct rng){ s->seed, 0 };
     c->last = &c->first;
     pthread_mutex_init(&c->lock, NULL);
     pthread_cond_init(&c->changed, NULL);
     c->hub = exchange_hub_new();
-    struct control_member members[WORKERS_MAX];
-    struct control_ready ready[WORKERS_MAX];
-    for (uint32_t i = 0; i < c->n; i++) {
-        c->voice[i] = (struct voice){ c, NULL, (uint16_t)i };
-        const struct worker_config w = {
-            .device = "cpu",
-            .n_threads = s->n_threads,
-            .reads_apart = s->reads_apart,
-            .step_rows_max = s->rows_max,
-            .positions_max = POSITIONS,
-            .n_blocks = s->n_blocks,
-            .open_blocks = s->open_blocks,
-            .kv_codec = s->codec,
-            .selector = s->selector,
-            .exchange_ops = &exchange_local,
-            .exchange = { .self = (uint16_t)i, .spin_us = 20, .stash_bytes_max = 64 << 20, .hub = c->hub },
-            .on_result = on_result,
-            .on_abort = on_abort,
-            .on_copied = on_copied,
-            .ctx = &c->voice[i],
-        };
-        if (worker_new(&w, model, &c->voice[i].worker, &err))
-            fail_msg("%s", err.text);
-        worker_ready(c->voice[i].worker, &ready[i]);
-        members[i] = (struct control_member){ (uint16_t)i, ready[i].address, ready[i].address_bytes };
-    }
-    const struct control_message m = { .kind = CONTROL_MEMBERS, .as.members = { c->n, members } };
     assert_int_equal(sched_new(&config, &ops, c, &c->sched), ST_OK);
-    for (uint32_t i = 0; i < c->n; i++) {
-        sched_send(c, (uint16_t)i, &m);
-        assert_int_equal(sched_worker_ready(c->sched, (uint16_t)i, &ready[i], &err), ST_OK);
-    }
+    for (uint32_t i = 0; i < s->n_workers; i++)
+        cluster_join(c);
     return c;
 }
 
@@ -208,6 +256,8 @@ static void deliver(struct cluster *c, const struct letter *l)
         st = sched_result(c->sched, l->worker, m->as.result, &err);
     else if (m->kind == CONTROL_COPIED)
         st = sched_copied(c->sched, l->worker, &m->as.copied);
+    else if (c->shape->faults)
+        st = sched_abort(c->sched, l->worker, &m->as.abort); /* it waited for one that has died */
     else
         fail_msg("worker %u gave up: %s", l->worker, m->as.abort.reason);
     if (st)
@@ -235,7 +285,8 @@ static void run(struct cluster *c, const uint32_t *open, uint32_t n)
         while (l) {
             struct letter *next = l->next;
             n -= n > 0;
-            deliver(c, l);
+            if (c->voice[l->worker].worker)
+                deliver(c, l);
             free(l->message);
             free(l);
             l = next;
@@ -383,6 +434,7 @@ static void alone_on_one_worker(const struct model *model, enum kv_codec codec, 
     cluster_free(c);
 }
 
+static uint64_t deaths, recoveries, recovered_rows;
 static uint64_t hits, lossless, kv_read, kv_dense, preemptions;
 
 /* models: of the same numbers, in bf16 and in lossless-fast. */
@@ -405,6 +457,8 @@ static void life(struct model *const models[2], uint64_t seed, enum kv_codec cod
         .codec = codec,
         .selector = selector,
         .open_blocks = 3 + rng_below(&rng, 3 * REQUESTS),
+        .faults = rng_below(&rng, 2),
+        .recovery_share = 20 + rng_below(&rng, 81),
     };
     const uint32_t weights = rng_below(&rng, 2);
     struct cluster *c = cluster_new(models[weights], &shape);
@@ -424,10 +478,21 @@ static void life(struct model *const models[2], uint64_t seed, enum kv_codec cod
         if (i == REQUESTS * 3 / 4)
             run(c, &open, 3 + rng_below(&rng, 30));
     }
+    for (uint32_t i = shape.faults ? 1 + rng_below(&rng, 3) : 0; i > 0 && open; i--) {
+        run(c, &open, 1 + rng_below(&rng, 60));
+        if (!open)
+            break;
+        if (c->n < VOICES_MAX && (alive(c) < 2 || rng_below(&rng, 3) == 0))
+            cluster_join(c);
+        cluster_kill(c, rng_below(&rng, alive(c)));
+        deaths++;
+    }
     run(c, &open, UINT32_MAX);
     struct sched_stats stats;
     sched_stats(c->sched, &stats);
     preemptions += stats.preemptions;
+    recoveries += stats.recoveries;
+    recovered_rows += stats.recovered_rows;
     for (uint32_t i = 0; i < REQUESTS; i++) {
         compare(&outcome[i], &truth[i], i, seed);
         hits += outcome[i].cached;
@@ -472,11 +537,14 @@ static void bits_do_not_depend_on_the_cluster(void **state)
         life(models, seed, codec, selector);
     }
     print_message("%llu lives of %d requests, %llu tokens from prefix hits, %.0f of %.0f MB of keys and values read, "
-                  "%llu preemptions; %llu requests with lossless-fast weights\n",
+                  "%llu preemptions; %llu requests with lossless-fast weights; %llu deaths, %llu requests placed "
+                  "again, %llu rows "
+                  "computed again\n",
                   (unsigned long long)n_lives, REQUESTS, (unsigned long long)hits, (double)kv_read / 1e6,
-                  (double)kv_dense / 1e6, (unsigned long long)preemptions, (unsigned long long)lossless);
+                  (double)kv_dense / 1e6, (unsigned long long)preemptions, (unsigned long long)lossless,
+                  (unsigned long long)deaths, (unsigned long long)recoveries, (unsigned long long)recovered_rows);
     assert_true(n_lives < 3 || (hits > 0 && kv_read < kv_dense && lossless > 0));
-    assert_true(n_lives < 20 || preemptions > 0);
+    assert_true(n_lives < 20 || (preemptions > 0 && recoveries > deaths / 2 && recovered_rows > 0));
     for (int i = 0; i < 2; i++)
         model_close(models[i]);
 }

@@ -60,6 +60,8 @@ static struct sim_options options(struct life *l, uint64_t seed)
         .preemption = draw(l, 4) > 0,
         .starve_ms = draw(l, 2) ? 0 : 200 + draw(l, 2000),
         .tenant_weights = draw(l, 2) ? NULL : "a=2,b=0.5",
+        .recovery_share = 10 + draw(l, 91),
+        .worker_wait_ms = draw(l, 2) ? 0 : draw(l, 4000),
         .seed = seed,
     };
     o.open_blocks = draw(l, 2) ? 0 : (o.config.plans_ahead + 1) * (1 + draw(l, 6));
