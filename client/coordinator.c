@@ -91,6 +91,9 @@ int command_coordinator(int argc, char **argv)
         .jobs_running = s.jobs_running,
         .jobs_dir = s.jobs_dir,
         .lease_ms = s.lease_ms,
+        .resume_ms = s.resume_ms,
+        .resume_keep_s = s.resume_keep_s,
+        .resume_bytes = s.resume_bytes,
         .announce = on_announce,
         .ctx = &s,
     };

@@ -80,6 +80,9 @@ const struct config_field settings_fields[] = {
     { "jobs-max", "10000", CONFIG_U32, PLAIN(jobs_max), 1, 1000000, NULL, SCOPE_UP | SCOPE_COORDINATOR, "jobs kept at once; then the oldest that ended goes" },
     { "jobs-keep-hours", "168", CONFIG_U32, PLAIN(jobs_keep_hours), 0, 1000000, NULL, SCOPE_UP | SCOPE_COORDINATOR, "after which a job that ended is removed; 0: never" },
     { "jobs-dir", "", CONFIG_TEXT, TEXT(jobs_dir), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "requests, journals and answers of jobs; coordinators that stand by for each other share it; none: jobs in the state directory" },
+    { "resume-ms", "10000", CONFIG_U32, PLAIN(resume_ms), 0, 3600000, NULL, SCOPE_UP | SCOPE_COORDINATOR, "a request with an Idempotency-Key goes on for so long after its client has gone" },
+    { "resume-keep-s", "600", CONFIG_U32, PLAIN(resume_keep_s), 1, 1000000, NULL, SCOPE_UP | SCOPE_COORDINATOR, "and can be taken up again for so long," },
+    { "resume-bytes", "1G", CONFIG_BYTES, PLAIN(resume_bytes), 1 << 20, (uint64_t)1 << 50, NULL, SCOPE_UP | SCOPE_COORDINATOR, "or until journals are larger than this: then the oldest go" },
     { "lease-ms", "3000", CONFIG_U32, PLAIN(lease_ms), 500, 600000, NULL, SCOPE_UP | SCOPE_COORDINATOR, "after which a coordinator that is gone is replaced (etcd: 2000 at least)" },
     { "jobs-running", "4", CONFIG_U32, PLAIN(jobs_running), 1, 4096, NULL, SCOPE_UP | SCOPE_COORDINATOR, "jobs that run at once" },
 

@@ -58,7 +58,8 @@ struct settings {
     /* gateway */
     uint32_t requests_max;
     uint64_t body_bytes_max;
-    uint32_t jobs_max, jobs_keep_hours, jobs_running, lease_ms;
+    uint32_t jobs_max, jobs_keep_hours, jobs_running, lease_ms, resume_ms, resume_keep_s;
+    uint64_t resume_bytes;
     /* generate, and the sample answer of up */
     bool local, raw, score, json, ignore_eos, once;
     char prompt_file[1024], temperature[16], top_p[16], density[16], seed[24], dump_logits[1024];

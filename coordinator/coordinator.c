@@ -291,13 +291,21 @@ static void gateway_kick(void *ctx)
     control_kick(((struct coordinator *)ctx)->control);
 }
 
-static enum status jobs_begin(struct coordinator *c, struct error *err)
+/* "": there is none. */
+static void jobs_dir(const struct coordinator *c, char dir_out[1200])
 {
     const struct coordinator_config *config = c->config;
     const bool named = config->jobs_dir && *config->jobs_dir, state = config->state && *config->state;
-    char dir[1200] = "";
+    dir_out[0] = 0;
     if (named || state)
-        snprintf(dir, sizeof dir, named ? "%s" : "%s/jobs", named ? config->jobs_dir : config->state);
+        snprintf(dir_out, 1200, named ? "%s" : "%s/jobs", named ? config->jobs_dir : config->state);
+}
+
+static enum status jobs_begin(struct coordinator *c, struct error *err)
+{
+    const struct coordinator_config *config = c->config;
+    char dir[1200];
+    jobs_dir(c, dir);
     const struct jobs_config jobs = { .loop = c->loop,
                                       .dir = dir,
                                       .jobs_max = config->jobs_max,
@@ -344,7 +352,16 @@ static enum status gateway_begin(struct coordinator *c, struct error *err)
         .role = gateway_role,
         .kick = gateway_kick,
         .ctx = c,
+        .resumes_context = id_context(c),
+        .resume_grace_ms = config->resume_ms,
+        .resume_keep_s = config->resume_keep_s,
+        .resume_bytes_max = config->resume_bytes,
     };
+    char dir[1200], streams[1300];
+    jobs_dir(c, dir);
+    const bool named = config->jobs_dir && *config->jobs_dir;
+    snprintf(streams, sizeof streams, "%s/streams", named ? dir : config->state ? config->state : "");
+    gateway.resumes = dir[0] ? streams : NULL;
     if (c->jobs)
         gateway.methods = jobs_methods(c->jobs, &gateway.n_methods);
     return gateway_start(&gateway, &c->gateway, err);

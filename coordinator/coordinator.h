@@ -34,7 +34,10 @@ struct coordinator_config {
     uint32_t requests_max;             /* open at once */
     size_t body_bytes_max;
     const char *jobs_dir; /* requests and answers of jobs; NULL or "": "jobs" in the state directory */
-    uint32_t lease_ms;    /* of leading: see membership_config.ttl_ms */
+    uint32_t resume_ms,
+        resume_keep_s; /* of answers that can be taken up again: gateway/resume.h; they lie in "streams" of jobs_dir, or of the state directory */
+    uint64_t resume_bytes;
+    uint32_t lease_ms; /* of leading: see membership_config.ttl_ms */
     uint32_t jobs_max, jobs_keep_hours,
         jobs_running; /* see struct jobs_config; without a state directory there are no jobs */
     /* Called once each with "http", "grpc", "control" and the bound address, all before anything is served. May be NULL. */

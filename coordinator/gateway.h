@@ -66,6 +66,10 @@ struct gateway_config {
     const char *(*role)(void *ctx);
     void (*kick)(void *ctx); /* something was submitted or cancelled: run the scheduler soon */
     void *ctx;
+    const char *resumes; /* folder for answers that can be taken up again (gateway/resume.h); NULL or "": none can */
+    struct digest resumes_context; /* all that decides what is generated */
+    uint32_t resume_grace_ms, resume_keep_s;
+    uint64_t resume_bytes_max;
     /* Served on the gRPC port as well; kept. */
     const struct rpc_method *methods;
     size_t n_methods;

@@ -169,6 +169,8 @@ void api_free(struct api *a)
 {
     if (!a)
         return;
+    a->closing = true;
     http_server_free(a->server);
+    api_named_end(a);
     free(a);
 }

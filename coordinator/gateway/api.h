@@ -20,6 +20,7 @@ struct api_config {
     size_t body_bytes_max;
     struct generation_host *host; /* kept */
     const char *fingerprint;      /* kept; may change */
+    struct resumes *resumes;      /* answers that can be taken up again; NULL: none can; kept */
     uint32_t ping_ms;             /* a stream that is silent for so long gets a comment; 0: 10 s */
     uint32_t idle_ms;             /* of connections; 0: 60 s */
     bool (*ready)(void *ctx);

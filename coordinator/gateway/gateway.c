@@ -13,6 +13,7 @@
 #include "coordinator/gateway/generation.h"
 #include "coordinator/gateway/grpc.h"
 #include "coordinator/gateway/observe.h"
+#include "coordinator/gateway/resume.h"
 #include "coordinator/gateway/page.h"
 
 enum { WORKERS_MAX = 256, REFRESH_MS = 250, GRACE_MS = 8000 };
@@ -22,6 +23,7 @@ struct gateway {
     struct generation_host host;
     struct helper *helper;
     struct metrics *metrics;
+    struct resumes *resumes;
     struct api *api;
     struct grpc_gateway *grpc;
     struct loop_timer *refresh, *grace;
@@ -126,6 +128,18 @@ static enum status host_init(struct gateway *g)
     return generation_host_init(&g->host);
 }
 
+static enum status resumes_begin(struct gateway *g, struct error *err)
+{
+    const struct gateway_config *config = &g->config;
+    const struct resumes_config resumes = { .loop = config->loop,
+                                            .dir = config->resumes,
+                                            .context = config->resumes_context,
+                                            .grace_ms = config->resume_grace_ms,
+                                            .keep_s = config->resume_keep_s,
+                                            .bytes_max = config->resume_bytes_max };
+    return config->resumes && *config->resumes ? resumes_new(&resumes, &g->resumes, err) : ST_OK;
+}
+
 static enum status start_doors(struct gateway *g, struct error *err)
 {
     const struct api_config http = {
@@ -135,6 +149,7 @@ static enum status start_doors(struct gateway *g, struct error *err)
         .body_bytes_max = g->config.body_bytes_max ? g->config.body_bytes_max : 64 << 20,
         .host = &g->host,
         .fingerprint = g->fingerprint,
+        .resumes = g->resumes,
         .ping_ms = g->config.ping_ms,
         .ready = gateway_ready,
         .stalled_ms = gateway_stalled_ms,
@@ -166,7 +181,9 @@ enum status gateway_start(const struct gateway_config *config, struct gateway **
     }
     g->model_digest = model_digest(config->model);
     refresh_fingerprint(g);
-    st = start_doors(g, err);
+    st = resumes_begin(g, err);
+    if (!st)
+        st = start_doors(g, err);
     if (st)
         goto fail;
     loop_timer_set(g->refresh, REFRESH_MS);
@@ -228,7 +245,8 @@ void gateway_free(struct gateway *g)
     if (g->host.loop)
         generation_end_all(&g->host, "the server is shutting down");
     grpc_gateway_free(g->grpc); /* delivers what was just said */
-    helper_free(g->helper);     /* its jobs may answer on the API */
+    helper_free(g->helper);     /* its jobs may answer on the API, */
+    resumes_free(g->resumes);   /* so may these */
     api_free(g->api);
     generation_host_deinit(&g->host);
     loop_timer_free(g->refresh);

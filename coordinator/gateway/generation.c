@@ -319,9 +319,12 @@ enum status generation_replay(struct generation *g, const struct result_row *row
         if (p->stop_found || p->complete)
             return refuse(r, ST_CORRUPT, "", "the answer's journal goes on behind its end");
     }
-    if (n)
-        news_mark(g);
     return ST_OK;
+}
+
+void generation_tell(struct generation *g)
+{
+    news_mark(g);
 }
 
 static void measure_token(struct generation *g)

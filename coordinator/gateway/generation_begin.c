@@ -184,6 +184,8 @@ static enum status submit(struct generation *g, struct refusal *r)
                            *err.text ? err.text : status_text(st));
     p->stage = STAGE_RUNNING;
     g->running = true;
+    if (g->n_sampled)
+        generation_tell(g); /* what was replayed */
     want_drop_source(&g->want);
     host->kick(host->ctx);
     return ST_OK;

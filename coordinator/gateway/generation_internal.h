@@ -56,6 +56,8 @@ void generation_exit(struct generation *g);
 void generation_finish(struct generation *g, const struct sched_done *sched, bool stopped);
 /* Takes over what was told before of this choice; nothing was generated yet. ST_CORRUPT: these tokens cannot have come so. */
 enum status generation_replay(struct generation *g, const struct result_row *rows, size_t n, struct refusal *r);
+/* There is something to tell of one that runs. */
+void generation_tell(struct generation *g);
 /* Accepts half-built ones. Otherwise by generation_exit only. */
 void generation_free(struct generation *g);
 

@@ -11,7 +11,7 @@
 #include "coordinator/gateway/choices.h"
 #include "coordinator/gateway/grpc_messages.h"
 #include "coordinator/gateway/helper.h"
-#include "coordinator/gateway/journal.h"
+#include "coordinator/gateway/keeper.h"
 #include "coordinator/gateway/reply.h"
 #include "coordinator/gateway/text.h"
 #include "coordinator/jobs/jobs.h"
@@ -88,20 +88,6 @@ void jobs_pump(struct jobs *jobs);
 void jobs_key(const char *id, char key_out[64]);
 /* It has ended, and that is durable. */
 bool job_ended(const struct job *job);
-
-/* ---- jobs_journal.c ---- */
-
-struct job_journal;
-/* Beside the loop: what an earlier run has left, and where this one goes on writing. NULL: no memory. */
-struct job_journal *job_journal_open(const char *dir, const char *id, const struct digest *context);
-/* By choice, for choices_start. */
-const struct generation_told *job_journal_told(const struct job_journal *j, uint32_t *n_out);
-/* Writes what g has more than was written, if it is time to. Loop thread, as close. */
-void job_journal_note(struct job_journal *j, struct helper *helper, const struct generation *g);
-/* The file stays. Accepts NULL. */
-void job_journal_close(struct job_journal *j);
-/* Beside the loop. */
-void job_journal_remove(const char *dir, const char *id);
 
 /* ---- jobs_run.c ---- */
 

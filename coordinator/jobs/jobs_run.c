@@ -1,6 +1,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/clock.h"
 #include "common/log.h"
@@ -24,7 +25,7 @@ struct job_run {
     struct text *whole; /* [n]: choices that have ended */
     uint32_t n;
     struct text output;
-    struct job_journal *journal; /* NULL: no memory for it */
+    struct keeper *journal; /* NULL: no memory for it */
     /* of the helper */
     char *data;
     enum status status;
@@ -37,7 +38,7 @@ static void run_free(struct job_run *run)
         text_free(&run->whole[i]);
     free(run->whole);
     text_free(&run->output);
-    job_journal_close(run->journal);
+    keeper_close(run->journal);
     free(run->data);
     jobs_unref(run->jobs);
     free(run);
@@ -60,12 +61,24 @@ struct storing {
     char id[JOB_ID_MAX + 1];
 };
 
+static void journal_path(const char *dir, const char *id, char path_out[KEEPER_PATH_MAX])
+{
+    snprintf(path_out, KEEPER_PATH_MAX, "%s/%s-journal", dir, id);
+}
+
+static void journal_remove(const char *dir, const char *id)
+{
+    char path[KEEPER_PATH_MAX];
+    journal_path(dir, id, path);
+    unlink(path);
+}
+
 static void body_remove(void *arg)
 {
     const struct job_run *run = arg;
     if (run->digest[0])
         blob_remove(run->jobs->dir, run->id, run->digest);
-    job_journal_remove(run->jobs->dir, run->id);
+    journal_remove(run->jobs->dir, run->id);
 }
 
 static void body_removed(void *arg)
@@ -223,7 +236,7 @@ static void again_later(struct job *job, const struct refusal *r)
 static bool run_has_journal(const struct job_run *run)
 {
     uint32_t n = 0;
-    return run->journal && job_journal_told(run->journal, &n) && n;
+    return run->journal && keeper_told(run->journal, &n) && n;
 }
 
 static void fail(struct job *job, const struct refusal *r)
@@ -234,7 +247,7 @@ static void fail(struct job *job, const struct refusal *r)
     }
     if (r->status == ST_CORRUPT && run_has_journal(job->run)) { /* it cannot have come so: without it, then */
         job->tries++;
-        job_journal_remove(job->jobs->dir, job->r.id);
+        journal_remove(job->jobs->dir, job->r.id);
         again_later(job, r);
         return;
     }
@@ -260,7 +273,7 @@ static void on_output(void *user, struct generation *g)
     if (!g->index)
         job->tokens = (uint32_t)g->n_sampled;
     if (run->journal)
-        job_journal_note(run->journal, job->jobs->helper, g);
+        keeper_note(run->journal, job->jobs->helper, g);
     if (clock_ms() - job->told_ms < TELL_MS)
         return;
     job->told_ms = clock_ms();
@@ -335,7 +348,7 @@ static void run_begin(struct job *job)
                                  .fingerprint = gateway_fingerprint(jobs->serve.gateway) };
     job->stage = STAGE_RUNNING;
     uint32_t n_told = 0;
-    const struct generation_told *told = run->journal ? job_journal_told(run->journal, &n_told) : NULL;
+    const struct generation_told *told = run->journal ? keeper_told(run->journal, &n_told) : NULL;
     const struct generation_start start = { .id_prefix = "job-",
                                             .told = told,
                                             .n_told = n_told,
@@ -358,8 +371,10 @@ static void body_read(void *arg)
 {
     struct job_run *run = arg;
     run->status = blob_read(run->jobs->dir, run->id, run->digest, run->bytes, &run->data, &run->err);
+    char path[KEEPER_PATH_MAX];
+    journal_path(run->jobs->dir, run->id, path);
     if (!run->status)
-        run->journal = job_journal_open(run->jobs->dir, run->id, &run->jobs->config.context);
+        run->journal = keeper_open(path, &run->jobs->config.context);
 }
 
 static void body_was_read(void *arg)

@@ -1,16 +1,16 @@
+#include "coordinator/gateway/keeper.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "common/clock.h"
 #include "common/log.h"
-#include "coordinator/jobs/jobs_internal.h"
 
-enum { EVERY_MS = 250, PATH_BYTES = JOBS_DIR_MAX + JOB_ID_MAX + 16 };
+enum { EVERY_MS = 250 };
 
-struct job_journal {
-    char path[PATH_BYTES];
+struct keeper {
+    char path[KEEPER_PATH_MAX];
     struct journal *before; /* NULL: nothing was there */
     uint32_t refs;          /* the run, writes under way */
     bool writing, failed;
@@ -20,21 +20,16 @@ struct job_journal {
 
 /* A piece on its way to the disk. */
 struct write {
-    struct job_journal *journal;
+    struct keeper *journal;
     struct text data;
     struct error err;
     enum status status;
 };
 
-static bool path_of(const char *dir, const char *id, char path_out[PATH_BYTES])
+struct keeper *keeper_open(const char *path, const struct digest *context)
 {
-    return snprintf(path_out, PATH_BYTES, "%s/%s-journal", dir, id) < PATH_BYTES;
-}
-
-struct job_journal *job_journal_open(const char *dir, const char *id, const struct digest *context)
-{
-    struct job_journal *j = calloc(1, sizeof *j);
-    if (!j || !path_of(dir, id, j->path)) {
+    struct keeper *j = calloc(1, sizeof *j);
+    if (!j || snprintf(j->path, sizeof j->path, "%s", path) >= (int)sizeof j->path) {
         free(j);
         return NULL;
     }
@@ -46,13 +41,13 @@ struct job_journal *job_journal_open(const char *dir, const char *id, const stru
     return j;
 }
 
-const struct generation_told *job_journal_told(const struct job_journal *j, uint32_t *n_out)
+const struct generation_told *keeper_told(const struct keeper *j, uint32_t *n_out)
 {
     *n_out = j->before ? j->before->n : 0;
     return j->before ? j->before->told : NULL;
 }
 
-static void journal_unref(struct job_journal *j)
+static void journal_unref(struct keeper *j)
 {
     if (--j->refs)
         return;
@@ -60,7 +55,7 @@ static void journal_unref(struct job_journal *j)
     free(j);
 }
 
-void job_journal_close(struct job_journal *j)
+void keeper_close(struct keeper *j)
 {
     if (j)
         journal_unref(j);
@@ -75,17 +70,17 @@ static void piece_write(void *arg)
 static void piece_written(void *arg)
 {
     struct write *w = arg;
-    struct job_journal *j = w->journal;
+    struct keeper *j = w->journal;
     j->writing = false;
     if (w->status && !j->failed)
-        log_error("%s; after a crash this job begins again from what was written", w->err.text);
+        log_error("%s; after a crash this answer goes on from what was written", w->err.text);
     j->failed = w->status != ST_OK;
     text_free(&w->data);
     free(w);
     journal_unref(j);
 }
 
-void job_journal_note(struct job_journal *j, struct helper *helper, const struct generation *g)
+void keeper_note(struct keeper *j, struct helper *helper, const struct generation *g)
 {
     const int64_t now = clock_ms();
     if (j->writing || j->failed || g->n_sampled <= j->written[g->index] || now - j->at_ms[g->index] < EVERY_MS)
@@ -104,11 +99,4 @@ void job_journal_note(struct job_journal *j, struct helper *helper, const struct
     j->refs++;
     j->writing = true;
     j->written[g->index] = g->n_sampled;
-}
-
-void job_journal_remove(const char *dir, const char *id)
-{
-    char path[PATH_BYTES];
-    if (path_of(dir, id, path))
-        unlink(path);
 }
