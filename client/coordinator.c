@@ -80,6 +80,7 @@ int command_coordinator(int argc, char **argv)
                    .starve_ms = s.starve_ms,
                    .recovery_share = s.recovery_share,
                    .worker_wait_ms = s.worker_wait_ms,
+                   .replicas = s.replicas,
                    .tenant_weights = s.tenant_weights },
         .n_workers = s.workers,
         .heartbeat_ms = s.heartbeat_ms,

@@ -70,6 +70,7 @@ const struct config_field settings_fields[] = {
     { "starve-ms", "60000", CONFIG_U32, PLAIN(starve_ms), 0, 1 << 30, NULL, SERVE, "who has waited so long comes first, whatever its class; 0: never" },
     { "recovery-share", "50", CONFIG_U32, PLAIN(recovery_share), 1, 100, NULL, SERVE, "percent of a step's prompt rows, while others are there, that go to what a lost worker held" },
     { "worker-wait-ms", "30000", CONFIG_U32, PLAIN(worker_wait_ms), 0, 1 << 30, NULL, SERVE, "for workers to come back, where those that are left cannot hold a request; then it ends" },
+    { "replicas", "0", CONFIG_U32, PLAIN(replicas), 0, 1, NULL, SERVE, "second copies of sealed KV blocks at other workers, as room allows: what a lost worker held is not computed again" },
     { "tenant-weights", "", CONFIG_TEXT, TEXT(tenant_weights), 0, 0, NULL, SERVE, "shares of tenants: NAME=WEIGHT,... (others: 1)" },
     { "heartbeat-ms", "250", CONFIG_U32, PLAIN(heartbeat_ms), 50, 60000, NULL, SERVE, "between heartbeats of a worker" },
     { "silence-ms", "1500", CONFIG_U32, PLAIN(silence_ms), 200, 600000, NULL, SERVE, "after which a silent worker is given up" },

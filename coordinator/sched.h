@@ -41,6 +41,7 @@ struct sched_config {
         recovery_share; /* of the rows that prompts get in a step that others wait for, in percent: what is computed again after a worker was lost; 0: all */
     uint32_t
         worker_wait_ms; /* for workers to come back, where those that are left cannot hold a request; then it ends */
+    uint32_t replicas;  /* 0 or 1 more copies of sealed blocks at other workers, as room allows; with prefix_sharing */
     uint32_t starve_ms; /* who has waited so long comes before all that wait, whatever their class; 0: never */
     const char *tenant_weights; /* shares: "name=weight,..." (others: 1), or NULL; copied */
     struct digest
@@ -192,7 +193,9 @@ struct sched_stats {
     uint64_t steps, prompt_rows, decode_rows, prefix_hit_tokens, prompt_tokens, completion_tokens, requests_done,
         requests_failed, requests_cancelled, preemptions;
     uint64_t recoveries, recovered_rows; /* requests placed again after a worker was lost; rows computed again */
-    uint64_t recovery_ms, recovered;     /* from the loss until a request was where it had been: sum, and how many */
+    uint64_t replicas,
+        recovered_copies; /* copies made for the case of a loss; blocks of lost workers of which one was left */
+    uint64_t recovery_ms, recovered; /* from the loss until a request was where it had been: sum, and how many */
     uint64_t coordination_us; /* sum over steps of (interval of the step - slowest worker's busy and wait time) */
     uint64_t kv_bytes_read, kv_bytes_dense; /* sums of proto/plan.h's struct result */
     int64_t waiting_ms;                     /* since when the one that waits longest does; 0: none waits */

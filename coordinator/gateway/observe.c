@@ -77,6 +77,10 @@ static void write_sched(const struct sched *sched, FILE *out)
         (double)s.recoveries);
     one(out, "longspan_recovered_rows_total", "counter", "Rows computed again after a worker was lost.",
         (double)s.recovered_rows);
+    one(out, "longspan_replicas_total", "counter", "Blocks copied to a second worker for the case of a loss.",
+        (double)s.replicas);
+    one(out, "longspan_recovered_copies_total", "counter", "Blocks of lost workers of which another copy was left.",
+        (double)s.recovered_copies);
     metrics_write_family(out, "longspan_recovery_seconds", "summary",
                          "From a request's loss of a worker until it was where it had been.");
     metrics_write_sample(out, "longspan_recovery_seconds_sum", NULL, 1e-3 * (double)s.recovery_ms);

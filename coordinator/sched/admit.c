@@ -227,6 +227,7 @@ static void admit(struct sched *s, struct sched_request *r)
     r->window_left = p->window_left;
     r->pending = 0;
     r->give_up_ms = 0;
+    r->n_replicated = 0;
     r->started = false;
     r->fresh = true;
     r->known = 0;

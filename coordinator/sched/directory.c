@@ -169,9 +169,10 @@ void directory_pool_add(struct directory *d, uint8_t slot, uint32_t n_blocks)
     d->pools[slot] = (struct pool){ .live = true, .n_blocks = n_blocks };
 }
 
-void directory_pool_remove(struct directory *d, uint8_t slot)
+uint32_t directory_pool_remove(struct directory *d, uint8_t slot)
 {
     struct pool *p = &d->pools[slot];
+    uint32_t left = 0;
     for (uint32_t i = 0; i < d->n_buckets; i++) {
         for (struct block *b = d->by_handle[i], *next; b; b = next) {
             next = b->next_handle;
@@ -179,12 +180,16 @@ void directory_pool_remove(struct directory *d, uint8_t slot)
             if (!c)
                 continue;
             assert(!c->refs && !c->transfer);
+            const bool ready = c->state == COPY_READY;
+            c->state = COPY_DROPPING;
+            left += ready && directory_source(b);
             copy_remove(d, c);
         }
     }
     assert(!p->promised);
     outbox_deinit(&p->drops);
     *p = (struct pool){ 0 };
+    return left;
 }
 
 bool directory_promise(struct directory *d, uint8_t slot, uint32_t n)

@@ -74,8 +74,8 @@ void directory_init(struct directory *d);
 void directory_deinit(struct directory *d);
 
 void directory_pool_add(struct directory *d, uint8_t slot, uint32_t n_blocks);
-/* The worker is gone with all it held. Nobody refers to its copies any more, no transfer is under way from or to it. */
-void directory_pool_remove(struct directory *d, uint8_t slot);
+/* The worker is gone with all it held. Nobody refers to its copies any more, no transfer is under way from or to it. -> of how many another copy is left */
+uint32_t directory_pool_remove(struct directory *d, uint8_t slot);
 
 /* Blocks that can be promised, cached ones evicted. */
 static inline uint32_t directory_room(const struct directory *d, uint8_t slot)

@@ -281,7 +281,7 @@ void sched_worker_lost(struct sched *s, uint16_t worker, const char *why)
     for (uint32_t i = 0; i < s->n_running; i++)
         s->running[i]->known &= ~SCHED_BIT(slot);
     member_remove(s, g, slot);
-    directory_pool_remove(&s->dir, slot);
+    s->stats.recovered_copies += directory_pool_remove(&s->dir, slot);
     outbox_deinit(&w->forgets);
     *w = (struct worker){ 0 };
     recover_strand(s, text);
@@ -391,6 +391,7 @@ int64_t sched_run(struct sched *s)
         if (g->n_flights && s->config.step_deadline_ms < wait)
             wait = s->config.step_deadline_ms;
     }
+    replicate_all(s);
     transfers_send(s);
     if (s->admit_changed && s->n_queued)
         wait = 1;

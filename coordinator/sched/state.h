@@ -14,6 +14,7 @@
  *   recover.c   what a lost worker held: its sequences are placed again and compute what nobody has
  *   transfer.c  copies of sealed blocks between workers
  *   ship.c      a complete growing leaf goes to its owner
+ *   replicate.c second copies of sealed blocks
  *   group.c     step groups: forming, epochs, what happens when a step fails
  *   planner.c   the next plan of a group
  *   flight.c    plans in flight: results, commit, tokens
@@ -109,7 +110,7 @@ struct sched_request {
 
     /* where it lives, from admission on */
     uint8_t home;
-    struct digest context; /* of its blocks' ids */
+    struct digest context;                         /* of its blocks' ids */
     uint32_t leaf_blocks, n_blocks, n_leaves, hit; /* blocks in all; leaves in all; blocks that hits brought */
     bool *brought; /* [n_blocks] by a hit: its rows are not computed. Within a leaf those come first */
     uint64_t ties; /* workers that have or will have its blocks or rows */
@@ -120,10 +121,10 @@ struct sched_request {
     uint16_t *readers;    /* [n_leaves]: worker ids of `at` */
     uint32_t promise[SCHED_SLOTS];
     uint32_t window, window_open,
-        window_left;       /* blocks at home for leaves that will go to others: promised, there, to come */
-    uint32_t pending;      /* copies awaited before the first plan */
-    struct digest last_id; /* of block n_committed - 1 */
-    uint32_t n_committed;
+        window_left;                    /* blocks at home for leaves that will go to others: promised, there, to come */
+    uint32_t pending;                   /* copies awaited before the first plan */
+    struct digest last_id;              /* of block n_committed - 1 */
+    uint32_t n_committed, n_replicated; /* blocks; looked at for a second copy */
 
     /* preemption */
     bool preempting, chosen; /* gives way as soon as no plan in flight names it; while victims are looked for */
@@ -252,7 +253,7 @@ struct transfer {
     struct copy *src, *dst;
     struct transfer *next;
     struct waiter *waiters;
-    bool sent;
+    bool sent, replica;
     int64_t sent_ms;
 };
 
@@ -315,8 +316,8 @@ struct sched {
     struct transfer *transfers; /* in order of need */
     struct transfer **transfers_end;
     uint32_t n_transfers;
-    uint32_t transfers_waiting;
-    struct lingering *lingering; /* sources of transfers that were given up */
+    uint32_t transfers_waiting, n_replicas; /* not sent; that are replicas */
+    struct lingering *lingering;            /* sources of transfers that were given up */
     uint32_t n_lingering, lingering_cap;
     struct flight *spares[SCHED_PLANS_MAX * 4];
     uint32_t n_spares;
@@ -485,6 +486,9 @@ int64_t transfers_deadline(const struct sched *s);
 void ship_step(struct sched *s, struct sched_request *r);
 /* One of its transfers has come (or not). */
 void ship_arrived(struct sched *s, struct sched_request *r, bool ok);
+
+/* replicate.c: starts copies of what is committed and has no second one. */
+void replicate_all(struct sched *s);
 
 /* group.c */
 void groups_form(struct sched *s);

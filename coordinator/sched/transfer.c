@@ -38,6 +38,7 @@ static void transfer_unlink(struct sched *s, struct transfer *t, bool linger)
     if (s->transfers_end == &t->next)
         s->transfers_end = at;
     s->n_transfers--;
+    s->n_replicas -= t->replica;
     if (t->sent) {
         s->workers[t->src->slot].sending--;
         s->workers[t->dst->slot].receiving--;

@@ -35,7 +35,7 @@ class Retries(unittest.TestCase):
 
     def test_no_worker(self):
         """503 while the only worker is gone; its successor serves."""
-        with Cluster(workers=1, model="random:tiny") as c, self.client(c, 0) as once, self.client(c, 30) as patient:
+        with Cluster("--worker-wait-ms", 0, workers=1, model="random:tiny") as c, self.client(c, 0) as once, self.client(c, 30) as patient:
             self.assertEqual(once.completions.create(model="default", prompt="y", max_tokens=2).usage.completion_tokens, 2)
             worker = c.workers()[0]["pid"]
             os.kill(worker, signal.SIGSTOP)  # it comes to rest with the request on it, then is gone

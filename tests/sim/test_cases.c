@@ -383,6 +383,31 @@ static void test_crash(void **state)
     end(sim);
 }
 
+/* With second copies nothing but the open block is computed again, and what was copied is nobody's once all have ended. */
+static void test_replicas(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(3, 100, &seen);
+    o.config.replicas = 1;
+    struct sim *sim = sim_new(&o);
+    const uint32_t a = submit(sim, text, 1500, 400), b = submit(sim, other, 500, 300);
+    sim_advance(sim, 700);
+    assert_false(sim->requests[a].ended || sim->requests[b].ended);
+    struct sched_stats stats;
+    sched_stats(sim->s, &stats);
+    assert_true(stats.replicas >= 23 + 7); /* of both prompts */
+    sim_crash(sim, 0, 30);
+    sim_finish(sim, 10000);
+    for (uint32_t i = 0; i < 2; i++) {
+        assert_int_equal(sim->requests[i].reason, FINISH_LENGTH);
+        assert_in_range(sim->requests[i].again, 0, 3 * 64);
+    }
+    sched_stats(sim->s, &stats);
+    assert_true(stats.recovered_copies >= 7);
+    end(sim);
+}
+
 /* Two workers do not reach each other: the sequence on both goes on at one of them, and alone they serve. */
 static void test_cut(void **state)
 {
@@ -672,6 +697,7 @@ int main(void)
         cmocka_unit_test(test_hang_in_group),
         cmocka_unit_test(test_pause),
         cmocka_unit_test(test_crash),
+        cmocka_unit_test(test_replicas),
         cmocka_unit_test(test_cut),
         cmocka_unit_test(test_all_lost),
         cmocka_unit_test(test_memory),

@@ -52,7 +52,7 @@ struct shape {
     uint32_t n_workers, n_threads, rows_max, chunk, spread_min, plans_ahead, n_blocks;
     enum kv_codec codec;
     const char *selector;
-    uint32_t open_blocks, recovery_share;
+    uint32_t open_blocks, recovery_share, replicas;
     bool sharing, reads_apart, faults;
     uint64_t seed; /* 0: policy chooses */
 };
@@ -232,6 +232,7 @@ static struct cluster *cluster_new(const struct model *model, const struct shape
         .starve_ms = 20,
         .recovery_share = s->recovery_share,
         .worker_wait_ms = 60000,
+        .replicas = s->replicas,
     };
     const struct sched_ops ops = { .send = sched_send, .now_ms = now_ms, .choose = s->seed ? choose : NULL };
     c->model = model;
@@ -459,6 +460,7 @@ static void life(struct model *const models[2], uint64_t seed, enum kv_codec cod
         .open_blocks = 3 + rng_below(&rng, 3 * REQUESTS),
         .faults = rng_below(&rng, 2),
         .recovery_share = 20 + rng_below(&rng, 81),
+        .replicas = rng_below(&rng, 2),
     };
     const uint32_t weights = rng_below(&rng, 2);
     struct cluster *c = cluster_new(models[weights], &shape);

@@ -62,6 +62,7 @@ static struct sim_options options(struct life *l, uint64_t seed)
         .tenant_weights = draw(l, 2) ? NULL : "a=2,b=0.5",
         .recovery_share = 10 + draw(l, 91),
         .worker_wait_ms = draw(l, 2) ? 0 : draw(l, 4000),
+        .replicas = draw(l, 2),
         .seed = seed,
     };
     o.open_blocks = draw(l, 2) ? 0 : (o.config.plans_ahead + 1) * (1 + draw(l, 6));

@@ -340,21 +340,18 @@ static void test_stale(void **state)
     const struct result late = answer(&w, &row);
     w.now += 1000;
     sched_run(w.s);
-    assert_int_equal(w.dones, 1);
-    assert_int_equal(w.status, ST_PEER);
-    assert_string_equal(w.message, "worker 9 did not finish its step within 1000 ms");
+    assert_int_equal(w.dones, 0); /* it waits until the worker can be relied on */
     assert_int_equal(w.n_fences, 1);
     assert_int_equal(sched_result(w.s, 9, &late, NULL), ST_OK);
     const struct control_abort abort = { late.group, late.epoch, late.number, UINT16_MAX, "late" };
     assert_int_equal(sched_abort(w.s, 9, &abort), ST_OK);
     assert_int_equal(w.tokens, 0);
     /* A plan without rows asks whether it lives; then it serves again. */
-    submit(&w, 30, 1);
-    sched_run(w.s);
     assert_int_equal(w.plan.n_runs, 0);
-    step(&w);
-    step(&w);
-    assert_int_equal(w.tokens, 1);
+    for (uint32_t i = 0; i < 8; i++)
+        step(&w);
+    assert_int_equal(w.dones, 1);
+    assert_int_equal(w.tokens, 4);
     assert_int_equal(w.reason, FINISH_LENGTH);
     sched_free(w.s);
 }
@@ -369,9 +366,19 @@ static void test_abort(void **state)
     struct control_abort abort = { w.plan.group, w.plan.epoch + 1, w.plan.number, UINT16_MAX, "not a number" };
     assert_int_equal(sched_abort(w.s, 9, &abort), ST_PROTOCOL);
     assert_int_equal(sched_abort(w.s, 8, &abort), ST_PROTOCOL);
-    abort.epoch--;
-    assert_int_equal(sched_abort(w.s, 9, &abort), ST_OK);
-    sched_run(w.s);
+    /* The third step in vain ends it. */
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(w.dones, 0);
+        if (!w.plan.n_runs) { /* does it live? */
+            step(&w);
+            sched_run(w.s);
+        }
+        assert_int_equal(w.plan.n_runs, 1);
+        abort.epoch = w.plan.epoch;
+        abort.plan = w.plan.number;
+        assert_int_equal(sched_abort(w.s, 9, &abort), ST_OK);
+        sched_run(w.s);
+    }
     assert_int_equal(w.dones, 1);
     assert_string_equal(w.message, "worker 9 failed: not a number (reported by worker 9)");
     sched_free(w.s);
