@@ -3,10 +3,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include <jansson.h>
 
+#include "common/clock.h"
 #include "common/log.h"
 #include "coordinator/registry/registry.h"
 
@@ -21,6 +23,7 @@ struct membership {
     void (*leads)(void *ctx, uint64_t token);
     void (*follows)(void *ctx, const char *leader, size_t bytes);
     void *ctx;
+    char *value; /* who we are: of this process alone */
     struct registry *registry;
     struct registry_election *election;
     struct loop_timer *timer;
@@ -121,7 +124,8 @@ static void on_won(void *ctx, uint64_t token)
 static void on_follows(void *ctx, const struct registry_item *leader)
 {
     const struct membership *m = ctx;
-    if (m->follows)
+    const bool own = leader->bytes == strlen(m->value) && !memcmp(leader->value, m->value, leader->bytes);
+    if (m->follows && !own) /* what we wrote under a lease that we could not keep is still there for a while */
         m->follows(m->ctx, (const char *)leader->value, leader->bytes);
 }
 
@@ -131,26 +135,31 @@ static void on_lost(void *ctx, const char *why)
     log_warn("registry: the lead is lost (%s); what runs goes on", why);
 }
 
+static uint64_t instance_draw(void)
+{
+    uint64_t n;
+    return getrandom(&n, sizeof n, 0) == (ssize_t)sizeof n ? n : (uint64_t)clock_ns();
+}
+
 static enum status election_begin(struct membership *m, const struct membership_config *config)
 {
-    char *value = NULL;
-    json_t *json = json_pack("{s:i, s:s, s:s, s:s, s:s}", "pid", (int)getpid(), "http", config->http, "grpc",
-                             config->grpc, "control", config->control, "model", config->model);
+    char instance[17];
+    snprintf(instance, sizeof instance, "%016llx", (unsigned long long)instance_draw());
+    json_t *json = json_pack("{s:s, s:i, s:s, s:s, s:s, s:s}", "instance", instance, "pid", (int)getpid(), "http",
+                             config->http, "grpc", config->grpc, "control", config->control, "model", config->model);
     if (json)
-        value = json_dumps(json, JSON_COMPACT);
+        m->value = json_dumps(json, JSON_COMPACT);
     json_decref(json);
-    if (!value)
+    if (!m->value)
         return ST_NO_MEMORY;
     const struct registry_election_config election = { .name = "coordinator",
-                                                       .value = value,
+                                                       .value = m->value,
                                                        .ttl_ms = m->ttl_ms,
                                                        .won = on_won,
                                                        .lost = on_lost,
                                                        .follows = on_follows,
                                                        .ctx = m };
-    const enum status st = registry_election_start(m->registry, &election, &m->election);
-    free(value);
-    return st;
+    return registry_election_start(m->registry, &election, &m->election);
 }
 
 enum status membership_start(const struct membership_config *config, struct membership **membership_out,
@@ -235,5 +244,6 @@ void membership_stop(struct membership *m)
     registry_close(m->registry);
     for (uint32_t i = 0; i < m->n_entries; i++)
         free(m->entries[i].value);
+    free(m->value);
     free(m);
 }
