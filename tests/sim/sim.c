@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "coordinator/sched/state.h"
+#include "kvstore/kvstore.h"
 
 /* ---- the oracle ---- */
 
@@ -335,9 +336,21 @@ static void on_logits(void *user, const struct result_row *row)
     r->n_logits++;
 }
 
+/* Blocks are found by what they were computed from: ids of all that are committed follow from the tokens. */
+static void check_ids(struct sim *sim, const struct sched_request *r)
+{
+    struct digest id;
+    for (uint32_t c = 0; r->copies && c < r->n_committed; c++) {
+        id = kv_block_id(c ? &id : NULL, &r->context, r->tokens + c * PLAN_BLOCK, request_prompt_rows(sim->s, r, c));
+        if (memcmp(&id, &r->copies[c]->block->id, sizeof id) != 0)
+            sim_wrong(sim, "sequence %llu: the id of block %u is not that of its tokens", (unsigned long long)r->id, c);
+    }
+}
+
 static void on_done(void *user, const struct sched_done *done)
 {
     struct sim_request *r = user;
+    check_ids(r->sim, r->handle);
     expect(r, "done", true, 0);
     r->ended = true;
     r->ended_ms = r->sim->now;

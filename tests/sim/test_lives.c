@@ -1,8 +1,15 @@
 /*
- * Random lives of a cluster: layouts, batches, chunks, prefix hits, shipping, cancels, and in half of them crashes and hangs. All that is checked
- * is checked by sim.c while it runs.
+ * Random lives of a cluster: layouts, batches, chunks, prefix hits, shipping, second copies, cancels, and in half of them crashes, hangs and cut links, in
+ * whatever phase. All that is checked is checked by sim.c and sim_worker.c while it runs: every token and log-probability against the oracle, each once and
+ * in order; every block that a row sees is at its one reader, complete, and of the right tokens; ids of blocks follow from tokens; no pool holds more
+ * than it has room for; all that was accepted ends, and then nothing is held. A seed replays exactly.
  *
  *   sim_test_lives [--lives N] [--seed N] [--from N]
+ *
+ * Bugs that were planted to see it find them, each within 200 lives: a token is told twice, or not at all, after a recovery; ids behind a gap have the
+ * wrong parent; blocks behind a gap are never given back; a gap inside a leaf is overlooked; the epoch is not raised; what was in flight counts as
+ * computed; one block too many is stepped over; second copies take room that is not there; another block is taken for a lost one; what a lost worker
+ * was sent stays held.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,6 +33,11 @@ struct totals {
 };
 
 enum { STEM = 2000 };
+#ifdef __SANITIZE_ADDRESS__
+enum { LIVES = 200 };
+#else
+enum { LIVES = 1000 };
+#endif
 
 static uint32_t draw(struct life *l, uint32_t n)
 {
@@ -218,7 +230,7 @@ static void live(uint64_t seed, struct totals *t)
 
 int main(int argc, char **argv)
 {
-    uint64_t from = 1, lives = 200;
+    uint64_t from = 1, lives = LIVES;
     struct totals t = { 0 };
     log_set_level(LOG_LEVEL_ERROR);
     for (int i = 1; i + 1 < argc; i += 2) {
