@@ -12,7 +12,7 @@ SHELL := /bin/bash
 
 LONGSPAN := build/release/longspan
 
-.PHONY: help run test build deps model venv test-dev test-tsan test-fuzz test-release format format-check bench bench-peers clean
+.PHONY: help run test build deps model corpus venv test-dev test-tsan test-fuzz test-release format format-check bench bench-peers clean
 
 help:
 	@echo "make run          a local cluster with the default model: an answer, then a server until Ctrl-C"
@@ -20,6 +20,7 @@ help:
 	@echo "make test         everything: sanitizers, threads, fuzzing, release"
 	@echo "make build        the program, build/release/longspan, and the default model"
 	@echo "make model        the default model only, into models/smollm2-135m-instruct"
+	@echo "make corpus       the texts that longspan eval scores, into corpus/"
 	@echo "make bench        figures (make bench-peers: what they are compared with)"
 
 deps:
@@ -27,6 +28,9 @@ deps:
 
 model: deps
 	@scripts/model.sh
+
+corpus: deps
+	@scripts/corpus.sh
 
 $(LONGSPAN): deps
 	@test -e build/release/build.ninja || cmake --preset release >/dev/null
