@@ -3,7 +3,7 @@
 Checks and measures the CUDA backend on a host with a GPU, from a folder that scripts/device.sh packed. One JSON object on standard output, under the
 flat names of bench/results/h100.json; what failed is named under "failed". Logs go to --logs.
 
-    device.py [--only check,worker,sanitizer,cluster,needles,peer,kernels,codes,lossless,step,step-lossless,peers] [--logs FOLDER]
+    device.py [--only check,worker,sanitizer,cluster,needles,peer,kernels,codes,lossless,step,step-lossless,step-long,batch,needles-coded,peers] [--logs FOLDER]
 """
 import argparse
 import http.client
@@ -21,7 +21,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ENV = {**os.environ, "LD_LIBRARY_PATH": HERE + "/lib", "UCX_MODULE_DIR": HERE + "/lib/ucx"}
 parser = argparse.ArgumentParser()
-parser.add_argument("--only", default="check,worker,sanitizer,cluster,needles,peer,kernels,codes,lossless,step,step-lossless,peers")
+parser.add_argument("--only", default="check,worker,sanitizer,cluster,needles,peer,kernels,codes,lossless,step,step-lossless,step-long,batch,needles-coded,peers")
 parser.add_argument("--logs", default=tempfile.gettempdir())
 args = parser.parse_args()
 result = {"failed": []}
@@ -49,12 +49,12 @@ def figures(name, *command, **more):
 
 
 class Cluster:
-    def __init__(self, model, workers, device, context):
+    def __init__(self, model, workers, device, context, *flags):
         self.state = tempfile.mkdtemp()
         self.log = open(f"{args.logs}/cluster-{device}-{workers}.log", "w")
         self.up = subprocess.Popen([f"{HERE}/longspan", "up", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--model", model, "--workers", str(workers),
                                     "--device", device, "--threads", "4", "--kv-bytes", "4G", "--state", self.state,
-                                    "--positions-max", str(context)],
+                                    "--positions-max", str(context), *flags],
                                    env=ENV, stderr=subprocess.PIPE, text=True)
         self.port = None
         for line in self.up.stderr:
@@ -114,6 +114,29 @@ class Apart(Cluster):
         self.log.close()
 
 
+def needles_coded(context=1 << 18, n=8):
+    """Needles found over coded KV; and by quest, whose bounds tell blocks apart where their text has few letters (tests/integration/test_selectors.py)."""
+    for name, fill, flags in (("int8", "abcdefghijklmnopqrstuvwxyz", ["--kv-codec", "int8"]),
+                              ("int4rot", "abcdefghijklmnopqrstuvwxyz", ["--kv-codec", "int4-rot"]),
+                              ("int4rot_quest5", "ab", ["--kv-codec", "int4-rot", "--selector", "quest@0.05"])):
+        r = random.Random(6)
+        wanted = [tuple("".join(r.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=8)) for _ in range(2)) for _ in range(n)]
+        gap, pieces = (context - 4096) // n // 64 * 64, []
+        for key, value in wanted:
+            before = r.randrange(1, gap // 64 - 1) * 64
+            pieces += ["".join(r.choices(fill, k=before)), key, value, "".join(r.choices(fill, k=gap - before - 16))]
+        try:
+            c = Apart(f"constructed:copy:{context}", 1, context, "--step-rows-max", "4096", "--step-deadline-ms", "30000", *flags)
+            found = sum(c.complete("".join(pieces) + key, 8)[0] == value for key, value in wanted)
+            result[f"needles_256k_{name}_found"] = found
+            c.close()
+            if found != n:
+                result["failed"].append(f"needles-{name}")
+        except Exception as e:
+            print(f"needles {name}: {e}", file=sys.stderr)
+            result["failed"].append(f"needles-{name}")
+
+
 def needles(gpus_there, context=1 << 20, n=16):
     """A context of a million bytes, needles at many depths, the model that is made to copy: on one GPU and, spread, on two: all found, with the same bits."""
     r = random.Random(5)
@@ -164,6 +187,29 @@ def cluster():
         result["failed"].append("cluster")
 
 
+def cluster_coded():
+    """The same of coded KV and selectors; what the processor's worker says of codecs is near, while selectors may choose otherwise where a last bit differs."""
+    model = "random:layers=4,d=256,heads=8,kv=2,head_dim=64,ff=512,vocab=512,positions=8192,codec=bf16"
+    prompt = [(i * 7919 + i // 13) % 512 for i in range(5000)]
+    for name, flags in (("int8", ["--kv-codec", "int8"]), ("int4rot", ["--kv-codec", "int4-rot"]),
+                        ("int8_quest", ["--kv-codec", "int8", "--selector", "quest@0.3"]), ("walk", ["--selector", "sketch-walk@0.3"])):
+        answers = {}
+        for device, workers in (("cuda", 1), ("cuda", 2), ("cpu", 1)):
+            try:
+                c = Cluster(model, workers, device, 8192, *flags)
+                answers[device, workers] = c.complete(prompt, 32)
+                c.close()
+            except Exception as e:
+                print(f"cluster {name} {device} {workers}: {e}", file=sys.stderr)
+                result["failed"].append(f"cluster-{name}-{device}-{workers}")
+                return
+        one, two, cpu = answers["cuda", 1], answers["cuda", 2], answers["cpu", 1]
+        result[f"cluster_{name}_one_and_two_gpu_workers_same_bits"] = one == two
+        result[f"cluster_{name}_first_logprob_difference_from_cpu"] = abs(one[1][0] - cpu[1][0])
+        if one != two:
+            result["failed"].append(f"cluster-{name}")
+
+
 def main():
     wanted = args.only.split(",")
     smi = run("nvidia-smi", "nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm", "--format=csv,noheader")
@@ -171,19 +217,24 @@ def main():
     result["commit"] = open(HERE + "/commit").read().strip()
     result["command"] = "scripts/device.sh BUILD FOLDER; python3 FOLDER/device.py --only " + args.only
     if "check" in wanted:
-        for name in ("check_cuda", "check_cuda_peer", "check_cuda_codes", "check_cuda_lossless", "check_cuda_quest"):
+        for name in ("check_cuda", "check_cuda_peer", "check_cuda_codes", "check_cuda_lossless", "check_cuda_quest", "check_cuda_walk"):
             run(name, f"{HERE}/{name}")
     if "worker" in wanted:
         run("worker", HERE + "/worker_test_cuda")
+        run("worker-select", HERE + "/worker_test_cuda_select", seconds=240)
     if "sanitizer" in wanted:
-        for program in ("check_cuda", "check_cuda_lossless"):
-            for tool in ("memcheck", "racecheck"):
+        for program in ("check_cuda", "check_cuda_lossless", "check_cuda_codes", "check_cuda_quest", "check_cuda_walk"):
+            # racecheck does not follow __syncwarp() to the one lane that arrives at a barrier: warps that walk alone have that
+            for tool in ("memcheck", "racecheck")[: 1 if program in ("check_cuda_codes", "check_cuda_lossless") else 2]:
                 run(f"{tool}-{program}", "compute-sanitizer", "--tool", tool, "--error-exitcode", "9", f"{HERE}/{program}", "--rounds", "2")
     if "cluster" in wanted:
         cluster()
+        cluster_coded()
     gpus = len((run("gpus", "nvidia-smi", "-L") or "").splitlines())
     if "needles" in wanted:
         needles(gpus)
+    if "needles-coded" in wanted:
+        needles_coded()
     if "peer" in wanted and gpus > 1: # two processes that wait for each other on one GPU would measure its time slices
         figures("peer", HERE + "/check_cuda_peer", "--bench")
         figures("nccl", sys.executable, HERE + "/cuda_nccl.py", env=os.environ)
@@ -198,6 +249,13 @@ def main():
     if "step-lossless" in wanted:
         figures("step-lossless", HERE + "/cuda_step", "random:llama-3.1-8b,codec=lossless-fast", "8b_lossless", "512", "8192", "32768")
         result["step_8b_lossless_short_ms"] = result.get("8b_lossless_step_512_ms")
+    if "step-long" in wanted:
+        figures("step-long", HERE + "/cuda_step", "random:llama-3.1-8b,codec=lossless-fast", "8b_lossless_int4rot_quest5", "--kv", "int4-rot", "--selector",
+                "quest@0.05", "--filled", "131072", "1048576", seconds=240)
+        result["step_8b_1m_int4_5pct_ms"] = result.get("8b_lossless_int4rot_quest5_step_1048576_ms")
+    if "batch" in wanted:
+        figures("batch-bf16", HERE + "/cuda_step", "random:llama-3.1-8b", "8b_bf16_batch48_8k", "--batch", "48", "8192")
+        figures("batch-int4", HERE + "/cuda_step", "random:llama-3.1-8b", "8b_int4rot_batch64_8k", "--kv", "int4-rot", "--batch", "64", "8192")
     if "peers" in wanted:
         figures("peers", sys.executable, HERE + "/cuda_peers.py", env=os.environ)
     result["command_ok"] = not result["failed"]

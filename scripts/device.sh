@@ -5,9 +5,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=${1:?"usage: scripts/device.sh BUILD FOLDER"} out=${2:?"usage: scripts/device.sh BUILD FOLDER"}
-ninja -C "$build" --quiet longspan check_cuda check_cuda_peer check_cuda_codes check_cuda_lossless check_cuda_quest worker_test_cuda cuda_kernels cuda_step cuda_codes cuda_lossless
+ninja -C "$build" --quiet longspan check_cuda check_cuda_peer check_cuda_codes check_cuda_lossless check_cuda_quest check_cuda_walk worker_test_cuda worker_test_cuda_select cuda_kernels cuda_step cuda_codes cuda_lossless
 rm -rf "$out" && mkdir -p "$out/lib"
-for program in longspan tests/kernels/check_cuda{,_peer,_codes,_lossless,_quest} tests/worker_test_cuda bench/cuda_{kernels,step,codes,lossless}; do
+for program in longspan tests/kernels/check_cuda{,_peer,_codes,_lossless,_quest,_walk} tests/worker_test_cuda{,_select} bench/cuda_{kernels,step,codes,lossless}; do
   strip -o "$out/$(basename "$program")" "$build/$program"
   ldd "$build/$program" | awk '$3 ~ /^\// { print $3 }'
 done | sort -u | grep -Ev '/(libc|libm|libdl|librt|libpthread)\.so' | xargs -I{} cp -L {} "$out/lib/"

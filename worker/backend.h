@@ -124,8 +124,7 @@ struct backend_ops {
     uint32_t leaf_blocks;
     uint32_t
         n_parts; /* attention is cut for so many that work at once; 0: the worker's threads. Bits do not depend on it */
-    bool reads_apart;                                      /* it can not read a leaf for several sequences at once */
-    bool (*selects)(const struct selector_impl *selector); /* what of selectors it has; NULL: all */
+    bool reads_apart; /* it can not read a leaf for several sequences at once */
 
     enum status (*begin)(struct backend *b, const struct step_input *input);
     void (*embed)(struct backend *b);

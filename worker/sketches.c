@@ -51,8 +51,8 @@ static void sketch_free(struct sketches *all, struct sketch *s)
         counted_free(all, s->weights ? s->weights[i] : NULL);
         counted_free(all, s->lists ? s->lists[i] : NULL);
     }
-    if (s->device)
-        all->device_free(all->device_ctx, s->device);
+    if (all->device_free)
+        all->device_free(all->device_ctx, s, true);
     counted_free(all, s->weights);
     counted_free(all, s->lists);
     counted_free(all, s->walk);
@@ -169,6 +169,8 @@ bool sketch_take(struct sketches *all, struct sketch *s)
 
 bool sketch_take_queries(struct sketches *all, struct sketch *s)
 {
+    if (all->device_queries)
+        return true;
     if (!s->queries)
         s->queries = sketch_alloc(all, (size_t)all->n_layers * KV_BLOCK * all->shape.head_dim * sizeof *s->queries);
     return s->queries != NULL;
@@ -176,6 +178,8 @@ bool sketch_take_queries(struct sketches *all, struct sketch *s)
 
 void sketch_commit(struct sketches *all, struct sketch *s)
 {
+    if (all->device_free)
+        all->device_free(all->device_ctx, s, false);
     counted_free(all, s->queries);
     s->queries = NULL;
 }

@@ -35,10 +35,11 @@ struct sketch {
     uint64_t **lists;   /* [sparse layers]: for rows of the next block: a density, then the list; or NULL */
     float *walk;        /* [position + 1]: after layer walk_layer */
     uint32_t walk_layer, walk_n;
-    /* The backend's own copy, where it is not the processor's memory: all layers, complete from a step's end on. */
-    void *device;
-    uint64_t device_step; /* of the backend: the step that makes it, or made it */
-    bool device_ready;
+    /* The backend's own, where it is not the processor's memory: a copy of all layers, the query means, the row of a walk's weights. */
+    void *device, *device_means, *device_weights;
+    uint64_t device_step, weights_step; /* of the backend: the step that makes them, or made them */
+    uint32_t weights_room;
+    bool device_ready, weights_ready; /* complete: from that step's end on */
 };
 
 struct sketches {
@@ -50,8 +51,9 @@ struct sketches {
     struct sketch **buckets;
     uint32_t n_buckets, n;
     _Atomic uint64_t bytes; /* of all that is kept */
-    /* Takes back a sketch's `device`; set by the backend that gave it. */
-    void (*device_free)(void *ctx, void *device);
+    bool device_queries;    /* the backend keeps the query means, in memory of its own */
+    /* Takes back what of a sketch is the backend's, or the query means alone; set by the backend that gave it. */
+    void (*device_free)(void *ctx, struct sketch *s, bool all);
     void *device_ctx;
 };
 

@@ -686,9 +686,7 @@ static enum status selector_open(struct worker *w, struct error *err)
     const enum status st =
         select_init(&w->select, w->config.selector ? w->config.selector : "dense", &shape, c->n_layers,
                     w->config.positions_max, w->ops->leaf_blocks, w->config.float32 ? 0 : cpu_caps(), err);
-    if (!st && select_active(&w->select) && w->ops->selects && !w->ops->selects(w->select.store.impl))
-        return error_set(err, ST_UNSUPPORTED, "device %s: the selector %s is not there", w->ops->name,
-                         w->select.store.impl->name);
+    w->select.store.device_queries = w->ops->kv_memory != NULL;
     return st;
 }
 

@@ -5,7 +5,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/quest.h"
 
-enum { BLOCK = 64, LANES = 16, CHOOSE_THREADS = 1024, BINS = 2048, GROUP_MAX = 16 };
+enum { BLOCK = 64, LANES = 16, CHOOSE_THREADS = 1024, BINS = 2048, HELD = 16 };
 
 static __device__ __forceinline__ float low_of(uint32_t x)
 {
@@ -140,9 +140,31 @@ static __device__ __forceinline__ uint32_t candidate(const struct candidates &a,
     return i < a.n && b >= a.first && b < a.end ? b : a.end;
 }
 
+/* A thread's run of candidates, so that ties go to the lower; their keys, where there are few enough to be kept. */
+struct run {
+    uint32_t first, n, there, key[HELD]; /* there: bits, which of them are candidates */
+    bool held;
+};
+
+/* fn(number, key, is it a candidate?) of each; as often in all threads. */
+template <typename F>
+static __device__ __forceinline__ void each(const float *scores, const struct candidates &a, const struct run &r, F fn)
+{
+    if (r.held) {
+#pragma unroll
+        for (int i = 0; i < HELD; i++)
+            fn(r.first + i, r.key[i], r.there >> i & 1);
+        return;
+    }
+    for (uint32_t i = 0; i < r.n; i++) {
+        const uint32_t b = candidate(a, r.first + i);
+        fn(r.first + i, b < a.end ? key_of(scores[b]) : 0, b < a.end);
+    }
+}
+
 /* The k-th highest key, digit by digit. */
-static __device__ void threshold(const float *scores, const struct candidates &a, uint32_t k, uint32_t *bins,
-                                 uint32_t *sums, struct found *f)
+static __device__ __forceinline__ void threshold(const float *scores, const struct candidates &a, const struct run &r,
+                                                 uint32_t k, uint32_t *bins, uint32_t *sums, struct found *f)
 {
     const uint32_t lane = threadIdx.x % 32;
     for (int pass = 0; pass < 3; pass++) {
@@ -151,20 +173,19 @@ static __device__ void threshold(const float *scores, const struct candidates &a
             bins[i] = 0;
         __syncthreads();
         const struct found now = *f;
-        for (uint32_t i = threadIdx.x - lane; i < a.n; i += CHOOSE_THREADS) {
-            const uint32_t b = candidate(a, i + lane), key = b < a.end ? key_of(scores[b]) : 0,
-                           digit = b < a.end && (key & now.mask) == now.key ? key >> shift & digits : BINS;
+        each(scores, a, r, [&](uint32_t, uint32_t key, bool there) {
+            const uint32_t digit = there && (key & now.mask) == now.key ? key >> shift & digits : BINS;
             /* first digits are often the same: lanes that agree with the first of them add together */
             const uint32_t some = __ballot_sync(~0u, digit < BINS);
             if (!some)
-                continue;
+                return;
             const uint32_t lead = __ffs(some) - 1, popular = __shfl_sync(~0u, digit, lead),
                            same = __ballot_sync(~0u, digit == popular);
             if (lane == lead)
                 atomicAdd(&bins[popular], __popc(same));
             else if (digit < BINS && digit != popular)
                 atomicAdd(&bins[digit], 1);
-        }
+        });
         __syncthreads();
         /* thread t has the digits 2047 - 2t and below it, from the highest down */
         const uint32_t d = BINS - 1 - 2 * threadIdx.x, x = bins[d], y = bins[d - 1],
@@ -185,33 +206,41 @@ static __device__ __forceinline__ void put(uint32_t *list, uint32_t block)
 }
 
 /* The k best of the candidates, k > 0 and no more than there are. */
-static __device__ void best(const float *scores, const struct candidates &a, uint32_t k, uint32_t *list, uint32_t *bins,
-                            uint32_t *sums, struct found *f)
+static __device__ __forceinline__ void best(const float *scores, const struct candidates &a, uint32_t k, uint32_t *list,
+                                            uint32_t *bins, uint32_t *sums, struct found *f)
 {
+    const uint32_t n = (a.n + CHOOSE_THREADS - 1) / CHOOSE_THREADS;
+    struct run r = { 0, n, 0, {}, n <= HELD };
+    r.first = threadIdx.x * n;
+    if (r.held) {
+#pragma unroll
+        for (int i = 0; i < HELD; i++) {
+            const uint32_t b = i < (int)n ? candidate(a, r.first + i) : a.end;
+            r.key[i] = b < a.end ? key_of(scores[b]) : 0;
+            r.there |= (uint32_t)(b < a.end) << i;
+        }
+    }
     __syncthreads();
     if (threadIdx.x == 0)
         *f = { 0, 0, 0 };
     __syncthreads();
-    threshold(scores, a, k, bins, sums, f);
-    /* a thread has a run of blocks, so that ties go to the lower */
-    const uint32_t run = (a.n + CHOOSE_THREADS - 1) / CHOOSE_THREADS, begin = threadIdx.x * run,
-                   stop = min(begin + run, a.n);
+    threshold(scores, a, r, k, bins, sums, f);
+    const struct found found = *f;
     uint32_t equal = 0;
-    for (uint32_t i = begin; i < stop; i++) {
-        const uint32_t b = candidate(a, i), key = b < a.end ? key_of(scores[b]) : 0;
-        if (b < a.end && key > f->key)
-            put(list, b);
-        equal += b < a.end && key == f->key;
-    }
-    const uint32_t ties = k - f->above, before = scan(equal, sums) - equal;
+    each(scores, a, r, [&](uint32_t i, uint32_t key, bool there) {
+        if (there && key > found.key)
+            put(list, candidate(a, i));
+        equal += there && key == found.key;
+    });
+    const uint32_t ties = k - found.above, before = scan(equal, sums) - equal;
     uint32_t left = before >= ties ? 0 : min(equal, ties - before);
-    for (uint32_t i = begin; i < stop && left; i++) {
-        const uint32_t b = candidate(a, i);
-        if (b == a.end || key_of(scores[b]) != f->key)
-            continue;
-        put(list, b);
-        left--;
-    }
+    if (left)
+        each(scores, a, r, [&](uint32_t i, uint32_t key, bool there) {
+            if (!left || !there || key != found.key)
+                return;
+            put(list, candidate(a, i));
+            left--;
+        });
 }
 
 /* A block of threads a KV head and job. */
@@ -270,6 +299,11 @@ extern "C" int cuda_quest_sketch(const struct cuda_kv *open, uint32_t kv_layer, 
                                   : (int)cudaErrorInvalidValue;
 }
 
+extern "C" int cuda_quest_choose(uint32_t n_lists, const struct cuda_quest *c, void *stream)
+{
+    return c->n_jobs ? grid_launch(choose, dim3(n_lists, c->n_jobs), CHOOSE_THREADS, 0, stream, n_lists, *c) : 0;
+}
+
 extern "C" int cuda_quest_run(const struct cuda_kv *kv, uint32_t layer, const struct cuda_quest *c, void *stream)
 {
     if (kv->head_dim != 128 && kv->head_dim != 64)
@@ -281,5 +315,5 @@ extern "C" int cuda_quest_run(const struct cuda_kv *kv, uint32_t layer, const st
     const size_t at = layer * c->layer_bytes;
     const int e = kv->head_dim == 128 ? grid_launch(score<128>, grid, 256, 0, stream, *kv, at, *c)
                                       : grid_launch(score<64>, grid, 256, 0, stream, *kv, at, *c);
-    return e ? e : grid_launch(choose, dim3(kv->n_kv_heads, c->n_jobs), CHOOSE_THREADS, 0, stream, kv->n_kv_heads, *c);
+    return e ? e : cuda_quest_choose(kv->n_kv_heads, c, stream);
 }

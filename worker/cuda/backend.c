@@ -136,7 +136,7 @@ static void record_seal(struct backend *b, uint32_t layer)
 
 static void record_sketch(struct backend *b, uint32_t layer)
 {
-    if (b->input->select->n_seals)
+    if (b->input->select->n_seals || !b->input->select->store.impl->by_row)
         record(b, gpu_sketch)->layer = layer;
     if (b->input->select->n_sends)
         record(b, gpu_sketch_send)->layer = layer;
@@ -339,7 +339,6 @@ const struct backend_ops backend_cuda = {
     .leaf_blocks = CUDA_LEAF_BLOCKS,
     .n_parts = GPU_PARTS,
     .reads_apart = true,
-    .selects = gpu_selects,
     .begin = gpu_begin,
     .embed = record_embed,
     .norm = record_norm,

@@ -9,6 +9,7 @@
 #include "kernels/cuda/codes.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/quest.h"
+#include "kernels/cuda/sketch_walk.h"
 #include "worker/backend.h"
 #include "worker/team.h"
 
@@ -62,9 +63,12 @@ enum gpu_section {
     SECTION_JOINS_END = SECTION_JOINS + 2,
     SECTION_LEVELS = SECTION_JOINS_END,
     SECTION_PAIRS,
-    SECTION_MAKES,    /* struct cuda_quest_sketch */
+    SECTION_MAKES,    /* struct cuda_quest_sketch, or cuda_walk_sketch */
     SECTION_CHOICES,  /* struct cuda_quest_job */
     SECTION_SKETCHES, /* pointers */
+    SECTION_MEANS,    /* of a walk: struct cuda_walk_row, a row */
+    SECTION_WEIGHTS,  /* pointers, beside those to sketches */
+    SECTION_WEIGHED,  /* struct cuda_walk_weights */
     SECTIONS
 };
 
@@ -142,7 +146,9 @@ struct backend {
     struct gpu_buffer store, stack, wire, host_wire;
     struct gpu_buffer lists, host_lists,
         scores; /* of sparse attention: the step's lists, on the host where others get them */
-    struct gpu_places places;
+    struct gpu_places places, means_places, weights_places[CUDA_WALK_BLOCKS / CUDA_WALK_STEP];
+    struct sketch **weighed; /* whose rows of weights the step makes */
+    uint32_t n_weighed, weighed_room;
 
     /* this step */
     const struct step_input *input;
@@ -248,8 +254,20 @@ void gpu_select_lists(const struct backend *b, uint32_t layer, struct cuda_atten
 size_t gpu_choices_bytes(const struct backend *b, enum attend_traffic kind, uint32_t message, uint32_t layer);
 void gpu_choices_put(struct backend *b, uint32_t message, uint8_t *wire);
 enum status gpu_choices_get(struct backend *b, uint32_t message, uint8_t *wire);
-bool gpu_selects(const struct selector_impl *selector);
-void gpu_places_free(struct gpu_places *p);
+void *gpu_place_take(struct gpu_places *p); /* NULL: no memory */
+void gpu_place_give(struct gpu_places *p, void *place);
+void gpu_select_free(struct backend *b);
+/* Room for n pointers; what was there is kept. */
+bool gpu_pointers_grow(void *list, uint32_t *room, uint32_t n);
+
+/* walk.c: what sketch-walk has beside that. Jobs: the local ones that are sparse. */
+enum status gpu_walk_begin(struct backend *b);
+bool gpu_walk_push(struct backend *b);
+/* Rows of weights beside the pointers first .. n to sketches that job's sequence has; its lists' jobs. */
+bool gpu_walk_push_job(struct backend *b, uint32_t job, uint32_t sketches);
+int gpu_walk_sketch(struct backend *b, uint32_t layer);
+int gpu_walk_select(struct backend *b, uint32_t layer); /* cudaError_t, as gpu_walk_sketch */
+void gpu_walk_end(struct backend *b);
 
 /* traffic.c */
 gpu_op_fn gpu_send, gpu_receive;

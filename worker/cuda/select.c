@@ -12,14 +12,9 @@
 
 enum { CHUNK = 64 /* places taken together */, ROWS = 64 /* rows that choose together: their scores take room */ };
 
-bool gpu_selects(const struct selector_impl *selector)
-{
-    return selector->by_row;
-}
-
 /* ---- places ---- */
 
-static bool grow(void *list, uint32_t *room, uint32_t n)
+bool gpu_pointers_grow(void *list, uint32_t *room, uint32_t n)
 {
     void **at = list;
     if (n <= *room)
@@ -32,12 +27,12 @@ static bool grow(void *list, uint32_t *room, uint32_t n)
     return true;
 }
 
-static void *place_take(struct gpu_places *p)
+void *gpu_place_take(struct gpu_places *p)
 {
     if (!p->n_unused) {
         void *chunk = NULL;
-        if (!grow(&p->chunks, &p->chunks_room, p->n_chunks + 1) ||
-            !grow(&p->unused, &p->unused_room, (p->n_chunks + 1) * CHUNK) ||
+        if (!gpu_pointers_grow(&p->chunks, &p->chunks_room, p->n_chunks + 1) ||
+            !gpu_pointers_grow(&p->unused, &p->unused_room, (p->n_chunks + 1) * CHUNK) ||
             gpu_status((int)cudaMalloc(&chunk, CHUNK * p->bytes), "memory of sketches"))
             return NULL;
         p->chunks[p->n_chunks++] = chunk;
@@ -47,19 +42,42 @@ static void *place_take(struct gpu_places *p)
     return p->unused[--p->n_unused];
 }
 
-static void place_give(void *ctx, void *place)
+void gpu_place_give(struct gpu_places *p, void *place)
 {
-    struct backend *b = ctx;
-    b->places.unused[b->places.n_unused++] = place; /* there is room for all that were taken */
+    if (place)
+        p->unused[p->n_unused++] = place; /* there is room for all that were taken */
 }
 
-void gpu_places_free(struct gpu_places *p)
+static void places_free(struct gpu_places *p)
 {
     for (uint32_t i = 0; i < p->n_chunks; i++)
         cudaFree(p->chunks[i]);
     free(p->chunks);
     free(p->unused);
     *p = (struct gpu_places){ 0 };
+}
+
+void gpu_select_free(struct backend *b)
+{
+    places_free(&b->places);
+    places_free(&b->means_places);
+    for (uint32_t i = 0; i < CUDA_WALK_BLOCKS / CUDA_WALK_STEP; i++)
+        places_free(&b->weights_places[i]);
+    free(b->weighed);
+}
+
+/* What of a sketch is the device's, or its query means alone. */
+static void sketch_give(void *ctx, struct sketch *s, bool all)
+{
+    struct backend *b = ctx;
+    gpu_place_give(&b->means_places, s->device_means);
+    s->device_means = NULL;
+    if (!all)
+        return;
+    gpu_place_give(&b->places, s->device);
+    if (s->device_weights)
+        gpu_place_give(&b->weights_places[s->weights_room / CUDA_WALK_STEP - 1], s->device_weights);
+    s->device = s->device_weights = NULL;
 }
 
 /* ---- before a step ---- */
@@ -78,7 +96,7 @@ static uint32_t sparse_index(const struct select *s, uint32_t layer)
 static bool sketch_expect(struct backend *b, struct sketch *sketch)
 {
     if (!sketch->device)
-        sketch->device = place_take(&b->places);
+        sketch->device = gpu_place_take(&b->places);
     sketch->device_step = b->select_step;
     return sketch->device != NULL;
 }
@@ -91,7 +109,7 @@ static enum status sketch_await(struct backend *b, struct sketch *sketch)
     if (!sketch_complete(&b->input->select->store, sketch))
         return ST_NOT_FOUND;
     if (!sketch->device)
-        sketch->device = place_take(&b->places);
+        sketch->device = gpu_place_take(&b->places);
     if (!sketch->device)
         return ST_NO_MEMORY;
     sketch->device_ready = true;
@@ -102,7 +120,7 @@ static enum status sketch_await(struct backend *b, struct sketch *sketch)
 /* All that rows of block `own` choose among; those that are ready are noted, so that the next step has little to do. */
 static enum status sketches_await(struct backend *b, struct select_seq *q, uint32_t own)
 {
-    if (!grow(&q->device, &q->device_room, own))
+    if (!gpu_pointers_grow(&q->device, &q->device_room, own))
         return ST_NO_MEMORY;
     for (uint32_t c = q->n_device; c < own; c++) {
         const enum status st = sketch_await(b, q->sketches[c]);
@@ -136,7 +154,7 @@ enum status gpu_select_begin(struct backend *b)
         return ST_OK;
     b->places.bytes = s->store.n_layers * s->store.layer_bytes;
     b->select_step++;
-    s->store.device_free = place_give;
+    s->store.device_free = sketch_give;
     s->store.device_ctx = b;
     for (uint32_t i = 0; i < s->n_seals; i++)
         if (!sketch_expect(b, s->seals[i]))
@@ -157,7 +175,9 @@ enum status gpu_select_begin(struct backend *b)
         st = gpu_reserve(b, &b->lists, s->list_words * sizeof(uint64_t), false);
     if (!st && (a->n_messages[SEND_QUERIES] || a->n_messages[RECEIVE_QUERIES]))
         st = gpu_reserve(b, &b->host_lists, s->list_words * sizeof(uint64_t), true);
-    if (!st && b->selects)
+    if (!st && !s->store.impl->by_row)
+        st = gpu_walk_begin(b);
+    else if (!st && b->selects)
         st = gpu_reserve(b, &b->scores, (size_t)ROWS * b->config->n_kv_heads * b->own_max * sizeof(float), false);
     if (!st && traffic_bytes(s))
         st = gpu_reserve(b, &b->host_wire, traffic_bytes(s), true);
@@ -190,6 +210,8 @@ static bool push_choices(struct backend *b, uint32_t j, struct pointers *p)
     const struct select_job *sparse = &b->input->select->jobs[j];
     if (!push_pointers(b, p, sparse->seq, (job->pos + job->n_rows - 1) / KV_BLOCK))
         return false;
+    if (!b->input->select->store.impl->by_row)
+        return gpu_walk_push_job(b, j, p->first);
     struct cuda_quest_job *out = gpu_list_push(&b->list[SECTION_CHOICES], job->n_rows * sizeof *out);
     for (uint32_t i = 0; out && i < job->n_rows; i++) {
         const uint32_t own = (job->pos + i) / KV_BLOCK;
@@ -209,7 +231,10 @@ bool gpu_select_push(struct backend *b)
 {
     const struct select *s = b->input->select;
     struct pointers p = { 0 };
-    for (uint32_t i = 0; active(b) && i < s->n_seals; i++) {
+    const bool by_row = active(b) && s->store.impl->by_row;
+    if (active(b) && !by_row && !gpu_walk_push(b))
+        return false;
+    for (uint32_t i = 0; by_row && i < s->n_seals; i++) {
         const struct step_seal *seal = &b->input->seals[i];
         struct cuda_quest_sketch *make = gpu_list_push(&b->list[SECTION_MAKES], sizeof *make);
         if (!make)
@@ -229,6 +254,8 @@ int gpu_sketch(struct backend *b, const struct gpu_op *op)
 {
     const struct select *s = b->input->select;
     const struct cuda_kv kv = gpu_open_kv(b);
+    if (!s->store.impl->by_row)
+        return gpu_status(gpu_walk_sketch(b, op->layer), "sketches");
     return gpu_status(cuda_quest_sketch(&kv, op->layer, s->store.layer_bytes, sparse_index(s, op->layer),
                                         gpu_at(b, SECTION_MAKES), s->n_seals, b->stream),
                       "sketches");
@@ -310,8 +337,8 @@ int gpu_select(struct backend *b, const struct gpu_op *op)
     const struct select *s = b->input->select;
     const struct cuda_kv kv = gpu_kv(b);
     const uint32_t n = (uint32_t)(b->list[SECTION_CHOICES].bytes / sizeof(struct cuda_quest_job));
-    int e = 0;
-    for (uint32_t first = 0; first < n && !e; first += ROWS) {
+    int e = s->store.impl->by_row ? 0 : gpu_walk_select(b, op->layer);
+    for (uint32_t first = 0; s->store.impl->by_row && first < n && !e; first += ROWS) {
         const struct cuda_quest c = { .jobs = (const struct cuda_quest_job *)gpu_at(b, SECTION_CHOICES) + first,
                                       .n_jobs = n - first < ROWS ? n - first : ROWS,
                                       .own_max = b->own_max,
@@ -388,5 +415,7 @@ enum status gpu_select_end(struct backend *b)
     for (uint32_t i = 0; i < s->n_gets; i++)
         for (uint32_t k = s->gets[i].begin; k < s->gets[i].end; k++)
             s->sent[k]->device_ready = true;
+    if (!s->store.impl->by_row)
+        gpu_walk_end(b);
     return ST_OK;
 }

@@ -64,7 +64,7 @@ void gpu_close(struct backend *b)
         cudaStreamSynchronize(b->stream);
     gpu_graphs_drop(b);
     gpu_weights_free(b);
-    gpu_places_free(&b->places);
+    gpu_select_free(b);
     void *const device[] = { b->x,
                              b->q,
                              b->k,

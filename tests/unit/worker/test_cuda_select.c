@@ -16,7 +16,9 @@
         { "dense", 0, false, KV_INT8 }, { "dense", 0, false, KV_INT4_ROT },                                            \
             { "quest,layers=1", 400000, false, KV_BF16 }, { "quest,layers=0,prompt=sparse", 300000, true, KV_INT8 },   \
             { "quest,layers=1,scope=local,prompt=sparse", 500000, true, KV_BF16 },                                     \
-            { "quest,layers=1", 250000, false, KV_INT4_ROT },                                                          \
+            { "quest,layers=1", 250000, false, KV_INT4_ROT }, { "sketch-walk,layers=0", 400000, true, KV_BF16 },       \
+            { "sketch-walk,layers=1,scope=local", 350000, true, KV_INT4_ROT },                                         \
+            { "sketch-walk,layers=1,prompt=dense", 300000, false, KV_BF16 },                                           \
     }
 enum { LEAF = 1024, WORKERS = 4, POSITIONS = 2200, PROMPT = 2150 };
 
