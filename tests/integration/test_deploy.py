@@ -114,6 +114,8 @@ class Manifests(unittest.TestCase):
             if c["image"].startswith("longspan"):
                 self.check_arguments(c["args"], volumes, c["volumeMounts"])
         for v in volumes.values():
+            if v.get("persistentVolumeClaim", {}).get("claimName") == "longspan-jobs":
+                self.assertIn(("PersistentVolumeClaim", "longspan-jobs"), made)
             if "configMap" in v:
                 self.assertIn(("ConfigMap", v["configMap"]["name"]), made)
 
@@ -142,9 +144,14 @@ class Manifests(unittest.TestCase):
                     self.assertEqual(settings["workers"], workers["spec"]["replicas"])
                     self.assertEqual(settings["registry"].count(":2379"), etcd["spec"]["replicas"])
                 else:
-                    host, port = settings["control"].split(":")
-                    service = next(s for s in documents if s["kind"] == "Service" and s["metadata"]["name"] == host)
-                    self.assertEqual([p["port"] for p in service["spec"]["ports"]], [int(port)])
+                    coordinators = next(d for d in documents if d["metadata"]["name"] == "longspan-coordinator" and d["kind"] == "StatefulSet")
+                    addresses = settings["control"].split(",")
+                    self.assertEqual(len(addresses), coordinators["spec"]["replicas"])
+                    for i, address in enumerate(addresses):
+                        pod, host = address.split(":")[0].split(".")
+                        self.assertEqual((pod, host), (f"longspan-coordinator-{i}", coordinators["spec"]["serviceName"]))
+                        service = next(s for s in documents if s["kind"] == "Service" and s["metadata"]["name"] == host)
+                        self.assertEqual([p["port"] for p in service["spec"]["ports"]], [int(address.split(":")[1])])
 
     def test_they_make_a_cluster(self):
         """The settings of the manifests, but for addresses, the registry and the model."""
@@ -153,7 +160,7 @@ class Manifests(unittest.TestCase):
         base = os.path.join(DEPLOY, "kubernetes/base")
         coordinator = subprocess.Popen(
             [LONGSPAN, "coordinator", "--config", os.path.join(base, "coordinator.conf.yaml"), "--http=127.0.0.1:0", "--grpc=127.0.0.1:0", "--control=127.0.0.1:0",
-             f"--registry=embedded:{state}/registry.db", f"--state={state}", f"--model={MODEL}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+             f"--registry=embedded:{state}/registry.db", f"--state={state}", f"--jobs-dir={state}/jobs", f"--model={MODEL}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         at = dict(coordinator.stdout.readline().split() for _ in range(3))
         workers = [subprocess.Popen([LONGSPAN, "worker", "--config", os.path.join(base, "worker.conf.yaml"), "--control", at["control"], "--kv-bytes=200M",
                                      "--bind=127.0.0.1:19200-19263", "--threads=1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
