@@ -48,7 +48,7 @@ static void side_open(struct side *s, const char *lanes, uint32_t spin_us)
         recv(s->fd, &their_bytes, sizeof their_bytes, MSG_WAITALL) != sizeof their_bytes ||
         recv(s->fd, theirs, sizeof theirs, MSG_WAITALL) != sizeof theirs)
         fail("addresses were not exchanged");
-    const struct exchange_peer peer = { s->other, theirs, their_bytes };
+    const struct exchange_peer peer = { .id = s->other, .address = theirs, .address_bytes = their_bytes };
     if (ops->peers_set(s->x, &peer, 1, &err))
         fail(err.text);
 }

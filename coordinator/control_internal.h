@@ -38,7 +38,8 @@ struct session {
     struct gateway_worker shown;
     uint8_t *address; /* of its exchange */
     uint32_t address_bytes;
-    int64_t attached_ms, taken_ms; /* taken: when it last had taken all that was sent */
+    uint8_t secret[TOKEN_SECRET_BYTES]; /* of its exchange */
+    int64_t attached_ms, taken_ms;      /* taken: when it last had taken all that was sent */
     uint64_t beats, work;
     int64_t work_ms;            /* when work was seen to change */
     struct control_block *held; /* of its inventory, until it is ready */
@@ -60,7 +61,8 @@ struct control {
     struct loop_timer *run_timer, *tick_timer;
     struct session *sessions;
     uint32_t n_sessions, next_id;
-    uint64_t term; /* 0: does not lead yet */
+    uint64_t roster; /* lists of members sent so far */
+    uint64_t term;   /* 0: does not lead yet */
     bool kicked, was_ready, stopping;
     int64_t ticked_ms, beat_ms, deaf_until_ms;
     struct lost lost[CONTROL_LOST_MAX];

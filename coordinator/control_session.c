@@ -57,6 +57,16 @@ struct session *session_find(const struct control *c, uint16_t id)
     return NULL;
 }
 
+/* To one of them: with the tokens that it shows the others. */
+static void members_send(struct session *s, struct control_member *members, uint32_t n)
+{
+    const struct control *c = s->control;
+    for (uint32_t i = 0; i < n; i++)
+        members[i].token = token_of(session_find(c, members[i].id)->secret, s->shown.id, c->roster);
+    const struct control_message m = { .kind = CONTROL_MEMBERS, .as.members = { n, members, c->roster } };
+    session_send(s, &m);
+}
+
 /* Who may exchange with whom: all that are ready. Sent before any plan that names a new one. */
 static void members_broadcast(struct control *c)
 {
@@ -68,12 +78,13 @@ static void members_broadcast(struct control *c)
         uint32_t at = n++; /* ids ascend on the wire */
         for (; at && members[at - 1].id > s->shown.id; at--)
             members[at] = members[at - 1];
-        members[at] = (struct control_member){ s->shown.id, s->address, s->address_bytes };
+        members[at] =
+            (struct control_member){ .id = s->shown.id, .address = s->address, .address_bytes = s->address_bytes };
     }
-    const struct control_message m = { .kind = CONTROL_MEMBERS, .as.members = { n, members } };
+    c->roster++;
     for (struct session *s = c->sessions; s; s = s->next)
         if (s->state == SESSION_READY)
-            session_send(s, &m);
+            members_send(s, members, n);
 }
 
 /* ---- the end of a worker ---- */
@@ -233,6 +244,7 @@ static void on_ready(struct session *s, const struct control_ready *r)
     }
     memcpy(s->address, r->address, r->address_bytes);
     s->address_bytes = r->address_bytes;
+    memcpy(s->secret, r->secret, sizeof s->secret);
     struct gateway_worker *w = &s->shown;
     snprintf(w->fingerprint, sizeof w->fingerprint, "%s", r->fingerprint);
     snprintf(w->state, sizeof w->state, "ready");

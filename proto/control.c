@@ -103,6 +103,7 @@ static enum status ready_to_wire(const struct control_ready *r, struct wire_aren
     w->weight_bytes = r->weight_bytes;
     w->pool_bytes = r->pool_bytes;
     w->address = bytes_of(r->address, r->address_bytes);
+    w->secret = bytes_of(r->secret, sizeof r->secret);
     return ST_OK;
 }
 
@@ -145,6 +146,7 @@ static enum status members_to_wire(const struct control_members *m, struct wire_
 {
     PART(ControlMembers, CONTROL_MEMBERS, members, MEMBERS);
     w->n_members = m->n_members;
+    w->roster = m->roster;
     w->members = wire_take(arena, m->n_members * sizeof *w->members);
     Longspan__V1__ControlMember *items = wire_take(arena, m->n_members * sizeof *items);
     if (!w->members || !items)
@@ -153,6 +155,7 @@ static enum status members_to_wire(const struct control_members *m, struct wire_
         items[i] = (Longspan__V1__ControlMember)LONGSPAN__V1__CONTROL_MEMBER__INIT;
         items[i].id = m->members[i].id;
         items[i].address = bytes_of(m->members[i].address, m->members[i].address_bytes);
+        items[i].token = bytes_of(m->members[i].token.byte, sizeof m->members[i].token.byte);
         w->members[i] = &items[i];
     }
     return ST_OK;
@@ -328,6 +331,7 @@ static enum status ready_check(const Longspan__V1__ControlReady *w, struct error
     CHECK(range(w->n_blocks, 1, UINT32_MAX - 1, "ready.n_blocks", err));
     CHECK(range(w->block_bytes, 1, (uint64_t)1 << 40, "ready.block_bytes", err));
     CHECK(length(&w->address, 0, ADDRESS_MAX_BYTES, "ready.address", err));
+    CHECK(length(&w->secret, TOKEN_SECRET_BYTES, TOKEN_SECRET_BYTES, "ready.secret", err));
     return ST_OK;
 }
 
@@ -337,6 +341,7 @@ static enum status members_check(const Longspan__V1__ControlMembers *w, struct e
     for (size_t i = 0; i < w->n_members; i++) {
         CHECK(range(w->members[i]->id, i ? w->members[i - 1]->id + 1 : 0, UINT16_MAX - 1, "members.id", err));
         CHECK(length(&w->members[i]->address, 0, ADDRESS_MAX_BYTES, "members.address", err));
+        CHECK(length(&w->members[i]->token, 16, 16, "members.token", err));
     }
     return ST_OK;
 }
@@ -448,9 +453,13 @@ static void members_pour(struct pour *p, const Longspan__V1__ControlMembers *w, 
         const ProtobufCBinaryData *address = &w->members[i]->address;
         const uint8_t *copy = pour_bytes(p, address->data, address->len);
         if (items)
-            items[i] = (struct control_member){ (uint16_t)w->members[i]->id, copy, (uint32_t)address->len };
+            items[i] = (struct control_member){ .id = (uint16_t)w->members[i]->id,
+                                                .address = copy,
+                                                .address_bytes = (uint32_t)address->len };
+        if (items)
+            memcpy(items[i].token.byte, w->members[i]->token.data, sizeof items[i].token.byte);
     }
-    *m = (struct control_members){ (uint32_t)w->n_members, items };
+    *m = (struct control_members){ (uint32_t)w->n_members, items, w->roster };
 }
 
 static void ready_pour(struct pour *p, const Longspan__V1__ControlReady *w, struct control_ready *r)
@@ -467,6 +476,7 @@ static void ready_pour(struct pour *p, const Longspan__V1__ControlReady *w, stru
         .address_bytes = (uint32_t)w->address.len,
     };
     memcpy(r->model_digest, w->model_digest.data, sizeof r->model_digest);
+    memcpy(r->secret, w->secret.data, sizeof r->secret);
 }
 
 static void welcome_pour(struct pour *p, const Longspan__V1__ControlWelcome *w, struct control_welcome *m)

@@ -13,12 +13,13 @@
 
 #include "common/error.h"
 #include "proto/plan.h"
+#include "proto/token.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-enum { CONTROL_VERSION = 4, CONTROL_BLOCKS_MAX = 4096 };
+enum { CONTROL_VERSION = 5, CONTROL_BLOCKS_MAX = 4096 };
 
 enum control_kind {
     /* worker to coordinator */
@@ -79,6 +80,7 @@ struct control_ready {
     uint64_t weight_bytes, pool_bytes;
     const uint8_t *address; /* exchange address */
     uint32_t address_bytes;
+    uint8_t secret[TOKEN_SECRET_BYTES]; /* of its exchange: proto/token.h */
 };
 
 struct control_heartbeat {
@@ -110,11 +112,13 @@ struct control_member {
     uint16_t id;
     const uint8_t *address;
     uint32_t address_bytes;
+    struct digest token; /* of messages from the receiver of this list to the member */
 };
 /* Peers a worker may exchange with; replaces the list before. */
 struct control_members {
     uint32_t n_members;
     const struct control_member *members;
+    uint64_t roster; /* ascends from list to list */
 };
 
 /* Plans of the group with a lower epoch are refused from now on; what runs of them is abandoned. */

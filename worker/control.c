@@ -366,6 +366,7 @@ static enum status serve_new(struct session *s)
                       .port_first = s->config->port_first,
                       .port_last = s->config->port_last,
                       .lanes = s->config->lanes,
+                      .tokens = true,
                       .spin_us = 20,
                       .stash_bytes_max = (size_t)256 << 20 },
         .on_result = on_result,

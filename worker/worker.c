@@ -525,7 +525,8 @@ static void members_take(struct worker *w, const struct control_members *members
     for (uint32_t i = 0; i < members->n_members && n < PLAN_WORKERS_MAX; i++)
         if (members->members[i].id != w->config.exchange.self)
             peers[n++] = (struct exchange_peer){ members->members[i].id, members->members[i].address,
-                                                 members->members[i].address_bytes };
+                                                 members->members[i].address_bytes, members->members[i].token };
+    exchange_roster(w->exchange, members->roster);
     if (w->config.exchange_ops->peers_set(w->exchange, peers, n, &err))
         log_error("members: %s", err.text);
 }
@@ -860,6 +861,7 @@ void worker_ready(const struct worker *w, struct control_ready *ready_out)
         .address_bytes = (uint32_t)w->address_bytes,
     };
     memcpy(ready_out->model_digest, w->digest.byte, sizeof ready_out->model_digest);
+    memcpy(ready_out->secret, exchange_secret(w->exchange), sizeof ready_out->secret);
 }
 
 void worker_stats(const struct worker *w, struct worker_stats *stats_out)

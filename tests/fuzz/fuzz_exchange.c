@@ -72,6 +72,10 @@ static void message(struct exchange *x, struct reader *r)
     }
     if (h.kind >= MESSAGE_BYE && how & 8)
         h.payload_bytes = payload_bytes = 0;
+    h.roster = how >> 6;
+    h.token = token_of(x->secret, h.source, h.roster);
+    h.token.byte[0] ^= (how & 48) == 48;
+    h.sum = checksum64(zeros, payload_bytes) ^ ((how & 34) == 34);
     message_header_write(&h, header);
     if (how & 16) {
         const size_t n = reader_u8(r);
@@ -84,7 +88,8 @@ static void message(struct exchange *x, struct reader *r)
     }
     uint8_t *exact = malloc(header_bytes + 1); /* so that a sanitizer sees a read past it */
     memcpy(exact, header, header_bytes < sizeof header ? header_bytes : sizeof header);
-    if (message_header_read(exact, header_bytes, payload_bytes, &h) && exchange_admit(x, &h)) {
+    if (message_header_read(exact, header_bytes, payload_bytes, &h) && exchange_genuine(x, &h, zeros) &&
+        exchange_admit(x, &h)) {
         if (h.kind == MESSAGE_BYE) {
             if (exchange_bye_counts(x, &h))
                 exchange_peer_down(x, exchange_peer(x, h.source), "bye", true);
@@ -126,6 +131,19 @@ static void slow_piece(struct exchange *x, struct reader *r)
     exchange_piece_end(x, &h, m, !(how & 16));
 }
 
+/* A new roster, of which some of the peers are. */
+static void roster(struct exchange *x, struct reader *r)
+{
+    const uint8_t of = reader_u8(r);
+    exchange_roster(x, x->roster + of % 2);
+    for (uint16_t id = 0; id < 6; id++) {
+        const struct exchange_peer named = { .id = id };
+        struct peer *p = of >> (id + 1) & 1 ? exchange_peer(x, id) : NULL;
+        if (p)
+            exchange_peer_named(x, p, &named);
+    }
+}
+
 static void address(const struct exchange *x, struct reader *r)
 {
     const size_t n = reader_u8(r);
@@ -138,7 +156,7 @@ static void address(const struct exchange *x, struct reader *r)
     memcpy(exact + n, &sum, 8);
     struct error err = { 0 };
     struct peer_address a;
-    const struct exchange_peer peer = { (uint16_t)n, exact, n + 8 };
+    const struct exchange_peer peer = { .id = (uint16_t)n, .address = exact, .address_bytes = n + 8 };
     if (!exchange_peer_address(x, &peer, &a, &err) && a.full_bytes + a.net_bytes > n)
         abort();
 }
@@ -152,6 +170,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
                                             .stash_bytes_max = STASH_BYTES,
                                             .message_bytes_max = MESSAGE_BYTES,
                                             .on_block = on_block,
+                                            .tokens = true,
                                             .ctx = &sum };
     const struct transport transport = { no_progress, no_sleep, -1 };
     log_set_level(LOG_LEVEL_ERROR - 1);
@@ -195,6 +214,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
         case 7:
             exchange_sent_later(&x, on_sent, &sum, ST_OK);
             exchange_progress(&x);
+            break;
+        case 8:
+            roster(&x, &r);
             break;
         default:
             message(&x, &r);

@@ -145,12 +145,13 @@ static uint32_t choose(void *ctx, const char *what, uint32_t n)
 static void members_tell(struct cluster *c)
 {
     struct control_member members[VOICES_MAX];
-    struct control_message m = { .kind = CONTROL_MEMBERS, .as.members = { 0, members } };
+    struct control_message m = { .kind = CONTROL_MEMBERS, .as.members = { .members = members } };
     for (uint32_t i = 0; i < c->n; i++) {
         const struct voice *v = &c->voice[i];
         if (v->worker)
-            members[m.as.members.n_members++] =
-                (struct control_member){ v->id, v->ready.address, v->ready.address_bytes };
+            members[m.as.members.n_members++] = (struct control_member){ .id = v->id,
+                                                                         .address = v->ready.address,
+                                                                         .address_bytes = v->ready.address_bytes };
     }
     for (uint32_t i = 0; i < c->n; i++)
         sched_send(c, (uint16_t)i, &m);

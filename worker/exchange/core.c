@@ -1,6 +1,7 @@
 #include "worker/exchange/core.h"
 
 #include <inttypes.h>
+#include <openssl/crypto.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -14,6 +15,7 @@ enum status exchange_init(struct exchange *x, const struct exchange_config *conf
                           struct waker *waker, struct error *err)
 {
     uint64_t random[2] = { 0 };
+    _Static_assert(sizeof x->secret <= 256, "one getrandom");
     x->config = *config;
     x->transport = *transport;
     x->waker = waker;
@@ -23,7 +25,8 @@ enum status exchange_init(struct exchange *x, const struct exchange_config *conf
         x->config.stash_bytes_max = default_stash_bytes_max;
     if (!x->config.message_bytes_max)
         x->config.message_bytes_max = default_message_bytes_max;
-    if (getrandom(random, sizeof random, 0) != sizeof random)
+    if (getrandom(random, sizeof random, 0) != sizeof random ||
+        getrandom(x->secret, sizeof x->secret, 0) != sizeof x->secret)
         return error_set(err, ST_IO, "exchange: no random numbers");
     x->instance = random[0] | 1;
     stash_init(&x->stash, x->config.stash_bytes_max, random[1]);
@@ -120,6 +123,22 @@ struct peer *exchange_peer_put(struct exchange *x, uint16_t id, uint64_t instanc
     return p;
 }
 
+void exchange_peer_named(struct exchange *x, struct peer *p, const struct exchange_peer *peer)
+{
+    p->named = x->roster;
+    p->token = peer->token;
+}
+
+void exchange_roster(struct exchange *x, uint64_t roster)
+{
+    x->roster = roster;
+}
+
+const uint8_t *exchange_secret(const struct exchange *x)
+{
+    return x->secret;
+}
+
 enum status exchange_peer_address(const struct exchange *x, const struct exchange_peer *peer,
                                   struct peer_address *a_out, struct error *err)
 {
@@ -180,6 +199,41 @@ void exchange_garbage(struct exchange *x, uint16_t source, const char *why)
         log_warn("exchange: dropped a message of peer %u: %s (%" PRIu64 " so far)", source, why, n);
     else
         log_warn("exchange: dropped a message of nobody known (claims %u): %s (%" PRIu64 " so far)", source, why, n);
+}
+
+/*
+ * Whether this token is one that its sender may show. Who is not of the roster that we were told may be of a later one that we will be told: it can show a token
+ * of that only if the coordinator counts it in. What a sender showed last is kept, so a token is computed once a roster.
+ */
+static const char *token_fault(const struct exchange *x, const struct message_header *h, struct peer *p)
+{
+    if (p && p->named != x->roster && h->roster <= x->roster)
+        return "it is no member any more";
+    if (!p && h->roster <= x->roster)
+        return "its token is of an earlier roster";
+    if (p && p->seen_roster == h->roster && h->roster)
+        return CRYPTO_memcmp(p->seen.byte, h->token.byte, sizeof h->token.byte) ? "its token is wrong" : NULL;
+    const struct digest right = token_of(x->secret, h->source, h->roster);
+    return CRYPTO_memcmp(right.byte, h->token.byte, sizeof right.byte) ? "its token is wrong" : NULL;
+}
+
+bool exchange_genuine(struct exchange *x, const struct message_header *h, const void *payload)
+{
+    struct peer *p = exchange_peer(x, h->source);
+    const char *why = x->config.tokens ? token_fault(x, h, p) : NULL;
+    if (why) {
+        x->stats.forged++;
+        exchange_garbage(x, UINT16_MAX, why); /* it may be anybody's: no peer is blamed */
+        return false;
+    }
+    if (x->config.tokens && p && h->roster >= p->seen_roster) {
+        p->seen = h->token;
+        p->seen_roster = h->roster;
+    }
+    if (h->sum == checksum64(payload, h->payload_bytes))
+        return true;
+    exchange_garbage(x, h->source, "its checksum is wrong");
+    return false;
 }
 
 static bool is_awaited(const struct exchange *x, const struct message_header *h)
@@ -420,7 +474,9 @@ struct message_header exchange_header(const struct exchange *x, const struct pee
                                     .from = x->instance,
                                     .to = to->instance,
                                     .link = to->link,
-                                    .payload_bytes = payload_bytes };
+                                    .payload_bytes = payload_bytes,
+                                    .roster = to->named,
+                                    .token = to->token };
 }
 
 struct message_header exchange_step_header(const struct exchange *x, const struct peer *to,

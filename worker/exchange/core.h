@@ -6,6 +6,7 @@
  * what arrived; the rest of exchange.h is done here.
  */
 
+#include "proto/token.h"
 #include "worker/exchange/gate.h"
 #include "worker/exchange/message.h"
 #include "worker/exchange/stash.h"
@@ -31,6 +32,10 @@ struct peer {
     struct message *assembly; /* a block that is coming in pieces; away while a piece is being written */
     uint64_t assembly_number, assembly_have;
     uint64_t block_number; /* of the last block sent to it */
+    struct digest token;   /* that messages to it show */
+    uint64_t named;        /* the last roster that it was of */
+    struct digest seen;    /* the token that it showed last, */
+    uint64_t seen_roster;  /* and its roster; 0: none yet */
 };
 
 struct transport {
@@ -56,6 +61,8 @@ struct exchange {
     struct exchange_config config;
     struct transport transport;
     uint64_t instance; /* random, != 0 */
+    uint8_t secret[TOKEN_SECRET_BYTES];
+    uint64_t roster; /* the last that we were told */
     struct gate gate;
     struct waker *waker; /* owned by the transport */
     struct stash stash;
@@ -99,7 +106,14 @@ void exchange_peer_down(struct exchange *x, struct peer *p, const char *why, boo
 /* And what it sent is forgotten. */
 void exchange_peer_forget(struct exchange *x, struct peer *p);
 
-/* ---- arrival: header_read, then admit, then one of the arrived ---- */
+/* It was named: with this token, in the roster of now. After exchange_peer_put. */
+void exchange_peer_named(struct exchange *x, struct peer *p, const struct exchange_peer *peer);
+
+/* ---- arrival: header_read, then genuine, then admit, then one of the arrived ---- */
+
+/* Whether the message shows the right token, if tokens are asked for, and its bytes are those that were sent. Nothing else of it was looked at before.
+   Counts and logs a refusal. */
+bool exchange_genuine(struct exchange *x, const struct message_header *h, const void *payload);
 
 /* Whether the message is wanted: not if of an epoch that is over, of a wrong life, too long, unawaited without room. Counts and logs a refusal. */
 bool exchange_admit(struct exchange *x, const struct message_header *h);

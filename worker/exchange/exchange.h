@@ -15,6 +15,7 @@
 #include <sys/uio.h>
 
 #include "common/error.h"
+#include "common/hash.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -36,6 +37,7 @@ struct exchange_peer {
     uint16_t id;
     const uint8_t *address; /* as exchange_address of that worker gave it */
     size_t address_bytes;
+    struct digest token; /* that messages to it show: proto/token.h */
 };
 
 /* A block that arrived (kvstore's wire form, header included); data is borrowed for the call. Called from inside progress and waits. */
@@ -51,11 +53,14 @@ struct exchange_config {
     size_t message_bytes_max;       /* of one received message (blocks included) */
     exchange_block_fn *on_block;
     void *ctx;
-    void *hub; /* local only: the exchange_hub that joins workers of one process */
+    void *hub;   /* local only: the exchange_hub that joins workers of one process */
+    bool tokens; /* ucx: messages that show no token of ours are dropped */
 };
 
 struct exchange_stats {
-    uint64_t bytes_sent, bytes_received, messages_sent, messages_received, dropped;
+    uint64_t bytes_sent, bytes_received, messages_sent, messages_received;
+    uint64_t dropped; /* messages of all causes: */
+    uint64_t forged;  /* of these, without the right token */
     uint64_t wait_ns; /* in exchange_recv, not progressing anything else */
 };
 
@@ -107,6 +112,14 @@ struct exchange_ops {
 
 extern const struct exchange_ops exchange_local;
 extern const struct exchange_ops exchange_ucx;
+/* What tokens of messages to this one are made of: random, of this exchange alone. */
+const uint8_t *exchange_secret(const struct exchange *x);
+/*
+ * Before peers_set: its peers, and no others, are of this roster (ascending), and their tokens too. Who was told of and is not of it is refused from now on,
+ * unless it shows a token of a later one.
+ */
+void exchange_roster(struct exchange *x, uint64_t roster);
+
 /* "local", "ucx", or NULL */
 const struct exchange_ops *exchange_find(const char *name);
 

@@ -305,12 +305,15 @@ static enum status peer_set(struct local *l, const struct exchange_peer *peer, s
     const enum status st = exchange_peer_address(x, peer, &a, err);
     if (st)
         return st;
-    const struct peer *old = exchange_peer(x, peer->id);
-    if (old && old->state == PEER_UP && old->instance == a.instance)
+    struct peer *old = exchange_peer(x, peer->id);
+    if (old && old->state == PEER_UP && old->instance == a.instance) {
+        exchange_peer_named(x, old, peer);
         return ST_OK;
+    }
     struct peer *p = exchange_peer_put(x, peer->id, a.instance);
     if (!p)
         return error_set(err, ST_TOO_LARGE, "exchange: more than %d peers", EXCHANGE_PEERS_MAX);
+    exchange_peer_named(x, p, peer);
     const size_t i = (size_t)(p - x->peers);
     to_connect(l, i);
     if (l->to[i] && p->link > 1)

@@ -7,7 +7,8 @@
 
 enum {
     MESSAGE_MAGIC = 0x4d58534c /* "LSXM" */,
-    MESSAGE_VERSION = 1,
+    MESSAGE_VERSION = 2,
+    SUM_AT = MESSAGE_HEADER_BYTES - 8, /* the last field */
     ADDRESS_MAGIC = 0x4158534c /* "LSXA" */,
     ADDRESS_VERSION = 1
 };
@@ -32,6 +33,8 @@ void message_header_write(const struct message_header *h, uint8_t out[MESSAGE_HE
     at = put(at, &h->to, 8);
     at = put(at, &h->link, 4);
     at = put(at, &h->payload_bytes, 8);
+    at = put(at, &h->roster, 8);
+    at = put(at, h->token.byte, sizeof h->token.byte);
     if (h->kind == MESSAGE_STEP) {
         at = put(at, &h->step.epoch, 8);
         at = put(at, &h->step.plan, 8);
@@ -43,13 +46,15 @@ void message_header_write(const struct message_header *h, uint8_t out[MESSAGE_HE
         at = put(at, &h->block.total, 8);
         put(at, &h->block.offset, 8);
     }
+    const uint64_t sum = h->sum ^ checksum64(out, SUM_AT);
+    put(out + SUM_AT, &sum, 8);
 }
 
 bool message_header_read(const void *header, size_t bytes, size_t payload_bytes, struct message_header *h_out)
 {
     if (bytes != MESSAGE_HEADER_BYTES)
         return false;
-    struct reader r = reader_of(header, bytes);
+    struct reader r = reader_of(header, bytes), last = reader_of((const uint8_t *)header + SUM_AT, 8);
     struct message_header h = { 0 };
     const uint32_t magic = reader_u32(&r);
     const uint8_t version = reader_u8(&r);
@@ -59,6 +64,9 @@ bool message_header_read(const void *header, size_t bytes, size_t payload_bytes,
     h.to = reader_u64(&r);
     h.link = reader_u32(&r);
     h.payload_bytes = reader_u64(&r);
+    h.roster = reader_u64(&r);
+    memcpy(h.token.byte, reader_take(&r, sizeof h.token.byte), sizeof h.token.byte);
+    h.sum = reader_u64(&last) ^ checksum64(header, SUM_AT);
     if (magic != MESSAGE_MAGIC || version != MESSAGE_VERSION || h.payload_bytes != payload_bytes)
         return false;
     switch (h.kind) {

@@ -32,6 +32,10 @@ struct message_header {
     uint64_t from, to;
     uint32_t link; /* grows when a side connects anew */
     uint64_t payload_bytes;
+    uint64_t roster;     /* of the token: */
+    struct digest token; /* see proto/token.h */
+    uint64_t
+        sum; /* checksum64 of the payload; on the wire with the header's own, so that one finds flipped bits of both */
     union {
         struct {
             uint64_t epoch, plan;
@@ -45,7 +49,7 @@ struct message_header {
     };
 };
 
-enum { MESSAGE_HEADER_BYTES = 64 };
+enum { MESSAGE_HEADER_BYTES = 96 };
 
 void message_header_write(const struct message_header *h, uint8_t out[MESSAGE_HEADER_BYTES]);
 /*

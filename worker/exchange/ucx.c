@@ -54,7 +54,7 @@ static ucs_status_t on_message(void *arg, const void *header, size_t header_byte
         exchange_garbage(&u->x, UINT16_MAX, "it makes no sense");
         return UCS_OK; /* which refuses a rendezvous: we make none */
     }
-    if (!exchange_admit(&u->x, &h))
+    if (!exchange_genuine(&u->x, &h, data) || !exchange_admit(&u->x, &h))
         return UCS_OK;
     if (h.kind == MESSAGE_BYE && exchange_bye_counts(&u->x, &h))
         u->connections[exchange_peer(&u->x, h.source) - u->x.peers].bye = true;
@@ -338,8 +338,10 @@ static enum status peer_set(struct ucx *u, const struct exchange_peer *peer, str
     const struct connection *old = p ? &u->connections[p - u->x.peers] : NULL;
     if (p && p->state == PEER_UP && (old->failure || old->bye))
         connection_down(u, (size_t)(p - u->x.peers), "it failed");
-    if (p && p->state == PEER_UP && p->instance == a.instance)
+    if (p && p->state == PEER_UP && p->instance == a.instance) {
+        exchange_peer_named(&u->x, p, peer);
         return ST_OK;
+    }
     const bool near = !memcmp(a.host.byte, u->host.byte, sizeof a.host.byte);
     const uint8_t *address = near ? a.full : a.net;
     if (!address)
@@ -351,6 +353,7 @@ static enum status peer_set(struct ucx *u, const struct exchange_peer *peer, str
     p = exchange_peer_put(&u->x, peer->id, a.instance);
     if (!p)
         return error_set(err, ST_TOO_LARGE, "exchange: more than %d peers", EXCHANGE_PEERS_MAX);
+    exchange_peer_named(&u->x, p, peer);
     const size_t slot = (size_t)(p - u->x.peers);
     memcpy(u->connections[slot].address, address, near ? a.full_bytes : a.net_bytes);
     connection_open_soon(u, slot, again);
@@ -396,6 +399,7 @@ static enum status message_send(struct ucx *u, size_t slot, struct message *m)
         c->waiting_end = &m->next;
         return ST_OK;
     }
+    m->header.sum = checksum64(m->payload, m->header.payload_bytes);
     message_header_write(&m->header, m->wire);
     const ucp_request_param_t param = { .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
                                                         UCP_OP_ATTR_FIELD_FLAGS,

@@ -120,6 +120,7 @@ static void piece_send(struct ucx *u, struct block_send *b)
     const struct iovec *part = &b->parts[b->part];
     b->piece_bytes = part->iov_len - b->at < PIECE_BYTES ? part->iov_len - b->at : PIECE_BYTES;
     b->header.payload_bytes = b->piece_bytes;
+    b->header.sum = checksum64((const uint8_t *)part->iov_base + b->at, b->piece_bytes);
     message_header_write(&b->header, b->wire);
     b->under_way = true;
     const ucp_request_param_t param = { .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |

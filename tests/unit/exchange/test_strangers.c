@@ -103,6 +103,7 @@ static void test_stranger(void **state)
             }
             if (h.kind == MESSAGE_BYE)
                 bytes = h.payload_bytes = 0;
+            h.sum = checksum64(payload, bytes);
             message_header_write(&h, header);
             header_bytes = MESSAGE_HEADER_BYTES;
             if (!rng_below(&rng, 3))

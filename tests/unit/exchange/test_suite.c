@@ -98,7 +98,9 @@ static void node_close(struct node *n)
 static enum status node_meets(struct node *n, const struct node *other)
 {
     struct error err = { 0 };
-    const struct exchange_peer peer = { other->id, other->address, other->address_bytes };
+    const struct exchange_peer peer = { .id = other->id,
+                                        .address = other->address,
+                                        .address_bytes = other->address_bytes };
     return n->ops->peers_set(n->x, &peer, 1, &err);
 }
 
@@ -273,12 +275,12 @@ static void test_addresses(void **state)
     struct error err = { 0 };
     node_open(&a, 1);
     node_open(&b, 2);
-    struct exchange_peer peer = { 3, b.address, b.address_bytes };
+    struct exchange_peer peer = { .id = 3, .address = b.address, .address_bytes = b.address_bytes };
     assert_int_equal(a.ops->peers_set(a.x, &peer, 1, &err), ST_PROTOCOL); /* another's address */
     for (size_t n = 0; n < b.address_bytes; n++) {
         uint8_t *cut = malloc(n + 1);
         memcpy(cut, b.address, n);
-        peer = (struct exchange_peer){ 2, cut, n };
+        peer = (struct exchange_peer){ .id = 2, .address = cut, .address_bytes = n };
         err = (struct error){ 0 };
         assert_int_equal(a.ops->peers_set(a.x, &peer, 1, &err), ST_PROTOCOL);
         assert_true(err.text[0] != 0);
@@ -286,13 +288,13 @@ static void test_addresses(void **state)
     }
     for (size_t bit = 0; bit < 8 * b.address_bytes; bit++) {
         b.address[bit / 8] ^= (uint8_t)(1u << bit % 8);
-        peer = (struct exchange_peer){ 2, b.address, b.address_bytes };
+        peer = (struct exchange_peer){ .id = 2, .address = b.address, .address_bytes = b.address_bytes };
         assert_int_equal(a.ops->peers_set(a.x, &peer, 1, NULL), ST_PROTOCOL);
         b.address[bit / 8] ^= (uint8_t)(1u << bit % 8);
     }
     uint8_t *junk = random_bytes(1, 5000);
     for (size_t n = 0; n < 5000; n += 61) {
-        peer = (struct exchange_peer){ 2, junk, n };
+        peer = (struct exchange_peer){ .id = 2, .address = junk, .address_bytes = n };
         assert_int_equal(a.ops->peers_set(a.x, &peer, 1, NULL), ST_PROTOCOL);
     }
     free(junk);

@@ -171,7 +171,7 @@ static inline enum status obey(struct exchange *x, uint16_t self, const struct c
     case ORDER_PEER: {
         uint8_t address[EXCHANGE_ADDRESS_MAX];
         struct error err = { 0 };
-        const struct exchange_peer peer = { (uint16_t)c->a, address, c->n };
+        const struct exchange_peer peer = { .id = (uint16_t)c->a, .address = address, .address_bytes = c->n };
         if (c->n > sizeof address || !read_all(CHANNEL_FD, address, c->n))
             exit(3);
         return ops->peers_set(x, &peer, 1, &err);
@@ -376,7 +376,7 @@ static inline void boss_open(struct boss *b)
 static inline void boss_meets(struct boss *b, struct worker *w)
 {
     struct error err = { 0 };
-    const struct exchange_peer peer = { w->id, w->address, w->address_bytes };
+    const struct exchange_peer peer = { .id = w->id, .address = w->address, .address_bytes = w->address_bytes };
     assert_int_equal(ops->peers_set(b->x, &peer, 1, &err), ST_OK);
     worker_told(w, BOSS, b->address, b->address_bytes);
 }

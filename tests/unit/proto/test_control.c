@@ -19,7 +19,9 @@ static struct result_case results;
 enum { N_KINDS = CONTROL_NAMES + 1 };
 
 static const uint8_t address[] = { 9, 0, 8, 255 };
-static const struct control_member good_members[] = { { 1, address, 4 }, { 2, address, 0 }, { 900, address, 1 } };
+static const struct control_member good_members[] = { { 1, address, 4, { { 1, 2 } } },
+                                                      { 2, address, 0, { { 3 } } },
+                                                      { 900, address, 1, { { 0 } } } };
 
 static const struct control_block good_blocks[] = { { 1, 0, { 1 } },
                                                     { UINT64_MAX - 1, PLAN_POSITIONS_MAX / PLAN_BLOCK - 1, { 2, 3 } },
@@ -57,7 +59,8 @@ static struct control_message message_of(enum control_kind kind, struct rng *rng
                                              .weight_bytes = 5,
                                              .pool_bytes = 6,
                                              .address = address,
-                                             .address_bytes = sizeof address };
+                                             .address_bytes = sizeof address,
+                                             .secret = { 9, 8, 7 } };
         break;
     case CONTROL_HEARTBEAT:
         m.as.heartbeat = (struct control_heartbeat){ 1, 2, 3, 4, 5, 6, UINT64_MAX, 8, 9 };
@@ -72,7 +75,7 @@ static struct control_message message_of(enum control_kind kind, struct rng *rng
         m.as.copied = (struct control_copied){ 77, 2, ST_CORRUPT };
         break;
     case CONTROL_MEMBERS:
-        m.as.members = (struct control_members){ 3, good_members };
+        m.as.members = (struct control_members){ 3, good_members, 77 };
         break;
     case CONTROL_PLAN:
         m.as.plan = plan_case_make(&plans, rng, rng_below(rng, 4), rng_below(rng, 2));
@@ -122,7 +125,8 @@ static bool message_equal(const struct control_message *a, const struct control_
         return same_text(x->fingerprint, y->fingerprint) && !memcmp(x->model_digest, y->model_digest, 16) &&
                x->leaf_blocks == y->leaf_blocks && x->n_blocks == y->n_blocks && x->block_bytes == y->block_bytes &&
                x->weight_bytes == y->weight_bytes && x->pool_bytes == y->pool_bytes &&
-               x->address_bytes == y->address_bytes && !memcmp(x->address, y->address, x->address_bytes);
+               !memcmp(x->secret, y->secret, sizeof x->secret) && x->address_bytes == y->address_bytes &&
+               !memcmp(x->address, y->address, x->address_bytes);
     }
     case CONTROL_HEARTBEAT:
         return !memcmp(&a->as.heartbeat.sequence, &b->as.heartbeat.sequence, 16) &&
@@ -142,12 +146,12 @@ static bool message_equal(const struct control_message *a, const struct control_
         return a->as.copied.handle == b->as.copied.handle && a->as.copied.source == b->as.copied.source &&
                a->as.copied.status == b->as.copied.status;
     case CONTROL_MEMBERS:
-        if (a->as.members.n_members != b->as.members.n_members)
+        if (a->as.members.n_members != b->as.members.n_members || a->as.members.roster != b->as.members.roster)
             return false;
         for (uint32_t i = 0; i < a->as.members.n_members; i++) {
             const struct control_member *x = &a->as.members.members[i], *y = &b->as.members.members[i];
             if (x->id != y->id || x->address_bytes != y->address_bytes ||
-                memcmp(x->address, y->address, x->address_bytes))
+                memcmp(x->address, y->address, x->address_bytes) || memcmp(&x->token, &y->token, sizeof x->token))
                 return false;
         }
         return true;
@@ -265,9 +269,9 @@ static void fields_are_checked(void **state)
     m = message_of(CONTROL_NAMES, &rng);
     m.as.blocks = (struct control_blocks){ 1, CONTROL_BLOCKS_MAX + 1, many };
     refused(&m, "blocks.handles");
-    const struct control_member twice[] = { { 3, address, 4 }, { 3, address, 4 } };
+    const struct control_member twice[] = { { 3, address, 4, { { 0 } } }, { 3, address, 4, { { 0 } } } };
     m = message_of(CONTROL_MEMBERS, &rng);
-    m.as.members = (struct control_members){ 2, twice };
+    m.as.members = (struct control_members){ 2, twice, 1 };
     refused(&m, "members.id");
     m = message_of(CONTROL_PLAN, &rng);
     m.as.plan->deadline_ms = 0;

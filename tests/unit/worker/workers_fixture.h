@@ -107,9 +107,11 @@ static struct cluster *workers_new(const char *model, uint32_t n, const struct w
             fail_msg("%s", err.text);
         struct control_ready ready;
         worker_ready(c->worker[i], &ready);
-        members[i] = (struct control_member){ (uint16_t)i, ready.address, ready.address_bytes };
+        members[i] = (struct control_member){ .id = (uint16_t)i,
+                                              .address = ready.address,
+                                              .address_bytes = ready.address_bytes };
     }
-    const struct control_message m = { .kind = CONTROL_MEMBERS, .as.members = { n, members } };
+    const struct control_message m = { .kind = CONTROL_MEMBERS, .as.members = { .n_members = n, .members = members } };
     for (uint32_t i = 0; i < n; i++)
         post(c->worker[i], &m);
     return c;
