@@ -17,6 +17,8 @@
 
 /* Rows whose mean counts once in an interval; and the dense layers that the constructed model's looking back takes. */
 enum { BATCH_ROWS = 16, BATCHES = EVAL_ROWS / BATCH_ROWS, COPY_DENSE_LAYERS = 3 };
+/* Nobody waits for a cluster of eval's: a step may take long. */
+enum { STEP_DEADLINE_MS = 600000, SILENCE_MS = 60000 };
 
 struct eval {
     struct settings settings;
@@ -43,6 +45,8 @@ static enum status config_settings(const struct eval *e, const struct eval_confi
     enum status st;
     *s = e->settings;
     s->json = true;
+    s->step_deadline_ms = STEP_DEADLINE_MS;
+    s->silence_ms = SILENCE_MS;
     if ((st = config_set(settings_fields, s, "kv-codec", c->kv_codec, "--configs: kv-codec", err)) ||
         (st = config_set(settings_fields, s, "selector", c->selector, "--configs: selector", err)) ||
         (st = settings_selector(s, whole, err)))
