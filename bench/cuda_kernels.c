@@ -2,7 +2,7 @@
  * Figures of the GPU's kernels, as one JSON object: decode attention against a copy, products of one row and of many, prefill attention. Medians of
  * replayed graphs; buffers are larger than the cache, or rotated so that nothing stays in it.
  *
- *   cuda_kernels [--quick]
+ *   cuda_kernels [--quick | --decode | --decode-in-order]     (the last two: decode attention alone, over shuffled blocks or not)
  */
 #include <math.h>
 #include <string.h>
@@ -99,6 +99,8 @@ static void count_merges(uint8_t *merges, uint32_t n)
     merges[n - 1] = (uint8_t)(merges[n - 1] + depth - 1);
 }
 
+static bool in_order; /* blocks stand in the order in which they are read */
+
 /* One row over n_leaves whole leaves, in items of some leaves each, and the items' join. */
 static void bench_decode(uint32_t context, const char *name)
 {
@@ -141,7 +143,7 @@ static void bench_decode(uint32_t context, const char *name)
     for (uint32_t r = 0; r < t.n_rotated; r++) {
         for (uint32_t i = 0; i < n_blocks; i++)
             slots[i] = i + r * n_blocks;
-        for (uint32_t i = n_blocks; i-- > 1;) {
+        for (uint32_t i = in_order ? 0 : n_blocks; i-- > 1;) {
             const uint32_t k = (uint32_t)(rng_at(1, i, r) % (i + 1)), x = slots[i];
             slots[i] = slots[k];
             slots[k] = x;
@@ -294,7 +296,8 @@ static double bench_product(const char *name, const uint32_t *outs, uint32_t n_p
 int main(int argc, char **argv)
 {
     static const uint32_t qkv[] = { 4096, 1024, 1024 }, out[] = { 4096 }, up[] = { 14336, 14336 }, head[] = { 128256 };
-    const bool quick = argc > 1 && !strcmp(argv[1], "--quick");
+    const char *mode = argc > 1 ? argv[1] : "";
+    const bool quick = !strcmp(mode, "--quick");
     char text[256];
     if (cuda_device_find(&device, text, sizeof text)) {
         fprintf(stderr, "cuda_kernels: %s\n", text);
@@ -303,6 +306,13 @@ int main(int argc, char **argv)
     repeats = quick ? 10 : 50;
     CUDA(cudaStreamCreate(&stream));
     printf("{\n  \"gpu\": \"%s\",\n", device.name);
+    if (!strcmp(mode, "--decode") || !strcmp(mode, "--decode-in-order")) {
+        in_order = strcmp(mode, "--decode");
+        bench_decode(128 << 10, "128k");
+        bench_decode(1024 << 10, "1m");
+        printf("  \"repeats\": %d\n}\n", repeats);
+        return 0;
+    }
     bench_copy();
     static const uint32_t rows[] = { 1, 16, 64 };
     for (int i = 0; i < (quick ? 1 : 3); i++) {

@@ -3,7 +3,7 @@
 Checks and measures the CUDA backend on a host with a GPU, from a folder that scripts/device.sh packed. One JSON object on standard output, under the
 flat names of bench/results/h100.json; what failed is named under "failed". Logs go to --logs.
 
-    device.py [--only check,worker,sanitizer,cluster,needles,peer,kernels,codes,lossless,step,step-lossless,step-long,batch,needles-coded,peers] [--logs FOLDER]
+    device.py [--only check,worker,sanitizer,cluster,memory,needles,links,peer,kernels,codes,lossless,step,step-lossless,step-long,batch,needles-coded,peers] [--logs FOLDER]
 """
 import argparse
 import http.client
@@ -21,8 +21,9 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ENV = {**os.environ, "LD_LIBRARY_PATH": HERE + "/lib", "UCX_MODULE_DIR": HERE + "/lib/ucx"}
 parser = argparse.ArgumentParser()
-parser.add_argument("--only", default="check,worker,sanitizer,cluster,needles,peer,kernels,codes,lossless,step,step-lossless,step-long,batch,needles-coded,peers")
+parser.add_argument("--only", default="check,worker,sanitizer,cluster,memory,needles,links,peer,kernels,codes,lossless,step,step-lossless,step-long,batch,needles-coded,peers")
 parser.add_argument("--logs", default=tempfile.gettempdir())
+parser.add_argument("--links", default="1 peer,2 peer,2 nccl,2 ucx", help="GPUs and --exchange of links, the first one is what the others are compared with")
 args = parser.parse_args()
 result = {"failed": []}
 
@@ -49,11 +50,11 @@ def figures(name, *command, **more):
 
 
 class Cluster:
-    def __init__(self, model, workers, device, context, *flags):
+    def __init__(self, model, workers, device, context, *flags, kv_bytes="4G"):
         self.state = tempfile.mkdtemp()
         self.log = open(f"{args.logs}/cluster-{device}-{workers}.log", "w")
         self.up = subprocess.Popen([f"{HERE}/longspan", "up", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--model", model, "--workers", str(workers),
-                                    "--device", device, "--threads", "4", "--kv-bytes", "4G", "--state", self.state,
+                                    "--device", device, "--threads", "4", "--kv-bytes", kv_bytes, "--state", self.state,
                                     "--positions-max", str(context), *flags],
                                    env=ENV, stderr=subprocess.PIPE, text=True)
         self.port = None
@@ -86,16 +87,16 @@ class Cluster:
 class Apart(Cluster):
     """A coordinator and workers of their own, each on its own GPU, as on hosts of their own."""
 
-    def __init__(self, model, gpus, context, *flags):
+    def __init__(self, model, gpus, context, *flags, exchange="peer"):
         self.state = tempfile.mkdtemp()
-        self.log = open(f"{args.logs}/cluster-apart-{gpus}.log", "w")
+        self.log = open(f"{args.logs}/cluster-apart-{gpus}-{exchange}.log", "w")
         self.up = subprocess.Popen([f"{HERE}/longspan", "coordinator", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--control", "127.0.0.1:0", "--model",
                                     model, "--workers", str(gpus), "--state", self.state, "--positions-max", str(context), *flags],
                                    env=ENV, stdout=subprocess.PIPE, stderr=self.log, text=True)
         at = dict(self.up.stdout.readline().split() for _ in range(3))
         self.port = int(at["http"].split(":")[1])
         self.workers = [subprocess.Popen([f"{HERE}/longspan", "worker", "--control", at["control"], "--device", "cuda", "--threads", "4", "--kv-bytes", "12G",
-                                          "--bind", "127.0.0.1"], env={**ENV, "CUDA_VISIBLE_DEVICES": str(i)}, stderr=self.log) for i in range(gpus)]
+                                          "--bind", "127.0.0.1", "--exchange", exchange, "--log-level", "info"], env={**ENV, "CUDA_VISIBLE_DEVICES": str(i), "NCCL_DEBUG": "WARN"}, stdout=self.log, stderr=self.log) for i in range(gpus)]
         until = time.monotonic() + 60
         while True:
             c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
@@ -106,11 +107,19 @@ class Apart(Cluster):
                 raise RuntimeError("the workers did not get ready")
             time.sleep(0.1)
 
+    def logged(self, text):
+        self.log.flush()
+        return open(self.log.name).read().count(text)
+
     def close(self):
         for p in [*self.workers, self.up]:
             p.send_signal(signal.SIGTERM)
         for p in [*self.workers, self.up]:
-            p.wait(30)
+            try:
+                p.wait(30)
+            except subprocess.TimeoutExpired:
+                result["failed"].append("end")
+                p.kill()
         self.log.close()
 
 
@@ -164,6 +173,108 @@ def needles(gpus_there, context=1 << 20, n=16):
             result["failed"].append(f"needles-{gpus}")
     if 2 in answers:
         result["needles_1m_one_and_two_gpus_same_bits"] = answers[1] == answers[2]
+
+
+def links():
+    """
+    A sequence over two GPUs, by each way between them: the same bits as on one GPU, and the time of a token. Then a worker is killed in the middle of an
+    answer: the request ends with an error soon, since the other's waits do.
+    """
+    model, context = "random:llama-3.1-8b:8", 65536
+    prompt, answers = [(i * 7919 + i // 13) % 128000 for i in range(49152)], {}
+    ways = [(int(gpus), exchange) for gpus, exchange in (way.split() for way in args.links.split(","))]
+    for gpus, exchange in ways:
+        c = None
+        try:
+            c = Apart(model, gpus, context, "--step-rows-max", "2048", "--step-deadline-ms", "20000", exchange=exchange)
+            c.complete(prompt, 4)
+            start = time.monotonic()
+            answers[gpus, exchange] = c.complete(prompt, 8)
+            between = time.monotonic()
+            more = c.complete(prompt, 208)
+            # a prefix hit both times, so the difference is 200 tokens
+            result[f"links_{gpus}gpu_{exchange}_token_ms"] = round(((time.monotonic() - between) - (between - start)) / 200 * 1000, 3)
+            answers[gpus, exchange] += more
+            if gpus > 1 and exchange != "ucx" and c.logged("go by peer memory" if exchange == "peer" else "go by NCCL") < 2:
+                result["failed"].append(f"links-{exchange}-not-used")
+            if gpus > 1 and exchange != "ucx":
+                killed(c, prompt, exchange)
+        except Exception as e:
+            print(f"links on {gpus} by {exchange}: {e}", file=sys.stderr)
+            result["failed"].append(f"links-{gpus}-{exchange}")
+        if c:
+            c.close()
+    same = {f"{gpus} {exchange}": a == answers.get(ways[0]) for (gpus, exchange), a in answers.items()}
+    print(f"the bits of one GPU: {same}", file=sys.stderr)
+    result["links_same_bits"] = len(same) == len(ways) and all(same.values())
+    if not result["links_same_bits"]:
+        result["failed"].append("links")
+
+
+def killed(c, prompt, exchange):
+    """In the middle of an answer: it ends, or goes on at the other worker, which lives and answers the next one."""
+    told = {}
+
+    def ask():
+        try:
+            told["answer"] = c.complete(prompt, 1000)
+        except Exception as e:
+            told["error"] = str(e)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(1.5)
+    c.workers[1].kill()
+    start = time.monotonic()
+    asking.join(60)
+    result[f"links_{exchange}_killed_s"] = round(time.monotonic() - start, 2)
+    result[f"links_{exchange}_killed"] = told.get("error", "goes on" if told else "hangs")
+    if not told or c.workers[0].poll() is not None or c.logged("abandoned") == 0:
+        result["failed"].append(f"links-killed-{exchange}")
+    c.complete(prompt[:100], 4)
+
+
+HOG = """
+import sys, torch
+left = int(sys.argv[1])
+held = torch.empty(torch.cuda.mem_get_info()[0] - left, dtype=torch.uint8, device="cuda")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def refused(c, prompt, name):
+    """The request ends with an error, the next one does not."""
+    try:
+        c.complete(prompt, 4)
+        result["failed"].append(name + "-taken")
+    except RuntimeError as e:
+        result[name] = str(e)
+    c.complete(prompt[:100], 4)
+
+
+def memory():
+    """Out of memory is an error of the request that caused it: a pool that is too small; a GPU whose memory somebody else takes."""
+    model = "random:layers=4,d=1024,heads=8,kv=2,head_dim=128,ff=4096,vocab=512,positions=65536,codec=bf16"
+    prompt = [(i * 7919 + i // 13) % 512 for i in range(40000)]
+    try:
+        c = Cluster(model, 1, "cuda", 65536, kv_bytes="64M")
+        refused(c, prompt, "memory_small_pool")
+        c.close()
+        c = Cluster(model, 1, "cuda", 65536)
+        short = c.complete(prompt[:100], 4)
+        hog = subprocess.Popen([sys.executable, "-c", HOG, str(8 << 20)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
+        hog.stdout.readline()
+        refused(c, prompt, "memory_full_gpu")
+        if c.complete(prompt[:100], 4) != short:
+            result["failed"].append("memory-bits")
+        hog.stdin.close()
+        hog.wait(30)
+        c.complete(prompt, 4)
+        c.close()
+    except Exception as e:
+        print(f"memory: {e}", file=sys.stderr)
+        result["failed"].append("memory")
 
 
 def cluster():
@@ -224,7 +335,7 @@ def main():
         run("worker-select", HERE + "/worker_test_cuda_select", seconds=240)
     if "sanitizer" in wanted:
         for program in ("check_cuda", "check_cuda_lossless", "check_cuda_codes", "check_cuda_quest", "check_cuda_walk"):
-            # racecheck does not follow __syncwarp() to the one lane that arrives at a barrier: warps that walk alone have that
+            # racecheck does not follow __syncwarp() to the one lane that arrives at a barrier: linear_lossless.cu says what was done about that
             for tool in ("memcheck", "racecheck")[: 1 if program in ("check_cuda_codes", "check_cuda_lossless") else 2]:
                 run(f"{tool}-{program}", "compute-sanitizer", "--tool", tool, "--error-exitcode", "9", f"{HERE}/{program}", "--rounds", "2")
     if "cluster" in wanted:
@@ -235,6 +346,10 @@ def main():
         needles(gpus)
     if "needles-coded" in wanted:
         needles_coded()
+    if "memory" in wanted:
+        memory()
+    if "links" in wanted and gpus > 1:
+        links()
     if "peer" in wanted and gpus > 1: # two processes that wait for each other on one GPU would measure its time slices
         figures("peer", HERE + "/check_cuda_peer", "--bench")
         figures("nccl", sys.executable, HERE + "/cuda_nccl.py", env=os.environ)

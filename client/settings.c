@@ -51,6 +51,7 @@ const struct config_field settings_fields[] = {
 
     { "bind", "", CONFIG_TEXT, TEXT(bind), 0, 0, NULL, SCOPE_WORKER, "address[:first-last] that peers reach this worker at" },
     { "device", "cpu", CONFIG_TEXT, TEXT(device), 0, 0, NULL, WORK | SCOPE_EVAL, "cpu; cuda: the first NVIDIA GPU" },
+    { "exchange", "peer", CONFIG_CHOICE, TEXT(exchange), 0, 0, "ucx|peer|nccl", WORK, "messages between GPUs of one host; ucx: through the host, as between hosts" },
     { "lanes", "best", CONFIG_CHOICE, TEXT(lanes), 0, 0, "best|shm|tcp", WORK, "transport between workers" },
     { "threads", "0", CONFIG_U32, PLAIN(threads), 0, 1024, NULL, WORK | SCOPE_EVAL, "compute threads of a worker; 0: an even share of the cores" },
     { "kv-bytes", "auto", CONFIG_BYTES, PLAIN(kv_bytes), 0, (uint64_t)1 << 50, NULL, WORK | SCOPE_EVAL, "KV pool of a worker" },

@@ -44,7 +44,7 @@ struct settings {
     char control_cert[1024], control_key[1024], control_ca[1024], etcd_cert[1024], etcd_key[1024], etcd_ca[1024];
     uint32_t workers;
     /* a worker */
-    char bind[128], device[16], lanes[8];
+    char bind[128], device[16], exchange[8], lanes[8];
     uint32_t threads;
     uint64_t kv_bytes;
     bool share_reads;
@@ -66,8 +66,8 @@ struct settings {
     uint32_t max_tokens, top_k;
     /* jobs, batch */
     char key[257], name[129], output[1024];
-    char system[4096];                   /* chat */
-    char weights[16], out[1024];         /* pack */
+    char system[4096];                                                         /* chat */
+    char weights[16], out[1024];                                               /* pack */
     char configs[4096], text_file[1024], corpus[1024], tasks[1024], svg[1024]; /* eval */
     uint32_t length, samples;
     bool quick;

@@ -49,6 +49,7 @@ int command_worker(int argc, char **argv)
         .n_threads = s.threads,
         .kv_bytes = s.kv_bytes ? s.kv_bytes : (uint64_t)1 << 30,
         .reads_apart = !s.share_reads,
+        .exchange = s.exchange,
         .lanes = strcmp(s.lanes, "best") ? s.lanes : NULL,
         .once = s.once,
     };

@@ -360,7 +360,7 @@ static enum status serve_new(struct session *s)
         .positions_max = s->service.positions_max,
         .kv_bytes = s->config->kv_bytes,
         .reads_apart = s->config->reads_apart,
-        .exchange_ops = &exchange_ucx,
+        .exchange_ops = exchange_find(s->config->exchange),
         .exchange = { .self = s->id,
                       .bind = s->config->bind,
                       .port_first = s->config->port_first,

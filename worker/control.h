@@ -25,9 +25,10 @@ struct worker_process_config {
     const char *device; /* "cpu" */
     uint32_t n_threads; /* 0: one a core */
     uint64_t kv_bytes;
-    bool reads_apart;  /* as in worker_config */
-    const char *lanes; /* "shm", "tcp", NULL: the best */
-    bool once;         /* end with the stream instead of attaching again (a supervisor starts it anew) */
+    bool reads_apart;     /* as in worker_config */
+    const char *exchange; /* "ucx", "peer" or "nccl": exchange_find */
+    const char *lanes;    /* "shm", "tcp", NULL: the best */
+    bool once;            /* end with the stream instead of attaching again (a supervisor starts it anew) */
 };
 
 /* Serves until SIGTERM or SIGINT. -> exit status: 0 after a signal; 1 if the coordinator refused it or `once` and the stream ended. */

@@ -14,7 +14,7 @@ enum { VECTORS = 16 /* ATTN_ROWS */, BLOCK = 64 /* KV_BLOCK */, HALF_BYTES = 819
 
 template <int D, int GROUPS> struct walk {
     static constexpr int PART = BLOCK * D * 2, STAGE = 2 * PART, Q = GROUPS * 64 * D * 2,
-                         STAGES = (GROUPS == 1 ? 3 : 4) * 128 / D, SHARED = Q + STAGES * STAGE + 192,
+                         STAGES = (GROUPS == 1 ? 2 : 4) * 128 / D, SHARED = Q + STAGES * STAGE + 192,
                          THREADS = (GROUPS + 1) * 128, SAVED = D / 2 + 4;
 };
 
@@ -39,6 +39,8 @@ static __device__ void produce(const struct cuda_kv &kv, uint32_t layer, const s
     using W = walk<D, GROUPS>;
     const uint32_t lane = threadIdx.x % 32, n_units = *a.n_units;
     uint32_t stage = 0, parity = 0;
+    uint64_t once; /* of decode, whose blocks are read once a step; prefill's are read by many */
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
     for (uint32_t i = blockIdx.x; i < n_units; i += gridDim.x) {
         const struct cuda_unit u = a.units[i];
         const size_t head = u.head * 2 * kv.part_bytes;
@@ -52,7 +54,11 @@ static __device__ void produce(const struct cuda_kv &kv, uint32_t layer, const s
                 if (lane == 0) {
                     barrier_wait(&empty[stage], parity ^ 1);
                     barrier_expect(&full[stage], W::STAGE);
-                    bulk_load(stages + stage * W::STAGE, block_at(kv, slot, layer) + head, W::STAGE, &full[stage]);
+                    if (GROUPS == 1)
+                        bulk_load_hint(stages + stage * W::STAGE, block_at(kv, slot, layer) + head, W::STAGE,
+                                       &full[stage], once);
+                    else
+                        bulk_load(stages + stage * W::STAGE, block_at(kv, slot, layer) + head, W::STAGE, &full[stage]);
                 }
                 __syncwarp();
                 if (++stage == W::STAGES) {
@@ -479,24 +485,32 @@ static __global__ void __launch_bounds__(JOIN_THREADS)
 /* ---- the wire form of a node ---- */
 
 static __global__ void node_copy(const struct cuda_kv kv, float *store, uint32_t first_tile, uint32_t n_tiles,
-                                 uint32_t n_rows, float *wire, bool to_wire)
+                                 uint32_t n_rows, float *wire, bool to_wire, uint32_t *failed)
 {
     const uint32_t i = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, group = kv.n_heads / kv.n_kv_heads,
                    d = kv.head_dim, h = i % kv.n_heads, row = i / kv.n_heads, head = h / group,
-                   v = row * group + h % group;
+                   v = row * group + h % group, lane = threadIdx.x % 32;
     grid_next();
     grid_wait();
     if (row >= n_rows)
         return;
     float *tile = store + ((size_t)first_tile + head * n_tiles + v / VECTORS) * VECTORS * (2 + d),
           *ml = tile + v % VECTORS, *o = tile + 2 * VECTORS + v % VECTORS * d, *w = wire + (size_t)i * (d + 2);
-    for (uint32_t k = threadIdx.x % 32; k < d + 2; k += 32) {
+    bool good = true;
+    for (uint32_t k = lane; k < d + 2; k += 32) {
         float *in = k < 2 ? ml + k * VECTORS : o + k - 2;
-        if (to_wire)
+        if (to_wire) {
             w[k] = *in;
-        else
-            *in = w[k];
+            continue;
+        }
+        const float x = w[k];
+        *in = x;
+        good = good && (k == 0   ? x < INFINITY && (x == -INFINITY) == (w[1] == 0) /* false of NaN */
+                        : k == 1 ? x >= 0 && x < INFINITY
+                                 : fabsf(x) < INFINITY);
     }
+    if (failed && !good)
+        *failed = 1;
 }
 
 /* ---- launchers ---- */
@@ -543,10 +557,10 @@ extern "C" int cuda_join_run(const struct cuda_kv *kv, const struct cuda_joins *
 }
 
 extern "C" int cuda_node_copy(const struct cuda_kv *kv, float *store, uint32_t first_tile, uint32_t n_tiles,
-                              uint32_t n_rows, float *wire, bool to_wire, void *stream)
+                              uint32_t n_rows, float *wire, bool to_wire, uint32_t *failed, void *stream)
 {
     const uint32_t n = n_rows * kv->n_heads;
     return n ? grid_launch(node_copy, dim3((n + 7) / 8), 256, 0, stream, *kv, store, first_tile, n_tiles, n_rows, wire,
-                           to_wire)
+                           to_wire, failed)
              : 0;
 }

@@ -177,9 +177,12 @@ struct cuda_joins {
 };
 int cuda_join_run(const struct cuda_kv *kv, const struct cuda_joins *j, void *stream);
 
-/* Wire form of a node: [n_rows][n_heads][m, l, o[head_dim]]. to_wire: from the store, else into it. */
+/*
+ * Wire form of a node: [n_rows][n_heads][m, l, o[head_dim]]. to_wire: from the store, else into it. failed: set to 1 if what comes from the wire is no
+ * partial (kernels/kernels.h); NULL: not looked at.
+ */
 int cuda_node_copy(const struct cuda_kv *kv, float *store, uint32_t first_tile, uint32_t n_tiles, uint32_t n_rows,
-                   float *wire, bool to_wire, void *stream);
+                   float *wire, bool to_wire, uint32_t *failed, void *stream);
 
 /* ---- the device ---- */
 

@@ -2,9 +2,10 @@
 #include <cuda_runtime.h>
 #include <string.h>
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/peer.h"
 
-enum { THREADS = 512, LINES = PEER_CHUNK / 8, EACH = LINES / THREADS, STRIDE = LINES + 1 };
+enum { THREADS = 512, LINES = PEER_CHUNK / 8, EACH = LINES / THREADS, STRIDE = LINES + 2 };
 
 static_assert(sizeof(cudaIpcMemHandle_t) == PEER_HANDLE_BYTES, "a handle's size");
 
@@ -33,6 +34,14 @@ static __device__ __forceinline__ uint64_t now_ns()
     uint64_t t;
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
     return t;
+}
+
+/* Every bit of step and place counts. */
+static __device__ uint64_t key_of(const struct peer_key &key)
+{
+    uint64_t x = (key.step ? *key.step : 0) + (key.which + 1ull) * 0x9E3779B97F4A7C15ull;
+    x = (x ^ x >> 32) * 0xD6E8FEB86659FD93ull;
+    return x ^ x >> 32;
 }
 
 /* Of a block's threads, for thread 0. */
@@ -69,8 +78,11 @@ static __device__ __forceinline__ uint32_t next_number(const uint32_t *count)
 }
 
 static __global__ void __launch_bounds__(THREADS)
-    send(void *window, uint32_t *counts, uint32_t n_chunks, const uint2 *data, size_t bytes, const uint32_t *failed)
+    send(void *window, uint32_t *counts, uint32_t n_chunks, struct peer_key key, const uint2 *data, size_t bytes,
+         const uint32_t *failed)
 {
+    grid_next();
+    grid_wait();
     if (*(const volatile uint32_t *)failed)
         return;
     const uint32_t number = next_number(&counts[blockIdx.x]), n = chunk_bytes(bytes), n_lines = n / 8;
@@ -90,9 +102,16 @@ static __global__ void __launch_bounds__(THREADS)
     }
     sum = block_sum(sum);
     if (!threadIdx.x) {
+        const uint64_t k = key_of(key);
         put(to + LINES, n, sum, number);
+        put(to + LINES + 1, (uint32_t)k, (uint32_t)(k >> 32), number);
         counts[blockIdx.x] = number;
     }
+}
+
+static __device__ void fail(const struct peer_wait &wait, uint32_t why)
+{
+    atomicCAS(wait.failed, PEER_FAILED_NOT, why | wait.who << 8);
 }
 
 /* Until the line has the number, or the wait ends; false: it ended. */
@@ -108,21 +127,24 @@ static __device__ bool await(const struct line *from, uint32_t number, struct li
         if (*(volatile uint32_t *)wait.failed)
             return false;
         if (*wait.abort_word) {
-            atomicCAS(wait.failed, PEER_FAILED_NOT, PEER_FAILED_ABORT);
+            fail(wait, PEER_FAILED_ABORT);
             return false;
         }
         if (!start)
             start = now_ns();
         else if (now_ns() - start > wait.timeout_ns) {
-            atomicCAS(wait.failed, PEER_FAILED_NOT, PEER_FAILED_TIME);
+            fail(wait, PEER_FAILED_TIME);
             return false;
         }
     }
 }
 
 static __global__ void __launch_bounds__(THREADS)
-    receive(void *window, uint32_t *counts, uint32_t n_chunks, uint2 *out, size_t bytes, struct peer_wait wait)
+    receive(void *window, uint32_t *counts, uint32_t n_chunks, struct peer_key key, uint2 *out, size_t bytes,
+            struct peer_wait wait)
 {
+    grid_next();
+    grid_wait();
     if (*(volatile uint32_t *)wait.failed)
         return;
     const uint32_t number = next_number(&counts[blockIdx.x]), n = chunk_bytes(bytes), n_lines = n / 8;
@@ -144,12 +166,16 @@ static __global__ void __launch_bounds__(THREADS)
         sum += weighed(at, l[i].a, l[i].b);
     }
     sum = block_sum(sum);
-    if (threadIdx.x || !ok || !await(from + LINES, number, &l[0], wait))
+    if (threadIdx.x || !ok || !await(from + LINES, number, &l[0], wait) ||
+        !await(from + LINES + 1, number, &l[1], wait))
         return;
-    if (l[0].a != n)
-        atomicCAS(wait.failed, PEER_FAILED_NOT, PEER_FAILED_LENGTH);
+    const uint64_t k = key_of(key);
+    if (l[1].a != (uint32_t)k || l[1].b != (uint32_t)(k >> 32))
+        fail(wait, PEER_FAILED_KEY);
+    else if (l[0].a != n)
+        fail(wait, PEER_FAILED_LENGTH);
     else if (l[0].b != sum)
-        atomicCAS(wait.failed, PEER_FAILED_NOT, PEER_FAILED_CHECKSUM);
+        fail(wait, PEER_FAILED_CHECKSUM);
     counts[blockIdx.x] = number;
 }
 
@@ -158,22 +184,25 @@ static bool fits(const struct peer_lane *lane, const void *data, size_t bytes)
     return bytes % 8 == 0 && bytes <= lane->capacity && (uintptr_t)data % 16 == 0;
 }
 
-int peer_send(const struct peer_lane *lane, const void *data, size_t bytes, const struct peer_wait *wait, void *stream)
+static const struct peer_key no_key = { NULL, 0 };
+
+int peer_send(const struct peer_lane *lane, const struct peer_key *key, const void *data, size_t bytes,
+              const struct peer_wait *wait, void *stream)
 {
     if (!fits(lane, data, bytes))
         return cudaErrorInvalidValue;
-    send<<<(unsigned)peer_chunks(bytes), THREADS, 0, (cudaStream_t)stream>>>(
-        lane->window, lane->counts, (uint32_t)peer_chunks(lane->capacity), (const uint2 *)data, bytes, wait->failed);
-    return cudaGetLastError();
+    return grid_launch(send, dim3((unsigned)peer_chunks(bytes)), THREADS, 0, stream, lane->window, lane->counts,
+                       (uint32_t)peer_chunks(lane->capacity), key ? *key : no_key, (const uint2 *)data, bytes,
+                       wait->failed);
 }
 
-int peer_receive(const struct peer_lane *lane, void *data_out, size_t bytes, const struct peer_wait *wait, void *stream)
+int peer_receive(const struct peer_lane *lane, const struct peer_key *key, void *data_out, size_t bytes,
+                 const struct peer_wait *wait, void *stream)
 {
     if (!fits(lane, data_out, bytes))
         return cudaErrorInvalidValue;
-    receive<<<(unsigned)peer_chunks(bytes), THREADS, 0, (cudaStream_t)stream>>>(
-        lane->window, lane->counts, (uint32_t)peer_chunks(lane->capacity), (uint2 *)data_out, bytes, *wait);
-    return cudaGetLastError();
+    return grid_launch(receive, dim3((unsigned)peer_chunks(bytes)), THREADS, 0, stream, lane->window, lane->counts,
+                       (uint32_t)peer_chunks(lane->capacity), key ? *key : no_key, (uint2 *)data_out, bytes, *wait);
 }
 
 int peer_window_new(size_t capacity, void **window_out, uint8_t handle_out[PEER_HANDLE_BYTES])

@@ -551,9 +551,10 @@ static void check_join(struct check *ck)
             }
         }
     float *wire = cuda_scene_take(&s, (size_t)n_rows * kv.n_heads * (d + 2) * 4);
-    CUDA(cuda_node_copy(&kv, store, 0, n_tiles, n_rows, wire, true, NULL));
+    CUDA(cuda_node_copy(&kv, store, 0, n_tiles, n_rows, wire, true, NULL, NULL));
     CUDA(cudaMemset(store, 0, item * 4));
-    CUDA(cuda_node_copy(&kv, store, 0, n_tiles, n_rows, wire, false, NULL));
+    uint32_t *failed = cuda_scene_put(&s, &none, 4);
+    CUDA(cuda_node_copy(&kv, store, 0, n_tiles, n_rows, wire, false, failed, NULL));
     float *back = check_buffer(ck, item * 4);
     cuda_scene_get(back, store, item * 4);
     for (uint32_t v = 0; v < vectors; v++)
@@ -562,6 +563,23 @@ static void check_join(struct check *ck)
             check_same(ck, "m over the wire", back + at + v % 16, got + at + v % 16, 4);
             check_same(ck, "o over the wire", back + at + 32 + v % 16 * d, got + at + 32 + v % 16 * d, d * 4);
         }
+    /* one vector that is no partial: a NaN, an m without l, a negative l, an o past all bounds */
+    const float faults[][2] = { { 0, NAN },      { 0, INFINITY },      { 1, 0 }, { 1, -1 }, { 1, NAN },
+                                { 2, INFINITY }, { (float)d + 1, NAN } };
+    const uint32_t fault = check_below(ck, sizeof faults / sizeof *faults),
+                   vector = check_below(ck, n_rows * kv.n_heads), yes = 1;
+    uint32_t seen;
+    cuda_scene_get(&seen, failed, 4);
+    check_same(ck, "good partials", &seen, &none, 4);
+    float ml[2];
+    cuda_scene_get(ml, wire + (size_t)vector * (d + 2), sizeof ml);
+    if (faults[fault][0] != 1 || faults[fault][1] != 0 || ml[1] > 0) {
+        CUDA(cudaMemcpy(wire + (size_t)vector * (d + 2) + (size_t)faults[fault][0], &faults[fault][1], 4,
+                        cudaMemcpyHostToDevice));
+        CUDA(cuda_node_copy(&kv, store, 0, n_tiles, n_rows, wire, false, failed, NULL));
+        cuda_scene_get(&seen, failed, 4);
+        check_same(ck, "a vector that is no partial", &seen, &yes, 4);
+    }
     cuda_scene_free(&s);
 }
 

@@ -77,6 +77,7 @@ static void side_open(struct side *s, int device)
     CUDA(cudaHostGetDevicePointer(&mapped, s->abort_word, 0));
     s->wait.abort_word = mapped;
     s->wait.timeout_ns = 20000000000ull;
+    s->wait.who = 77;
     CUDA(cudaMalloc((void **)&s->data, CAPACITY));
     s->host = malloc(CAPACITY);
     NEED(s->host);
@@ -123,14 +124,14 @@ static void put(struct side *s, uint32_t message, size_t bytes)
     for (uint32_t i = 0; i < bytes / 8; i++)
         s->host[i] = word(message, i);
     CUDA(cudaMemcpyAsync(s->data, s->host, bytes, cudaMemcpyHostToDevice, s->stream));
-    CUDA(peer_send(&s->out, s->data, bytes, &s->wait, s->stream));
+    CUDA(peer_send(&s->out, NULL, s->data, bytes, &s->wait, s->stream));
     NEED(!failed(s));
 }
 
 static void take(struct side *s, uint32_t message, size_t bytes)
 {
     CUDA(cudaMemsetAsync(s->data, 0xA5, CAPACITY, s->stream));
-    CUDA(peer_receive(&s->in, s->data, bytes, &s->wait, s->stream));
+    CUDA(peer_receive(&s->in, NULL, s->data, bytes, &s->wait, s->stream));
     NEED(!failed(s));
     CUDA(cudaMemcpy(s->host, s->data, CAPACITY, cudaMemcpyDeviceToHost));
     for (uint32_t i = 0; i < bytes / 8; i++)
@@ -151,9 +152,9 @@ static void check_messages(struct side *s, bool first)
             take(s, i, bytes);
     }
     CUDA(cudaGetLastError());
-    NEED(peer_send(&s->out, s->data, 12, &s->wait, s->stream));
-    NEED(peer_send(&s->out, s->data, CAPACITY + 8, &s->wait, s->stream));
-    NEED(peer_receive(&s->in, (char *)s->data + 8, 16, &s->wait, s->stream));
+    NEED(peer_send(&s->out, NULL, s->data, 12, &s->wait, s->stream));
+    NEED(peer_send(&s->out, NULL, s->data, CAPACITY + 8, &s->wait, s->stream));
+    NEED(peer_receive(&s->in, NULL, (char *)s->data + 8, 16, &s->wait, s->stream));
 }
 
 /* The first sends, the second finds out. */
@@ -161,15 +162,29 @@ static void check_faults(struct side *s, bool first)
 {
     const uint32_t next = 64;
     if (first) {
+        const uint64_t step = 5;
+        uint64_t *const at = s->data + CAPACITY / 16;
         put(s, 1, 512);
         put(s, 2, 1024);
+        meet(s);
+        meet(s);
+        const struct peer_key key = { at, 3 };
+        CUDA(cudaMemcpy(at, &step, sizeof step, cudaMemcpyHostToDevice));
+        for (int i = 0; i < 3; i++) {
+            CUDA(peer_send(&s->out, &key, s->data, 64, &s->wait, s->stream));
+            NEED(!failed(s));
+            if (i == 1) { /* no more than two are unread */
+                meet(s);
+                meet(s);
+            }
+        }
         meet(s);
         meet(s);
         return;
     }
     meet(s);
-    CUDA(peer_receive(&s->in, s->data, 504, &s->wait, s->stream));
-    NEED(failed(s) == PEER_FAILED_LENGTH);
+    CUDA(peer_receive(&s->in, NULL, s->data, 504, &s->wait, s->stream));
+    NEED(failed(s) == (PEER_FAILED_LENGTH | 77 << 8));
     forget_failure(s);
     /* the second message, of which every copy of one word in the window is changed */
     const size_t bytes = peer_window_bytes(CAPACITY);
@@ -185,22 +200,38 @@ static void check_faults(struct side *s, bool first)
     NEED(n);
     CUDA(cudaMemcpy(s->in.window, window, bytes, cudaMemcpyHostToDevice));
     free(window);
-    CUDA(peer_receive(&s->in, s->data, 1024, &s->wait, s->stream));
-    NEED(failed(s) == PEER_FAILED_CHECKSUM);
-    CUDA(peer_receive(&s->in, s->data, 1024, &s->wait, s->stream)); /* at once: the word says that it failed */
-    NEED(failed(s) == PEER_FAILED_CHECKSUM);
+    CUDA(peer_receive(&s->in, NULL, s->data, 1024, &s->wait, s->stream));
+    NEED(failed(s) == (PEER_FAILED_CHECKSUM | 77 << 8));
+    CUDA(peer_receive(&s->in, NULL, s->data, 1024, &s->wait, s->stream)); /* at once: the word says that it failed */
+    NEED(failed(s) == (PEER_FAILED_CHECKSUM | 77 << 8));
     forget_failure(s);
+    /* one of another step, of another place in its step, and the right one */
+    meet(s);
+    meet(s);
+    const uint64_t *const step = s->data + CAPACITY / 16;
+    const struct peer_key wrong[] = { { step + 1, 3 }, { step, 4 } }, right = { step, 3 };
+    const uint64_t steps[] = { 5, 6 };
+    CUDA(cudaMemcpy((void *)(uintptr_t)step, steps, sizeof steps, cudaMemcpyHostToDevice));
+    for (int i = 0; i < 2; i++) {
+        CUDA(peer_receive(&s->in, &wrong[i], s->data, 64, &s->wait, s->stream));
+        NEED(failed(s) == (PEER_FAILED_KEY | 77 << 8));
+        forget_failure(s);
+    }
+    meet(s);
+    meet(s);
+    CUDA(peer_receive(&s->in, &right, s->data, 64, &s->wait, s->stream));
+    NEED(!failed(s));
     /* nothing comes */
     s->wait.timeout_ns = 20000000;
-    CUDA(peer_receive(&s->in, s->data, 64, &s->wait, s->stream));
-    NEED(failed(s) == PEER_FAILED_TIME);
+    CUDA(peer_receive(&s->in, NULL, s->data, 64, &s->wait, s->stream));
+    NEED(failed(s) == (PEER_FAILED_TIME | 77 << 8));
     forget_failure(s);
     s->wait.timeout_ns = 20000000000ull;
-    CUDA(peer_receive(&s->in, s->data, 64, &s->wait, s->stream));
+    CUDA(peer_receive(&s->in, NULL, s->data, 64, &s->wait, s->stream));
     usleep(20000);
     NEED(cudaStreamQuery(s->stream) == cudaErrorNotReady);
     *(volatile uint32_t *)s->abort_word = 1;
-    NEED(failed(s) == PEER_FAILED_ABORT);
+    NEED(failed(s) == (PEER_FAILED_ABORT | 77 << 8));
     *s->abort_word = 0;
     forget_failure(s);
     meet(s);
@@ -227,11 +258,11 @@ static void bench(struct side *s, bool first, bool apart)
     CUDA(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
     for (int i = 0; i < ROUNDS; i++) {
         if (first) {
-            CUDA(peer_send(&s->out, query, QUERY, &s->wait, s->stream));
-            CUDA(peer_receive(&s->in, partial, PARTIAL, &s->wait, s->stream));
+            CUDA(peer_send(&s->out, NULL, query, QUERY, &s->wait, s->stream));
+            CUDA(peer_receive(&s->in, NULL, partial, PARTIAL, &s->wait, s->stream));
         } else {
-            CUDA(peer_receive(&s->in, query, QUERY, &s->wait, s->stream));
-            CUDA(peer_send(&s->out, partial, PARTIAL, &s->wait, s->stream));
+            CUDA(peer_receive(&s->in, NULL, query, QUERY, &s->wait, s->stream));
+            CUDA(peer_send(&s->out, NULL, partial, PARTIAL, &s->wait, s->stream));
         }
     }
     CUDA(cudaStreamEndCapture(s->stream, &graph));

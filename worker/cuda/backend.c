@@ -1,6 +1,6 @@
 /*
- * The CUDA backend: operations are records in a list, as the CPU's; run launches them on a stream, in order. A step of few rows that exchanges nothing
- * is captured as a graph once, and replayed as long as its shape stays.
+ * The CUDA backend: operations are records in a list, as the CPU's; run launches them on a stream, in order. A step of few rows whose messages
+ * go from GPU to GPU, if it has any, is captured as a graph once, and replayed as long as its shape stays.
  */
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -10,7 +10,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
-#include "worker/cuda/gpu.h"
+#include "worker/cuda/links.h"
 
 /* ---- recording ---- */
 
@@ -202,11 +202,15 @@ static enum status run_begin(struct backend *b)
     int e = (int)cudaMemcpyAsync(b->arena.data, b->host_arena.data, b->arena_bytes, cudaMemcpyHostToDevice, b->stream);
     if (!e)
         e = (int)cudaMemsetAsync(b->outcome, 0, sizeof *b->outcome, b->stream);
-    return gpu_status(e, "a step's plan");
+    const enum status st = gpu_status(e, "a step's plan");
+    return st ? st : gpu_links_begin(b);
 }
 
 static enum status run_end(struct backend *b)
 {
+    const enum status st = gpu_links_end(b);
+    if (st)
+        return st;
     return gpu_status(
         (int)cudaMemcpyAsync(b->host_outcome, b->outcome, sizeof *b->outcome, cudaMemcpyDeviceToHost, b->stream),
         "a step's end");
@@ -226,6 +230,8 @@ static enum status run_eager(struct backend *b)
     }
     if (!st)
         st = run_end(b);
+    if (st)
+        gpu_links_abort(b);
     const enum status synced = gpu_sync(b, "a step");
     return st ? st : synced;
 }
@@ -253,7 +259,7 @@ static void *capture(struct backend *b)
 /* The graph of a step of this shape; made if there is none. NULL: it can not be. */
 static void *graph_of(struct backend *b)
 {
-    const uint64_t key = gpu_arena_key(b);
+    const uint64_t key = (gpu_arena_key(b) ^ gpu_links_key(b)) | 1;
     struct gpu_graph *oldest = &b->graphs[0];
     for (int i = 0; i < GPU_GRAPHS; i++) {
         struct gpu_graph *g = &b->graphs[i];
@@ -273,16 +279,11 @@ static void *graph_of(struct backend *b)
     return exec;
 }
 
+/* Sketches go through hosts. */
 static bool exchanges(const struct backend *b)
 {
-    const struct attend *a = b->input->attend;
     const struct select *s = b->input->select;
-    if (s && select_active(s) && (s->n_sends || s->n_gets))
-        return true;
-    for (int kind = 0; kind < ATTEND_TRAFFICS; kind++)
-        if (a->n_messages[kind])
-            return true;
-    return false;
+    return !gpu_links_graph(b) || (s && select_active(s) && (s->n_sends || s->n_gets));
 }
 
 static enum status run_list(struct backend *b)
@@ -312,7 +313,11 @@ static enum status gpu_run(struct backend *b, const struct exchange_ops *exchang
     b->failed_peer = UINT16_MAX;
     atomic_store(&b->bad_row, 0);
     const int64_t start = clock_ns();
-    enum status st = run_list(b);
+    gpu_traffic_count(b, &b->cost);
+    enum status st = gpu_links_prepare(b);
+    if (!st)
+        st = run_list(b);
+    st = gpu_links_finish(b, st);
     if (!st && b->host_outcome->failed)
         st = ST_CORRUPT;
     if (!st)

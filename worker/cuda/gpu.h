@@ -144,6 +144,7 @@ struct backend {
     struct gpu_buffer arena, host_arena; /* the latter pinned */
     struct gpu_buffer queries;           /* [cap + remote rows][n_heads][head_dim] bf16 */
     struct gpu_buffer store, stack, wire, host_wire;
+    struct gpu_links *links; /* links.h; NULL: none were asked for yet */
     struct gpu_buffer lists, host_lists,
         scores; /* of sparse attention: the step's lists, on the host where others get them */
     struct gpu_places places, means_places, weights_places[CUDA_WALK_BLOCKS / CUDA_WALK_STEP];
@@ -271,6 +272,8 @@ void gpu_walk_end(struct backend *b);
 
 /* traffic.c */
 gpu_op_fn gpu_send, gpu_receive;
+/* Bytes that a step's messages have, in all layers. */
+void gpu_traffic_count(const struct backend *b, struct step_cost *cost);
 
 #ifdef __cplusplus
 }

@@ -7,7 +7,7 @@
 #include <cuda_runtime_api.h>
 
 #include "common/log.h"
-#include "worker/cuda/gpu.h"
+#include "worker/cuda/links.h"
 
 enum { KERNELS_VERSION = 1 /* raised when a kernel's bits change */ };
 
@@ -22,6 +22,7 @@ enum status gpu_status(int error, const char *what)
 
 enum status gpu_sync(struct backend *b, const char *what)
 {
+    gpu_links_watch(b);
     return gpu_status((int)cudaStreamSynchronize(b->stream), what);
 }
 
@@ -63,6 +64,7 @@ void gpu_close(struct backend *b)
     if (b->stream)
         cudaStreamSynchronize(b->stream);
     gpu_graphs_drop(b);
+    gpu_links_free(b);
     gpu_weights_free(b);
     gpu_select_free(b);
     void *const device[] = { b->x,

@@ -546,3 +546,8 @@ void exchange_stats(const struct exchange *x, struct exchange_stats *stats_out)
 {
     *stats_out = x->stats;
 }
+
+uint16_t exchange_self(const struct exchange *x)
+{
+    return x->config.self;
+}

@@ -3,7 +3,8 @@
 
 /*
  * Messages between workers: queries, partials, sketches of a step, keyed so that each side knows what to expect from the plan; and blocks,
- * which come unasked. Transports stand behind one table: local (workers of one process) and ucx (shared memory, TCP).
+ * which come unasked. Transports stand behind one table: local (workers of one process) and ucx (shared memory, TCP). peer and nccl are ucx with links
+ * between GPUs of one host beside it (gpu.h), for workers that have GPUs.
  *
  * One thread owns an exchange (the step thread) and makes all calls but exchange_abort. Everything that arrives is hostile: keys, lengths
  * and sources are checked; what cannot be is dropped, counted and logged once a peer.
@@ -65,9 +66,13 @@ struct exchange_stats {
 };
 
 struct exchange;
+struct exchange_gpu_ops;
 
 struct exchange_ops {
     const char *name;
+    /* How messages between GPUs of one host go, of a worker that has one: both ends agree on it, or they go through hosts. NULL: these are never of
+       two processes, and nobody asks. */
+    const struct exchange_gpu_ops *gpu;
     /* ucx: ST_INVALID, ST_IO if the address is on no interface that can be used. Any thread may open, one thread at a time use it. */
     enum status (*open)(const struct exchange_config *config, struct exchange **x_out, struct error *err);
     /* Delivers what was sent if peers take it soon (they are then told), at most about 0.7 s. Accepts NULL. */
@@ -111,7 +116,9 @@ struct exchange_ops {
 };
 
 extern const struct exchange_ops exchange_local;
-extern const struct exchange_ops exchange_ucx;
+extern const struct exchange_ops exchange_ucx, exchange_peer_memory, exchange_nccl;
+/* The worker id that it was opened with. */
+uint16_t exchange_self(const struct exchange *x);
 /* What tokens of messages to this one are made of: random, of this exchange alone. */
 const uint8_t *exchange_secret(const struct exchange *x);
 /*
@@ -120,7 +127,7 @@ const uint8_t *exchange_secret(const struct exchange *x);
  */
 void exchange_roster(struct exchange *x, uint64_t roster);
 
-/* "local", "ucx", or NULL */
+/* "local", "ucx", "peer", "nccl", or NULL */
 const struct exchange_ops *exchange_find(const char *name);
 
 /* Joins local exchanges of one process. */

@@ -10,6 +10,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "worker/exchange/gpu.h"
 
 static const size_t unsent_max = (size_t)1 << 30; /* bytes to one peer that takes nothing */
 /*
@@ -491,21 +492,21 @@ static const char *ucx_lane(const struct exchange *x, uint16_t peer)
     return c->lane;
 }
 
-const struct exchange_ops exchange_ucx = {
-    .name = "ucx",
-    .open = ucx_open,
-    .close = ucx_close,
-    .address = ucx_address,
-    .peers_set = ucx_peers_set,
-    .peer_drop = ucx_peer_drop,
-    .send = ucx_send,
-    .recv = exchange_recv,
-    .ready = exchange_ready,
-    .send_block = ucx_block_send,
-    .progress = exchange_progress,
-    .sleep = exchange_sleep,
-    .fence = exchange_fence,
-    .abort = exchange_abort,
-    .stats = exchange_stats,
-    .lane = ucx_lane,
-};
+/* Beside messages through hosts: how those between GPUs go, where both ends are of one host. */
+static const struct exchange_gpu_ops through_hosts = { .name = "ucx" };
+#ifdef LONGSPAN_CUDA
+#define LINKS(method) (&exchange_gpu_##method)
+#else
+#define LINKS(method) (&through_hosts)
+#endif
+
+#define UCX_OPS(label, links)                                                                                          \
+    {                                                                                                                  \
+        .name = label, .gpu = links, .open = ucx_open, .close = ucx_close, .address = ucx_address,                     \
+        .peers_set = ucx_peers_set, .peer_drop = ucx_peer_drop, .send = ucx_send, .recv = exchange_recv,               \
+        .ready = exchange_ready, .send_block = ucx_block_send, .progress = exchange_progress, .sleep = exchange_sleep, \
+        .fence = exchange_fence, .abort = exchange_abort, .stats = exchange_stats, .lane = ucx_lane,                   \
+    }
+const struct exchange_ops exchange_ucx = UCX_OPS("ucx", &through_hosts);
+const struct exchange_ops exchange_peer_memory = UCX_OPS("peer", LINKS(peer));
+const struct exchange_ops exchange_nccl = UCX_OPS("nccl", LINKS(nccl));

@@ -743,6 +743,21 @@ static int leave(void **state)
     return 0;
 }
 
+/* Links between GPUs are asked for by name; with them or without, messages through hosts are the same. */
+static void test_table(void **state)
+{
+    (void)state;
+    static const char *const names[] = { "local", "ucx", "peer", "nccl" };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const struct exchange_ops *ops = exchange_find(names[i]);
+        assert_non_null(ops);
+        assert_string_equal(ops->name, names[i]);
+        assert_int_equal(ops->gpu != NULL, i > 0); /* exchanges of one process have no GPUs apart */
+        assert_true(i < 2 || ops->send == exchange_ucx.send);
+    }
+    assert_null(exchange_find("tcp"));
+}
+
 int main(int argc, char **argv)
 {
     (void)argc;
@@ -753,6 +768,7 @@ int main(int argc, char **argv)
     }
     log_set_level(getenv("EXCHANGE_LOG") ? LOG_LEVEL_TRACE : LOG_LEVEL_ERROR);
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_table),
         cmocka_unit_test(test_sizes_and_order),
         cmocka_unit_test(test_keys_differ),
         cmocka_unit_test(test_refusals),
