@@ -10,6 +10,7 @@ import unittest
 
 import cluster
 from cluster import Cluster, prose
+from test_resume import Reader
 
 CLIENTS, SECONDS, SEED = 6, 25, 20240918
 
@@ -84,6 +85,55 @@ class Chaos(unittest.TestCase):
         c.wait_workers(timeout_s=60)
         for p in prompts:
             self.assertEqual(c.complete(p, 40)[:2], want[p])
+
+    def test_coordinator_and_workers(self):
+        """Coordinators and workers are killed under streams that come back: no token is lost, doubled or another, and no stream ends otherwise than it would."""
+        prompts = [prose(n, 50 + n) for n in (1, 12, 40)]
+        paths = ("/v1/completions", "/v1/chat/completions")
+        with Cluster("--spread-min-tokens", 300, "--kv-bytes", "96M", "--threads", 1, workers=3) as c:
+            def body(path, prompt):
+                what = {"prompt": prompt} if path == paths[0] else {"messages": [{"role": "user", "content": prompt}]}
+                return {**what, "max_tokens": 60, "temperature": 1, "seed": 5, "ignore_eos": True,
+                        "logprobs": 1 if path == paths[0] else True}
+
+            want = {(path, p): Reader(c, path, body(path, p), "undisturbed").finish().answer() for path in paths for p in prompts}
+            stop, wrong, ended = threading.Event(), [], []
+
+            def client(i):
+                r = random.Random(f"{SEED} {i}")
+                for n in range(1000):
+                    if stop.is_set():
+                        return
+                    path, p = r.choice(paths), r.choice(prompts)
+                    try:
+                        got = Reader(c, path, body(path, p), f"{i} {n}").finish(r.choice([20, 1 << 30]), timeout_s=90).answer()
+                        ended.append(path)
+                        if got != want[path, p]:
+                            wrong.append((path, p[:30], got))
+                    except AssertionError as e:
+                        wrong.append((path, p[:30], repr(e)))
+
+            threads = [threading.Thread(target=client, args=(i,)) for i in range(4)]
+            for t in threads:
+                t.start()
+            r = random.Random(SEED)
+            until, kills = time.monotonic() + SECONDS, 0
+            while time.monotonic() < until:
+                time.sleep(r.uniform(1, 5))
+                workers = c.workers()
+                pid = c.coordinator() if r.random() < 0.6 or len(workers) < 2 else r.choice(workers)["pid"]
+                if pid:
+                    os.kill(pid, signal.SIGKILL)
+                    kills += 1
+            stop.set()
+            for t in threads:
+                t.join(120)
+                self.assertFalse(t.is_alive(), "a stream never ends")
+            print(f"seed {SEED}: {kills} kills, {len(ended)} streams", flush=True)
+            self.assertEqual(wrong, [])
+            self.assertGreater(len(ended), 5)
+            c.wait_workers(timeout_s=60)
+            c.check_quiet(20)
 
 
 if __name__ == "__main__":
