@@ -21,10 +21,21 @@ static bool parse_bind(const char *bind, char host[128], uint16_t *first, uint16
     return true;
 }
 
+/* Was it said, by a flag or by a file? What a file says that is the default anyway counts as not said. */
+static bool said(const char *key, const char *value, int argc, char **argv)
+{
+    const size_t n = strlen(key);
+    for (int i = 1; i < argc; i++)
+        if (!strncmp(argv[i], "--", 2) && !strncmp(argv[i] + 2, key, n) && (!argv[i][2 + n] || argv[i][2 + n] == '='))
+            return true;
+    return strcmp(value, config_find(settings_fields, key)->value) != 0;
+}
+
 int command_worker(int argc, char **argv)
 {
     struct settings s;
-    char host[128];
+    struct error err = { 0 };
+    char host[128], selector[SELECTOR_TEXT];
     uint16_t first, last;
     const char *prompt, *positional;
     if (!settings_read(&s, SCOPE_WORKER,
@@ -38,6 +49,10 @@ int command_worker(int argc, char **argv)
                 positional ? positional : s.bind);
         return 2;
     }
+    if (settings_selector(&s, selector, &err)) {
+        fprintf(stderr, "longspan: %s\n", err.text);
+        return 2;
+    }
     log_set_name("worker");
     const struct worker_process_config config = {
         .control = s.control,
@@ -49,6 +64,8 @@ int command_worker(int argc, char **argv)
         .n_threads = s.threads,
         .kv_bytes = s.kv_bytes ? s.kv_bytes : (uint64_t)1 << 30,
         .reads_apart = !s.share_reads,
+        .kv_codec = said("kv-codec", s.kv_codec, argc, argv) ? s.kv_codec : NULL,
+        .selector = said("selector", s.selector, argc, argv) ? selector : NULL,
         .exchange = s.exchange,
         .lanes = strcmp(s.lanes, "best") ? s.lanes : NULL,
         .once = s.once,

@@ -341,13 +341,34 @@ static bool serve_kept(struct session *s)
     return false;
 }
 
+/* Is what the coordinator serves what this worker was started for? */
+static enum status check_expected(const struct session *s, struct error *err)
+{
+    const struct worker_process_config *c = s->config;
+    struct selector_spec wanted, served;
+    enum status st = ST_OK;
+    if (c->kv_codec && strcmp(c->kv_codec, s->service.kv_codec) != 0)
+        return error_set(err, ST_INVALID, "kv-codec: %s is expected here, the coordinator serves %s", c->kv_codec,
+                         s->service.kv_codec);
+    if (!c->selector)
+        return ST_OK;
+    if ((st = selector_parse(c->selector, &wanted, err)) || (st = selector_parse(s->service.selector, &served, err)))
+        return st;
+    if (strcmp(wanted.name, served.name) != 0 || (strcmp(wanted.name, "dense") && wanted.density != served.density))
+        st = error_set(err, ST_INVALID, "selector: %s is expected here, the coordinator serves %s", c->selector,
+                       s->service.selector);
+    return st;
+}
+
 static enum status serve_new(struct session *s)
 {
     struct error err = { 0 };
     struct worker *w = NULL;
     const bool float32 = !strcmp(s->service.precision, "float32");
     enum kv_codec kv_codec = KV_BF16;
-    enum status st = kv_codec_find(s->service.kv_codec, float32, &kv_codec, &err);
+    enum status st = check_expected(s, &err);
+    if (!st)
+        st = kv_codec_find(s->service.kv_codec, float32, &kv_codec, &err);
     if (!st)
         st = model_open(s->service.model, &s->keep->model, &err);
     const struct worker_config config = {

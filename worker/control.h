@@ -25,6 +25,8 @@ struct worker_process_config {
     const char *device; /* "cpu" */
     uint32_t n_threads; /* 0: one a core */
     uint64_t kv_bytes;
+    /* What the coordinator must serve, or the worker ends with the reason; NULL: whatever it does. Of a selector name and density count. */
+    const char *kv_codec, *selector;
     bool reads_apart;     /* as in worker_config */
     const char *exchange; /* "ucx", "peer" or "nccl": exchange_find */
     const char *lanes;    /* "shm", "tcp", NULL: the best */

@@ -1,7 +1,7 @@
 """
 Prefix hits never cross configurations: one worker outlives coordinators of several codecs, selectors and densities, and is asked the same each time. The first
 answer under a configuration finds nothing of those before it; the second finds its own, and says the same. And a configuration that comes back says
-what it said.
+what it said. And workers that expect a configuration of their own.
 """
 
 import os
@@ -12,7 +12,7 @@ import tempfile
 import unittest
 
 import cluster
-from cluster import LONGSPAN, Cluster, wait_for
+from cluster import LONGSPAN, Cluster, run, wait_for
 
 COPY = "constructed:copy"
 CONFIGURATIONS = (
@@ -89,6 +89,29 @@ class Configurations(unittest.TestCase):
             self.assertGreater(len({str(told) for told in seen.values()}), 3)
             c.worker.terminate()
             self.assertEqual(c.worker.wait(15), 0)
+
+    def test_worker_expects(self):
+        """A worker that was started for a codec or a selector serves no coordinator of another, and says so."""
+        with tempfile.TemporaryDirectory(prefix="longspan-test-") as directory:
+            c = Apart(directory)
+            self.addCleanup(c.kill)
+            c.serve("int8", "quest@0.3")
+            for flags, says in ((("--kv-codec", "bf16"), "kv-codec: bf16 is expected here, the coordinator serves int8"),
+                                (("--selector=dense",), "selector: dense"),
+                                (("--selector", "quest@0.4"), "selector: quest@0.4"),
+                                (("--kv-codec", "int8", "--selector", "sketch-walk@0.3"), "selector: sketch-walk@0.3")):
+                _, err = run("worker", "--control", f"127.0.0.1:{c.control_port}", "--kv-bytes", "64M", "--once", *flags, check=1, timeout_s=30)
+                self.assertIn(says, err)
+            self.assertEqual(len(c.workers()), 1)
+            one = c.start("worker", "--control", f"127.0.0.1:{c.control_port}", "--kv-bytes", "64M", "--kv-codec", "int8",
+                          "--selector", "quest@0.3")
+            self.addCleanup(one.wait)
+            self.addCleanup(one.kill)
+            wait_for("two workers", lambda: len(c.workers()) == 2, 30)
+            _, err = run("worker", "--selector", "sparse", check=2)
+            self.assertIn("there are", err)
+            c.end()
+
 
 
 if __name__ == "__main__":
