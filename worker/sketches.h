@@ -35,10 +35,13 @@ struct sketch {
     uint64_t **lists;   /* [sparse layers]: for rows of the next block: a density, then the list; or NULL */
     float *walk;        /* [position + 1]: after layer walk_layer */
     uint32_t walk_layer, walk_n;
-    /* The backend's own, where it is not the processor's memory: a copy of all layers, the query means, the row of a walk's weights. */
-    void *device, *device_means, *device_weights;
-    uint64_t device_step, weights_step; /* of the backend: the step that makes them, or made them */
+    /* The backend's own, where it is not the processor's memory: a copy of all layers, the query means, the row of a walk's weights, and
+       the lists of rows of the next block. */
+    void *device, *device_means, *device_weights, *device_lists;
+    uint64_t device_step, weights_step, lists_step; /* of the backend: the step that makes them, or made them */
     uint32_t weights_room;
+    uint32_t lists_density,
+        lists_claim;                  /* density of the lists, 0: none are there yet; of those that lists_step makes */
     bool device_ready, weights_ready; /* complete: from that step's end on */
 };
 

@@ -214,14 +214,17 @@ static __global__ void __launch_bounds__(THREADS) walk_weights(float scale, cons
 
 /* ---- walks ---- */
 
-/* One layer on, 256 blocks: r_out[j] = sum over i >= j, ascending, of (r[i] / max r) w[i][j]; in the first layer, the last row of weights. */
-static __global__ void __launch_bounds__(256) walk(uint32_t layer, const __grid_constant__ struct cuda_walk w)
+enum { WALKERS = 128, ROWS = 1024, AHEAD = 32 };
+
+/* One layer on, WALKERS blocks: r_out[j] = sum over i >= j, ascending, of (r[i] / max r) w[i][j]; in the first layer, the last row of weights. */
+static __global__ void __launch_bounds__(WALKERS) walk(uint32_t layer, const __grid_constant__ struct cuda_walk w)
 {
-    __shared__ float x[CUDA_WALK_BLOCKS], shared[32];
+    __shared__ const uint16_t *row[ROWS];
+    __shared__ float x[ROWS], shared[32];
     grid_next();
     grid_wait();
     const struct cuda_quest_job job = w.choose.jobs[blockIdx.y];
-    const uint32_t n = job.own, first = blockIdx.x * 256, j = first + threadIdx.x;
+    const uint32_t n = job.own, first = blockIdx.x * WALKERS, j = first + threadIdx.x;
     const size_t half = (size_t)w.choose.n_jobs * w.choose.own_max, mine = (size_t)blockIdx.y * w.choose.own_max;
     const float *r = w.walk + layer % 2 * half + mine;
     float *out = w.walk + (layer + 1) % 2 * half + mine;
@@ -230,21 +233,33 @@ static __global__ void __launch_bounds__(256) walk(uint32_t layer, const __grid_
         return;
     if (layer == 0) {
         if (j < n)
-            out[j] = bf16_to(weights[n - 1][layer * room_of(n - 1) + j]);
+            out[j] = bf16_to(weights[n - 1][j]);
         return;
     }
     float most = 0;
-    for (uint32_t i = threadIdx.x; i < n; i += 256)
+    for (uint32_t i = threadIdx.x; i < n; i += WALKERS)
         most = fmaxf(most, r[i]);
     most = most_of(most, shared);
-    for (uint32_t i = first + threadIdx.x; i < n; i += 256)
-        x[i] = most > 0 ? div(r[i], most) : 0.0f;
-    __syncthreads();
     float sum = 0;
-#pragma unroll 8
-    for (uint32_t i = first; i < n; i++)
-        if (i >= j)
-            sum = add(sum, mul(x[i], bf16_to(weights[i][layer * room_of(i) + j])));
+    for (uint32_t from = first; from < n; from += ROWS) {
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < ROWS; i += WALKERS) { /* past the last: nothing, of a row that is there */
+            const uint32_t at = min(from + i, n - 1);
+            row[i] = weights[at] + layer * room_of(at);
+            x[i] = from + i < n && most > 0 ? div(r[at], most) : 0.0f;
+        }
+        __syncthreads();
+        const uint32_t end = min(n - from, (uint32_t)ROWS);
+        for (uint32_t i = 0; i < end; i += AHEAD) {
+            uint16_t y[AHEAD]; /* many loads at once: sums are one after the other, memory need not be */
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++)
+                y[k] = from + i + k >= j && i + k < end ? row[i + k][j] : 0;
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++)
+                sum = add(sum, mul(x[i + k], bf16_to(y[k]))); /* zeros change no sum, none is below zero */
+        }
+    }
     if (j < n)
         out[j] = sum;
 }
@@ -264,6 +279,22 @@ static __global__ void __launch_bounds__(THREADS)
     const float most = logits(w.choose.sketches + job.sketches, at, job.own - 1, scale, q, a, shared);
     for (uint32_t j = threadIdx.x; j < job.own; j += THREADS)
         w.choose.scores[mine + j] = r[j] > 0 ? r[j] : sub(sub(a[j], most), 1.0f);
+}
+
+/* ---- what is kept ---- */
+
+/* A block of threads a list. */
+static __global__ void walk_keep(uint32_t layer, uint64_t *lists, const struct cuda_walk_kept *jobs)
+{
+    grid_next();
+    grid_wait();
+    const struct cuda_walk_kept job = jobs[blockIdx.x];
+    uint64_t *kept = job.kept + layer * (CUDA_WALK_BLOCKS / 64);
+    for (uint32_t i = threadIdx.x; i < job.words; i += blockDim.x)
+        if (!job.made)
+            lists[job.list + i] = i < job.n ? kept[i] : 0;
+        else if (i < job.n)
+            kept[i] = lists[job.list + i];
 }
 
 /* ---- launchers ---- */
@@ -330,6 +361,12 @@ extern "C" int cuda_walk_weights(const struct cuda_kv *kv, const uint8_t *const 
              : 0;
 }
 
+extern "C" int cuda_walk_keep(uint32_t layer, uint64_t *lists, const struct cuda_walk_kept *jobs, uint32_t n,
+                              void *stream)
+{
+    return n ? grid_launch(walk_keep, dim3(n), 64, 0, stream, layer, lists, jobs) : 0;
+}
+
 extern "C" int cuda_walk_run(const struct cuda_kv *kv, uint32_t layer, const struct cuda_walk *w, void *stream)
 {
     const uint32_t n = w->choose.n_jobs;
@@ -337,7 +374,7 @@ extern "C" int cuda_walk_run(const struct cuda_kv *kv, uint32_t layer, const str
         return cudaErrorInvalidValue;
     if (!n)
         return 0;
-    int e = grid_launch(walk, dim3((w->choose.own_max + 255) / 256, n), 256, 0, stream, layer, *w);
+    int e = grid_launch(walk, dim3((w->choose.own_max + WALKERS - 1) / WALKERS, n), WALKERS, 0, stream, layer, *w);
     if (!e)
         e = grid_launch(walk_scores, dim3(n), THREADS, 0, stream, 1.0f / sqrtf((float)kv->head_dim),
                         layer * w->choose.layer_bytes, layer, *w);

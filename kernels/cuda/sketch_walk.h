@@ -62,6 +62,14 @@ struct cuda_walk {
 /* Layers in turn, from 0 on: lists of each job from the walk of the block before its own. */
 int cuda_walk_run(const struct cuda_kv *kv, uint32_t layer, const struct cuda_walk *w, void *stream);
 
+/* A list that is kept for later steps: of a layer at kept + CUDA_WALK_BLOCKS / 64 layer, n words, of `words` in the step's lists. */
+struct cuda_walk_kept {
+    uint64_t *kept;
+    uint32_t list, words, n;
+    uint32_t made; /* to `kept`, else from there, and zeros behind */
+};
+int cuda_walk_keep(uint32_t layer, uint64_t *lists, const struct cuda_walk_kept *jobs, uint32_t n, void *stream);
+
 #ifdef __cplusplus
 }
 #endif

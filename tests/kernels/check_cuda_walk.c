@@ -199,8 +199,24 @@ static void check_walk(struct check *ck)
                                              .leaf_blocks = by_slot ? 16 : 0 },
                                  .weights = cuda_scene_put(&s, rows, most * sizeof *rows),
                                  .walk = cuda_scene_take(&s, (size_t)2 * JOBS * room * 4) };
+    /* lists are kept, and come back with zeros behind them */
+    struct cuda_walk_kept made[JOBS], there_again[JOBS];
+    uint64_t *kept = cuda_scene_take(&s, (size_t)JOBS * LAYERS_MAX * (CUDA_WALK_BLOCKS / 64) * 8);
+    for (uint32_t k = 0; k < n_jobs; k++) {
+        made[k] = (struct cuda_walk_kept){ kept + (size_t)k * LAYERS_MAX * (CUDA_WALK_BLOCKS / 64), k * words, words,
+                                           selector_words(choice[k].own), 1 };
+        there_again[k] = made[k];
+        there_again[k].made = 0;
+    }
+    const struct cuda_walk_kept *to = cuda_scene_put(&s, made, n_jobs * sizeof *made),
+                                *from = cuda_scene_put(&s, there_again, n_jobs * sizeof *made);
     for (uint32_t layer = 0; layer < w.n_layers; layer++) {
         CUDA(cuda_walk_run(&kv, layer, &c, NULL));
+        CUDA(cuda_walk_keep(layer, c.choose.lists, to, n_jobs, NULL));
+    }
+    for (uint32_t layer = 0; layer < w.n_layers; layer++) {
+        CUDA(cudaMemset(c.choose.lists, 0xA5, (size_t)n_jobs * words * 8));
+        CUDA(cuda_walk_keep(layer, c.choose.lists, from, n_jobs, NULL));
         cuda_scene_get(got + (size_t)layer * JOBS * words, c.choose.lists, (size_t)n_jobs * words * 8);
     }
     for (uint32_t k = 0; k < n_jobs; k++) {

@@ -448,6 +448,7 @@ uint64_t gpu_arena_key(const struct backend *b)
                                b->list[SECTION_SEALS].bytes > 0,
                                (uint32_t)b->list[SECTION_MAKES].bytes,
                                count_of(b, SECTION_WEIGHED, sizeof(struct cuda_walk_weights)),
+                               count_of(b, SECTION_KEPT, sizeof(struct cuda_walk_kept)),
                                count_of(b, SECTION_CHOICES, sizeof(struct cuda_quest_job)),
                                b->selects,
                                b->own_max,

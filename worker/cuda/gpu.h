@@ -69,6 +69,7 @@ enum gpu_section {
     SECTION_MEANS,    /* of a walk: struct cuda_walk_row, a row */
     SECTION_WEIGHTS,  /* pointers, beside those to sketches */
     SECTION_WEIGHED,  /* struct cuda_walk_weights */
+    SECTION_KEPT,     /* struct cuda_walk_kept */
     SECTIONS
 };
 
@@ -147,9 +148,10 @@ struct backend {
     struct gpu_links *links; /* links.h; NULL: none were asked for yet */
     struct gpu_buffer lists, host_lists,
         scores; /* of sparse attention: the step's lists, on the host where others get them */
-    struct gpu_places places, means_places, weights_places[CUDA_WALK_BLOCKS / CUDA_WALK_STEP];
+    struct gpu_places places, means_places, lists_places, weights_places[CUDA_WALK_BLOCKS / CUDA_WALK_STEP];
     struct sketch **weighed; /* whose rows of weights the step makes */
-    uint32_t n_weighed, weighed_room;
+    struct sketch **listed;  /* whose lists */
+    uint32_t n_weighed, weighed_room, n_listed, listed_room;
 
     /* this step */
     const struct step_input *input;

@@ -61,9 +61,11 @@ void gpu_select_free(struct backend *b)
 {
     places_free(&b->places);
     places_free(&b->means_places);
+    places_free(&b->lists_places);
     for (uint32_t i = 0; i < CUDA_WALK_BLOCKS / CUDA_WALK_STEP; i++)
         places_free(&b->weights_places[i]);
     free(b->weighed);
+    free(b->listed);
 }
 
 /* What of a sketch is the device's, or its query means alone. */
@@ -77,7 +79,8 @@ static void sketch_give(void *ctx, struct sketch *s, bool all)
     gpu_place_give(&b->places, s->device);
     if (s->device_weights)
         gpu_place_give(&b->weights_places[s->weights_room / CUDA_WALK_STEP - 1], s->device_weights);
-    s->device = s->device_weights = NULL;
+    gpu_place_give(&b->lists_places, s->device_lists);
+    s->device = s->device_weights = s->device_lists = NULL;
 }
 
 /* ---- before a step ---- */

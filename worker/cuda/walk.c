@@ -1,4 +1,4 @@
-/* Sketch-walk: query means, rows of weights, lists by block. Weights are kept with the sketch that they are made with; walks and lists are made anew each step. */
+/* Sketch-walk: query means, rows of weights, lists by block. Weights and lists are kept with the sketch that they are made with. */
 #include <stdlib.h>
 
 #include "worker/cuda/gpu.h"
@@ -35,12 +35,47 @@ static bool weights_take(struct backend *b, struct sketch *sketch, uint32_t bloc
     return true;
 }
 
+/* The sketch whose walk makes list i of a job; NULL: all is read. */
+static struct sketch *list_sketch(const struct select_job *job, uint32_t i)
+{
+    const uint32_t own = job->own + i;
+    return selector_reads_all(own, job->density) ? NULL : job->seq->sketches[own - 1];
+}
+
+static bool list_kept(const struct select_job *job, uint32_t i)
+{
+    const struct sketch *sketch = list_sketch(job, i);
+    return sketch && sketch->lists_density == job->density;
+}
+
+/* The step makes it for later ones: a sketch keeps lists of one density, the first that is asked for. */
+static bool list_claimed(const struct backend *b, const struct sketch *sketch, uint32_t density)
+{
+    return sketch && !sketch->lists_density && sketch->lists_step == b->select_step && sketch->lists_claim == density;
+}
+
+static bool list_claim(struct backend *b, const struct select_job *job, uint32_t i)
+{
+    struct sketch *sketch = list_sketch(job, i);
+    if (!sketch || sketch->lists_density || sketch->lists_step == b->select_step)
+        return true;
+    if (!sketch->device_lists)
+        sketch->device_lists = gpu_place_take(&b->lists_places);
+    if (!sketch->device_lists || !gpu_pointers_grow(&b->listed, &b->listed_room, b->n_listed + 1))
+        return false;
+    sketch->lists_step = b->select_step;
+    sketch->lists_claim = job->density;
+    b->listed[b->n_listed++] = sketch;
+    return true;
+}
+
 enum status gpu_walk_begin(struct backend *b)
 {
     const struct select *s = select_of(b);
     const struct attend *a = b->input->attend;
     uint32_t n = 0;
-    b->n_weighed = 0;
+    b->n_weighed = b->n_listed = 0;
+    b->lists_places.bytes = (size_t)s->store.n_layers * (CUDA_WALK_BLOCKS / 64) * sizeof(uint64_t);
     b->means_places.bytes = cuda_walk_means_floats(s->store.n_layers, b->config->head_dim) * sizeof(float);
     for (uint32_t r = 0; r < s->n_rows; r++) {
         struct sketch *sketch = s->rows[r];
@@ -51,12 +86,20 @@ enum status gpu_walk_begin(struct backend *b)
     }
     for (uint32_t j = 0; j < a->n_local; j++) {
         const struct select_job *job = &s->jobs[j];
-        n += job->density ? job->n_lists : 0;
-        for (uint32_t c = 0; job->density && c < last_block(&a->jobs[j]); c++)
+        uint32_t end = 0; /* weights that its walks go over */
+        for (uint32_t i = 0; job->density && i < job->n_lists; i++) {
+            if (list_kept(job, i))
+                continue;
+            if (!list_claim(b, job, i))
+                return ST_NO_MEMORY;
+            end = job->own + i;
+            n++;
+        }
+        for (uint32_t c = 0; c < end; c++)
             if (!weights_take(b, job->seq->sketches[c], c))
                 return ST_NO_MEMORY;
     }
-    return b->selects ? gpu_reserve(b, &b->scores, (size_t)3 * n * b->own_max * sizeof(float), false) : ST_OK;
+    return n ? gpu_reserve(b, &b->scores, (size_t)3 * n * b->own_max * sizeof(float), false) : ST_OK;
 }
 
 bool gpu_walk_push(struct backend *b)
@@ -102,16 +145,25 @@ bool gpu_walk_push_job(struct backend *b, uint32_t j, uint32_t sketches)
             return false;
         *at = sparse->seq->sketches[c]->device_weights;
     }
-    struct cuda_quest_job *out = gpu_list_push(&b->list[SECTION_CHOICES], sparse->n_lists * sizeof *out);
-    for (uint32_t i = 0; out && i < sparse->n_lists; i++) {
-        const uint32_t own = sparse->own + i;
-        out[i] = (struct cuda_quest_job){ .own = own,
-                                          .budget = selector_budget(own, sparse->density),
-                                          .sketches = sketches,
-                                          .list = (uint32_t)(sparse->at + (size_t)i * sparse->words),
-                                          .words = sparse->words };
+    for (uint32_t i = 0; i < sparse->n_lists; i++) {
+        const uint32_t own = sparse->own + i, at = (uint32_t)(sparse->at + (size_t)i * sparse->words);
+        const bool kept = list_kept(sparse, i);
+        struct sketch *sketch = list_sketch(sparse, i);
+        const bool keeps = kept || list_claimed(b, sketch, sparse->density);
+        struct cuda_walk_kept *keep = keeps ? gpu_list_push(&b->list[SECTION_KEPT], sizeof *keep) : NULL;
+        struct cuda_quest_job *out = kept ? NULL : gpu_list_push(&b->list[SECTION_CHOICES], sizeof *out);
+        if ((keeps && !keep) || (!kept && !out))
+            return false;
+        if (keep)
+            *keep = (struct cuda_walk_kept){ sketch->device_lists, at, sparse->words, selector_words(own), !kept };
+        if (out)
+            *out = (struct cuda_quest_job){ .own = own,
+                                            .budget = selector_budget(own, sparse->density),
+                                            .sketches = sketches,
+                                            .list = at,
+                                            .words = sparse->words };
     }
-    return out && push_weighed(b, sparse->seq, n, sketches);
+    return push_weighed(b, sparse->seq, n, sketches);
 }
 
 int gpu_walk_sketch(struct backend *b, uint32_t layer)
@@ -141,13 +193,19 @@ int gpu_walk_select(struct backend *b, uint32_t layer)
                                              .leaf_blocks = s->store.spec.by_slot ? s->leaf_blocks : 0 },
                                  .weights = gpu_at(b, SECTION_WEIGHTS),
                                  .walk = (float *)b->scores.data + (size_t)n * b->own_max };
-    const int e = cuda_walk_weights(&kv, w.choose.sketches, s->store.layer_bytes, at, gpu_at(b, SECTION_WEIGHED),
-                                    n_weighed, b->stream);
-    return e ? e : cuda_walk_run(&kv, at, &w, b->stream);
+    int e = cuda_walk_weights(&kv, w.choose.sketches, s->store.layer_bytes, at, gpu_at(b, SECTION_WEIGHED), n_weighed,
+                              b->stream);
+    if (!e)
+        e = cuda_walk_run(&kv, at, &w, b->stream);
+    return e ? e
+             : cuda_walk_keep(at, b->lists.data, gpu_at(b, SECTION_KEPT),
+                              (uint32_t)(b->list[SECTION_KEPT].bytes / sizeof(struct cuda_walk_kept)), b->stream);
 }
 
 void gpu_walk_end(struct backend *b)
 {
     for (uint32_t i = 0; i < b->n_weighed; i++)
         b->weighed[i]->weights_ready = true;
+    for (uint32_t i = 0; i < b->n_listed; i++)
+        b->listed[i]->lists_density = b->listed[i]->lists_claim;
 }
