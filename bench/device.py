@@ -3,7 +3,7 @@
 Checks and measures the CUDA backend on a host with a GPU, from a folder that scripts/device.sh packed. One JSON object on standard output, under the
 flat names of bench/results/h100.json; what failed is named under "failed". Logs go to --logs.
 
-    device.py [--only check,worker,sanitizer,cluster,memory,needles,links,peer,kernels,codes,lossless,step,step-lossless,step-long,batch,needles-coded,peers] [--logs FOLDER]
+    device.py [--only check,worker,sanitizer,cluster,memory,needles,links,spread,peer,kernels,codes,lossless,step,step-lossless,step-long,batch,needles-coded,peers] [--logs FOLDER]
 """
 import argparse
 import http.client
@@ -21,7 +21,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ENV = {**os.environ, "LD_LIBRARY_PATH": HERE + "/lib", "UCX_MODULE_DIR": HERE + "/lib/ucx"}
 parser = argparse.ArgumentParser()
-parser.add_argument("--only", default="check,worker,sanitizer,cluster,memory,needles,links,peer,kernels,codes,lossless,step,step-lossless,step-long,batch,needles-coded,peers")
+parser.add_argument("--only", default="check,worker,sanitizer,cluster,memory,needles,links,spread,peer,kernels,codes,lossless,step,step-lossless,step-long,batch,needles-coded,peers")
 parser.add_argument("--logs", default=tempfile.gettempdir())
 parser.add_argument("--links", default="1 peer,2 peer,2 nccl,2 ucx", help="GPUs and --exchange of links, the first one is what the others are compared with")
 args = parser.parse_args()
@@ -211,6 +211,33 @@ def links():
         result["failed"].append("links")
 
 
+def spread(gpus_there):
+    """Milliseconds a token of two layers of Llama-3.1-8B's shape on one GPU and on two, as the context grows: from where on two are faster, and by how much."""
+    model, longest = "random:llama-3.1-8b,positions=1048576:2", 512
+    prompt = [(i * 7919 + i // 13) % 128000 for i in range(longest << 10)]
+    for codec, contexts in (("bf16", (1, 4, 8, 16, 32, 64, 128)), ("int4-rot", (1, 128, longest))):
+        for gpus in range(1, min(gpus_there, 2) + 1):
+            c = None
+            try:
+                c = Apart(model, gpus, (longest << 10) + 4096, "--step-rows-max", "4096", "--step-deadline-ms", "30000", "--kv-codec", codec)
+                for k in contexts:
+                    took = []
+                    for new in (4, 8, 108):
+                        start = time.monotonic()
+                        c.complete(prompt[: k << 10], new)
+                        took.append(time.monotonic() - start)
+                    result[f"spread_{codec}_{k}k_{gpus}gpu_token_ms"] = round((took[2] - took[1]) * 10, 3)
+            except Exception as e:
+                print(f"spread over {gpus}: {e}", file=sys.stderr)
+                result["failed"].append(f"spread-{codec}-{gpus}")
+            if c:
+                c.close()
+        for k in contexts[1:]: # what the context adds to a token is attention and, on two GPUs, their exchange
+            times = [result.get(f"spread_{codec}_{at}k_{gpus}gpu_token_ms", 0) for gpus in (1, 2) for at in (1, k)]
+            if all(times):
+                result[f"spread_{codec}_{k}k_attention_1gpu_over_2gpu"] = round((times[1] - times[0]) / max(times[3] - times[2], 1e-3), 2)
+
+
 def killed(c, prompt, exchange):
     """In the middle of an answer: it ends, or goes on at the other worker, which lives and answers the next one."""
     told = {}
@@ -350,6 +377,8 @@ def main():
         memory()
     if "links" in wanted and gpus > 1:
         links()
+    if "spread" in wanted and gpus > 1:
+        spread(gpus)
     if "peer" in wanted and gpus > 1: # two processes that wait for each other on one GPU would measure its time slices
         figures("peer", HERE + "/check_cuda_peer", "--bench")
         figures("nccl", sys.executable, HERE + "/cuda_nccl.py", env=os.environ)
