@@ -192,6 +192,7 @@ struct sched_stats {
     uint32_t waiting, running, groups;
     uint64_t steps, prompt_rows, decode_rows, prefix_hit_tokens, prompt_tokens, completion_tokens, requests_done,
         requests_failed, requests_cancelled, preemptions;
+    uint64_t leaves_moved;               /* to workers that joined */
     uint64_t recoveries, recovered_rows; /* requests placed again after a worker was lost; rows computed again */
     uint64_t replicas,
         recovered_copies; /* copies made for the case of a loss; blocks of lost workers of which one was left */

@@ -77,6 +77,8 @@ static void write_sched(const struct sched *sched, FILE *out)
         (double)s.recoveries);
     one(out, "longspan_recovered_rows_total", "counter", "Rows computed again after a worker was lost.",
         (double)s.recovered_rows);
+    one(out, "longspan_leaves_moved_total", "counter", "Leaves that workers that joined took over from others.",
+        (double)s.leaves_moved);
     one(out, "longspan_replicas_total", "counter", "Blocks copied to a second worker for the case of a loss.",
         (double)s.replicas);
     one(out, "longspan_recovered_copies_total", "counter", "Blocks of lost workers of which another copy was left.",

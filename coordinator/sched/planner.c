@@ -406,7 +406,7 @@ bool planner_send(struct sched *s, struct group *g)
     s->n_seqs = s->n_runs = 0;
     for (uint32_t i = 0; i < g->n_requests; i++) {
         struct sched_request *r = g->requests[i];
-        if (r->state == REQUEST_RUNNING && r->ship_leaf < r->n_leaves)
+        if (r->state == REQUEST_RUNNING && (r->ship_leaf < r->n_leaves || r->moving))
             ship_step(s, r);
     }
     rows_choose(s, g, f);

@@ -53,6 +53,7 @@ static struct sched_request *find_touched(const struct sched *s, uint64_t guilty
 
 void recover_touched(struct sched *s, uint64_t guilty, int n, bool apart, const char *message)
 {
+    rebalance_untie(s, guilty);
     if (n > 1 && !find_touched(s, guilty, n))
         n = 1;
     for (struct sched_request *r; (r = find_touched(s, guilty, n));) {

@@ -189,6 +189,11 @@ static void waits_end(struct sched *s, struct sched_request *r)
             transfer_unwait(s, r->copies[i], r);
     }
     r->pending = 0;
+    request_unship(s, r);
+}
+
+void request_unship(struct sched *s, struct sched_request *r)
+{
     for (uint32_t i = 0; i < r->leaf_blocks && r->ship == SHIP_UNDER_WAY; i++) {
         struct copy *c = r->ship_copies[i];
         if (!c)
@@ -199,6 +204,7 @@ static void waits_end(struct sched *s, struct sched_request *r)
         copy_let_go(s, c);
     }
     r->ship = SHIP_IDLE;
+    r->moving = false;
     r->ship_pending = 0;
 }
 

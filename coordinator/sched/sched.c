@@ -247,7 +247,7 @@ enum status sched_worker_ready(struct sched *s, uint16_t worker, const struct co
     directory_pool_add(&s->dir, slot, ready->n_blocks);
     s->ready |= SCHED_BIT(slot);
     group_new(s, SCHED_BIT(slot));
-    s->admit_changed = true;
+    s->admit_changed = s->rebalance = true;
     return ST_OK;
 }
 
@@ -391,6 +391,7 @@ int64_t sched_run(struct sched *s)
         if (g->n_flights && s->config.step_deadline_ms < wait)
             wait = s->config.step_deadline_ms;
     }
+    rebalance_all(s);
     replicate_all(s);
     transfers_send(s);
     if (s->admit_changed && s->n_queued)

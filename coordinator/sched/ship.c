@@ -1,4 +1,7 @@
-/* A complete growing leaf goes to its owner in the background; readers change at a plan boundary, once all of it is there. */
+/*
+ * A complete growing leaf goes to its owner, or any complete leaf to a worker that has joined, in the background; readers change at a plan boundary, once all of
+ * it is there.
+ */
 #include "coordinator/sched/state.h"
 
 #include <assert.h>
@@ -8,7 +11,7 @@
 
 static uint32_t leaf_first(const struct sched_request *r)
 {
-    return r->ship_leaf * r->leaf_blocks;
+    return r->way_leaf * r->leaf_blocks;
 }
 
 /* The leaf stays at home for good, and its blocks are no longer the window's. */
@@ -22,22 +25,24 @@ static void stay(struct sched *s, struct sched_request *r)
 }
 
 /* Is every block of the leaf free to come to its owner? */
-static bool can_start(const struct sched_request *r, uint8_t owner)
+static bool can_start(const struct sched_request *r, uint32_t leaf, uint8_t owner)
 {
     for (uint32_t i = 0; i < r->leaf_blocks; i++) {
-        const struct copy *c = directory_copy_at(r->copies[leaf_first(r) + i]->block, owner);
+        const struct copy *c = directory_copy_at(r->copies[leaf * r->leaf_blocks + i]->block, owner);
         if (c && c->state == COPY_DROPPING)
             return false;
     }
     return true;
 }
 
-static void start(struct sched *s, struct sched_request *r, uint8_t owner)
+/* Room for it is promised there. */
+static void start(struct sched *s, struct sched_request *r, uint32_t leaf, uint8_t owner)
 {
     r->ship = SHIP_UNDER_WAY;
     r->ship_failed = false;
     r->ship_pending = 0;
-    r->promise[owner] -= r->leaf_blocks;
+    r->way_leaf = leaf;
+    r->way_to = owner;
     for (uint32_t i = 0; i < r->leaf_blocks; i++) {
         struct copy *here = r->copies[leaf_first(r) + i];
         struct copy *c = directory_copy_at(here->block, owner);
@@ -57,23 +62,25 @@ static void start(struct sched *s, struct sched_request *r, uint8_t owner)
 /* All of it is there: plans from now on read it there. */
 static void flip(struct sched *s, struct sched_request *r)
 {
-    const uint8_t owner = r->owner[r->ship_leaf];
     const uint64_t number = r->group && r->in_flight ? r->group->number : 0;
     for (uint32_t i = 0; i < r->leaf_blocks; i++) {
         const uint32_t at = leaf_first(r) + i;
         sched_grow((void **)&r->deferred, &r->deferred_cap, r->n_deferred + 1, sizeof *r->deferred);
         r->deferred[r->n_deferred++] =
-            (struct deferred){ .number = number, .copy = r->copies[at], .window = !r->brought[at] };
+            (struct deferred){ .number = number, .copy = r->copies[at], .window = !r->moving && !r->brought[at] };
         r->copies[at] = r->ship_copies[i];
         r->ship_copies[i] = NULL;
     }
-    r->at[r->ship_leaf] = owner;
-    r->readers[r->ship_leaf] = s->workers[owner].id;
-    if (r->ship_leaf < r->readers_changed)
-        r->readers_changed = r->ship_leaf;
+    r->at[r->way_leaf] = r->owner[r->way_leaf] = r->way_to;
+    r->readers[r->way_leaf] = s->workers[r->way_to].id;
+    if (r->way_leaf < r->readers_changed)
+        r->readers_changed = r->way_leaf;
     r->ship = SHIP_IDLE;
     r->ship_tries = 0;
-    r->ship_leaf++;
+    if (!r->moving)
+        r->ship_leaf++;
+    s->stats.leaves_moved += r->moving;
+    r->moving = false;
     if (!number)
         request_retire(s, r, 0);
 }
@@ -81,7 +88,7 @@ static void flip(struct sched *s, struct sched_request *r)
 /* Some did not come. What came is given back, and the owner's room is asked for again. */
 static void undo(struct sched *s, struct sched_request *r)
 {
-    const uint8_t owner = r->owner[r->ship_leaf];
+    const uint8_t owner = r->way_to;
     for (uint32_t i = 0; i < r->leaf_blocks; i++) {
         struct copy *c = r->ship_copies[i];
         r->ship_copies[i] = NULL;
@@ -94,6 +101,10 @@ static void undo(struct sched *s, struct sched_request *r)
     }
     r->ship = SHIP_IDLE;
     r->ship_after_ms = sched_now_ms(s) + SCHED_SHIP_PAUSE_MS;
+    if (r->moving) {
+        r->moving = false;
+        return;
+    }
     if (++r->ship_tries < SCHED_SHIPS_MAX && directory_promise(&s->dir, owner, r->leaf_blocks)) {
         r->promise[owner] += r->leaf_blocks;
         return;
@@ -128,8 +139,10 @@ void ship_step(struct sched *s, struct sched_request *r)
             return;
         if (r->ship_failed)
             undo(s, r);
-        else
+        else if (r->group->members & SCHED_BIT(r->way_to))
             flip(s, r);
+        else
+            return; /* until its group has the worker */
     }
     while (r->ship_leaf < r->n_leaves && (uint64_t)(r->ship_leaf + 1) * request_leaf_rows(r) <= r->done) {
         const uint8_t owner = r->owner[r->ship_leaf];
@@ -137,11 +150,31 @@ void ship_step(struct sched *s, struct sched_request *r)
             r->ship_leaf++;
             continue;
         }
-        if (sched_now_ms(s) < r->ship_after_ms || sched_choose(s, "ship", 2) == 1 || !can_start(r, owner))
+        if (sched_now_ms(s) < r->ship_after_ms || sched_choose(s, "ship", 2) == 1 || !can_start(r, r->ship_leaf, owner))
             return;
-        start(s, r, owner);
+        r->promise[owner] -= r->leaf_blocks;
+        start(s, r, r->ship_leaf, owner);
         if (r->ship_pending)
             return;
         flip(s, r);
     }
+}
+
+bool ship_move(struct sched *s, struct sched_request *r, uint32_t leaf, uint8_t to)
+{
+    assert(r->ship == SHIP_IDLE && !r->moving);
+    if (!can_start(r, leaf, to) || !directory_promise(&s->dir, to, r->leaf_blocks))
+        return false;
+    if (!can_start(r, leaf, to)) { /* room was made by dropping one that it could have had there */
+        directory_unpromise(&s->dir, to, r->leaf_blocks);
+        return false;
+    }
+    r->moving = true;
+    if (!(r->ties & SCHED_BIT(to))) {
+        r->ties |= SCHED_BIT(to);
+        s->workers[to].n_ties++;
+        s->groups_changed = true;
+    }
+    start(s, r, leaf, to);
+    return true;
 }

@@ -15,6 +15,7 @@
  *   transfer.c  copies of sealed blocks between workers
  *   ship.c      a complete growing leaf goes to its owner
  *   replicate.c second copies of sealed blocks
+ *   rebalance.c leaves for workers that join
  *   group.c     step groups: forming, epochs, what happens when a step fails
  *   planner.c   the next plan of a group
  *   flight.c    plans in flight: results, commit, tokens
@@ -155,7 +156,9 @@ struct sched_request {
     /* shipping */
     enum ship_state ship;
     uint32_t ship_leaf, ship_pending, ship_tries; /* next leaf that may go */
-    bool ship_failed;
+    bool ship_failed, moving;                     /* moving: what is under way is a leaf for a worker that joined */
+    uint32_t way_leaf;                            /* under way, */
+    uint8_t way_to;                               /* to this one */
     int64_t ship_after_ms;
     struct copy **ship_copies; /* [leaf_blocks] */
     struct deferred *deferred;
@@ -326,6 +329,7 @@ struct sched {
     uint32_t depth;     /* of calls into the face */
     bool admit_changed; /* something was freed or came: try the queue again */
     bool groups_changed;
+    bool rebalance;           /* a worker has joined: leaves may move */
     struct sched_stats stats; /* waiting, running, groups and waiting_ms are filled in when asked for */
 
     /* committed since names were last told: by slot */
@@ -397,6 +401,8 @@ void request_end(struct sched *s, struct sched_request *r, enum finish_reason re
                  const char *message);
 /* Positions from *pos on that hits brought. */
 void request_skip(const struct sched_request *r, uint32_t *pos);
+/* Nothing of it is under way any more. */
+void request_unship(struct sched *s, struct sched_request *r);
 /* Gives back references, promises, waits; its workers forget it. */
 void request_release(struct sched *s, struct sched_request *r);
 /* An ended one that no plan names any more gives everything back. */
@@ -484,11 +490,19 @@ int64_t transfers_deadline(const struct sched *s);
 
 /* ship.c */
 void ship_step(struct sched *s, struct sched_request *r);
+/* A complete leaf, read where it belongs, goes to another worker, which is tied to the sequence. false: not now. */
+bool ship_move(struct sched *s, struct sched_request *r, uint32_t leaf, uint8_t to);
 /* One of its transfers has come (or not). */
 void ship_arrived(struct sched *s, struct sched_request *r, bool ok);
 
 /* replicate.c: starts copies of what is committed and has no second one. */
 void replicate_all(struct sched *s);
+
+/* rebalance.c: starts moves, as long as there is something to move. */
+void rebalance_all(struct sched *s);
+
+/* Workers that it was tied to for a leaf, and that its group does not have yet, are lost: it is tied to them no more. */
+void rebalance_untie(struct sched *s, uint64_t guilty);
 
 /* group.c */
 void groups_form(struct sched *s);

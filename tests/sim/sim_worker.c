@@ -12,6 +12,7 @@ struct held {
     uint32_t position, pins;
     bool valid[PLAN_BLOCK];
     int32_t tokens[PLAN_BLOCK];
+    bool stray;                        /* came after it was given up; goes with the next drop */
     bool open;                         /* has a place for open rows */
     uint64_t seq;                      /* whose they are */
     uint64_t before, hash[PLAN_BLOCK]; /* of all tokens before the block; up to each position */
@@ -119,7 +120,11 @@ static struct held *find(const struct sim_worker *w, kv_handle handle)
 
 static struct held *take(struct sim *sim, struct sim_worker *w, kv_handle handle, uint32_t position)
 {
-    if (w->n_held >= w->n_blocks)
+    /* A stray may hold room that the coordinator has promised; it hears of it and has it dropped. */
+    uint32_t strays = 0;
+    for (uint32_t i = 0; i < w->n_held; i++)
+        strays += w->blocks[i]->stray;
+    if (w->n_held >= w->n_blocks + strays)
         sim_wrong(sim, "worker %u: no room for block %llu, all %u are taken", w->id, (unsigned long long)handle,
                   w->n_blocks);
     struct held *b = calloc(1, sizeof *b);
@@ -481,7 +486,7 @@ static void send_block(struct sim *sim, struct sim_worker *w, const struct contr
     p->source = w->id;
     p->block = *b;
     p->block.pins = 0;
-    p->block.open = false;
+    p->block.open = p->block.stray = false;
     if (sim_draw(sim, 1000) < sim->options.copy_faults) {
         bool *const faults[] = { &p->lost, &p->refused, &p->late };
         *faults[sim_draw(sim, 3)] = true;
@@ -510,6 +515,7 @@ void sim_worker_copy(struct sim *sim, struct sim_worker *w, void *block)
         } else if (!find(w, p->block.handle)) {
             struct held *b = take(sim, w, p->block.handle, p->block.position);
             *b = p->block;
+            b->stray = p->late;
         }
         sim_up(sim, w, sim_message_copy(sim, &m));
     }

@@ -383,6 +383,34 @@ static void test_crash(void **state)
     end(sim);
 }
 
+/* A worker that joins takes its part of the leaves over while the sequence runs; when it dies before it has one, nobody notices. */
+static void test_join(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(2, 100, &seen);
+    struct sim *sim = sim_new(&o);
+    const uint32_t a = submit(sim, text, 2000, 1200);
+    sim_advance(sim, 300);
+    const uint16_t joined = sim_join(sim, 100);
+    sim_advance(sim, 1);
+    sim_crash(sim, joined, 0);
+    sim_advance(sim, 200);
+    struct sched_stats stats;
+    sched_stats(sim->s, &stats);
+    assert_int_equal(stats.leaves_moved, 0);
+    assert_int_equal(stats.recoveries, 0);
+    const uint16_t second = sim_join(sim, 100);
+    sim_finish(sim, 100000);
+    assert_int_equal(sim->requests[a].reason, FINISH_LENGTH);
+    assert_int_equal(sim->requests[a].again, 0);
+    assert_int_equal(seen.members_max, 3);
+    assert_in_range(blocks_at(&sim->requests[a], second), 10, 17); /* of 49 */
+    sched_stats(sim->s, &stats);
+    assert_true(stats.leaves_moved >= 5);
+    end(sim);
+}
+
 /* With second copies nothing but the open block is computed again, and what was copied is nobody's once all have ended. */
 static void test_replicas(void **state)
 {
@@ -697,6 +725,7 @@ int main(void)
         cmocka_unit_test(test_hang_in_group),
         cmocka_unit_test(test_pause),
         cmocka_unit_test(test_crash),
+        cmocka_unit_test(test_join),
         cmocka_unit_test(test_replicas),
         cmocka_unit_test(test_cut),
         cmocka_unit_test(test_all_lost),

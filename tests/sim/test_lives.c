@@ -29,7 +29,7 @@ struct life {
 
 struct totals {
     uint64_t lives, requests, refused, failed, cancelled, cached, steps, spread, copies, plans, far, aborts, vain,
-        blamed, blamed_wrongly, late, preempted;
+        blamed, blamed_wrongly, late, preempted, recovered, moved;
 };
 
 enum { STEM = 2000 };
@@ -215,6 +215,8 @@ static void live(uint64_t seed, struct totals *t)
     struct sched_stats stats;
     sched_stats(l.sim->s, &stats);
     t->preempted += stats.preemptions;
+    t->recovered += stats.recoveries;
+    t->moved += stats.leaves_moved;
     t->lives++;
     t->steps += l.sim->n_steps;
     t->spread += l.sim->n_spread_steps;
@@ -251,12 +253,12 @@ int main(int argc, char **argv)
            "steps, %llu of "
            "several workers, %llu blocks copied, %llu read far from home, %llu aborts, %llu steps in vain, %llu "
            "failed on hearsay, %llu of them wrongly, %llu "
-           "preemptions, %llu too late\n",
+           "preemptions, %llu too late, %llu placed again, %llu leaves moved to who joined\n",
            (unsigned long long)t.lives, (unsigned long long)t.requests, (unsigned long long)t.refused,
            (unsigned long long)t.failed, (unsigned long long)t.cancelled, (unsigned long long)t.cached,
            (unsigned long long)t.steps, (unsigned long long)t.spread, (unsigned long long)t.copies,
            (unsigned long long)t.far, (unsigned long long)t.aborts, (unsigned long long)t.vain,
            (unsigned long long)t.blamed, (unsigned long long)t.blamed_wrongly, (unsigned long long)t.preempted,
-           (unsigned long long)t.late);
+           (unsigned long long)t.late, (unsigned long long)t.recovered, (unsigned long long)t.moved);
     return 0;
 }
