@@ -280,7 +280,7 @@ void control_stop(struct control *c)
     c->run_timer = c->tick_timer = NULL;
     loop_drain(c->config.loop);
     for (struct session *s = c->sessions; s; s = s->next)
-        session_drop(s, RPC_UNAVAILABLE, "the coordinator stops");
+        session_drop(s, RPC_UNAVAILABLE, CONTROL_STOPS);
     rpc_server_stop(c->server, STOP_GRACE_MS);
     loop_drain(c->config.loop); /* ends of streams: no session is left */
     c->kicked = true;           /* requests that end now would post to what is about to be freed */

@@ -358,7 +358,7 @@ static void on_attach_post(void *arg)
     if (c->n_sessions++ >= CONTROL_SESSIONS_MAX)
         session_drop(s, RPC_RESOURCE_EXHAUSTED, "as many workers are attached as one coordinator takes");
     else if (c->stopping)
-        session_drop(s, RPC_UNAVAILABLE, "the coordinator stops");
+        session_drop(s, RPC_UNAVAILABLE, CONTROL_STOPS);
 }
 
 static void on_mail_post(void *arg)

@@ -21,6 +21,9 @@ extern "C" {
 
 enum { CONTROL_VERSION = 5, CONTROL_BLOCKS_MAX = 4096 };
 
+/* With this UNAVAILABLE a coordinator ends its streams in order. */
+#define CONTROL_STOPS "the coordinator stops"
+
 enum control_kind {
     /* worker to coordinator */
     CONTROL_HELLO,

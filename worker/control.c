@@ -17,6 +17,7 @@
 
 enum {
     RETRY_MS = 300,
+    REFUSED_MS = 3000,   /* it will not be otherwise soon */
     RETRY_NEXT_MS = 100, /* where there are several addresses */
     ATTACH_MS = 700,     /* for a welcome, then the next address is tried */
     ADDRESSES_MAX = 16,
@@ -66,6 +67,7 @@ struct session {
     pthread_cond_t changed;
     struct worker *worker; /* under the lock: messages are forwarded once it is here */
     bool welcome, ended;   /* under the lock */
+    enum rpc_code code;    /* of the end */
     _Atomic int64_t heard_ms;
 
     pthread_t sender;
@@ -229,9 +231,11 @@ static void on_done(void *user, struct rpc_call *call, enum rpc_code code, const
     (void)call;
     pthread_mutex_lock(&s->lock);
     /* one that was never welcomed is tried again; whoever started it for this stream only says more */
-    log_write(s->config->once || !s->welcome ? LOG_LEVEL_INFO : LOG_LEVEL_WARN,
-              "control stream to %s ended: code %d %s", s->address, (int)code, message);
+    const bool expected = s->config->once || !s->welcome || !strcmp(message, CONTROL_STOPS);
+    log_write(expected ? LOG_LEVEL_INFO : LOG_LEVEL_WARN, "control stream to %s ended: code %d %s", s->address,
+              (int)code, message);
     s->ended = true;
+    s->code = code;
     pthread_cond_signal(&s->changed);
     pthread_mutex_unlock(&s->lock);
 }
@@ -580,7 +584,7 @@ int worker_process_run(const struct worker_process_config *config)
         session_end(&s);
         refused = !stopping && (!served || mine.once);
         if (!stopping && !refused)
-            usleep((n_addresses > 1 ? RETRY_NEXT_MS : RETRY_MS) * 1000);
+            usleep((s.code == RPC_INVALID_ARGUMENT ? REFUSED_MS : n_addresses > 1 ? RETRY_NEXT_MS : RETRY_MS) * 1000);
     }
     keep_drop(&keep);
     tls_free(tls);

@@ -203,15 +203,14 @@ class SeveralHosts(unittest.TestCase):
         print(f"a second's outage: {error or 'survived'} after {ended:.1f} s", flush=True)
 
     def test_long_outage(self):
-        """Told in time; the other workers go on meanwhile; the cut-off one comes back by itself."""
+        """Its request goes on without it; the other workers go on meanwhile; the cut-off one comes back by itself."""
         done = {}
         t = threading.Thread(target=lambda: done.update(zip(("error", "ended"), self.outage("w3", 8))))
         t.start()
         wait_for("the worker is given up", lambda: len(self.hosts.workers()) == 2, 20)
         self.check_answer(6)
         t.join(60)
-        self.assertTrue(done["error"])
-        self.assertLess(done["ended"], WITHIN_S)
+        self.assertIsNone(done["error"])  # the others computed what it held
 
     def test_coordinator_cut_off(self):
         """Nobody hears the coordinator for a while: workers come back when they do."""
