@@ -22,7 +22,7 @@ struct axis {
 };
 
 struct panel {
-    const char *title, *format;
+    const char *title;
     double top;
     struct axis x, y;
     struct eval_estimate (*value)(const struct eval_row *row);
@@ -88,19 +88,27 @@ static void line(FILE *out, double x0, double y0, double x1, double y1, const ch
     fprintf(out, "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"%s\"/>\n", x0, y0, x1, y1, colour);
 }
 
+/* 1, 2 or 5 times a power of ten: about TICKS of them make the axis. */
+static double tick(const struct axis *a)
+{
+    const double rough = (a->high - a->low) / TICKS, power = pow(10, floor(log10(rough))), lead = rough / power;
+    return power * (lead < 1.5 ? 1 : lead < 3.5 ? 2 : lead < 7.5 ? 5 : 10);
+}
+
 static void axes(FILE *out, const struct panel *p)
 {
     char label[48];
+    const double by_x = tick(&p->x), by_y = tick(&p->y);
     text(out, LEFT, p->top - 14, "start", p->title);
-    for (int i = 0; i <= TICKS; i++) {
-        const double x = p->x.low + (p->x.high - p->x.low) * i / TICKS,
-                     y = p->y.low + (p->y.high - p->y.low) * i / TICKS;
-        snprintf(label, sizeof label, "%.0f", x);
-        line(out, at_x(p, x), p->top, at_x(p, x), p->top + PANEL, "#ddd");
-        text(out, at_x(p, x), p->top + PANEL + 18, "middle", label);
-        snprintf(label, sizeof label, p->format, y);
-        line(out, LEFT, at_y(p, y), WIDTH - RIGHT, at_y(p, y), "#ddd");
-        text(out, LEFT - 8, at_y(p, y) + 4, "end", label);
+    for (double i = ceil(p->x.low / by_x); i * by_x <= p->x.high; i++) {
+        snprintf(label, sizeof label, "%g", i * by_x);
+        line(out, at_x(p, i * by_x), p->top, at_x(p, i * by_x), p->top + PANEL, "#ddd");
+        text(out, at_x(p, i * by_x), p->top + PANEL + 18, "middle", label);
+    }
+    for (double i = ceil(p->y.low / by_y); i * by_y <= p->y.high; i++) {
+        snprintf(label, sizeof label, "%g", i * by_y);
+        line(out, LEFT, at_y(p, i * by_y), WIDTH - RIGHT, at_y(p, i * by_y), i == 0 ? "#888" : "#ddd");
+        text(out, LEFT - 8, at_y(p, i * by_y) + 4, "end", label);
     }
     text(out, (WIDTH + LEFT - RIGHT) / 2.0, p->top + PANEL + 36, "middle", "bytes a token, KV and sketches");
 }
@@ -126,11 +134,9 @@ enum status eval_svg(const struct eval_report *r, FILE *out)
 {
     struct panel panels[] = {
         { .title = "Perplexity over the first configuration's, % more, with 95 % intervals",
-          .format = "%.2f",
           .top = TOP,
           .value = more_perplexity },
         { .title = "KL divergence from the first configuration, nats, with 95 % intervals",
-          .format = "%.3g",
           .top = TOP + PANEL + GAP,
           .value = divergence },
     };
