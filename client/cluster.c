@@ -23,7 +23,7 @@
 enum {
     ARGS_MAX = 128,
     ADDRESSES_MS = 60000,
-    GRACE_MS = 10000,
+    GRACE_MS = 2000,
     PAUSE_FIRST_MS = 100,
     PAUSE_MAX_MS = 5000,
     LOOK_MS = 1000,
@@ -480,7 +480,8 @@ void cluster_stop(struct cluster *c)
     log_set_level(LOG_LEVEL_ERROR); /* children that end now were asked to */
     if (c->coordinator.pid > 0)
         kill(c->coordinator.pid, SIGTERM); /* first: it ends its streams in order */
-    for (int64_t until = clock_ms() + GRACE_MS; c->coordinator.pid > 0 && clock_ms() < until; usleep(10000))
+    for (int64_t until = clock_ms() + c->settings.drain_ms + GRACE_MS; c->coordinator.pid > 0 && clock_ms() < until;
+         usleep(10000))
         reap(c);
     signal_all(c, SIGTERM);
     for (int64_t until = clock_ms() + 2000; alive(c) && clock_ms() < until;)

@@ -85,6 +85,7 @@ int command_coordinator(int argc, char **argv)
         .n_workers = s.workers,
         .heartbeat_ms = s.heartbeat_ms,
         .silence_ms = s.silence_ms,
+        .drain_ms = s.drain_ms,
         .requests_max = s.requests_max,
         .body_bytes_max = s.body_bytes_max,
         .jobs_max = s.jobs_max,

@@ -76,6 +76,7 @@ const struct config_field settings_fields[] = {
     { "heartbeat-ms", "250", CONFIG_U32, PLAIN(heartbeat_ms), 50, 60000, NULL, SERVE, "between heartbeats of a worker" },
     { "silence-ms", "1500", CONFIG_U32, PLAIN(silence_ms), 200, 600000, NULL, SERVE, "after which a silent worker is given up" },
     { "restarts-max", "1000", CONFIG_U32, PLAIN(restarts_max), 0, 1 << 30, NULL, SCOPE_UP, "worker processes started again before up gives up" },
+    { "drain-ms", "8000", CONFIG_U32, PLAIN(drain_ms), 0, 3600000, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_WORKER, "after SIGTERM: so long may what runs go on; a second signal cuts it short" },
 
     { "requests-max", "1024", CONFIG_U32, PLAIN(requests_max), 1, 1 << 16, NULL, SCOPE_UP | SCOPE_COORDINATOR, "requests open at once; more get 429" },
     { "body-bytes-max", "64M", CONFIG_BYTES, PLAIN(body_bytes_max), 1024, (uint64_t)1 << 32, NULL, SCOPE_UP | SCOPE_COORDINATOR, "largest request body" },

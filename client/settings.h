@@ -54,7 +54,7 @@ struct settings {
     bool prefix_sharing, preemption;
     uint32_t starve_ms, recovery_share, worker_wait_ms, replicas;
     char tenant_weights[1024];
-    uint32_t heartbeat_ms, silence_ms, restarts_max;
+    uint32_t heartbeat_ms, silence_ms, restarts_max, drain_ms;
     /* gateway */
     uint32_t requests_max;
     uint64_t body_bytes_max;

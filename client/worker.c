@@ -68,6 +68,7 @@ int command_worker(int argc, char **argv)
         .selector = said("selector", s.selector, argc, argv) ? selector : NULL,
         .exchange = s.exchange,
         .lanes = strcmp(s.lanes, "best") ? s.lanes : NULL,
+        .drain_ms = s.drain_ms,
         .once = s.once,
     };
     return worker_process_run(&config);

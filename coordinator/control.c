@@ -107,11 +107,36 @@ static void beat_all(struct control *c, int64_t now)
     }
 }
 
+/* Those that drain and have nothing left are told so. */
+static void stop_drained(struct control *c)
+{
+    struct sched_worker_stats stats[CONTROL_SESSIONS_MAX];
+    const uint32_t n = sched_worker_stats(c->sched, stats, CONTROL_SESSIONS_MAX);
+    for (uint32_t i = 0; i < n; i++) {
+        struct session *s = stats[i].draining && !stats[i].ties ? session_find(c, stats[i].id) : NULL;
+        const struct control_message stop = { .kind = CONTROL_STOP };
+        if (!s || !s->leaving || s->stopped)
+            continue;
+        s->stopped = true;
+        session_send(s, &stop);
+    }
+}
+
+static bool any_leaves(const struct control *c)
+{
+    for (const struct session *s = c->sessions; s; s = s->next)
+        if (s->leaving && !s->stopped && s->state == SESSION_READY)
+            return true;
+    return false;
+}
+
 static void on_tick(void *arg)
 {
     struct control *c = arg;
     const int64_t now = clock_ms();
     beat_all(c, now);
+    if (any_leaves(c))
+        stop_drained(c);
     /* If this process itself did not run for a while, workers were not silent, we were deaf: what they said is still to be read. */
     if (c->ticked_ms && now - c->ticked_ms > 4 * TICK_MS)
         c->deaf_until_ms = now + DEAF_MS;

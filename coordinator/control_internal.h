@@ -41,6 +41,7 @@ struct session {
     uint8_t secret[TOKEN_SECRET_BYTES]; /* of its exchange */
     int64_t attached_ms, taken_ms;      /* taken: when it last had taken all that was sent */
     uint64_t beats, work;
+    bool leaving, stopped;      /* it drains; it was told that nothing is left */
     int64_t work_ms;            /* when work was seen to change */
     struct control_block *held; /* of its inventory, until it is ready */
     uint32_t n_held, held_room;

@@ -115,6 +115,8 @@ void session_drop(struct session *s, enum rpc_code code, const char *why)
         log_debug("worker at %s: %s", s->shown.address, why);
     else if (!c->stopping && before == SESSION_ATTACHED)
         log_warn("worker at %s is refused: %s", s->shown.address, why);
+    else if (!c->stopping && s->stopped)
+        log_info("worker %u (pid %u at %s) has drained and left", s->shown.id, s->shown.pid, s->shown.address);
     else if (!c->stopping)
         log_warn("worker %u (pid %u at %s) is lost: %s", s->shown.id, s->shown.pid, s->shown.address, why);
     if (code == RPC_CANCELLED)
@@ -284,6 +286,12 @@ static void on_heartbeat(struct session *s, const struct control_heartbeat *h)
         s->work_ms = clock_ms();
     s->work = h->work;
     s->shown.dropped = h->dropped;
+    if (h->leaving && s->state == SESSION_READY && !s->leaving) {
+        log_info("worker %u drains", s->shown.id);
+        s->leaving = true;
+        sched_worker_drain(s->control->sched, s->shown.id);
+        control_kick(s->control);
+    }
     s->shown.resident_bytes = h->resident_bytes;
     s->shown.sketch_bytes = h->sketch_bytes;
     s->shown.bytes_sent = h->bytes_sent;

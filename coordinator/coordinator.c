@@ -27,7 +27,7 @@
 #include "kernels/selector.h"
 #include "model/model.h"
 
-enum { DRAIN_MS = 8500, DRAIN_LOOK_MS = 10, ID_CONTEXT_VERSION = 1, STALLED_MS = 4000 };
+enum { DRAIN_MORE_MS = 500, DRAIN_LOOK_MS = 10, ID_CONTEXT_VERSION = 1, STALLED_MS = 4000 };
 
 struct coordinator {
     const struct coordinator_config *config;
@@ -351,6 +351,7 @@ static enum status gateway_begin(struct coordinator *c, struct error *err)
         .stalled_ms = gateway_stalled_ms,
         .role = gateway_role,
         .kick = gateway_kick,
+        .grace_ms = c->config->drain_ms,
         .ctx = c,
         .resumes_context = id_context(c),
         .resume_grace_ms = config->resume_ms,
@@ -462,7 +463,7 @@ static void coordinator_drain(struct coordinator *c)
     c->drain_timer = loop_timer_new(c->loop, on_drain_look, c);
     if (!c->drain_timer)
         return;
-    c->drain_until_ms = clock_ms() + DRAIN_MS;
+    c->drain_until_ms = clock_ms() + c->config->drain_ms + DRAIN_MORE_MS;
     jobs_stop(c->jobs); /* they run again after the next start */
     gateway_drain(c->gateway);
     loop_timer_set(c->drain_timer, 0);

@@ -31,6 +31,7 @@ struct coordinator_config {
     struct sched_config sched;         /* positions_max 0: the model's; context and seed are filled in */
     uint32_t n_workers;                /* awaited before it is ready */
     uint32_t heartbeat_ms, silence_ms; /* of workers; see struct control_welcome */
+    uint32_t drain_ms;                 /* after a signal: so long may running requests go on */
     uint32_t requests_max;             /* open at once */
     size_t body_bytes_max;
     const char *jobs_dir; /* requests and answers of jobs; NULL or "": "jobs" in the state directory */
@@ -47,7 +48,7 @@ struct coordinator_config {
 
 /*
  * Serves until SIGTERM or SIGINT (it takes over their handlers), then refuses new requests, lets running ones end for some seconds (a second
- * signal cuts that short), and returns ST_OK, within 10 s. Any other status: it could not start; err says why.
+ * signal cuts that short), and returns ST_OK, within drain_ms and 2 s. Any other status: it could not start; err says why.
  */
 enum status coordinator_run(const struct coordinator_config *config, struct error *err);
 

@@ -48,6 +48,7 @@ struct gateway_config {
     size_t body_bytes_max;   /* 64 MiB */
     uint32_t requests_max;   /* open at once; more get 429 */
     uint32_t n_max;
+    uint32_t grace_ms; /* of gateway_drain */
     struct loop *loop; /* all kept */
     struct sched *sched;
     const struct model *model;

@@ -181,7 +181,8 @@ struct sched_worker_stats {
     bool ready, draining;
     uint32_t n_blocks, blocks_used; /* by the coordinator's exact account: named blocks and open ones */
     uint32_t blocks_cached;         /* of these, kept only as prefix cache */
-    uint32_t sequences;             /* that have it as home */
+    uint32_t sequences;             /* that have it as home, */
+    uint32_t ties;                  /* that have or will have blocks or rows there */
     uint64_t leaves;                /* begun ones of running requests that it reads */
     uint32_t group;                 /* of its step group: */
     uint64_t epoch;

@@ -119,6 +119,7 @@ static enum status heartbeat_to_wire(const struct control_heartbeat *h, struct w
     w->bytes_received = h->bytes_received;
     w->work = h->work;
     w->dropped = h->dropped;
+    w->leaving = h->leaving;
     return ST_OK;
 }
 
@@ -559,6 +560,7 @@ static void message_pour(struct pour *p, const message_wire *w, struct control_m
             .bytes_received = w->heartbeat->bytes_received,
             .work = w->heartbeat->work,
             .dropped = w->heartbeat->dropped,
+            .leaving = w->heartbeat->leaving,
         };
         break;
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_RESULT:

@@ -17,7 +17,8 @@
 
 enum {
     RETRY_MS = 300,
-    REFUSED_MS = 3000,   /* it will not be otherwise soon */
+    REFUSED_MS = 3000, /* it will not be otherwise soon */
+    LEAVE_LOOK_MS = 50,
     RETRY_NEXT_MS = 100, /* where there are several addresses */
     ATTACH_MS = 700,     /* for a welcome, then the next address is tried */
     ADDRESSES_MAX = 16,
@@ -78,12 +79,15 @@ struct session {
     bool out_end;
 };
 
-static volatile sig_atomic_t stopping;
+static volatile sig_atomic_t stopping; /* now */
+static volatile sig_atomic_t leaving;  /* when nothing needs this worker any more */
 
 static void on_signal(int number)
 {
     (void)number;
-    stopping = 1;
+    if (leaving)
+        stopping = 1;
+    leaving = 1;
 }
 
 /* ---- out ---- */
@@ -214,7 +218,7 @@ static void on_message(void *user, struct rpc_call *call, const uint8_t *data, s
     if (m->kind == CONTROL_WELCOME) {
         welcome_take(s, &m->as.welcome);
     } else if (m->kind == CONTROL_STOP) {
-        stopping = 1;
+        stopping = leaving = 1;
     } else if (m->kind != CONTROL_HEARTBEAT) {
         pthread_mutex_lock(&s->lock);
         const bool taken = s->worker && !worker_post(s->worker, m);
@@ -278,7 +282,7 @@ static bool await_welcome(struct session *s)
 {
     const int64_t until = s->others ? clock_ms() + ATTACH_MS : INT64_MAX;
     pthread_mutex_lock(&s->lock);
-    while (!s->welcome && !s->ended && !stopping && clock_ms() < until)
+    while (!s->welcome && !s->ended && !leaving && clock_ms() < until)
         wait_ms(s, s->others ? 50 : 200);
     const bool welcome = s->welcome && !s->ended;
     pthread_mutex_unlock(&s->lock);
@@ -287,7 +291,7 @@ static bool await_welcome(struct session *s)
                   (unsigned long long)s->term, (unsigned long long)s->keep->term);
         return false;
     }
-    return welcome && !stopping;
+    return welcome && !leaving;
 }
 
 static void keep_drop(struct keep *k)
@@ -445,10 +449,14 @@ static uint64_t resident_bytes(void)
     return (uint64_t)resident * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-/* Heartbeats until the stream ends, a signal comes, or the coordinator has been silent too long. */
+/*
+ * Heartbeats until the stream ends, the coordinator has been silent too long, or, after a signal, nothing here is needed any more (the coordinator says so)
+ * or the time for that is over.
+ */
 static void heartbeats(struct session *s)
 {
     uint64_t n = 0;
+    int64_t leave_ms = 0;
     atomic_store(&s->heard_ms, clock_ms());
     for (;;) {
         struct worker_stats stats;
@@ -462,14 +470,17 @@ static void heartbeats(struct session *s)
                                                                 .bytes_sent = stats.bytes_sent,
                                                                 .bytes_received = stats.bytes_received,
                                                                 .work = stats.work,
-                                                                .dropped = stats.dropped } };
+                                                                .dropped = stats.dropped,
+                                                                .leaving = leaving } };
         session_send(s, &beat);
+        if (leaving && !leave_ms)
+            leave_ms = clock_ms() + s->config->drain_ms;
         pthread_mutex_lock(&s->lock);
         if (!s->ended && !stopping)
-            wait_ms(s, s->heartbeat_ms);
+            wait_ms(s, leaving && s->heartbeat_ms > LEAVE_LOOK_MS ? LEAVE_LOOK_MS : s->heartbeat_ms);
         const bool ended = s->ended;
         pthread_mutex_unlock(&s->lock);
-        if (ended || stopping)
+        if (ended || stopping || (leave_ms && clock_ms() >= leave_ms))
             return;
         const int64_t silent = clock_ms() - atomic_load(&s->heard_ms);
         if (s->silence_ms && silent > s->silence_ms) {
@@ -565,7 +576,7 @@ int worker_process_run(const struct worker_process_config *config)
     }
     struct keep keep = { 0 };
     bool refused = false;
-    for (uint32_t turn = 0; !stopping && !refused; turn++) {
+    for (uint32_t turn = 0; !leaving && !refused; turn++) {
         struct session s = { .config = &mine,
                              .tls = tls,
                              .address = addresses[turn % n_addresses],
@@ -582,8 +593,8 @@ int worker_process_run(const struct worker_process_config *config)
         pthread_cond_init(&s.out_changed, NULL);
         const bool served = session_run(&s);
         session_end(&s);
-        refused = !stopping && (!served || mine.once);
-        if (!stopping && !refused)
+        refused = !leaving && (!served || mine.once);
+        if (!leaving && !refused)
             usleep((s.code == RPC_INVALID_ARGUMENT ? REFUSED_MS : n_addresses > 1 ? RETRY_NEXT_MS : RETRY_MS) * 1000);
     }
     keep_drop(&keep);

@@ -30,10 +30,14 @@ struct worker_process_config {
     bool reads_apart;     /* as in worker_config */
     const char *exchange; /* "ucx", "peer" or "nccl": exchange_find */
     const char *lanes;    /* "shm", "tcp", NULL: the best */
+    uint32_t drain_ms;    /* after a signal: what runs may end so long; 0: not at all */
     bool once;            /* end with the stream instead of attaching again (a supervisor starts it anew) */
 };
 
-/* Serves until SIGTERM or SIGINT. -> exit status: 0 after a signal; 1 if the coordinator refused it or `once` and the stream ended. */
+/*
+ * Serves until SIGTERM or SIGINT, and then until nothing that runs needs it, drain_ms at most (a second signal cuts that short). -> exit status: 0 after a
+ * signal; 1 if the coordinator refused it or `once` and the stream ended.
+ */
 int worker_process_run(const struct worker_process_config *config);
 
 #ifdef __cplusplus

@@ -16,7 +16,7 @@
 #include "coordinator/gateway/resume.h"
 #include "coordinator/gateway/page.h"
 
-enum { WORKERS_MAX = 256, REFRESH_MS = 250, GRACE_MS = 8000 };
+enum { WORKERS_MAX = 256, REFRESH_MS = 250 };
 
 struct gateway {
     struct gateway_config config;
@@ -230,7 +230,7 @@ void gateway_drain(struct gateway *g)
         return;
     g->draining = g->host.draining = true;
     grpc_gateway_ready(g->grpc, false);
-    loop_timer_set(g->grace, GRACE_MS);
+    loop_timer_set(g->grace, g->config.grace_ms);
 }
 
 bool gateway_idle(const struct gateway *g)

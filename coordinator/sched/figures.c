@@ -51,6 +51,7 @@ uint32_t sched_worker_stats(const struct sched *s, struct sched_worker_stats *st
                                                     .blocks_used = p->named,
                                                     .blocks_cached = p->cached,
                                                     .sequences = w->n_homes,
+                                                    .ties = w->n_ties,
                                                     .leaves = leaves_at(s, slots[i]),
                                                     .group = w->group->id,
                                                     .epoch = w->group->epoch,

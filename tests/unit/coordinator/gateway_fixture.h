@@ -95,6 +95,7 @@ static void fixture_start(struct fixture *f, uint32_t requests_max)
                                            .body_bytes_max = 1 << 20,
                                            .requests_max = requests_max,
                                            .n_max = 1,
+                                           .grace_ms = 8000,
                                            .loop = f->loop,
                                            .sched = &f->sched,
                                            .model = f->model,

@@ -52,6 +52,7 @@ static void run_init(struct run *r)
         .state = state_dir,
         .model = "constructed:copy",
         .precision = "bf16",
+        .drain_ms = 8000,
         .kv_codec = "bf16",
         .selector = "dense",
         .sched = { .step_rows_max = 256,
