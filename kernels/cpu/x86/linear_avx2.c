@@ -7,7 +7,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { PREFETCH = 2048, HALVES = 2 };
+enum { PREFETCH = 2048, PREFETCH_ESCAPES = 256, HALVES = 2 };
 
 /*
  * Weights, or codes as floats, of inputs 8j .. 8j+7 of a block, of outputs 8h .. 8h+7. Codes of Q4_0 come as q, not q - 8: it is computed as
@@ -21,7 +21,7 @@ INLINE void weights8(enum weight_codec codec, const uint8_t *codes, int j, int h
     } else if (codec == WEIGHT_F16) {
         for (int i = 0; i < 8; i++)
             w[i] = _mm256_cvtph_ps(_mm_load_si128((const __m128i *)(codes + (8 * j + i) * 32 + h * 16)));
-    } else if (codec == WEIGHT_BF16 || codec == WEIGHT_LOSSLESS_FAST) {
+    } else if (codec == WEIGHT_BF16) {
         for (int i = 0; i < 8; i += 2) {
             const __m256i pair = _mm256_load_si256((const __m256i *)(codes + (4 * j + i / 2) * 64 + h * 32));
             w[i] = _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
@@ -101,35 +101,31 @@ INLINE void add_scaled(const struct linear_tile *tile, enum weight_codec codec, 
         acc[r][h] = _mm256_fmadd_ps(m, _mm256_set1_ps(tile->sums[(size_t)r * tile->n_blocks + b]), acc[r][h]);
 }
 
+INLINE void store_rows(const struct linear_tile *tile, const int rows, __m256 acc[4][HALVES])
+{
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+        float *y = tile->y + (size_t)r * tile->y_stride;
+        store(y, tile->n_here, tile->accumulate, acc[r][0]);
+        if (tile->n_here > 8)
+            store(y + 8, tile->n_here - 8, tile->accumulate, acc[r][1]);
+    }
+}
+
 INLINE void tile_avx2(const struct linear_tile *tile, enum weight_codec codec, const int rows)
 {
     __m256 acc[4][HALVES];
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
         acc[r][0] = acc[r][1] = _mm256_setzero_ps();
-    /* lossless-fast: a block is decoded while the one before is multiplied, so that what was patched has reached the cache */
-    uint16_t decoded[2][LINEAR_BLOCK * LINEAR_GROUP] __attribute__((aligned(64)));
-    struct lossless_group coded = { 0 };
-    if (codec == WEIGHT_LOSSLESS_FAST) {
-        coded = linear_lossless_group(tile->shape, tile->group);
-        lossless_decode_avx2(&coded, 0, decoded[0]);
-    }
     for (size_t b = 0; b < tile->n_blocks; b++) {
-        const uint8_t *codes =
-            codec == WEIGHT_LOSSLESS_FAST ? (const uint8_t *)decoded[b % 2] : linear_codes(codec, tile->group, b);
+        const uint8_t *codes = linear_codes(codec, tile->group, b);
         const float *x = tile->x + b * LINEAR_BLOCK;
         __m256 t[4][HALVES];
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++)
             t[r][0] = t[r][1] = _mm256_setzero_ps();
-        if (codec == WEIGHT_LOSSLESS_FAST) {
-            const uint8_t *planes = coded.planes + b * lossless_block_bytes(coded.class_bits);
-            for (size_t at = 0; at < lossless_block_bytes(coded.class_bits); at += 64)
-                _mm_prefetch((const char *)planes + PREFETCH + at, _MM_HINT_T0);
-            if (b + 1 < tile->n_blocks)
-                lossless_decode_avx2(&coded, b + 1, decoded[(b + 1) % 2]);
-        }
-        for (size_t at = 0; codec != WEIGHT_LOSSLESS_FAST && at < linear_pair_bytes(codec) / 2; at += 64)
+        for (size_t at = 0; at < linear_pair_bytes(codec) / 2; at += 64)
             _mm_prefetch((const char *)codes + PREFETCH + at, _MM_HINT_T0);
 #pragma GCC unroll 1
         for (int j = 0; j < 4; j++) {
@@ -162,13 +158,76 @@ INLINE void tile_avx2(const struct linear_tile *tile, enum weight_codec codec, c
                 acc[r][h] = _mm256_add_ps(acc[r][h], t[r][h]);
         }
     }
+    store_rows(tile, rows, acc);
+}
+
+/* Rows 2p and 2p + 1 of a block's lines: inputs x[0 .. 3]. */
+INLINE void multiply_lossless(const uint8_t *signs, const uint8_t *exponents, const float *x, size_t x_stride,
+                              const int rows, __m256 t[4][HALVES])
+{
+    const __m256i upper = _mm256_set1_epi32((int)0xFFFF0000u);
+#pragma GCC unroll 2
+    for (size_t h = 0; h < HALVES; h++) {
+        __m256i pair[2];
+        lossless_rows_avx2(signs + h * 32, exponents + h * 32, pair);
+#pragma GCC unroll 2
+        for (size_t i = 0; i < 2; i++) {
+            const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pair[i], 16)),
+                         odd = _mm256_castsi256_ps(_mm256_and_si256(pair[i], upper));
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) {
-        float *y = tile->y + (size_t)r * tile->y_stride;
-        store(y, tile->n_here, tile->accumulate, acc[r][0]);
-        if (tile->n_here > 8)
-            store(y + 8, tile->n_here - 8, tile->accumulate, acc[r][1]);
+            for (int r = 0; r < rows; r++) {
+                const float *from = x + (size_t)r * x_stride + 2 * i;
+                t[r][h] = _mm256_fmadd_ps(even, _mm256_broadcast_ss(from), t[r][h]);
+                t[r][h] = _mm256_fmadd_ps(odd, _mm256_broadcast_ss(from + 1), t[r][h]);
+            }
+        }
     }
+}
+
+/* A block's exponents are written while the block before is multiplied, so that what was put into them one by one has reached the cache. */
+INLINE void tile_lossless(const struct linear_tile *tile, const uint32_t bits, const int rows)
+{
+    const struct lossless_group g = linear_lossless_group(tile->shape, tile->group);
+    uint8_t exponents[2][LOSSLESS_EXPONENTS] __attribute__((aligned(64)));
+    __m256 acc[4][HALVES];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+        acc[r][0] = acc[r][1] = _mm256_setzero_ps();
+    uint16_t at[LOSSLESS_CODES + LOSSLESS_USUAL];
+    struct lossless_exponents next = lossless_begin(bits, &g, 0, exponents[0], at);
+#pragma GCC unroll 8
+    for (unsigned p = 0; p < 8; p++)
+        lossless_step_avx2(bits, &next, p);
+    lossless_end(&next);
+    for (size_t b = 0; b < tile->n_blocks; b++) {
+        const uint8_t *signs = g.planes + b * lossless_block_bytes(bits), *e = exponents[b % 2];
+        const float *x = tile->x + b * LINEAR_BLOCK;
+        __m256 t[4][HALVES];
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++)
+            t[r][0] = t[r][1] = _mm256_setzero_ps();
+        for (size_t i = 0; i < lossless_block_bytes(bits); i += 64)
+            _mm_prefetch((const char *)signs + PREFETCH + i, _MM_HINT_T0);
+        _mm_prefetch((const char *)g.escapes + lossless_escapes_before(g.records[b]) + PREFETCH_ESCAPES, _MM_HINT_T0);
+        /* the last block is its own successor */
+        next = lossless_begin(bits, &g, b + 1 < tile->n_blocks ? b + 1 : b, exponents[(b + 1) % 2], at);
+        /* one row: in turns, so that sums, which wait for one another, have company; more rows have it themselves */
+#pragma GCC unroll 8
+        for (unsigned p = 0; p < 8; p++) {
+            lossless_step_avx2(bits, &next, p);
+            if (rows == 1)
+                multiply_lossless(signs + p * 64, e + p * 64, x + 4 * (size_t)p, tile->x_stride, rows, t);
+        }
+#pragma GCC unroll 1
+        for (size_t p = 0; p < 8 && rows > 1; p++)
+            multiply_lossless(signs + p * 64, e + p * 64, x + 4 * p, tile->x_stride, rows, t);
+        lossless_end(&next);
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++)
+            for (int h = 0; h < HALVES; h++)
+                acc[r][h] = _mm256_add_ps(acc[r][h], t[r][h]);
+    }
+    store_rows(tile, rows, acc);
 }
 
 #define FNS(codec)                                                                                                     \
@@ -189,7 +248,19 @@ FNS(Q5_1)
 FNS(Q4_K)
 FNS(Q5_K)
 FNS(Q6_K)
-FNS(LOSSLESS_FAST)
+
+#define LOSSLESS(rows)                                                                                                 \
+    static void tile_avx2_LOSSLESS_FAST_##rows(const struct linear_tile *tile)                                         \
+    {                                                                                                                  \
+        if (tile->shape->class_bits == 3)                                                                              \
+            tile_lossless(tile, 3, rows);                                                                              \
+        else                                                                                                           \
+            tile_lossless(tile, 4, rows);                                                                              \
+    }
+
+LOSSLESS(1)
+LOSSLESS(2)
+LOSSLESS(4)
 
 static const struct linear_tile_fns fns[WEIGHT_CODECS] = {
     ROW(F32, false), ROW(F16, false), ROW(BF16, false), ROW(Q8_0, false), ROW(Q4_0, true),  ROW(Q4_1, true),

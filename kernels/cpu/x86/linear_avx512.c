@@ -8,7 +8,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 /* How far ahead of its use a group's memory is asked for: the hardware's prefetchers stop at pages. */
-enum { PREFETCH = 2048 };
+enum { PREFETCH = 2048, PREFETCH_ESCAPES = 256 };
 
 /*
  * Codes of 5 and 6 bits of inputs 8j .. 8j+7: their low and high bits are brought together as the index of a look-up, whose own width drops
@@ -48,7 +48,7 @@ INLINE void weights8(enum weight_codec codec, const uint8_t *codes, int j, __m51
     } else if (codec == WEIGHT_F16) {
         for (int i = 0; i < 8; i++)
             w[i] = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(codes + (8 * j + i) * 32)));
-    } else if (codec == WEIGHT_BF16 || codec == WEIGHT_LOSSLESS_FAST) {
+    } else if (codec == WEIGHT_BF16) {
         for (int i = 0; i < 8; i += 2) {
             const __m512i pair = _mm512_load_si512(codes + (4 * j + i / 2) * 64);
             w[i] = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
@@ -105,35 +105,31 @@ INLINE __m512 load_m(enum weight_codec codec, const uint8_t *group, size_t b)
     return _mm512_mul_ps(m, _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_setzero_si512(), min)));
 }
 
+INLINE void store_rows(const struct linear_tile *tile, const int rows, const __m512 *acc)
+{
+    const __mmask16 here = (__mmask16)((1u << tile->n_here) - 1);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+        float *y = tile->y + (size_t)r * tile->y_stride;
+        const __m512 before = tile->accumulate ? _mm512_maskz_loadu_ps(here, y) : _mm512_setzero_ps();
+        _mm512_mask_storeu_ps(y, here, tile->accumulate ? _mm512_add_ps(before, acc[r]) : acc[r]);
+    }
+}
+
 INLINE void tile_avx512(const struct linear_tile *tile, enum weight_codec codec, const int rows)
 {
     __m512 acc[16];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
         acc[r] = _mm512_setzero_ps();
-    /* lossless-fast: a block is decoded while the one before is multiplied, so that what was patched has reached the cache */
-    uint16_t decoded[2][LINEAR_BLOCK * LINEAR_GROUP] __attribute__((aligned(64)));
-    struct lossless_group coded = { 0 };
-    if (codec == WEIGHT_LOSSLESS_FAST) {
-        coded = linear_lossless_group(tile->shape, tile->group);
-        lossless_decode_avx512(&coded, 0, decoded[0]);
-    }
     for (size_t b = 0; b < tile->n_blocks; b++) {
-        const uint8_t *codes =
-            codec == WEIGHT_LOSSLESS_FAST ? (const uint8_t *)decoded[b % 2] : linear_codes(codec, tile->group, b);
+        const uint8_t *codes = linear_codes(codec, tile->group, b);
         const float *x = tile->x + b * LINEAR_BLOCK;
         __m512 t[16];
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++)
             t[r] = _mm512_setzero_ps();
-        if (codec == WEIGHT_LOSSLESS_FAST) {
-            const uint8_t *planes = coded.planes + b * lossless_block_bytes(coded.class_bits);
-            for (size_t at = 0; at < lossless_block_bytes(coded.class_bits); at += 64)
-                _mm_prefetch((const char *)planes + PREFETCH + at, _MM_HINT_T0);
-            if (b + 1 < tile->n_blocks)
-                lossless_decode_avx512(&coded, b + 1, decoded[(b + 1) % 2]);
-        }
-        for (size_t at = 0; codec != WEIGHT_LOSSLESS_FAST && at < linear_pair_bytes(codec) / 2; at += 64)
+        for (size_t at = 0; at < linear_pair_bytes(codec) / 2; at += 64)
             _mm_prefetch((const char *)codes + PREFETCH + at, _MM_HINT_T0);
 #pragma GCC unroll 1
         for (int j = 0; j < 4; j++) {
@@ -171,13 +167,72 @@ INLINE void tile_avx512(const struct linear_tile *tile, enum weight_codec codec,
                 acc[r] = _mm512_fmadd_ps(m, _mm512_set1_ps(tile->sums[(size_t)r * tile->n_blocks + b]), acc[r]);
         }
     }
-    const __mmask16 here = (__mmask16)((1u << tile->n_here) - 1);
+    store_rows(tile, rows, acc);
+}
+
+/* Rows 2p and 2p + 1 of a block's lines: inputs x[0 .. 3]. */
+INLINE void multiply_lossless(const uint8_t *signs, const uint8_t *exponents, const float *x, size_t x_stride,
+                              const int rows, __m512 *t)
+{
+    const __m512i upper = _mm512_set1_epi32((int)0xFFFF0000u);
+    __m512i pair[2];
+    lossless_rows_avx512(signs, exponents, pair);
+#pragma GCC unroll 2
+    for (size_t i = 0; i < 2; i++) {
+        const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(pair[i], 16)),
+                     odd = _mm512_castsi512_ps(_mm512_and_si512(pair[i], upper));
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) {
-        float *y = tile->y + (size_t)r * tile->y_stride;
-        const __m512 before = tile->accumulate ? _mm512_maskz_loadu_ps(here, y) : _mm512_setzero_ps();
-        _mm512_mask_storeu_ps(y, here, tile->accumulate ? _mm512_add_ps(before, acc[r]) : acc[r]);
+        for (int r = 0; r < rows; r++) {
+            const float *from = x + (size_t)r * x_stride + 2 * i;
+            t[r] = _mm512_fmadd_ps(even, _mm512_set1_ps(from[0]), t[r]);
+            t[r] = _mm512_fmadd_ps(odd, _mm512_set1_ps(from[1]), t[r]);
+        }
     }
+}
+
+/* A block's exponents are written while the block before is multiplied, so that what was put into them one by one has reached the cache. */
+INLINE void tile_lossless(const struct linear_tile *tile, const uint32_t bits, const int rows)
+{
+    const struct lossless_group g = linear_lossless_group(tile->shape, tile->group);
+    uint8_t exponents[2][LOSSLESS_EXPONENTS] __attribute__((aligned(64)));
+    __m512 acc[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+        acc[r] = _mm512_setzero_ps();
+    uint16_t at[LOSSLESS_CODES + LOSSLESS_USUAL];
+    struct lossless_exponents next = lossless_begin(bits, &g, 0, exponents[0], at);
+#pragma GCC unroll 8
+    for (unsigned p = 0; p < 8; p++)
+        lossless_step_avx512(bits, &next, p);
+    lossless_end(&next);
+    for (size_t b = 0; b < tile->n_blocks; b++) {
+        const uint8_t *signs = g.planes + b * lossless_block_bytes(bits), *e = exponents[b % 2];
+        const float *x = tile->x + b * LINEAR_BLOCK;
+        __m512 t[16];
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++)
+            t[r] = _mm512_setzero_ps();
+        for (size_t i = 0; i < lossless_block_bytes(bits); i += 64)
+            _mm_prefetch((const char *)signs + PREFETCH + i, _MM_HINT_T0);
+        _mm_prefetch((const char *)g.escapes + lossless_escapes_before(g.records[b]) + PREFETCH_ESCAPES, _MM_HINT_T0);
+        /* the last block is its own successor */
+        next = lossless_begin(bits, &g, b + 1 < tile->n_blocks ? b + 1 : b, exponents[(b + 1) % 2], at);
+        /* one row: in turns, so that sums, which wait for one another, have company; more rows have it themselves */
+#pragma GCC unroll 8
+        for (unsigned p = 0; p < 8; p++) {
+            lossless_step_avx512(bits, &next, p);
+            if (rows == 1)
+                multiply_lossless(signs + p * 64, e + p * 64, x + 4 * (size_t)p, tile->x_stride, rows, t);
+        }
+#pragma GCC unroll 1
+        for (size_t p = 0; p < 8 && rows > 1; p++)
+            multiply_lossless(signs + p * 64, e + p * 64, x + 4 * p, tile->x_stride, rows, t);
+        lossless_end(&next);
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++)
+            acc[r] = _mm512_add_ps(acc[r], t[r]);
+    }
+    store_rows(tile, rows, acc);
 }
 
 #define FNS(codec)                                                                                                     \
@@ -203,7 +258,21 @@ FNS(Q5_1)
 FNS(Q4_K)
 FNS(Q5_K)
 FNS(Q6_K)
-FNS(LOSSLESS_FAST)
+
+#define LOSSLESS(rows)                                                                                                 \
+    static void tile_avx512_LOSSLESS_FAST_##rows(const struct linear_tile *tile)                                       \
+    {                                                                                                                  \
+        if (tile->shape->class_bits == 3)                                                                              \
+            tile_lossless(tile, 3, rows);                                                                              \
+        else                                                                                                           \
+            tile_lossless(tile, 4, rows);                                                                              \
+    }
+
+LOSSLESS(1)
+LOSSLESS(2)
+LOSSLESS(4)
+LOSSLESS(8)
+LOSSLESS(16)
 
 static const struct linear_tile_fns fns[WEIGHT_CODECS] = {
     ROW(F32, false),  ROW(F16, false), ROW(BF16, false), ROW(Q8_0, false), ROW(Q4_0, false), ROW(Q4_1, true),

@@ -2,7 +2,7 @@
 #define LONGSPAN_KERNELS_CPU_X86_LOSSLESS_AVX512_H
 
 /*
- * A block of lossless-fast weights (model/lossless.h) as BF16's lines, by AVX-512 without VBMI, 64 code bytes at a time, as lossless_avx2.h has it.
+ * A block of lossless-fast weights (model/lossless.h) by AVX-512 without VBMI, 64 code bytes at a time, in the two passes of lossless_avx2.h.
  *
  * Included only by files built for AVX-512.
  */
@@ -26,35 +26,22 @@ INLINE __m512i lossless_classes_avx512(const uint32_t bits, const uint8_t *class
     return _mm512_ternarylogic_epi32(mask, low, high, AND_OR);
 }
 
-INLINE void lossless_decode_bits_avx512(const uint32_t bits, const struct lossless_group *g, size_t block,
-                                        uint16_t *block_out)
+INLINE void lossless_step_avx512(const uint32_t bits, struct lossless_exponents *x, unsigned p)
 {
-    enum { SELECT = 0xCA };
-    const uint8_t *at = g->planes + block * lossless_block_bytes(bits);
-    const uint8_t *escapes = g->escapes + lossless_escapes_before(g->records[block]);
-    const __m512i table = _mm512_broadcast_i32x4(lossless_table(bits, lossless_base(g->records[block])));
-    const __m512i keep = _mm512_set1_epi16((short)0x807F);
-    __mmask64 mask[8];
-#pragma GCC unroll 8
-    for (int p = 0; p < 8; p++) {
-        const __m512i e = _mm512_shuffle_epi8(table, lossless_classes_avx512(bits, at + LOSSLESS_SIGNS_BYTES, p));
-        const __m512i s = _mm512_load_si512(at + p * 64);
-        mask[p] = _mm512_testn_epi8_mask(e, e);
-        _mm512_store_si512(block_out + 2 * p * 32, _mm512_ternarylogic_epi32(keep, s, _mm512_slli_epi16(e, 7), SELECT));
-        _mm512_store_si512(block_out + (2 * p + 1) * 32,
-                           _mm512_ternarylogic_epi32(keep, _mm512_rol_epi32(s, 8), _mm512_srli_epi16(e, 1), SELECT));
-    }
-#pragma GCC unroll 8
-    for (int p = 0; p < 8; p++)
-        escapes = lossless_patch(mask[p], p, escapes, block_out);
+    const __m512i table = _mm512_broadcast_i32x4(x->table);
+    const __m512i e = _mm512_shuffle_epi8(table, lossless_classes_avx512(bits, x->classes, (int)p));
+    _mm512_store_si512(x->out + p * 64, e);
+    lossless_note(x, p, _mm512_testn_epi8_mask(e, e));
 }
 
-INLINE void lossless_decode_avx512(const struct lossless_group *g, size_t block, uint16_t *block_out)
+/* Rows 2p and 2p + 1 of BF16's lines, from 64 bytes of signs and 64 exponents. */
+INLINE void lossless_rows_avx512(const uint8_t *signs, const uint8_t *exponents, __m512i rows_out[2])
 {
-    if (g->class_bits == 3)
-        lossless_decode_bits_avx512(3, g, block, block_out);
-    else
-        lossless_decode_bits_avx512(4, g, block, block_out);
+    enum { SELECT = 0xCA };
+    const __m512i keep = _mm512_set1_epi16((short)0x807F);
+    const __m512i s = _mm512_load_si512(signs), e = _mm512_load_si512(exponents);
+    rows_out[0] = _mm512_ternarylogic_epi32(keep, s, _mm512_slli_epi16(e, 7), SELECT);
+    rows_out[1] = _mm512_ternarylogic_epi32(keep, _mm512_rol_epi32(s, 8), _mm512_srli_epi16(e, 1), SELECT);
 }
 
 #undef INLINE
