@@ -1,0 +1,75 @@
+#ifndef LONGSPAN_WORKER_INTERNAL_H
+#define LONGSPAN_WORKER_INTERNAL_H
+
+/* What worker.c (life, messages, blocks between workers) and run.c (a plan's step) share; nobody else includes it. */
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "worker/open.h"
+#include "worker/sequences.h"
+#include "worker/step.h"
+#include "worker/worker.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct mail;
+
+/* Epochs below which a group's plans are refused. Groups come and go; the oldest entry gives way, its epochs being long past. */
+enum { FENCES = 256 };
+
+struct worker {
+    struct worker_config config;
+    const struct model *model;
+    const struct backend_ops *ops;
+    struct backend *backend;
+    struct kv_layout layout;
+    struct kv_pool *pool;
+    struct exchange *exchange;
+    struct sequences *sequences;
+    struct digest digest;
+    char fingerprint[128];
+    uint8_t address[EXCHANGE_ADDRESS_MAX];
+    size_t address_bytes;
+
+    /* the step thread's */
+    struct attend attend;
+    struct open_blocks open;
+    struct select select;
+    struct step_row *rows;
+    struct step_seal *seals; /* at most one a row */
+    struct step_ask *asks;
+    uint32_t asks_room;
+    struct sequence **plan_sequences; /* of the plan that runs, by its seq index */
+    uint32_t plan_sequences_room;
+    struct {
+        uint32_t group;
+        uint64_t epoch;
+    } fence[FENCES];
+    uint32_t n_fences;
+    uint64_t epoch; /* the highest of a plan */
+
+    pthread_t thread;
+    bool started;
+    int wake;
+    pthread_mutex_t lock;
+    struct mail *first, **last; /* under the lock */
+    bool quit;
+    _Atomic uint32_t running_group; /* of the plan that runs: worker_free ends its waits */
+    _Atomic uint64_t plans_done, ops_done, bytes_sent, bytes_received, dropped;
+    _Atomic uint32_t blocks_used;
+};
+
+/* run.c; on the step thread. Plans of the group below the epoch are refused from now on, and messages of its steps dropped. */
+void worker_fence(struct worker *w, uint32_t group, uint64_t epoch);
+/* Takes over what a plan says: drops, forgets, sequences. */
+enum status worker_take(struct worker *w, const struct plan *plan, struct error *err);
+/* Runs a plan's step and says what came of it, by on_result or on_abort. */
+void worker_run(struct worker *w, const struct plan *plan);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
