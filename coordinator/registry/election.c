@@ -20,6 +20,7 @@ struct registry_election {
     bool stopped;
     uint32_t asked; /* answers still to come: they hold the memory */
     uint64_t lease, token, watch;
+    bool defers;              /* the store was away: who led may go on, if it comes back first */
     bool keeping;             /* an answer to a keep is still to come */
     int64_t sent_ms, kept_ms; /* when the last keep was sent; the last that was answered well */
     struct loop_timer *timer; /* keeps the lease; tries again */
@@ -120,7 +121,13 @@ static void on_grant(void *ctx, const struct registry_answer *a)
         return;
     }
     e->lease = a->lease;
-    try_put(e);
+    if (!e->defers) {
+        try_put(e);
+        return;
+    }
+    e->defers = false;
+    e->stage = STAGE_PUT;
+    loop_timer_set(e->timer, e->config.ttl_ms / 2);
 }
 
 static void begin(struct registry_election *e)
@@ -147,6 +154,7 @@ static void on_keep(void *ctx, const struct registry_answer *a)
 static void keep(struct registry_election *e)
 {
     if (clock_ms() - e->kept_ms > e->config.ttl_ms) {
+        e->defers = e->stage != STAGE_LEAD;
         lose(e, "the registry does not answer");
         return;
     }

@@ -15,7 +15,6 @@ import unittest
 import cluster
 from cluster import LONGSPAN, MODEL, ROOT, Cluster, prose, wait_for
 
-WITHIN_S = 5
 HOSTS = {"client": "10.77.0.100", "c": "10.77.0.1", "w1": "10.77.0.11", "w2": "10.77.0.12", "w3": "10.77.0.13"}
 WORKERS = ("w1", "w2", "w3")
 
