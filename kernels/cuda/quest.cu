@@ -152,8 +152,11 @@ static __device__ __forceinline__ void each(const float *scores, const struct ca
 {
     if (r.held) {
 #pragma unroll
-        for (int i = 0; i < HELD; i++)
+        for (int i = 0; i < HELD; i++) {
+            if (i >= (int)r.n)
+                break;
             fn(r.first + i, r.key[i], r.there >> i & 1);
+        }
         return;
     }
     for (uint32_t i = 0; i < r.n; i++) {
