@@ -15,6 +15,7 @@
 const struct config_field settings_fields[] = {
     { "config", "", CONFIG_TEXT, TEXT(config), 0, 0, NULL, SCOPE_ALL, "file of settings (YAML); flags win" },
     { "log-level", "warn", CONFIG_CHOICE, TEXT(log_level), 0, 0, "error|warn|info|debug|trace", SCOPE_ALL, "least severe event that is logged" },
+    { "log-format", "text", CONFIG_CHOICE, TEXT(log_format), 0, 0, "text|json", SCOPE_ALL, "a line each event; json: as an object" },
 
     { "model", "models/smollm2-135m-instruct", CONFIG_TEXT, TEXT(model), 0, 0, NULL, SERVE | SCOPE_MODEL | SCOPE_PACK | SCOPE_EVAL,
       "GGUF file or directory, Hugging Face directory, pack, constructed:copy, random:SHAPE[:LAYERS[:SEED]]" },
@@ -213,6 +214,7 @@ bool settings_read(struct settings *s, uint32_t scope, const char *usage, int ar
         return false;
     }
     log_set_level((enum log_level)log_level_parse(s->log_level));
+    log_set_json(!strcmp(s->log_format, "json"));
     return true;
 }
 

@@ -32,7 +32,7 @@ enum command_scope {
 };
 
 struct settings {
-    char config[1024], log_level[8];
+    char config[1024], log_level[8], log_format[8];
     /* what is served */
     char model[1024], precision[8], kv_codec[16], selector[40], selector_scope[8], selector_prompt[8],
         template_date[16], chat_template[1024];

@@ -2,6 +2,7 @@
 
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -9,6 +10,7 @@
 
 static atomic_int log_level = LOG_LEVEL_INFO;
 static char log_name[32] = "longspan";
+static int log_json;
 static const char *const level_names[] = { "error", "warn", "info", "debug", "trace" };
 
 void log_set_level(enum log_level level)
@@ -19,6 +21,11 @@ void log_set_level(enum log_level level)
 void log_set_name(const char *name)
 {
     snprintf(log_name, sizeof log_name, "%s", name);
+}
+
+void log_set_json(int on)
+{
+    log_json = on;
 }
 
 int log_level_parse(const char *text)
@@ -34,25 +41,75 @@ int log_enabled(enum log_level level)
     return (int)level <= atomic_load_explicit(&log_level, memory_order_relaxed);
 }
 
+enum { MESSAGE_BYTES = 2000, LINE_BYTES = 6 * MESSAGE_BYTES + 200 }; /* a byte becomes six at most */
+
+/* The inside of a JSON string. Messages are ours but for names in them: bytes that are not ASCII stand as they are, if they are UTF-8. */
+static size_t json_inside(const char *text, char *out)
+{
+    size_t n = 0;
+    for (const char *p = text; *p; p++) {
+        const unsigned char c = (unsigned char)*p;
+        if (c == '"' || c == '\\')
+            n += (size_t)sprintf(out + n, "\\%c", c);
+        else if (c < 0x20 || c == 0x7f)
+            n += (size_t)sprintf(out + n, "\\u%04x", c);
+        else
+            out[n++] = (char)c;
+    }
+    return n;
+}
+
+/* A sequence that is no UTF-8 would spoil the whole line for who reads it: its bytes become '?'. */
+static void utf8_mend(char *text)
+{
+    for (unsigned char *p = (unsigned char *)text; *p;) {
+        const int more = *p < 0x80                 ? 0
+                         : *p >= 0xc2 && *p < 0xe0 ? 1
+                         : (*p & 0xf0) == 0xe0     ? 2
+                         : *p >= 0xf0 && *p < 0xf5 ? 3
+                                                   : -1;
+        int have = 0;
+        while (more > 0 && have < more && (p[have + 1] & 0xc0) == 0x80)
+            have++;
+        const bool odd = (*p == 0xe0 && p[1] < 0xa0) || (*p == 0xed && p[1] >= 0xa0) || (*p == 0xf0 && p[1] < 0x90) ||
+                         (*p == 0xf4 && p[1] >= 0x90);
+        if (more < 0 || have < more || odd)
+            *p++ = '?';
+        else
+            p += more + 1;
+    }
+}
+
+static size_t line_json(char *line, enum log_level level, const struct tm *tm, long ms, char *message)
+{
+    utf8_mend(message);
+    size_t n = (size_t)sprintf(line,
+                               "{\"time\":\"%04d-%02d-%02dT%02d:%02d:%02d.%03ldZ\",\"level\":\"%s\",\"process\":\"%s\","
+                               "\"pid\":%d,\"message\":\"",
+                               tm->tm_year + 1900, tm->tm_mon + 1, tm->tm_mday, tm->tm_hour, tm->tm_min, tm->tm_sec, ms,
+                               level_names[level], log_name, (int)getpid());
+    n += json_inside(message, line + n);
+    return n + (size_t)sprintf(line + n, "\"}\n");
+}
+
 void log_write(enum log_level level, const char *format, ...)
 {
     if (!log_enabled(level))
         return;
-    char line[2048];
+    char message[MESSAGE_BYTES], line[LINE_BYTES];
     struct timespec now;
     struct tm tm;
     clock_gettime(CLOCK_REALTIME, &now);
     gmtime_r(&now.tv_sec, &tm);
-    int n = snprintf(line, sizeof line, "%02d:%02d:%02d.%03ld %-5s %s: ", tm.tm_hour, tm.tm_min, tm.tm_sec,
-                     now.tv_nsec / 1000000, level_names[level], log_name);
     va_list args;
     va_start(args, format);
-    const int m = vsnprintf(line + n, sizeof line - (size_t)n - 1, format, args);
+    if (vsnprintf(message, sizeof message, format, args) < 0)
+        message[0] = 0;
     va_end(args);
-    n += m < 0 ? 0 : m;
-    if (n > (int)sizeof line - 2)
-        n = (int)sizeof line - 2;
-    line[n++] = '\n';
-    if (write(STDERR_FILENO, line, (size_t)n) < 0)
+    const long ms = now.tv_nsec / 1000000;
+    const size_t n = log_json ? line_json(line, level, &tm, ms, message)
+                              : (size_t)snprintf(line, sizeof line, "%02d:%02d:%02d.%03ld %-5s %s: %s\n", tm.tm_hour,
+                                                 tm.tm_min, tm.tm_sec, ms, level_names[level], log_name, message);
+    if (write(STDERR_FILENO, line, n) < 0)
         return; /* nowhere left to say so */
 }

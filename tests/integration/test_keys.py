@@ -48,10 +48,10 @@ class Keyed(unittest.TestCase):
         with self.assertRaises(openai.AuthenticationError) as e:
             self.client("sk-stranger").completions.create(**ask)
         self.assertEqual(e.exception.code, "invalid_api_key")
-        for method, path in (("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("POST", "/tokenize")):
+        for method, path in (("GET", "/v1/models"), ("GET", "/status"), ("POST", "/v1/chat/completions"), ("POST", "/tokenize")):
             code, headers, _ = self.cluster.http(method, path, "{}" if method == "POST" else None)
             self.assertEqual((code, headers["WWW-Authenticate"]), (401, "Bearer"), path)
-        for path in ("/health", "/ready", "/metrics"):
+        for path in ("/health", "/ready", "/metrics", "/", "/live.js", "/live.css"):
             self.assertEqual(self.cluster.http("GET", path)[0], 200)
 
     def test_grpc(self):

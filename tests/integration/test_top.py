@@ -1,6 +1,7 @@
 """`longspan top`: one screen as text, and the live one on a pseudo-terminal."""
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -63,6 +64,18 @@ class Top(unittest.TestCase):
                                   rf"\d+/{w['n_blocks']} +0 +{step} ")
             self.assertRegex(top, rf"(?m)^{w['id']} .*[.#+]{{20}} +0 +{w['epoch']} +{step} ")
         self.assertGreater(stepped, 0)
+
+    def test_logs(self):
+        """Lines of all processes as objects, with what the text has."""
+        with Cluster("--threads", 1, "--log-format", "json", "--log-level", "info", workers=1) as c:
+            c.complete("One two three", 2)
+        lines = [json.loads(line) for line in c.log_lines if line.startswith("{")]
+        for line in lines:
+            self.assertEqual(set(line), {"time", "level", "process", "pid", "message"})
+            self.assertRegex(line["time"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
+        self.assertGreaterEqual(len({line["pid"] for line in lines}), 2)
+        self.assertIn("worker", {line["process"] for line in lines})
+        self.assertTrue([line for line in lines if re.search(r"worker 0 ready: .* blocks of", line["message"])])
 
     def test_leaves(self):
         """While a request runs, its leaves are at the workers that read them, and its home is one of them."""
