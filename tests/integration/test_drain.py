@@ -18,9 +18,9 @@ def workers_of(c):
 class Drain(unittest.TestCase):
     def test_worker(self):
         """It finishes the sequence it has, shows that it drains, takes no other, and goes with status 0; no request is placed again."""
-        with Cluster("--threads", 1, "--drain-ms", 30000, workers=2) as c:
-            want = c.complete("Once upon a time", 60)[0]
-            s = c.stream("/v1/completions", {"prompt": "Once upon a time", "max_tokens": 60, "temperature": 0, "ignore_eos": True})
+        with Cluster("--threads", 1, "--drain-ms", 60000, workers=2) as c:
+            want = c.complete("Once upon a time", 200)[0]
+            s = c.stream("/v1/completions", {"prompt": "Once upon a time", "max_tokens": 200, "temperature": 0, "ignore_eos": True})
             events = iter(s)
             got = [next(events)["choices"][0]["text"]]
             home = next(w for w in c.workers() if w["sequences"])
@@ -37,10 +37,10 @@ class Drain(unittest.TestCase):
 
     def test_deadline(self):
         """What does not end in time goes on elsewhere, with the same tokens."""
-        with Cluster("--threads", 1, "--drain-ms", 300, workers=2) as c:
-            want = c.complete("Once upon a time", 150)[0]
+        with Cluster("--threads", 1, "--drain-ms", 50, workers=2) as c:
+            want = c.complete("Once upon a time", 300)[0]
             with concurrent.futures.ThreadPoolExecutor(1) as pool:
-                answer = pool.submit(c.complete, "Once upon a time", 150)
+                answer = pool.submit(c.complete, "Once upon a time", 300)
                 home = wait_for("its home", lambda: next((w for w in c.workers() if w["sequences"]), None), 10)
                 start = time.monotonic()
                 os.kill(home["pid"], signal.SIGTERM)
@@ -63,7 +63,7 @@ class Drain(unittest.TestCase):
 
     def test_rolling_restart_of_workers(self):
         """One after another, under load: no request fails, no answer differs."""
-        with Cluster("--threads", 1, "--drain-ms", 30000, workers=2) as c:
+        with Cluster("--threads", 1, "--drain-ms", 60000, workers=2) as c:
             want = {p: c.complete(p, 24)[:2] for p in ("One two three", "Once upon a time", "The river")}
             stop, done, wrong = threading.Event(), [], []
 
@@ -80,7 +80,7 @@ class Drain(unittest.TestCase):
                 try:
                     for worker in c.wait_workers():
                         os.kill(worker["pid"], signal.SIGTERM)
-                        wait_for("it left", lambda: not is_alive(worker["pid"]), 30)
+                        wait_for("it left", lambda: not is_alive(worker["pid"]), 60)
                         wait_for("another came", lambda: len(c.workers()) == 2, 30)
                 finally:
                     stop.set()
@@ -92,8 +92,8 @@ class Drain(unittest.TestCase):
 
     def test_coordinator_refuses(self):
         """After SIGTERM it refuses what is new with 503 and Retry-After, is not ready, and finishes what runs."""
-        c = Cluster("--threads", 1, "--drain-ms", 20000, workers=1)
-        s = c.stream("/v1/completions", {"prompt": "Count", "max_tokens": 120, "temperature": 0, "ignore_eos": True})
+        c = Cluster("--threads", 1, "--drain-ms", 60000, workers=1)
+        s = c.stream("/v1/completions", {"prompt": "Count", "max_tokens": 300, "temperature": 0, "ignore_eos": True})
         events = iter(s)
         n = len([next(events)])
         c.up.send_signal(signal.SIGTERM)
@@ -104,8 +104,8 @@ class Drain(unittest.TestCase):
         n += len(list(events))
         self.assertTrue(s.done)
         self.assertIsNone(s.error)
-        self.assertGreaterEqual(n, 100)
-        self.assertEqual(c.up.wait(20), 0)
+        self.assertGreaterEqual(n, 250)
+        self.assertEqual(c.up.wait(60), 0)
         c._remove()
 
 
