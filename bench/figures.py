@@ -39,7 +39,8 @@ class Server:
             if found:
                 self.port, self.grpc = int(found[1]), found[2]
                 break
-        threading.Thread(target=lambda: [None for _ in self.up.stderr], daemon=True).start()
+        self.lines = []    # (when, what) of what it logs
+        threading.Thread(target=lambda: [self.lines.append((time.monotonic(), line)) for line in self.up.stderr], daemon=True).start()
 
     def __enter__(self):
         return self

@@ -112,13 +112,14 @@ static void finish(struct answer *a, const Longspan__V1__GenerateDone *done)
         error_set(&a->err, ST_PROTOCOL, "the answer lacks its usage");
         return;
     }
-    a->object = json_pack("{s:s, s:O, s:O, s:s, s:{s:i, s:i, s:i}, s:{s:f, s:f, s:f, s:f}, s:f, s:I, s:o}", "text",
-                          a->text ? a->text : "", "tokens", a->tokens, "logprobs", a->logprobs, "finish_reason",
-                          finish_text(done->finish_reason), "usage", "prompt_tokens", (int)u->prompt_tokens,
-                          "cached_tokens", (int)u->cached_tokens, "completion_tokens", (int)u->completion_tokens,
-                          "timings", "queued_ms", t->queued_ms, "prefill_ms", t->prefill_ms, "decode_ms", t->decode_ms,
-                          "total_ms", t->total_ms, "density", kv->density, "kv_bytes_per_token",
-                          (json_int_t)kv->bytes_per_token, "workers", workers_json(done));
+    a->object =
+        json_pack("{s:s, s:O, s:O, s:s, s:{s:i, s:i, s:i, s:i}, s:{s:f, s:f, s:f, s:f}, s:f, s:I, s:o}", "text",
+                  a->text ? a->text : "", "tokens", a->tokens, "logprobs", a->logprobs, "finish_reason",
+                  finish_text(done->finish_reason), "usage", "prompt_tokens", (int)u->prompt_tokens, "cached_tokens",
+                  (int)u->cached_tokens, "completion_tokens", (int)u->completion_tokens, "recomputed_tokens",
+                  (int)u->recomputed_tokens, "timings", "queued_ms", t->queued_ms, "prefill_ms", t->prefill_ms,
+                  "decode_ms", t->decode_ms, "total_ms", t->total_ms, "density", kv->density, "kv_bytes_per_token",
+                  (json_int_t)kv->bytes_per_token, "workers", workers_json(done));
     if (a->object && a->settings->score)
         json_object_set(a->object, "prompt_logprobs", a->prompt_logprobs);
 }

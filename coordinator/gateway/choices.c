@@ -104,6 +104,9 @@ static void on_logits(void *user, struct generation *g, const struct result_row 
 static void sum(struct choices *c, const struct generation *g, const struct generation_done *done)
 {
     c->sums.completion_tokens += done->completion_tokens;
+    c->sums.recomputed_tokens += done->sched->recomputed_tokens;
+    c->sums.kv_bytes_read += done->sched->kv_bytes_read;
+    c->sums.kv_bytes_dense += done->sched->kv_bytes_dense;
     if (done->total_ms > c->sums.total_ms)
         c->sums.total_ms = done->total_ms;
     if (g->index)

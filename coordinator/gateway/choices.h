@@ -17,7 +17,8 @@ struct choices;
 /* All of them together: tokens of the prompt once, those generated summed; times of the first choice. */
 struct choices_done {
     const struct refusal *refusal; /* ST_OK: all ran to their ends */
-    uint32_t prompt_tokens, cached_tokens, completion_tokens;
+    uint32_t prompt_tokens, cached_tokens, completion_tokens, recomputed_tokens;
+    uint64_t kv_bytes_read, kv_bytes_dense; /* by attention: as it was, and with nothing shared or left out */
     int64_t queued_ms, prefill_ms, decode_ms, total_ms;
 };
 

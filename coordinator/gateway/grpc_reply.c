@@ -319,6 +319,7 @@ static void end_fill(struct end *e, const struct generation *g, const struct gen
     e->usage.prompt_tokens = done->prompt_tokens;
     e->usage.cached_tokens = done->cached_tokens;
     e->usage.completion_tokens = done->completion_tokens;
+    e->usage.recomputed_tokens = s->recomputed_tokens;
     e->timings.queued_ms = (double)s->queued_ms;
     e->timings.prefill_ms = (double)s->prefill_ms;
     e->timings.decode_ms = (double)s->decode_ms;

@@ -283,9 +283,12 @@ static void usage(const struct choices_done *done, struct text *out)
 {
     text_printf(out,
                 "{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%u,"
-                "\"prompt_tokens_details\":{\"cached_tokens\":%u}}",
+                "\"prompt_tokens_details\":{\"cached_tokens\":%u},"
+                "\"kv\":{\"blocks_reused\":%u,\"recomputed_tokens\":%u,\"bytes_read\":%llu,\"density\":%.4f}}",
                 done->prompt_tokens, done->completion_tokens, done->prompt_tokens + done->completion_tokens,
-                done->cached_tokens);
+                done->cached_tokens, (done->cached_tokens + PLAN_BLOCK - 1) / PLAN_BLOCK, done->recomputed_tokens,
+                (unsigned long long)done->kv_bytes_read,
+                done->kv_bytes_dense ? (double)done->kv_bytes_read / (double)done->kv_bytes_dense : 1.0);
 }
 
 static const char *finish_text(const struct reply *r, const struct generation_done *done)

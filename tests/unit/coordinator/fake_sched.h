@@ -55,6 +55,7 @@ static void fake_end(struct sched_request *r, enum finish_reason reason, enum st
                                      .message = message,
                                      .prompt_tokens = r->want.n_tokens,
                                      .cached_tokens = 5,
+                                     .recomputed_tokens = 3,
                                      .completion_tokens = r->n_out,
                                      .kv_bytes_read = 50,
                                      .kv_bytes_dense = 100,

@@ -189,6 +189,7 @@ static void test_generate(void **state)
     assert_int_equal(done->usage->prompt_tokens, 11);
     assert_int_equal(done->usage->completion_tokens, 5);
     assert_int_equal(done->usage->cached_tokens, 5);
+    assert_int_equal(done->usage->recomputed_tokens, 3);
     assert_int_equal(done->seed, 99);
     assert_true(done->kv->density == 0.5);
     assert_int_equal(done->kv->bytes_per_token, 100);

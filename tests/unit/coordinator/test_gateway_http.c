@@ -69,6 +69,10 @@ static void test_completion(void **state)
     assert_int_equal(num(u, "completion_tokens"), 5);
     assert_int_equal(num(u, "total_tokens"), 16);
     assert_int_equal(num(json_object_get(u, "prompt_tokens_details"), "cached_tokens"), 5);
+    assert_int_equal(num(json_object_get(u, "kv"), "blocks_reused"), 1);
+    assert_int_equal(num(json_object_get(u, "kv"), "recomputed_tokens"), 3);
+    assert_int_equal(num(json_object_get(u, "kv"), "bytes_read"), 50);
+    assert_true(json_number_value(json_object_get(json_object_get(u, "kv"), "density")) == 0.5);
     assert_int_equal(num(json_object_get(j, "timings"), "prefill_ms"), 2);
     json_decref(j);
     /* absent max_tokens is 16, absent temperature 1, a seed is drawn */
