@@ -124,16 +124,18 @@ static enum status record_read(struct gather *all, const uint8_t *data, size_t b
     if (r.bad || choice >= WANT_CHOICES_MAX || first > all->columns[choice].n || n > reader_left(&r) / ROW_BYTES)
         return ST_CORRUPT;
     struct column *c = &all->columns[choice];
-    if (!room_for(&c->rows, &c->room, (size_t)first + n, sizeof *c->rows))
+    if (!room_for(&c->rows, &c->room, c->n + n, sizeof *c->rows))
         return ST_NO_MEMORY;
-    c->n = first; /* what it says again is as it says now */
-    for (uint32_t i = 0; i < n; i++) {
-        const enum status st = row_read(all, &r, &c->rows[first + i]);
+    for (uint32_t i = 0; i < n;
+         i++) { /* behind those that are there: a record that is wrong further on changes nothing */
+        const enum status st = row_read(all, &r, &c->rows[c->n + i]);
         if (st)
             return st;
     }
     if (reader_left(&r))
         return ST_CORRUPT;
+    if (n)
+        memmove(c->rows + first, c->rows + c->n, n * sizeof *c->rows); /* what it says again is as it says now */
     c->n = (size_t)first + n;
     return ST_OK;
 }
