@@ -23,6 +23,7 @@
 
 #include "common/log.h"
 #include "coordinator/gateway/reply.h"
+#include "coordinator/gateway/slow.h"
 
 enum {
     HEADER_BYTES_MAX = 64 << 10,
@@ -36,6 +37,7 @@ struct http_server {
     struct evconnlistener *listener;
     struct ssl_ctx_st *tls;
     struct loop_timer *accept_again;
+    struct slow *slow;
     struct timeval idle;
     uint16_t port;
     struct http_exchange *first;
@@ -101,6 +103,7 @@ static void on_complete(struct evhttp_request *req, void *arg)
     struct http_exchange *x = arg;
     evhttp_connection_set_closecb(x->connection, NULL, NULL);
     bufferevent_set_timeouts(x->bev, &x->server->idle, &x->server->idle);
+    slow_answered(x->server->slow, x->bev);
     exchange_free(x);
 }
 
@@ -168,6 +171,7 @@ static struct http_exchange *exchange_new(struct http_server *s, struct evhttp_r
         evhttp_connection_free(connection);
         return NULL;
     }
+    slow_asked(s->slow, x->bev);
     const int on = 1; /* tokens are small writes: none may wait for the acknowledgement of the one before */
     setsockopt(bufferevent_getfd(x->bev), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     evhttp_connection_set_closecb(connection, on_connection_close, x);
@@ -474,6 +478,7 @@ static void on_accept_error(struct evconnlistener *listener, void *evhttp)
     if (!s)
         return;
     log_warn("http: accept: %s", strerror(errno));
+    slow_relieve(s->slow);
     evconnlistener_disable(listener);
     loop_timer_set(s->accept_again, ACCEPT_PAUSE_MS);
 }
@@ -496,14 +501,14 @@ static enum status server_listen(struct http_server *s, struct error *err)
         return error_set(err, ST_IO, "http: cannot listen on %s: %s", s->config.address, strerror(errno));
     s->listener = evhttp_bound_socket_get_listener(bound);
     s->port = bound_port(evhttp_bound_socket_get_fd(bound));
+    slow_port(s->slow, s->port);
     evconnlistener_set_error_cb(s->listener, on_accept_error);
     return ST_OK;
 }
 
 /* The connection's bytes, behind TLS. */
-static struct bufferevent *secured(struct event_base *base, void *server)
+static struct bufferevent *secured(const struct http_server *s, struct event_base *base)
 {
-    const struct http_server *s = server;
     SSL *ssl = SSL_new(s->tls);
     if (!ssl)
         return NULL;
@@ -513,6 +518,15 @@ static struct bufferevent *secured(struct event_base *base, void *server)
         bufferevent_openssl_set_allow_dirty_shutdown(bev, 1); /* many clients just go */
     else
         SSL_free(ssl);
+    return bev;
+}
+
+static struct bufferevent *on_accept(struct event_base *base, void *server)
+{
+    struct http_server *s = server;
+    struct bufferevent *bev = s->tls ? secured(s, base) : bufferevent_socket_new(base, -1, 0);
+    if (bev)
+        slow_accepted(s->slow, bev);
     return bev;
 }
 
@@ -528,7 +542,8 @@ enum status http_server_start(const struct http_config *config, struct http_serv
     servers = s;
     s->accept_again = loop_timer_new(config->loop, on_accept_again, s);
     s->evhttp = evhttp_new(loop_base(config->loop));
-    if (!s->evhttp || !s->accept_again) {
+    s->slow = slow_new(loop_base(config->loop), idle_ms / 3);
+    if (!s->evhttp || !s->accept_again || !s->slow) {
         http_server_free(s);
         return error_set(err, ST_NO_MEMORY, "http: out of memory");
     }
@@ -545,8 +560,8 @@ enum status http_server_start(const struct http_config *config, struct http_serv
     if (config->tls) {
         s->tls = tls_server_context(config->tls, err);
         st = s->tls ? ST_OK : ST_INVALID;
-        evhttp_set_bevcb(s->evhttp, secured, s);
     }
+    evhttp_set_bevcb(s->evhttp, on_accept, s);
     if (!st)
         st = server_listen(s, err);
     if (st) {
@@ -578,6 +593,7 @@ void http_server_free(struct http_server *s)
         *link = s->next;
     if (s->evhttp)
         evhttp_free(s->evhttp);
+    slow_free(s->slow);
     tls_context_free(s->tls);
     loop_timer_free(s->accept_again);
     free(s);

@@ -44,7 +44,8 @@ struct http_config {
     const char *(*admit)(void *ctx, const char *path, const char *authorization);
     size_t body_bytes_max;
     uint32_t
-        idle_ms; /* a connection on which neither a request comes nor an answer goes for so long is closed; 0: 60 s */
+        idle_ms; /* a connection on which neither a request comes nor an answer goes for so long is closed; 0: 60 s. A
+                    request may take a third of it, and what its bytes take (slow.h) */
     const struct http_route *routes; /* kept */
     size_t n_routes;
     void *ctx;

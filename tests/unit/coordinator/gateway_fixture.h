@@ -79,7 +79,7 @@ static void *fixture_main(void *arg)
 /* Set by a test that wants another tokenizer than the model's. */
 static struct tokenizer *fixture_tokenizer;
 
-static void fixture_start(struct fixture *f, uint32_t requests_max)
+static inline void fixture_start(struct fixture *f, uint32_t requests_max)
 {
     struct error err = { 0 };
     memset(f, 0, sizeof *f);
@@ -166,7 +166,7 @@ static void do_free(struct fixture *f, void *arg)
     gateway_free(f->gateway);
 }
 
-static void fixture_stop(struct fixture *f)
+static inline void fixture_stop(struct fixture *f)
 {
     fixture_do(f, do_free, NULL);
     loop_stop(f->loop);
