@@ -106,7 +106,7 @@ static enum status connect_to(struct bench *b, struct error *err)
         st = read_extra(b->o.extra_body, b->n.density, &extra, err);
     if (st)
         return st;
-    st = http_client_new(b->base, b->o.url, key, &b->client, err);
+    st = http_client_new(b->base, b->o.url, key, b->o.tls_ca, &b->client, err);
     const struct asker asker = { b->base, b->client, interrupted };
     if (!st && !b->o.model[0])
         st = ask_model(&asker, b->o.model, sizeof b->o.model, err);

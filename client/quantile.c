@@ -85,7 +85,7 @@ static char *metrics(const char *address)
     struct fetch f = { .out = open_memstream(&text, &bytes) };
     struct event_base *base = event_base_new();
     snprintf(url, sizeof url, "http://%s", address);
-    if (f.out && base && !http_client_new(base, url, "", &client, NULL) &&
+    if (f.out && base && !http_client_new(base, url, "", NULL, &client, NULL) &&
         !http_call_start(client, "/metrics", NULL, METRICS_MS, &handlers, &f, &call, NULL))
         while (!f.done && event_base_loop(base, EVLOOP_ONCE) == 0) { /* METRICS_MS ends it */
         }

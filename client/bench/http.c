@@ -1,6 +1,7 @@
 #define _GNU_SOURCE /* SOCK_NONBLOCK */
 #include "client/bench/http.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -13,7 +14,12 @@
 
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
+#include <event2/bufferevent_ssl.h>
 #include <event2/event.h>
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
+
+#include "common/tls.h"
 
 enum { IDLE_MAX = 1024 };
 static const uint64_t body_bytes_max = (uint64_t)1 << 28;
@@ -23,6 +29,8 @@ struct http_client {
     struct sockaddr_storage address;
     socklen_t address_bytes;
     char host[300], prefix[512], auth[1100];
+    SSL_CTX *tls;   /* NULL: in clear */
+    char name[260]; /* that its certificate must bear */
     struct bufferevent *idle[IDLE_MAX];
     size_t n_idle;
 };
@@ -53,21 +61,27 @@ static enum status resolve(struct http_client *c, const char *host, const char *
     return ST_OK;
 }
 
-static enum status parse_url(struct http_client *c, const char *url, struct error *err)
+static enum status bad_url(const char *url, struct error *err)
 {
-    char host[260] = "", port[8] = "80";
-    if (!strncasecmp(url, "https:", 6))
-        return error_set(err, ST_UNSUPPORTED, "--url: https is not supported; give an address that speaks plain HTTP");
-    if (strncasecmp(url, "http://", 7) != 0 || strlen(url) >= sizeof c->prefix || strpbrk(url, " \t\r\n\"<>"))
-        return error_set(err, ST_INVALID, "--url: '%s' is not http://HOST[:PORT][/PREFIX]", url);
-    const char *at = url + 7, *slash = at + strcspn(at, "/");
+    return error_set(err, ST_INVALID, "--url: '%s' is not http[s]://HOST[:PORT][/PREFIX]", url);
+}
+
+static enum status parse_url(struct http_client *c, const char *url, bool *secure_out, struct error *err)
+{
+    char port[8];
+    const bool secure = !strncasecmp(url, "https://", 8);
+    if ((!secure && strncasecmp(url, "http://", 7) != 0) || strlen(url) >= sizeof c->prefix ||
+        strpbrk(url, " \t\r\n\"<>"))
+        return bad_url(url, err);
+    const char *at = url + (secure ? 8 : 7), *slash = at + strcspn(at, "/");
     const char *colon = at[0] == '[' ? strchr(at, ']') : at;
     colon = colon ? memchr(colon, ':', (size_t)(slash - colon)) : NULL;
     const size_t host_bytes = (size_t)((colon ? colon : slash) - at);
-    if (!host_bytes || host_bytes >= sizeof host || (colon && (slash - colon < 2 || slash - colon > 6)))
-        return error_set(err, ST_INVALID, "--url: '%s' is not http://HOST[:PORT][/PREFIX]", url);
+    if (!host_bytes || host_bytes >= sizeof c->name || (colon && (slash - colon < 2 || slash - colon > 6)))
+        return bad_url(url, err);
     const bool bracketed = at[0] == '[' && at[host_bytes - 1] == ']';
-    snprintf(host, sizeof host, "%.*s", (int)(host_bytes - (bracketed ? 2 : 0)), at + bracketed);
+    snprintf(c->name, sizeof c->name, "%.*s", (int)(host_bytes - (bracketed ? 2 : 0)), at + bracketed);
+    snprintf(port, sizeof port, "%s", secure ? "443" : "80");
     if (colon)
         snprintf(port, sizeof port, "%.*s", (int)(slash - colon - 1), colon + 1);
     snprintf(c->host, sizeof c->host, "%.*s", (int)(slash - at), at);
@@ -77,19 +91,37 @@ static enum status parse_url(struct http_client *c, const char *url, struct erro
     const size_t n = strlen(c->prefix);
     if (n >= 3 && !strcmp(c->prefix + n - 3, "/v1")) /* as clients of OpenAI's are given it */
         c->prefix[n - 3] = 0;
-    return resolve(c, host, port, err);
+    *secure_out = secure;
+    return resolve(c, c->name, port, err);
 }
 
-enum status http_client_new(struct event_base *base, const char *url, const char *api_key, struct http_client **out,
-                            struct error *err)
+static enum status trust(struct http_client *c, const char *ca, struct error *err)
 {
+    const struct tls_files files = { .ca = ca && ca[0] ? ca : "system" };
+    struct tls *tls;
+    const enum status st = tls_load("tls", &files, false, &tls, err);
+    if (st)
+        return st;
+    c->tls = tls_client_context(tls, err);
+    tls_free(tls);
+    return c->tls ? ST_OK : ST_INVALID;
+}
+
+enum status http_client_new(struct event_base *base, const char *url, const char *api_key, const char *ca,
+                            struct http_client **out, struct error *err)
+{
+    bool secure = false;
     struct http_client *c = calloc(1, sizeof *c);
     if (!c)
         return error_set(err, ST_NO_MEMORY, "no memory");
     c->base = base;
     if (api_key[0])
         snprintf(c->auth, sizeof c->auth, "Authorization: Bearer %.1024s\r\n", api_key);
-    const enum status st = parse_url(c, url, err);
+    enum status st = parse_url(c, url, &secure, err);
+    if (!st && !secure && ca && ca[0])
+        st = error_set(err, ST_INVALID, "--tls-ca: --url is not https://");
+    if (!st && secure)
+        st = trust(c, ca, err);
     if (st)
         free(c);
     else
@@ -103,6 +135,7 @@ void http_client_free(struct http_client *c)
         return;
     for (size_t i = 0; i < c->n_idle; i++)
         bufferevent_free(c->idle[i]);
+    tls_context_free(c->tls);
     free(c);
 }
 
@@ -215,6 +248,21 @@ static void on_read(struct bufferevent *bev, void *arg)
 
 static enum status connect_and_send(struct http_call *call, bool fresh);
 
+/* The text lasts until the next call. */
+static const char *fault_of(struct bufferevent *bev)
+{
+    static _Thread_local char text[160];
+    SSL *ssl = bufferevent_openssl_get_ssl(bev);
+    const long trusted = ssl ? SSL_get_verify_result(ssl) : X509_V_OK;
+    if (trusted != X509_V_OK)
+        snprintf(text, sizeof text, "the server's certificate: %s", X509_verify_cert_error_string(trusted));
+    else if (ssl && !SSL_is_init_finished(ssl))
+        snprintf(text, sizeof text, "no TLS with the server");
+    else
+        snprintf(text, sizeof text, "%s", evutil_socket_error_to_string(EVUTIL_SOCKET_ERROR()));
+    return text;
+}
+
 /*
  * A kept connection may have been closed by the server just when it was used again: if it said nothing at all, the request is sent once more
  * on a new one.
@@ -236,11 +284,31 @@ static void on_event(struct bufferevent *bev, short what, void *arg)
         return;
     }
     if (!(what & BEV_EVENT_EOF)) {
-        fail(call, ST_IO, evutil_socket_error_to_string(EVUTIL_SOCKET_ERROR()));
+        fail(call, ST_IO, fault_of(call->bev));
         return;
     }
     const enum status st = response_eof(&call->response, &err);
     finish(call, st, &err);
+}
+
+/* The server must show a certificate for the name (or address) of the URL. */
+static struct bufferevent *secured(struct http_client *c, int fd, int options)
+{
+    unsigned char address[16];
+    SSL *ssl = SSL_new(c->tls);
+    if (!ssl)
+        return NULL;
+    const bool by_address = inet_pton(AF_INET, c->name, address) == 1 || inet_pton(AF_INET6, c->name, address) == 1;
+    const bool named = by_address ? X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(ssl), c->name) == 1
+                                  : SSL_set1_host(ssl, c->name) == 1 && SSL_set_tlsext_host_name(ssl, c->name) == 1;
+    struct bufferevent *bev =
+        named ? bufferevent_openssl_socket_new(c->base, fd, ssl, BUFFEREVENT_SSL_CONNECTING, options) : NULL;
+    if (bev)
+        bufferevent_openssl_set_allow_dirty_shutdown(bev,
+                                                     1); /* many servers just close; what is whole is told by HTTP */
+    else
+        SSL_free(ssl);
+    return bev;
 }
 
 static struct bufferevent *connect_new(struct http_client *c)
@@ -249,7 +317,8 @@ static struct bufferevent *connect_new(struct http_client *c)
     if (fd < 0)
         return NULL;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    struct bufferevent *bev = bufferevent_socket_new(c->base, fd, BEV_OPT_CLOSE_ON_FREE | BEV_OPT_DEFER_CALLBACKS);
+    const int options = BEV_OPT_CLOSE_ON_FREE | BEV_OPT_DEFER_CALLBACKS;
+    struct bufferevent *bev = c->tls ? secured(c, fd, options) : bufferevent_socket_new(c->base, fd, options);
     if (!bev) {
         evutil_closesocket(fd);
         return NULL;

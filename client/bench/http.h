@@ -2,7 +2,7 @@
 #define LONGSPAN_CLIENT_BENCH_HTTP_H
 
 /*
- * HTTP requests to one server from one event loop, hundreds at once; connections are kept and used again. Plain HTTP only. All on the thread of the
+ * HTTP requests to one server from one event loop, hundreds at once; connections are kept and used again. In clear, or over TLS. All on the thread of the
  * base.
  */
 
@@ -21,11 +21,11 @@ struct http_client;
 struct http_call;
 
 /*
- * url: http://HOST[:PORT][/PREFIX]; resolved here, once. api_key: sent as a bearer token; "" is none. ST_INVALID: the URL; ST_NOT_FOUND: the
- * host. base: kept.
+ * url: http[s]://HOST[:PORT][/PREFIX]; resolved here, once. api_key: sent as a bearer token; "" is none. ca: file (PEM) with who signed the
+ * server's certificate, for https; "" or NULL: those that the host trusts. ST_INVALID: the URL, the file; ST_NOT_FOUND: the host, the file. base: kept.
  */
-enum status http_client_new(struct event_base *base, const char *url, const char *api_key, struct http_client **out,
-                            struct error *err);
+enum status http_client_new(struct event_base *base, const char *url, const char *api_key, const char *ca,
+                            struct http_client **out, struct error *err);
 /* No call may be open. */
 void http_client_free(struct http_client *c);
 

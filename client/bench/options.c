@@ -10,7 +10,8 @@
 /* clang-format off */
 const struct config_field bench_fields[] = {
     { "config", "", CONFIG_TEXT, TEXT(config), 0, 0, NULL, 1, "file of these settings (YAML); flags win" },
-    { "url", "http://127.0.0.1:8080", CONFIG_TEXT, TEXT(url), 0, 0, NULL, 1, "an OpenAI-compatible server: http://HOST[:PORT][/PREFIX]" },
+    { "url", "http://127.0.0.1:8080", CONFIG_TEXT, TEXT(url), 0, 0, NULL, 1, "an OpenAI-compatible server: http[s]://HOST[:PORT][/PREFIX]" },
+    { "tls-ca", "", CONFIG_TEXT, TEXT(tls_ca), 0, 0, NULL, 1, "of an https server: file (PEM) with who signed its certificate; none: those that the host trusts" },
     { "api", "completions", CONFIG_CHOICE, TEXT(api), 0, 0, "completions|chat", 1, "endpoint" },
     { "model", "", CONFIG_TEXT, TEXT(model), 0, 0, NULL, 1, "name sent; none: the first of /v1/models. With --local: what is served, as longspan up takes it" },
     { "api-key-file", "", CONFIG_TEXT, TEXT(api_key_file), 0, 0, NULL, 1, "file with a bearer token" },

@@ -20,7 +20,7 @@ extern "C" {
 struct bench_options {
     char config[1024];
     /* whom */
-    char url[500], api[16], model[1024], api_key_file[1024];
+    char url[500], tls_ca[1024], api[16], model[1024], api_key_file[1024];
     uint32_t timeout_s;
     /* a cluster of its own; "", 0: as that one's settings say */
     bool local;

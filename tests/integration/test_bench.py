@@ -249,7 +249,7 @@ class Hostile(unittest.TestCase):
 
     def test_used_wrongly(self):
         for flags, says in ((["--input-tokens", "x"], "--input-tokens"), (["--rate", "-1"], "--rate"), (["--token-ids", "5"], "--token-ids"),
-                            (["--url", "https://x"], "--url"), (["--url", "x"], "--url"), (["--extra-body", "[]"], "--extra-body"),
+                            (["--url", "ftp://x"], "--url"), (["--tls-ca", "/nowhere"], "--tls-ca"), (["--url", "https://127.0.0.1:1", "--tls-ca", "/nowhere"], "tls-ca"), (["--url", "x"], "--url"), (["--extra-body", "[]"], "--extra-body"),
                             (["--trace", "/nowhere"], "/nowhere"), (["--prompts", "ids", "--api", "chat"], "--prompts"),
                             (["--concurrency", "9999"], "--concurrency"), (["positional"], "positional")):
             _, err = run("bench", *flags, check=None, timeout_s=20)

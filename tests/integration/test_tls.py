@@ -100,6 +100,14 @@ class Tls(unittest.TestCase):
             out = run("generate", "--grpc", c.grpc, "--tls-ca", path("root.crt"), "--raw", "--max-tokens", "12", "--temperature", "0", "--prompt",
                       "The capital of France is")[0]
             self.assertIn(whole.strip(), out)
+            # bench, which must know the signer, and finds its name or address in the certificate
+            load = ["--token-ids", "1000-2000", "--input-tokens", 20, "--output-tokens", 4, "--requests", 6, "--concurrency", 2, "--json", "-"]
+            for host in ("127.0.0.1", "localhost"):
+                out, _ = run("bench", "--url", f"https://{host}:{c.port}", "--tls-ca", path("root.crt"), *load)
+                self.assertEqual([r["ok"] for r in json.loads(out)["requests"]], [True] * 6)
+            for host, ca in (("127.0.0.1", "stranger.crt"), ("127.1", "root.crt")):
+                _, err = run("bench", "--url", f"https://{host}:{c.port}", "--tls-ca", path(ca), *load, check=1)
+                self.assertIn("certificate", err)
             # a body of megabytes
             with httpx.Client(verify=context()) as h:
                 answer = h.post(f"https://127.0.0.1:{c.port}/tokenize", json={"prompt": "word " * 1000, "unknown": "x" * 4000000}, timeout=60)
