@@ -1,7 +1,8 @@
-"""Clients that leave: sixteen at once, at random moments, over HTTP and gRPC; nothing of theirs may stay."""
+"""Clients that leave: sixteen at once, at random moments, over HTTP and gRPC; nothing of theirs may stay. LONGSPAN_TEST_CANCELS=10000: until so many have left."""
 
 import gc
 import json
+import os
 import random
 import threading
 import time
@@ -12,6 +13,7 @@ from cluster import Cluster, prose
 from rpc import Rpc, grpc
 
 CLIENTS, SECONDS, SEED = 16, 30, 20240917
+CANCELS = int(os.environ.get("LONGSPAN_TEST_CANCELS") or 0)
 POOL = 128 << 20
 
 
@@ -72,9 +74,13 @@ class Cancel(unittest.TestCase):
         outcomes, failures, lock = {}, [], threading.Lock()
         rpcs = [Rpc(self.cluster.grpc) for _ in range(4)]
 
-        def client(i, until):
+        def left():
+            with lock:
+                return sum(n for what, n in outcomes.items() if what not in ("answered", "streamed") and not what.isdigit())
+
+        def client(i, until, cancels):
             r = random.Random(f"{SEED} {i}")
-            while time.monotonic() < until:
+            while time.monotonic() < until or left() < cancels:
                 try:
                     outcome = self.one(r, rpcs[i % len(rpcs)])
                 except Exception as e:
@@ -84,13 +90,13 @@ class Cancel(unittest.TestCase):
                 with lock:
                     outcomes[outcome] = outcomes.get(outcome, 0) + 1
 
-        def storm(seconds):
+        def storm(seconds, cancels=0):
             until = time.monotonic() + seconds
-            threads = [threading.Thread(target=client, args=(i, until)) for i in range(CLIENTS)]
+            threads = [threading.Thread(target=client, args=(i, until, cancels)) for i in range(CLIENTS)]
             for t in threads:
                 t.start()
             for t in threads:
-                t.join(60)
+                t.join(60 + cancels)
                 self.assertFalse(t.is_alive(), "a client hangs")
             gc.collect()
 
@@ -101,7 +107,7 @@ class Cancel(unittest.TestCase):
         reference = self.cluster.complete(prose(10, 3), 12)[:2]
         storm(4)  # pools, arenas and connections reach their size
         before = numbers()
-        storm(SECONDS)
+        storm(SECONDS, CANCELS)
         print(f"seed {SEED}: {sorted(outcomes.items())}", flush=True)
         self.assertEqual(failures, [])
         after = numbers()
