@@ -343,8 +343,8 @@ class Requests(Served):
             say(grpc_port, start + flood, 0.2)
             rpc = Rpc(self.cluster.grpc)
             begun = time.monotonic()
-            self.assertEqual(rpc.whole(timeout=10, text="One", max_tokens=2, temperature=0)[3].usage.completion_tokens, 2, name)
-            self.assertLess(time.monotonic() - begun, 5, name)
+            self.assertEqual(rpc.whole(timeout=20, text="One", max_tokens=2, temperature=0)[3].usage.completion_tokens, 2, name)
+            self.assertLess(time.monotonic() - begun, 10, name)
             rpc.close()
 
 
