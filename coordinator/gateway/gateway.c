@@ -157,7 +157,9 @@ static enum status start_doors(struct gateway *g, struct error *err)
         .status = write_status,
         .ctx = g,
     };
-    const struct grpc_config grpc = { .config = &g->config, .host = &g->host, .ready = gateway_ready, .ctx = g };
+    const struct grpc_config grpc = {
+        .config = &g->config, .host = &g->host, .resumes = g->resumes, .ready = gateway_ready, .ctx = g
+    };
     enum status st = api_start(&http, &g->api, err);
     if (!st)
         st = grpc_gateway_start(&grpc, &g->grpc, err);

@@ -4,17 +4,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/log.h"
-#include "coordinator/gateway/choices.h"
-#include "coordinator/gateway/grpc_messages.h"
+#include "coordinator/gateway/grpc_generate.h"
 #include "coordinator/gateway/grpc_reflection.h"
 #include "coordinator/gateway/keys.h"
 #include "proto/health.pb-c.h"
 #include "proto/rpc.h"
 
 enum {
-    QUEUED_BYTES_MAX = 8 << 20,         /* for a client that does not read */
-    QUEUED_LOGITS_BYTES_MAX = 1u << 30, /* logit rows come by the hundred; only tests and tools ask for them */
+    QUEUED_BYTES_MAX = 8 << 20, /* for a client that does not read */
     STOP_GRACE_MS = 1000,
     HEALTH_NAME_MAX = 256,
 };
@@ -36,6 +33,7 @@ struct grpc_gateway {
     atomic_uint refs;
     bool closed, ready; /* loop thread, as what follows */
     uint32_t n_open;
+    struct grpc_generates generates;
     struct call *first; /* all that have begun and not gone */
 };
 
@@ -44,14 +42,13 @@ struct call {
     struct rpc_call *rpc;
     enum kind kind;
     bool asked;                 /* gRPC's thread: the request has come */
-    struct grpc_source *source; /* handed to the loop with the post */
+    struct grpc_source *source; /* handed to the loop with the post, */
+    struct grpc_again *again;   /* as this */
     /* loop thread */
     struct call *next, **link;
     bool begun;
-    struct choices *choices;
-    struct grpc_told *told; /* [n_told], by choice */
-    uint32_t n_told;
-    bool unknown; /* Watch of a service that is not ours */
+    struct grpc_generate *generate; /* NULL: none, or it has ended */
+    bool unknown;                   /* Watch of a service that is not ours */
 };
 
 static void gateway_unref(struct grpc_gateway *g)
@@ -69,112 +66,12 @@ static void call_end(struct call *c, enum rpc_code code, const char *message)
     rpc_call_finish(c->rpc, code, message);
 }
 
-/* body: freed. false: the client does not read and was dropped. */
-static bool call_send(struct call *c, struct text *body, size_t queued_max)
-{
-    if (body->bad) {
-        text_free(body);
-        call_end(c, RPC_INTERNAL, "out of memory");
-        return false;
-    }
-    const size_t queued = rpc_call_send(c->rpc, (const uint8_t *)body->data, body->n);
-    text_free(body);
-    if (queued <= queued_max)
-        return true;
-    log_warn("grpc: a client reads too slowly: %zu bytes wait for it; dropped", queued);
-    rpc_call_cancel(c->rpc);
-    return false;
-}
-
-static size_t queued_max(const struct generation *g)
-{
-    return g->want.logits ? QUEUED_LOGITS_BYTES_MAX : QUEUED_BYTES_MAX;
-}
-
-static void generate_send(struct call *c, struct generation *g, struct text *body)
-{
-    if (!call_send(c, body, queued_max(g)) && c->choices) {
-        choices_cancel(c->choices);
-        c->choices = NULL;
-    }
-}
-
-/* NULL: no memory; the call has ended. */
-static struct grpc_told *told_of(struct call *c, const struct generation *g)
-{
-    if (!c->told) {
-        c->told = calloc(g->want.n, sizeof *c->told);
-        c->n_told = g->want.n;
-    }
-    if (c->told)
-        return &c->told[g->index];
-    choices_cancel(c->choices);
-    c->choices = NULL;
-    call_end(c, RPC_INTERNAL, "out of memory");
-    return NULL;
-}
-
-static void on_output(void *user, struct generation *g)
-{
-    struct call *c = user;
-    struct text body = { 0 };
-    struct grpc_told *told = told_of(c, g);
-    if (told && grpc_write_output(told, g, c->gateway->config.host->tokenizer, g->n_sampled > told->tokens, &body))
-        generate_send(c, g, &body);
-}
-
-static void on_logits(void *user, struct generation *g, const struct result_row *row)
-{
-    struct call *c = user;
-    struct text body = { 0 };
-    grpc_write_logits(row, &body);
-    generate_send(c, g, &body);
-}
-
-static void on_generated(void *user, struct generation *g, const struct generation_done *done)
-{
-    struct call *c = user;
-    struct text body = { 0 };
-    struct grpc_told *told = told_of(c, g);
-    if (!told)
-        return;
-    grpc_write_done(told, g, done, c->gateway->config.config, &body);
-    generate_send(c, g, &body);
-}
-
-static void on_end(void *user, const struct choices_done *done)
-{
-    struct call *c = user;
-    c->choices = NULL;
-    call_end(c, grpc_code(done->refusal->status), done->refusal->status ? done->refusal->message : "");
-}
-
-static const struct choices_events events = {
-    .output = on_output, .logits = on_logits, .done = on_generated, .end = on_end
-};
-
-static void generate_begin(struct call *c)
-{
-    struct refusal r = { 0 };
-    const int64_t deadline = rpc_call_deadline_ms(c->rpc);
-    const struct generation_start start = { .id_prefix = "gen-",
-                                            .source = c->source,
-                                            .source_free = free,
-                                            .source_bytes = c->source->bytes,
-                                            .owner = rpc_call_identity(c->rpc),
-                                            .timeout_ms = deadline > 0 ? deadline : 0,
-                                            .parse = grpc_parse };
-    c->source = NULL;
-    if (choices_start(c->gateway->config.host, &start, &events, c, &c->choices, &r))
-        call_end(c, grpc_code(r.status), r.message);
-}
-
 static void status_begin(struct call *c)
 {
     const struct grpc_config *config = &c->gateway->config;
     struct text body = { 0 };
     grpc_write_status(config->config, config->host, config->ready(config->ctx), &body);
-    if (call_send(c, &body, QUEUED_BYTES_MAX))
+    if (grpc_generate_send(c->rpc, &body, QUEUED_BYTES_MAX))
         call_end(c, RPC_OK, "");
 }
 
@@ -188,7 +85,7 @@ static bool health_send(struct call *c)
     uint8_t bytes[16];
     struct text body = { 0 };
     text_add(&body, bytes, grpc__health__v1__health_check_response__pack(&m, bytes));
-    return call_send(c, &body, QUEUED_BYTES_MAX);
+    return grpc_generate_send(c->rpc, &body, QUEUED_BYTES_MAX);
 }
 
 /* "" is the server as a whole. */
@@ -237,7 +134,9 @@ static void call_begin(void *arg)
     g->n_open += c->kind != KIND_WATCH;
     switch (c->kind) {
     case KIND_GENERATE:
-        generate_begin(c);
+        grpc_generate_begin(&g->generates, c->rpc, c->source, c->again, &c->generate);
+        c->source = NULL;
+        c->again = NULL;
         break;
     case KIND_STATUS:
         status_begin(c);
@@ -253,15 +152,15 @@ static void call_gone(void *arg)
 {
     struct call *c = arg;
     if (c->begun) {
-        if (c->choices)
-            choices_cancel(c->choices);
+        if (c->generate)
+            grpc_generate_leave(c->generate);
         *c->link = c->next;
         if (c->next)
             c->next->link = c->link;
         c->gateway->n_open -= c->kind != KIND_WATCH;
     }
     free(c->source);
-    free(c->told);
+    free(c->again);
     rpc_call_unref(c->rpc);
     gateway_unref(c->gateway);
     free(c);
@@ -285,6 +184,11 @@ static void on_message(void *user, struct rpc_call *rpc, const uint8_t *data, si
     c->source->bytes = bytes;
     if (bytes)
         memcpy(c->source->data, data, bytes);
+    struct refusal r = { 0 };
+    if (c->kind == KIND_GENERATE && grpc_read_again(c->source, &c->again, &r)) {
+        rpc_call_finish(rpc, grpc_code(r.status), r.message);
+        return;
+    }
     loop_post(c->gateway->config.host->loop, call_begin, c);
 }
 
@@ -349,6 +253,8 @@ enum status grpc_gateway_start(const struct grpc_config *config, struct grpc_gat
         return error_set(err, ST_NO_MEMORY, "grpc: out of memory");
     }
     g->config = *config;
+    g->generates =
+        (struct grpc_generates){ .config = config->config, .host = config->host, .resumes = config->resumes };
     atomic_init(&g->refs, 1);
     for (int i = 0; i < KINDS; i++) {
         g->services[i] = (struct service){ g, (enum kind)i };
@@ -398,12 +304,13 @@ void grpc_gateway_free(struct grpc_gateway *g)
 {
     if (!g)
         return;
-    g->closed = true;
+    g->closed = g->generates.closed = true;
+    while (g->generates.named)
+        grpc_generate_end(g->generates.named, RPC_UNAVAILABLE, "the server is shutting down");
     for (struct call *c = g->first, *next; c; c = next) {
         next = c->next;
-        if (c->choices)
-            choices_cancel(c->choices);
-        c->choices = NULL;
+        if (c->generate)
+            grpc_generate_end(c->generate, RPC_UNAVAILABLE, "the server is shutting down");
         call_end(c, RPC_UNAVAILABLE, "the server is shutting down"); /* nothing, if it has ended */
     }
     rpc_server_stop(g->server, STOP_GRACE_MS);

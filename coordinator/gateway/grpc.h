@@ -8,6 +8,7 @@
 
 #include "coordinator/gateway.h"
 #include "coordinator/gateway/generation.h"
+#include "coordinator/gateway/resume.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -16,6 +17,7 @@ extern "C" {
 struct grpc_config {
     const struct gateway_config *config; /* kept */
     struct generation_host *host;        /* kept */
+    struct resumes *resumes;             /* answers that can be taken up again; NULL: none can; kept */
     bool (*ready)(void *ctx);
     void *ctx;
 };

@@ -7,6 +7,7 @@
 
 #include "coordinator/gateway.h"
 #include "coordinator/gateway/generation.h"
+#include "coordinator/gateway/resume.h"
 #include "coordinator/gateway/text.h"
 #include "proto/rpc.h"
 
@@ -23,6 +24,20 @@ struct grpc_source {
 /* generation_parse: w->source is a malloc'd struct grpc_source. Refuses unknown fields, text that is not UTF-8 or holds NUL, values out of range. */
 enum status grpc_parse(struct want *w, struct refusal *r);
 
+enum { GRPC_PLACE_MAX = 4096 };
+
+/* What a GenerateRequest says of being taken up again. */
+struct grpc_again {
+    char key[RESUME_KEY_MAX + 1];  /* not looked at: resumes_name does */
+    char from[GRPC_PLACE_MAX + 1]; /* "": from the beginning */
+    struct digest asked;           /* all else that it says, the map in whatever order */
+};
+/*
+ * *again_out: malloc'd; untouched if there is no key. Any thread; anything may stand in source, and what else is wrong with it is for grpc_parse to say.
+ * ST_INVALID: key or place are no texts, too long, or there is a place and no key.
+ */
+enum status grpc_read_again(const struct grpc_source *source, struct grpc_again **again_out, struct refusal *r);
+
 enum rpc_code grpc_code(enum status st);
 
 /* How much of a generation has been told. Zeroed at first. */
@@ -36,6 +51,8 @@ struct grpc_told {
 bool grpc_write_output(struct grpc_told *told, const struct generation *g, const struct tokenizer *t, bool all,
                        struct text *out);
 void grpc_write_logits(const struct result_row *row, struct text *out);
+/* Adds its place to a GenerateResponse in out. */
+void grpc_write_place(const struct resume *place, const char *request, struct text *out);
 void grpc_write_done(struct grpc_told *told, const struct generation *g, const struct generation_done *done,
                      const struct gateway_config *config, struct text *out);
 void grpc_write_status(const struct gateway_config *config, const struct generation_host *host, bool ready,

@@ -27,10 +27,12 @@ static void append_message(const ProtobufCMessage *m, struct text *out)
     protobuf_c_message_pack_to_buffer(m, &sink.base);
 }
 
-/* GenerateResponse.text by hand: a string of protobuf-c ends at the first NUL, and a model may well say one. Fields may stand in any order. */
-static void append_text(const char *data, size_t n, struct text *out)
+enum { FIELD_TEXT = 1, FIELD_PLACE = 11 };
+
+/* A string of GenerateResponse by hand: one of protobuf-c ends at the first NUL, and a model may well say one. Fields may stand in any order. */
+static void append_text(uint8_t field, const char *data, size_t n, struct text *out)
 {
-    uint8_t head[11] = { 1 << 3 | 2 };
+    uint8_t head[11] = { (uint8_t)(field << 3 | 2) };
     size_t at = 1;
     size_t rest = n;
     do {
@@ -194,7 +196,7 @@ static void put_text(struct grpc_told *told, const struct generation *g, const s
     text_utf8(&whole, echo.data, echo.n);
     text_add(&whole, g->text + told->text, g->n_text - told->text);
     if (whole.n)
-        append_text(whole.data, whole.n, out);
+        append_text(FIELD_TEXT, whole.data, whole.n, out);
     out->bad = out->bad || whole.bad || echo.bad;
     text_free(&whole);
     text_free(&echo);
@@ -246,6 +248,15 @@ void grpc_write_logits(const struct result_row *row, struct text *out)
     m.n_logits = 1;
     m.logits = &ptr;
     append_message(&m.base, out);
+}
+
+void grpc_write_place(const struct resume *place, const char *request, struct text *out)
+{
+    struct text id = { 0 };
+    resume_write(place, request, &id);
+    append_text(FIELD_PLACE, id.data, id.n, out);
+    out->bad = out->bad || id.bad;
+    text_free(&id);
 }
 
 /* ---- the end ---- */

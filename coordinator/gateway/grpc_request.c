@@ -7,6 +7,7 @@
 #include <jansson.h>
 
 #include "common/bytes.h"
+#include "common/hash.h"
 #include "proto/longspan.pb-c.h"
 #include "proto/plan.h"
 
@@ -14,7 +15,7 @@
  * The message is walked before it is unpacked, because the unpacked form hides what must not pass: it cuts strings at NUL, does not look at
  * UTF-8, keeps unknown fields aside, and a field of two bytes costs it a hundred.
  */
-enum { PARTS_MAX = 1 << 16 };
+enum { PARTS_MAX = 1 << 16, FIELD_BIAS = 33, FIELD_KEY = 43, FIELD_FROM = 44 };
 
 struct walk {
     struct refusal *r;
@@ -55,7 +56,9 @@ static const struct known {
                        [36] = { "json_schema", KIND_STRING },
                        [40] = { "priority", KIND_SKIP },
                        [41] = { "tenant", KIND_STRING },
-                       [42] = { "cache_salt", KIND_STRING } },
+                       [42] = { "cache_salt", KIND_STRING },
+                       [43] = { "idempotency_key", KIND_STRING },
+                       [44] = { "resume_from", KIND_STRING } },
   chat_fields[] = { [1] = { "chat.messages", KIND_MESSAGE } },
   message_fields[] = { [1] = { "chat.messages.role", KIND_STRING }, [2] = { "chat.messages.content", KIND_STRING } };
 
@@ -72,6 +75,43 @@ static uint64_t read_varint(struct reader *in)
     }
     in->bad = true;
     return 0;
+}
+
+/* One field as it stands in a message. */
+struct part {
+    uint64_t field;
+    const uint8_t *data; /* [n] of a text, a message or a packed list; NULL: it is none */
+    size_t n;
+    const uint8_t *from, *to; /* all of it, with its tag */
+};
+
+/* false: at the end, or in->bad */
+static bool part_read(struct reader *in, struct part *p)
+{
+    if (in->bad || !reader_left(in))
+        return false;
+    *p = (struct part){ .from = in->at };
+    const uint64_t tag = read_varint(in);
+    p->field = tag >> 3;
+    switch (tag & 7) {
+    case 0:
+        read_varint(in);
+        break;
+    case 1:
+        reader_take(in, 8);
+        break;
+    case 2:
+        p->n = read_varint(in);
+        p->data = reader_take(in, p->n);
+        break;
+    case 5:
+        reader_take(in, 4);
+        break;
+    default:
+        in->bad = true;
+    }
+    p->to = in->at;
+    return !in->bad;
 }
 
 static enum status malformed(struct walk *w)
@@ -105,36 +145,80 @@ static enum status walk_bytes(struct walk *w, const struct known *f, const uint8
 
 static enum status walk_message(struct walk *w, struct reader in, const struct known *fields, size_t n_fields)
 {
-    while (reader_left(&in) && !in.bad) {
-        const uint64_t tag = read_varint(&in), field = tag >> 3;
-        if (in.bad)
-            break;
-        if (field >= n_fields || !fields[field].name)
+    struct part p;
+    while (part_read(&in, &p)) {
+        if (p.field >= n_fields || !fields[p.field].name)
             return refuse(w->r, ST_UNSUPPORTED, "", "field %llu of the message is not known here",
-                          (unsigned long long)field);
-        uint64_t n = 0;
-        const uint8_t *data = NULL;
-        switch (tag & 7) {
-        case 0:
-            read_varint(&in);
-            break;
-        case 1:
-            reader_take(&in, 8);
-            break;
-        case 2:
-            n = read_varint(&in);
-            data = reader_take(&in, n);
-            if (data && walk_bytes(w, &fields[field], data, n))
-                return w->r->status;
-            break;
-        case 5:
-            reader_take(&in, 4);
-            break;
-        default:
-            return malformed(w);
-        }
+                          (unsigned long long)p.field);
+        if (p.data && walk_bytes(w, &fields[p.field], p.data, p.n))
+            return w->r->status;
     }
     return in.bad ? malformed(w) : ST_OK;
+}
+
+/* ---- being taken up again ---- */
+
+/* All that the client asked for, without its key and its place, which differ from call to call. A map's entries stand in any order, so it is their sum that counts. */
+static struct digest asked_of(const struct grpc_source *source)
+{
+    struct reader in = reader_of(source->data, source->bytes);
+    struct hasher *h = hasher_new();
+    const uint8_t *run = source->data; /* not hashed yet */
+    uint64_t sums[2] = { 0 };
+    size_t n_bias = 0;
+    struct part p;
+    while (part_read(&in, &p)) {
+        const bool bias = p.field == FIELD_BIAS && n_bias++ < WANT_BIAS_MAX; /* of more, the parser says so */
+        if (!bias && p.field != FIELD_KEY && p.field != FIELD_FROM)
+            continue;
+        hasher_add(h, run, (size_t)(p.from - run));
+        run = p.to;
+        if (bias) {
+            const struct digest d = digest_of(p.from, (size_t)(p.to - p.from));
+            uint64_t halves[2];
+            memcpy(halves, d.byte, sizeof halves);
+            sums[0] += halves[0];
+            sums[1] += halves[1];
+        }
+    }
+    hasher_add(h, run, (size_t)(source->data + source->bytes - run));
+    hasher_add(h, sums, sizeof sums);
+    return hasher_end(h);
+}
+
+static enum status read_short(const struct part *p, const char *field, char *out, size_t room, struct refusal *r)
+{
+    if (!p->data || p->n >= room || (p->n && memchr(p->data, 0, p->n)))
+        return refuse(r, ST_INVALID, field, "%s: a text of at most %zu characters", field, room - 1);
+    if (p->n)
+        memcpy(out, p->data, p->n);
+    out[p->n] = 0;
+    return ST_OK;
+}
+
+enum status grpc_read_again(const struct grpc_source *source, struct grpc_again **again_out, struct refusal *r)
+{
+    struct reader in = reader_of(source->data, source->bytes);
+    struct grpc_again *again = NULL;
+    struct part p;
+    enum status st = ST_OK;
+    while (!st && part_read(&in, &p)) {
+        if (p.field != FIELD_KEY && p.field != FIELD_FROM)
+            continue;
+        if (!again && !(again = calloc(1, sizeof *again)))
+            return refuse(r, ST_NO_MEMORY, "", "out of memory");
+        st = p.field == FIELD_KEY ? read_short(&p, "idempotency_key", again->key, sizeof again->key, r)
+                                  : read_short(&p, "resume_from", again->from, sizeof again->from, r);
+    }
+    if (!st && again && again->from[0] && !again->key[0])
+        st = refuse(r, ST_INVALID, "resume_from", "resume_from needs the idempotency_key of the answer");
+    if (!st && again && again->key[0]) {
+        again->asked = asked_of(source);
+        *again_out = again;
+        return ST_OK;
+    }
+    free(again);
+    return st;
 }
 
 static void message_free(void *source)
@@ -269,6 +353,9 @@ static enum status read_request(struct want *w, const Longspan__V1__GenerateRequ
     w->logits = m->logits;
     w->progress = m->progress;
     w->stream = true;
+    w->keyed = *m->idempotency_key || *m->resume_from;
+    if (w->keyed && w->logits)
+        return refuse(r, ST_UNSUPPORTED, "logits", "logits are not kept: they do not go with idempotency_key");
     for (size_t i = 0; i < m->n_stop; i++)
         if (want_add_stop(w, m->stop[i], strlen(m->stop[i]), r))
             return r->status;
@@ -315,6 +402,8 @@ enum rpc_code grpc_code(enum status st)
         return RPC_INVALID_ARGUMENT;
     case ST_NOT_FOUND:
         return RPC_NOT_FOUND;
+    case ST_EXISTS:
+        return RPC_ALREADY_EXISTS;
     case ST_BUSY:
     case ST_AGAIN:
         return RPC_RESOURCE_EXHAUSTED;

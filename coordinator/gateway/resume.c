@@ -23,9 +23,12 @@ void resume_write(const struct resume *r, const char *request, struct text *out)
         const struct resume_place *p = &r->places[i];
         text_str(out, i ? "," : "");
         if (p->begun)
-            text_printf(out, "%u.%u%s", p->tokens, p->text, p->ended ? "e" : "");
+            text_printf(out, "%u.%u", p->tokens, p->text);
         else
             text_str(out, "-");
+        if (p->scores)
+            text_printf(out, "s%u", p->scores);
+        text_str(out, p->begun && p->ended ? "e" : "");
     }
     text_str(out, r->usage ? "u" : "");
 }
@@ -45,15 +48,14 @@ static bool number(const char **at, uint32_t *out)
 
 static bool place_read(const char **at, struct resume_place *p)
 {
-    *p = (struct resume_place){ 0 };
-    if (**at == '-') {
+    *p = (struct resume_place){ .begun = **at != '-' };
+    if (!p->begun)
         (*at)++;
-        return true;
-    }
-    p->begun = true;
-    if (!number(at, &p->tokens) || *(*at)++ != '.' || !number(at, &p->text))
+    else if (!number(at, &p->tokens) || *(*at)++ != '.' || !number(at, &p->text))
         return false;
-    p->ended = **at == 'e';
+    if (**at == 's' && ((*at)++, !number(at, &p->scores) || !p->scores))
+        return false;
+    p->ended = p->begun && **at == 'e';
     *at += p->ended;
     return true;
 }

@@ -2,9 +2,9 @@
 #define LONGSPAN_COORDINATOR_GATEWAY_RESUME_H
 
 /*
- * Answers that are taken up again where the connection, or the coordinator, was lost: requests with an Idempotency-Key. Key, sender, path and body make the
+ * Answers that are taken up again where the connection, or the coordinator, was lost: requests with an Idempotency-Key (gRPC: idempotency_key). Key, sender, path and body make the
  * request's id and its seed, so whoever sends the same again means the same answer; what was generated is in a journal (keeper.h) of that name; and the id of
- * each event says how far the client has been told, so that Last-Event-ID is all that a server needs to know of a client.
+ * each event (gRPC: place) says how far the client has been told, so that Last-Event-ID (resume_from) is all that a server needs to know of a client.
  */
 
 #include "coordinator/gateway/keeper.h"
@@ -19,6 +19,7 @@ enum { RESUME_NAME_BYTES = 32, RESUME_KEY_MAX = 255 };
 /* How far a client was told of one choice. */
 struct resume_place {
     uint32_t tokens, text; /* text: bytes */
+    uint32_t scores;       /* of the prompt, where they are told by themselves */
     bool begun, ended;     /* something of it was told; all of it was */
 };
 
@@ -29,7 +30,7 @@ struct resume {
     struct resume_place places[WANT_CHOICES_MAX];
 };
 
-/* "REQUEST/12.57,3.9e,-": by choice tokens.bytes, 'e' if ended, or '-'; a 'u' at the end: usage was told. */
+/* "REQUEST/12.57,3.9e,-": by choice tokens.bytes or '-', 's' and scores if any, 'e' if ended; a 'u' at the end: usage was told. */
 void resume_write(const struct resume *r, const char *request, struct text *out);
 /* Anything may stand in id. ST_INVALID: it is no event's of that request. */
 enum status resume_read(const char *id, const char *request, struct resume *r_out);

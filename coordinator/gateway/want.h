@@ -85,6 +85,7 @@ struct want {
     const int32_t *forced;
     size_t n_forced;
     bool stream, include_usage;
+    bool keyed;                       /* its answer is to be taken up again, by a key in the request itself */
     int32_t priority;                 /* as in sched_want */
     char tenant[WANT_TENANT_MAX + 1]; /* whose it is; "": nobody's in particular */
     struct digest salt;               /* of its blocks, if salted */

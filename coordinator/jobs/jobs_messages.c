@@ -279,6 +279,9 @@ enum status job_source_parse(struct want *w, struct refusal *r)
         return refuse(r, ST_UNSUPPORTED, "n", "n: a job of Generate has one choice");
     if (w->logits)
         return refuse(r, ST_UNSUPPORTED, "logits", "logits: a job does not keep them");
+    if (w->keyed)
+        return refuse(r, ST_UNSUPPORTED, "idempotency_key",
+                      "generate.idempotency_key: a job has its own, beside its request");
     if (w->priority < PRIORITY_FIRST)
         w->priority = PRIORITY_FIRST; /* behind everybody who waits for an answer */
     if (!w->has_seed) {

@@ -45,10 +45,16 @@ static void read_grpc(const uint8_t *data, size_t bytes)
     struct grpc_source *source = malloc(sizeof *source + bytes);
     source->bytes = bytes;
     memcpy(source->data, data, bytes);
+    struct grpc_again *again = NULL;
+    struct refusal no = { 0 };
+    const enum status keyed = grpc_read_again(source, &again, &no);
+    assert((keyed == ST_OK) == (no.status == ST_OK) && !(keyed && again));
     want_init(&w);
     w.source = source;
     w.source_free = free;
     const enum status st = grpc_parse(&w, &r);
+    assert(st || keyed || w.keyed == (again != NULL)); /* both read the same key */
+    free(again);
     look(&w, st, &r);
 }
 

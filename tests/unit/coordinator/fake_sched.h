@@ -3,7 +3,7 @@
  *   [say TEXT]  generates TEXT and stops      [slow]    a token 'a' each 10 ms
  *   [die N]     fails with ST_PEER after N    [busy]    is refused: the queue is full
  *   [flood]     64 tokens 'x' a millisecond   [wait]    never answers
- * In TEXT, '\2' is token 256. Log-probabilities are functions of position, so that clients can check them.
+ * What was told before is not told again. In TEXT, '\2' is token 256. Log-probabilities are functions of position, so that clients can check them.
  */
 #ifndef TESTS_FAKE_SCHED_H
 #define TESTS_FAKE_SCHED_H
@@ -191,6 +191,7 @@ enum status sched_submit(struct sched *s, const struct sched_want *want, const s
     r->forced = malloc((want->n_forced + 1) * sizeof *r->forced);
     if (want->n_forced)
         memcpy(r->forced, want->forced, want->n_forced * sizeof *r->forced);
+    r->n_out = want->n_told;
     r->die_after = -1;
     const char *p;
     if ((p = fake_word(text, "[say "))) {

@@ -78,6 +78,8 @@ static void *fixture_main(void *arg)
 
 /* Set by a test that wants another tokenizer than the model's. */
 static struct tokenizer *fixture_tokenizer;
+/* Likewise: a folder for answers that can be taken up again. */
+static const char *fixture_resumes;
 
 static inline void fixture_start(struct fixture *f, uint32_t requests_max)
 {
@@ -103,6 +105,10 @@ static inline void fixture_start(struct fixture *f, uint32_t requests_max)
                                            .model_name = "tiny",
                                            .positions_max = POSITIONS_MAX,
                                            .ping_ms = 150,
+                                           .resumes = fixture_resumes,
+                                           .resume_grace_ms = 1500,
+                                           .resume_keep_s = 600,
+                                           .resume_bytes_max = 1 << 24,
                                            .workers = fixture_workers,
                                            .ready = fixture_ready,
                                            .kick = fixture_kick,

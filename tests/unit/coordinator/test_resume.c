@@ -15,7 +15,7 @@ static void ids_go_there_and_back(void **state)
     struct resume r = { .n = WANT_CHOICES_MAX, .usage = true }, back;
     for (uint32_t i = 0; i < r.n; i++)
         if (i % 3)
-            r.places[i] = (struct resume_place){ i, 7 * i, true, i % 2 };
+            r.places[i] = (struct resume_place){ i, 7 * i, i % 5, true, i % 2 };
     for (uint32_t n = 1; n <= WANT_CHOICES_MAX; n++) {
         struct text id = { 0 };
         r.n = n;
@@ -52,6 +52,14 @@ static void what_is_no_id_is_refused(void **state)
                                 "a/1.1,",
                                 "a/,",
                                 "a/-e",
+                                "a/-s",
+                                "a/-s0",
+                                "a/-s1e",
+                                "a/1.1s",
+                                "a/1.1es1",
+                                "a/1.1s-1",
+                                "a/1.1s1s1",
+                                "a/1.1s2000000000",
                                 "a/1.1ee",
                                 "a/1.1uu",
                                 "a/1.-1",
@@ -70,6 +78,8 @@ static void what_is_no_id_is_refused(void **state)
             fail_msg("\"%.40s\" was taken", bad[i]);
     assert_int_equal(resume_read("a/-", "a", &r), ST_OK);
     assert_int_equal(resume_read("a/-u", "a", &r), ST_OK);
+    assert_int_equal(resume_read("a/-s12,1.2s3e", "a", &r), ST_OK);
+    assert_true(!r.places[0].begun && r.places[0].scores == 12 && r.places[1].scores == 3 && r.places[1].ended);
     assert_int_equal(resume_read("a/1000000000.0e,-,0.0", "a", &r), ST_OK);
     assert_int_equal(r.n, 3);
     assert_true(r.places[0].ended && !r.places[1].begun && r.places[2].begun && !r.places[2].ended);
