@@ -5,18 +5,16 @@ difference ends the program). Medians of --runs. Needs build/release/longspan.
 
     recovery  a worker that holds leaves of a sequence of --positions tokens is killed, or stopped, in the midst of its decode: until it is noticed, until the client has
               its next token, rows computed again; with --replicas 0 and 1; beside it the prefill of the whole prompt
-    others    gaps between tokens of a sequence at a worker that the fault does not touch, before the fault and while the other is recovered
     replicas  what second copies cost: prefill and a token's time with --replicas 1 over those with 0
     goodput   requests in time at 1, 2 and 10 times the load that the server keeps up with, of `longspan bench`
 
-    bench/faults.py [--runs 3] [--positions 7000] [--only recovery,others,replicas,goodput] [--json FILE]
+    bench/faults.py [--runs 3] [--positions 7000] [--only recovery,replicas,goodput] [--json FILE]
 """
 import argparse
 import http.client
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -80,15 +78,6 @@ def held(server):
     return sorted(((w["blocks"] - w["blocks_cached"], w["pid"], w["id"]) for w in server.status()["workers"] if w["state"] == "ready"), reverse=True)
 
 
-def settle(server, n):
-    """Waits until n workers are ready."""
-    until = time.monotonic() + 60
-    while len(held(server)) < n:
-        if time.monotonic() > until:
-            sys.exit(f"longspan: {n} workers do not become ready")
-        time.sleep(0.1)
-
-
 def copied(server):
     """Waits until no more second copies are made."""
     before = -1
@@ -140,32 +129,6 @@ def recovery(rows, runs, positions):
             emit(rows, f"{name}, --replicas {replicas}", noticed_s=median(saw), gap_s=median(gap), computed_again=median(again), prefill_s=median(whole))
 
 
-def others(rows, runs, positions):
-    print("| another group's gaps between tokens, ms | median before | median during | largest during |\n|---|---|---|---|")
-    before, during, most = [], [], []
-    for _ in range(runs):
-        with Server(Q4, 3, 1, "--spread-min-tokens", "4096") as s:
-            long = Stream(s, prompt(positions), 2 * NEW)
-            long.wait(2)
-            at_long = {pid for n, pid, _ in held(s) if n}
-            short = Stream(s, prompt(64), 1500)
-            short.wait(100)
-            apart = [pid for n, pid, _ in held(s) if n and pid not in at_long]
-            if not apart:
-                sys.exit("longspan: the short sequence is at a worker of the long one")
-            pid, worker = next((pid, w) for n, pid, w in held(s) if pid in at_long)
-            first = len(short.at)
-            since = time.monotonic()
-            os.kill(pid, signal.SIGKILL)
-            noticed(s, since, worker)
-            long.wait(len(long.tokens) + 8)
-            gaps = [b - a for a, b in zip(short.at, short.at[1:])]
-            before.append(1000 * statistics.median(gaps[20:first - 1]))
-            during.append(1000 * statistics.median(gaps[first:]))
-            most.append(1000 * max(gaps[first:]))
-    emit(rows, "short sequence apart from the recovered one", before_ms=median(before), during_ms=median(during), largest_ms=median(most))
-
-
 def replicas(rows, runs, positions):
     print("| second copies | with 0 | with 1 | ratio |\n|---|---|---|---|")
     prefill, token = ([], []), ([], [])
@@ -196,7 +159,7 @@ def goodput(rows, runs, positions):
 
 
 def main():
-    parts = {"recovery": recovery, "others": others, "replicas": replicas, "goodput": goodput}
+    parts = {"recovery": recovery, "replicas": replicas, "goodput": goodput}
     a = argparse.ArgumentParser()
     a.add_argument("--runs", type=int, default=3)
     a.add_argument("--positions", type=int, default=7000)
