@@ -2,6 +2,8 @@
 
 #include <math.h>
 
+#include "common/hash.h"
+
 #define PI 3.14159265358979323846
 
 void rope_default(double theta, uint32_t head_dim, double *inv_freq_out)
@@ -58,4 +60,13 @@ void rope_scale_yarn(const struct rope_yarn *s, double theta, uint32_t head_dim,
 double rope_yarn_attention(double factor, double weight)
 {
     return factor > 1 ? 1 + 0.1 * weight * log(factor) : 1;
+}
+
+void rope_hash(const double *inv_freq, uint32_t head_dim, double scale, struct hasher *h)
+{
+    for (uint32_t i = 0; i < 64; i++) {
+        const double angle = (double)(i * 9973 % 131072) * inv_freq[i % (head_dim / 2)];
+        const float pair[2] = { (float)(cos(angle) * scale), (float)(sin(angle) * scale) };
+        hasher_add(h, pair, sizeof pair);
+    }
 }

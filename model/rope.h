@@ -35,6 +35,10 @@ void rope_scale_yarn(const struct rope_yarn *s, double theta, uint32_t head_dim,
 /* What YaRN multiplies cos and sin with, so that scores are scaled by its square: 1 + 0.1 weight ln factor; 1 for factors up to 1. */
 double rope_yarn_attention(double factor, double weight);
 
+struct hasher;
+/* Angles of 64 positions, times scale, as this host's libm makes them: what two hosts must share to rotate alike. inv_freq [head_dim / 2] */
+void rope_hash(const double *inv_freq, uint32_t head_dim, double scale, struct hasher *h);
+
 #ifdef __cplusplus
 }
 #endif

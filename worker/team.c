@@ -121,11 +121,6 @@ void team_free(struct team *team)
     free(team);
 }
 
-uint32_t team_size(const struct team *team)
-{
-    return team->n;
-}
-
 void team_run(struct team *team, team_fn *fn, void *ctx)
 {
     team->fn = fn;

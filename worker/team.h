@@ -20,7 +20,6 @@ typedef void team_fn(void *ctx, uint32_t member, uint32_t n_members);
 /* n_members >= 1; n_members - 1 threads are started. */
 enum status team_new(uint32_t n_members, struct team **team_out);
 void team_free(struct team *team);
-uint32_t team_size(const struct team *team);
 /* fn on every member; returns when all are done. From one thread, the owner. */
 void team_run(struct team *team, team_fn *fn, void *ctx);
 /* Inside fn: waits until every member is here. */

@@ -504,11 +504,6 @@ bool eval_task_constructed(const struct eval_task *t)
     return t->make == make_copy;
 }
 
-bool eval_task_essay(const struct eval_task *t)
-{
-    return t->make == make_needles && t->haystack == ESSAY;
-}
-
 enum status eval_task_make(const struct eval_task *t, const struct eval_draw *draw, struct eval_question *out)
 {
     *out = (struct eval_question){ .max_new = t->max_new };

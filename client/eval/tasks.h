@@ -27,8 +27,6 @@ const struct eval_task *eval_task_at(uint32_t i);
 const char *eval_task_name(const struct eval_task *t);
 /* copy: it is for constructed:copy, and for no other model. */
 bool eval_task_constructed(const struct eval_task *t);
-/* Needs an essay. */
-bool eval_task_essay(const struct eval_task *t);
 
 /* One sample. */
 struct eval_question {

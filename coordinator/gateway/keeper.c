@@ -20,7 +20,7 @@ struct keeper {
 
 /* A piece on its way to the disk. */
 struct write {
-    struct keeper *journal;
+    struct keeper *keeper;
     struct text data;
     struct error err;
     enum status status;
@@ -28,75 +28,75 @@ struct write {
 
 struct keeper *keeper_open(const char *path, const struct digest *context)
 {
-    struct keeper *j = calloc(1, sizeof *j);
-    if (!j || snprintf(j->path, sizeof j->path, "%s", path) >= (int)sizeof j->path) {
-        free(j);
+    struct keeper *k = calloc(1, sizeof *k);
+    if (!k || snprintf(k->path, sizeof k->path, "%s", path) >= (int)sizeof k->path) {
+        free(k);
         return NULL;
     }
-    j->refs = 1;
-    if (journal_open(j->path, context, &j->before))
-        j->before = NULL;
-    for (uint32_t i = 0; j->before && i < j->before->n; i++)
-        j->written[i] = j->before->told[i].n; /* the last token is written again */
-    return j;
+    k->refs = 1;
+    if (journal_open(k->path, context, &k->before))
+        k->before = NULL;
+    for (uint32_t i = 0; k->before && i < k->before->n; i++)
+        k->written[i] = k->before->told[i].n; /* the last token is written again */
+    return k;
 }
 
-const struct generation_told *keeper_told(const struct keeper *j, uint32_t *n_out)
+const struct generation_told *keeper_told(const struct keeper *k, uint32_t *n_out)
 {
-    *n_out = j->before ? j->before->n : 0;
-    return j->before ? j->before->told : NULL;
+    *n_out = k->before ? k->before->n : 0;
+    return k->before ? k->before->told : NULL;
 }
 
-static void journal_unref(struct keeper *j)
+static void keeper_unref(struct keeper *k)
 {
-    if (--j->refs)
+    if (--k->refs)
         return;
-    journal_free(j->before);
-    free(j);
+    journal_free(k->before);
+    free(k);
 }
 
-void keeper_close(struct keeper *j)
+void keeper_close(struct keeper *k)
 {
-    if (j)
-        journal_unref(j);
+    if (k)
+        keeper_unref(k);
 }
 
 static void piece_write(void *arg)
 {
     struct write *w = arg;
-    w->status = journal_append(w->journal->path, w->data.data, w->data.n, &w->err);
+    w->status = journal_append(w->keeper->path, w->data.data, w->data.n, &w->err);
 }
 
 static void piece_written(void *arg)
 {
     struct write *w = arg;
-    struct keeper *j = w->journal;
-    j->writing = false;
-    if (w->status && !j->failed)
+    struct keeper *k = w->keeper;
+    k->writing = false;
+    if (w->status && !k->failed)
         log_error("%s; after a crash this answer goes on from what was written", w->err.text);
-    j->failed = w->status != ST_OK;
+    k->failed = w->status != ST_OK;
     text_free(&w->data);
     free(w);
-    journal_unref(j);
+    keeper_unref(k);
 }
 
-void keeper_note(struct keeper *j, struct helper *helper, const struct generation *g)
+void keeper_note(struct keeper *k, struct helper *helper, const struct generation *g)
 {
     const int64_t now = clock_ms();
-    if (j->writing || j->failed || g->n_sampled <= j->written[g->index] || now - j->at_ms[g->index] < EVERY_MS)
+    if (k->writing || k->failed || g->n_sampled <= k->written[g->index] || now - k->at_ms[g->index] < EVERY_MS)
         return;
     struct write *w = calloc(1, sizeof *w);
     if (!w)
         return;
-    w->journal = j;
-    j->at_ms[g->index] = now;
-    journal_add(g, j->written[g->index], &w->data);
+    w->keeper = k;
+    k->at_ms[g->index] = now;
+    journal_add(g, k->written[g->index], &w->data);
     if (w->data.bad || helper_run(helper, piece_write, piece_written, w)) {
         text_free(&w->data);
         free(w);
         return;
     }
-    j->refs++;
-    j->writing = true;
-    j->written[g->index] = g->n_sampled;
+    k->refs++;
+    k->writing = true;
+    k->written[g->index] = g->n_sampled;
 }

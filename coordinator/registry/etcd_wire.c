@@ -200,11 +200,6 @@ void etcd_call_blame(struct etcd_call *call, const char *why)
     net->moved(net->ctx);
 }
 
-const char *etcd_call_member(const struct etcd_call *call)
-{
-    return call->net->members[call->member].address;
-}
-
 bool etcd_code_passes(enum rpc_code code)
 {
     return code == RPC_UNAVAILABLE || code == RPC_DEADLINE_EXCEEDED || code == RPC_RESOURCE_EXHAUSTED ||

@@ -47,8 +47,6 @@ struct etcd_call *etcd_call_start(struct etcd_net *net, const char *path, uint32
 void etcd_call_drop(struct etcd_call *call);
 /* It failed as a member fails that is gone, cut off or without a leader: the next one becomes current, unless that has happened since. */
 void etcd_call_blame(struct etcd_call *call, const char *why);
-/* "A:P" of the member that was asked. */
-const char *etcd_call_member(const struct etcd_call *call);
 /* Whether this end of a call may be the member's fault, or passing: the call is worth repeating, and may have been carried out. */
 bool etcd_code_passes(enum rpc_code code);
 

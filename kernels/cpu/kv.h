@@ -62,6 +62,13 @@ uint16_t kv_f16_of(float x);
 /* x [n] times the normalised Hadamard matrix, blocks of `order` channels (a power of two) each by itself. Steps from the nearest pairs to the farthest. */
 void kv_rotate(float *x, uint32_t n, uint32_t order);
 
+/*
+ * x [n], n <= 256, to codes 0 .. top: x = scale code + least, scale and least f16; codes follow from these as they are stored. -> false: not finite, all
+ * are 0
+ */
+bool kv_quantize_affine(const float *x, uint32_t n, uint32_t top, uint8_t *code_out, uint16_t *scale_out,
+                        uint16_t *least_out);
+
 /* Keys, or values, of an open bf16 part: all channels of one position. */
 static inline float kv_open_key(const uint16_t *k, uint32_t position, uint32_t channel)
 {

@@ -38,6 +38,31 @@ uint16_t kv_f16_of(float x)
     return (uint16_t)(sign | (h > 0x7BFFu ? 0x7BFFu : h));
 }
 
+bool kv_quantize_affine(const float *x, uint32_t n, uint32_t top, uint8_t *code_out, uint16_t *scale_out,
+                        uint16_t *least_out)
+{
+    float low = x[0], high = x[0], zero = 0.0f;
+    for (uint32_t i = 0; i < n; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+        zero += x[i] * 0.0f;
+    }
+    if (zero != 0) {
+        memset(code_out, 0, n);
+        *scale_out = *least_out = 0;
+        return false;
+    }
+    *least_out = kv_f16_of(low);
+    const float least = f16_to_f32(*least_out), most = (float)top;
+    *scale_out = kv_f16_of(high > least ? (high - least) / most : 0.0f);
+    const float scale = f16_to_f32(*scale_out), up = scale > 0 ? 1.0f / scale : 0.0f;
+    for (uint32_t i = 0; i < n; i++) {
+        const float c = (x[i] - least) * up + 0.5f;
+        code_out[i] = (uint8_t)(c >= most ? (int)top : c < 0.0f ? 0 : (int)c);
+    }
+    return true;
+}
+
 void kv_rotate(float *x, uint32_t n, uint32_t order)
 {
     assert(order && n % order == 0);

@@ -12,31 +12,6 @@ bool kv_accepts_int4_rot(const struct attn_shape *shape)
     return shape->codec == KV_INT4_ROT && shape->head_dim >= 16 && shape->head_dim % 16 == 0;
 }
 
-/* Of one position's rotated x [n]: codes follow from least and scale as they are stored. -> false: not finite */
-static bool quantize(const float *x, uint32_t n, uint8_t *code_out, uint16_t *scale_out, uint16_t *least_out)
-{
-    float low = x[0], high = x[0], zero = 0.0f;
-    for (uint32_t i = 0; i < n; i++) {
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
-        zero += x[i] * 0.0f;
-    }
-    if (zero != 0) {
-        memset(code_out, 0, n);
-        *scale_out = *least_out = 0;
-        return false;
-    }
-    *least_out = kv_f16_of(low);
-    const float least = f16_to_f32(*least_out);
-    *scale_out = kv_f16_of(high > least ? (high - least) / 15.0f : 0.0f);
-    const float scale = f16_to_f32(*scale_out), up = scale > 0 ? 1.0f / scale : 0.0f;
-    for (uint32_t i = 0; i < n; i++) {
-        const float c = (x[i] - least) * up + 0.5f;
-        code_out[i] = (uint8_t)(c >= 15.0f ? 15 : c < 0.0f ? 0 : (int)c);
-    }
-    return true;
-}
-
 bool kv_seal_int4_rot(const struct attn_shape *shape, const void *k_open, const void *v_open, void *k_part,
                       void *v_part)
 {
@@ -51,13 +26,13 @@ bool kv_seal_int4_rot(const struct attn_shape *shape, const void *k_open, const 
         for (uint32_t i = 0; i < d; i++)
             x[i] = kv_open_key(k_open, t, i);
         kv_rotate(x, d, order);
-        finite = quantize(x, d, code, &k_scale[t], &k_scale[KV_BLOCK + t]) && finite;
+        finite = kv_quantize_affine(x, d, 15, code, &k_scale[t], &k_scale[KV_BLOCK + t]) && finite;
         for (uint32_t i = 0; i < d / 2; i++)
             k[((size_t)(i / 4) * KV_BLOCK + t) * 4 + i % 4] = (uint8_t)(code[i] | code[i + d / 2] << 4);
         for (uint32_t i = 0; i < d; i++)
             x[i] = kv_open_value(v_open, d, t, i);
         kv_rotate(x, d, order);
-        finite = quantize(x, d, code, &v_scale[t], &v_scale[KV_BLOCK + t]) && finite;
+        finite = kv_quantize_affine(x, d, 15, code, &v_scale[t], &v_scale[KV_BLOCK + t]) && finite;
         const uint32_t low = t % (KV_BLOCK / 2), shift = t < KV_BLOCK / 2 ? 0 : 4;
         for (uint32_t i = 0; i < d; i++)
             v[((size_t)(low / 4) * d + i) * 4 + low % 4] |= (uint8_t)(code[i] << shift);

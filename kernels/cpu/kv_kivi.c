@@ -20,31 +20,6 @@ size_t kv_part_bytes_kivi(const struct attn_shape *shape)
     return planes.least + (size_t)shape->head_dim * 2 * sizeof(uint16_t);
 }
 
-/* Half of a run, x [KIVI_GROUP]: codes follow from least and scale as they are stored. -> false: not finite */
-static bool quantize(const float *x, uint32_t top, uint8_t *code_out, uint16_t *scale_out, uint16_t *least_out)
-{
-    float low = x[0], high = x[0], zero = 0.0f;
-    for (uint32_t i = 0; i < KIVI_GROUP; i++) {
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
-        zero += x[i] * 0.0f;
-    }
-    if (zero != 0) {
-        memset(code_out, 0, KIVI_GROUP);
-        *scale_out = *least_out = 0;
-        return false;
-    }
-    *least_out = kv_f16_of(low);
-    const float least = f16_to_f32(*least_out);
-    *scale_out = kv_f16_of(high > least ? (high - least) / (float)top : 0.0f);
-    const float scale = f16_to_f32(*scale_out), up = scale > 0 ? 1.0f / scale : 0.0f;
-    for (uint32_t i = 0; i < KIVI_GROUP; i++) {
-        const float c = (x[i] - least) * up + 0.5f;
-        code_out[i] = (uint8_t)(c >= (float)top ? top : c < 0.0f ? 0 : (uint32_t)c);
-    }
-    return true;
-}
-
 static bool seal_part(const struct attn_shape *shape, const uint16_t *open, uint8_t *part)
 {
     const uint32_t bits = kivi_bits(shape), bytes = KIVI_RUN * bits / 8, top = (1u << bits) - 1;
@@ -58,7 +33,7 @@ static bool seal_part(const struct attn_shape *shape, const uint16_t *open, uint
             uint8_t code[KIVI_GROUP];
             for (uint32_t i = 0; i < KIVI_GROUP; i++)
                 x[i] = bf16_to_f32(open[2 * i + e]);
-            finite = quantize(x, top, code, &scale[2 * run + e], &least[2 * run + e]) && finite;
+            finite = kv_quantize_affine(x, KIVI_GROUP, top, code, &scale[2 * run + e], &least[2 * run + e]) && finite;
             for (uint32_t i = 0; i < KIVI_GROUP; i++) {
                 const uint32_t at = 2 * i + e;
                 part[at % bytes] |= (uint8_t)(code[i] << at / bytes * bits);

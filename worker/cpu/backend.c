@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "model/rope.h"
 #include "worker/cpu/cpu.h"
 
 void cpu_fail(struct backend *b, enum status st, uint16_t peer)
@@ -226,11 +227,7 @@ static void cpu_fingerprint(const struct backend *b, char *text_out, size_t byte
     hasher_add_text(h, kv_codecs[b->codec].name);
     hasher_add_u64(h, kv_codecs[b->codec].version);
     hasher_add_text(h, b->rows->name);
-    for (uint32_t i = 0; i < 64; i++) {
-        const double angle = (double)(i * 9973 % 131072) * c->inv_freq[i % (c->head_dim / 2)];
-        const float pair[2] = { (float)(cos(angle) * c->rope_scale), (float)(sin(angle) * c->rope_scale) };
-        hasher_add(h, pair, sizeof pair);
-    }
+    rope_hash(c->inv_freq, c->head_dim, c->rope_scale, h);
     char digest[33];
     const struct digest d = hasher_end(h);
     digest_text(&d, digest);

@@ -1,5 +1,4 @@
 /* What the CUDA backend is: its memory, on the device and pinned, its name, and what its blocks are. */
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include "common/log.h"
+#include "model/rope.h"
 #include "worker/cuda/links.h"
 
 enum { KERNELS_VERSION = 1 /* raised when a kernel's bits change */ };
@@ -239,11 +239,7 @@ void gpu_fingerprint(const struct backend *b, char *text_out, size_t bytes)
     hasher_add_text(h, b->rows->name);
     hasher_add_text(h, kv_codecs[b->codec].name);
     hasher_add_u64(h, kv_codecs[b->codec].version);
-    for (uint32_t i = 0; i < 64; i++) {
-        const double angle = (double)(i * 9973 % 131072) * c->inv_freq[i % (c->head_dim / 2)];
-        const float pair[2] = { (float)(cos(angle) * c->rope_scale), (float)(sin(angle) * c->rope_scale) };
-        hasher_add(h, pair, sizeof pair);
-    }
+    rope_hash(c->inv_freq, c->head_dim, c->rope_scale, h);
     char digest[33];
     const struct digest d = hasher_end(h);
     digest_text(&d, digest);
