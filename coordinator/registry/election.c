@@ -20,6 +20,7 @@ struct registry_election {
     bool stopped;
     uint32_t asked; /* answers still to come: they hold the memory */
     uint64_t lease, token, watch;
+    uint64_t removed;         /* revision of the key's last removal that we were told of */
     bool defers;              /* the store was away: who led may go on, if it comes back first */
     bool keeping;             /* an answer to a keep is still to come */
     int64_t sent_ms, kept_ms; /* when the last keep was sent; the last that was answered well */
@@ -27,7 +28,7 @@ struct registry_election {
 };
 
 static void begin(struct registry_election *e);
-static void try_put(struct registry_election *e);
+static void try_put(struct registry_election *e, enum registry_compare compare, uint64_t at);
 
 static void election_free(struct registry_election *e)
 {
@@ -66,6 +67,19 @@ static void lose(struct registry_election *e, const char *why)
         e->config.lost(e->config.ctx, why);
 }
 
+static void win(struct registry_election *e, uint64_t token)
+{
+    e->stage = STAGE_LEAD;
+    e->token = token;
+    loop_timer_set(e->timer, e->config.ttl_ms / 3);
+    e->config.won(e->config.ctx, token);
+}
+
+static bool is_own(const struct registry_election *e, const struct registry_item *item)
+{
+    return item->bytes == strlen(e->value) && !memcmp(item->value, e->value, item->bytes);
+}
+
 static void on_put(void *ctx, const struct registry_answer *a)
 {
     struct registry_election *e = ctx;
@@ -73,23 +87,27 @@ static void on_put(void *ctx, const struct registry_answer *a)
         return;
     switch (a->status) {
     case ST_OK:
-        e->stage = STAGE_LEAD;
-        e->token = a->revision;
-        loop_timer_set(e->timer, e->config.ttl_ms / 3);
-        e->config.won(e->config.ctx, e->token);
+        win(e, a->revision);
         return;
     case ST_STALE:
         /* ours, if an answer to an earlier try was lost on the way */
         if (a->n_items && a->items[0].lease == e->lease) {
-            e->stage = STAGE_LEAD;
-            e->token = a->items[0].revision;
-            loop_timer_set(e->timer, e->config.ttl_ms / 3);
-            e->config.won(e->config.ctx, e->token);
+            win(e, a->items[0].revision);
+            return;
+        }
+        /* what we led under before, its lease about to end: nobody else gets it in between */
+        if (a->n_items && is_own(e, &a->items[0])) {
+            try_put(e, REGISTRY_AT, a->items[0].revision);
+            return;
+        }
+        /* it went before we could wait for that */
+        if (!a->n_items || a->items[0].revision < e->removed) {
+            again_later(e, STAGE_PUT);
             return;
         }
         e->stage = STAGE_WAIT;
         loop_timer_set(e->timer, e->config.ttl_ms / 3);
-        if (a->n_items && e->config.follows)
+        if (e->config.follows)
             e->config.follows(e->config.ctx, &a->items[0]);
         return;
     case ST_NOT_FOUND:
@@ -100,10 +118,10 @@ static void on_put(void *ctx, const struct registry_answer *a)
     }
 }
 
-static void try_put(struct registry_election *e)
+static void try_put(struct registry_election *e, enum registry_compare compare, uint64_t at)
 {
     const struct registry_put put = {
-        .key = e->key, .value = e->value, .bytes = strlen(e->value), .lease = e->lease, .compare = REGISTRY_ABSENT
+        .key = e->key, .value = e->value, .bytes = strlen(e->value), .lease = e->lease, .compare = compare, .at = at
     };
     e->stage = STAGE_PUT;
     loop_timer_set(e->timer, -1);
@@ -122,12 +140,12 @@ static void on_grant(void *ctx, const struct registry_answer *a)
     }
     e->lease = a->lease;
     if (!e->defers) {
-        try_put(e);
+        try_put(e, REGISTRY_ABSENT, 0);
         return;
     }
     e->defers = false;
     e->stage = STAGE_PUT;
-    loop_timer_set(e->timer, e->config.ttl_ms / 2);
+    loop_timer_set(e->timer, e->config.ttl_ms); /* long enough for a loaded host to find its way back */
 }
 
 static void begin(struct registry_election *e)
@@ -175,7 +193,7 @@ static void on_timer(void *arg)
         begin(e);
         return;
     case STAGE_PUT:
-        try_put(e);
+        try_put(e, REGISTRY_ABSENT, 0);
         return;
     case STAGE_WAIT:
     case STAGE_LEAD:
@@ -189,10 +207,12 @@ static void on_change(void *ctx, enum registry_change change, const struct regis
     struct registry_election *e = ctx;
     if (e->stopped || change == REGISTRY_SYNCED || strcmp(item->key, e->key) != 0)
         return;
+    if (change == REGISTRY_REMOVED)
+        e->removed = item->revision;
     if (e->stage == STAGE_LEAD && (change == REGISTRY_REMOVED ? item->revision > e->token : item->lease != e->lease))
         lose(e, "the leader's key is gone");
     else if (e->stage == STAGE_WAIT && change == REGISTRY_REMOVED)
-        try_put(e);
+        try_put(e, REGISTRY_ABSENT, 0);
 }
 
 enum status registry_election_start(struct registry *r, const struct registry_election_config *config,

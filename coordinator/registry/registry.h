@@ -123,7 +123,7 @@ struct registry_election;
 
 struct registry_election_config {
     const char *name;  /* the key is "election/NAME" */
-    const char *value; /* who we are: for those who lose */
+    const char *value; /* who we are: for those who lose; no two the same: a key with our own value is ours to take */
     uint32_t ttl_ms;   /* a leader that is gone is replaced after so long */
     /* We lead from now on. Whoever obeys leaders refuses those with a lower token than one seen before. */
     void (*won)(void *ctx, uint64_t token);

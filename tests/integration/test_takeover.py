@@ -70,7 +70,8 @@ class Takeover(unittest.TestCase):
         self.addCleanup(self.etcd.remove)
 
     def show_log(self):
-        if self._outcome and not self._outcome.success:
+        outcome = self._outcome
+        if outcome and any(test is self for test, _ in outcome.result.errors + outcome.result.failures):
             with open(os.path.join(self.directory, "log"), errors="replace") as f:
                 print("".join(f.readlines()[-80:]))
 

@@ -360,6 +360,29 @@ static void test_election(void **state)
     registry_close(r);
 }
 
+/* A leader whose lease ended while the store was away finds its own key there: it goes on leading, and the end of the old lease takes nothing away. */
+static void test_election_own_key(void **state)
+{
+    (void)state;
+    struct registry *r = open_it();
+    const struct reply old = grant(r, 60000);
+    assert_int_equal(put_text(r, "election/coordinator", "a", old.lease).status, ST_OK);
+    struct leader a = { 0 }, b = { 0 };
+    struct registry_election *eb = campaign(r, "b", &b);
+    run_ms(suite_ttl_ms);
+    assert_int_equal(b.won, 0);
+    struct registry_election *ea = campaign(r, "a", &a);
+    await_count(&a.won, 1);
+    r->ops->lease_revoke(r, old.lease, NULL, NULL);
+    run_ms(suite_ttl_ms);
+    assert_true(a.won == 1 && !a.lost && !b.won && registry_election_leads(ea));
+    registry_election_stop(ea);
+    await_count(&b.won, 1);
+    assert_true(b.token > a.token);
+    registry_election_stop(eb);
+    registry_close(r);
+}
+
 /* ---- kill -9: a child writes and says what was acknowledged ---- */
 
 struct writer {
@@ -481,6 +504,7 @@ static void test_kill(void **state)
         cmocka_unit_test_setup_teardown(test_watch, setup, teardown),                                                  \
         cmocka_unit_test_setup_teardown(test_leases, setup, teardown),                                                 \
         cmocka_unit_test_setup_teardown(test_election, setup, teardown),                                               \
+        cmocka_unit_test_setup_teardown(test_election_own_key, setup, teardown),                                       \
         cmocka_unit_test_setup_teardown(test_kill, setup, teardown)
 
 #endif
