@@ -1,42 +1,11 @@
 #include "client/eval/draw.h"
 
-#include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "client/eval/words.inc"
 #include "common/rng.h"
 
 enum { N_ADJECTIVES = sizeof adjectives / sizeof *adjectives, N_NOUNS = sizeof nouns / sizeof *nouns };
-
-void text_put(struct text *t, const char *data, size_t bytes)
-{
-    if (t->failed)
-        return;
-    if (t->n + bytes + 1 > t->room) {
-        const size_t room = 2 * (t->n + bytes) + 256;
-        char *more = realloc(t->data, room);
-        if (!more) {
-            t->failed = true;
-            return;
-        }
-        t->data = more;
-        t->room = room;
-    }
-    memcpy(t->data + t->n, data, bytes);
-    t->data[t->n += bytes] = 0;
-}
-
-void text_say(struct text *t, const char *format, ...)
-{
-    char line[1024];
-    va_list args;
-    va_start(args, format);
-    const int n = vsnprintf(line, sizeof line, format, args);
-    va_end(args);
-    text_put(t, line, n < 0 ? 0 : (size_t)n < sizeof line ? (size_t)n : sizeof line - 1);
-}
 
 uint64_t draw_bits(const struct eval_draw *d, enum drawn what, uint64_t i)
 {

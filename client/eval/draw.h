@@ -1,10 +1,8 @@
 #ifndef LONGSPAN_CLIENT_EVAL_DRAW_H
 #define LONGSPAN_CLIENT_EVAL_DRAW_H
 
-/* What the samples of tasks are made of: texts that grow, and words, numbers and names that are functions of (seed, sample, kind, number). */
+/* What the samples of tasks are made of: words, numbers and names that are functions of (seed, sample, kind, number). */
 
-#include <stdbool.h>
-#include <stddef.h>
 #include <stdint.h>
 
 #include "client/eval/tasks.h"
@@ -12,17 +10,6 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-/* A text that grows; zeroed at the start. failed: no memory; what is put then is dropped. data: malloc'd. */
-struct text {
-    char *data;
-    size_t n, room;
-    bool failed;
-};
-
-void text_put(struct text *t, const char *data, size_t bytes);
-/* At most 1023 bytes. */
-__attribute__((format(printf, 2, 3))) void text_say(struct text *t, const char *format, ...);
 
 /* By kind and number, so that more filler changes nothing else. */
 enum drawn {

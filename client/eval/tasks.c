@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "client/eval/draw.h"
+#include "common/text.h"
 #include "common/rng.h"
 
 enum { BLOCK = 64 };
@@ -23,13 +24,15 @@ struct eval_task {
 
 static bool done(struct text *t, struct eval_question *q)
 {
+    text_add(t, "", 1); /* as a string; its end does not count */
+    if (t->bad) {
+        text_free(t);
+        q->prompt = NULL;
+        return false;
+    }
     q->prompt = t->data;
-    q->bytes = t->n;
-    if (!t->failed)
-        return true;
-    free(t->data);
-    q->prompt = NULL;
-    return false;
+    q->bytes = t->n - 1;
+    return true;
 }
 
 static void answer(struct eval_question *q, const char text[WORD_BYTES])
@@ -71,8 +74,8 @@ static void next_sentence(struct reader *r, struct text *out)
     while (from + n + 1 < r->bytes && !ends_sentence(r, from + n))
         n++;
     for (size_t i = 0; i <= n; i++)
-        text_put(out, isspace((unsigned char)r->text[from + i]) || !r->text[from + i] ? " " : r->text + from + i, 1);
-    text_put(out, " ", 1);
+        text_add(out, isspace((unsigned char)r->text[from + i]) || !r->text[from + i] ? " " : r->text + from + i, 1);
+    text_add(out, " ", 1);
     r->at = (from + n + 1) % r->bytes;
 }
 
@@ -88,7 +91,7 @@ static const char *singular(enum thing kind)
 
 static void needle(struct text *t, enum thing kind, const char *key, const char *value)
 {
-    text_say(t, "One of the special magic %s for %s is: %s.", plural(kind), key, value);
+    text_printf(t, "One of the special magic %s for %s is: %s.", plural(kind), key, value);
 }
 
 static void filler(const struct eval_task *t, const struct eval_draw *d, uint32_t i, struct reader *r, struct text *out)
@@ -103,9 +106,9 @@ static void filler(const struct eval_task *t, const struct eval_draw *d, uint32_
         draw_thing(d, t->value, OF_OTHER_VALUE, i, value);
         needle(out, t->value, key, value);
     } else {
-        text_put(out, noise, sizeof noise - 1);
+        text_add(out, noise, sizeof noise - 1);
     }
-    text_put(out, "\n", 1);
+    text_add(out, "\n", 1);
 }
 
 /* ---- needles ---- */
@@ -113,13 +116,13 @@ static void filler(const struct eval_task *t, const struct eval_draw *d, uint32_
 static void ask_needles(const struct eval_task *t, const char *keys, bool one, struct text *out)
 {
     if (one)
-        text_say(out,
-                 "\nWhat is the special magic %s for %s mentioned in the provided text? The special magic %s for %s "
-                 "mentioned in the provided "
-                 "text is",
-                 singular(t->value), keys, singular(t->value), keys);
+        text_printf(out,
+                    "\nWhat is the special magic %s for %s mentioned in the provided text? The special magic %s for %s "
+                    "mentioned in the provided "
+                    "text is",
+                    singular(t->value), keys, singular(t->value), keys);
     else
-        text_say(
+        text_printf(
             out,
             "\nWhat are all the special magic %s for %s mentioned in the provided text? The special magic %s for %s "
             "mentioned in the "
@@ -139,14 +142,14 @@ static bool make_needles(const struct eval_task *t, const struct eval_draw *d, s
         draw_thing(d, t->value, OF_VALUE, i, values[i]);
     }
     if (one)
-        text_say(
+        text_printf(
             &out,
             "A special magic %s is hidden within the following text. Make sure to memorize it. I will quiz you about "
             "the %s "
             "afterwards.\n",
             singular(t->value), singular(t->value));
     else
-        text_say(
+        text_printf(
             &out,
             "Some special magic %s are hidden within the following text. Make sure to memorize it. I will quiz you "
             "about the %s "
@@ -156,7 +159,7 @@ static bool make_needles(const struct eval_task *t, const struct eval_draw *d, s
         for (uint32_t i = 0; i < n; i++)
             if (draw_below(d, OF_DEPTH, i, d->filler + 1) == f) {
                 needle(&out, t->value, keys[i], values[i]);
-                text_put(&out, t->haystack == ESSAY ? " " : "\n", 1);
+                text_add(&out, t->haystack == ESSAY ? " " : "\n", 1);
             }
         if (f < d->filler)
             filler(t, d, f, &reader, &out);
@@ -196,21 +199,21 @@ static void track(const struct eval_draw *d, enum drawn what, uint32_t n_filler,
             depth[k - 1] = t;
         }
     }
-    text_say(out, "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n");
+    text_printf(out, "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n");
     uint32_t next = 0;
     for (uint32_t f = 0; f <= n_filler; f++) {
         for (; next < CHAIN && (uint32_t)(depth[next] * (n_filler + 1)) == f; next++) {
             if (next)
-                text_say(out, "VAR %s = VAR %s \n", names[next], names[next - 1]);
+                text_printf(out, "VAR %s = VAR %s \n", names[next], names[next - 1]);
             else
-                text_say(out, "VAR %s = %u\n", names[next], value);
+                text_printf(out, "VAR %s = %u\n", names[next], value);
         }
         if (f < n_filler) {
-            text_put(out, noise, sizeof noise - 1);
-            text_put(out, "\n", 1);
+            text_add(out, noise, sizeof noise - 1);
+            text_add(out, "\n", 1);
         }
     }
-    text_say(
+    text_printf(
         out,
         "\nQuestion: Find all variables that are assigned the value %u in the text above. Answer: According to the "
         "chain(s) of variable "
@@ -225,8 +228,8 @@ static bool make_tracking(const struct eval_task *t, const struct eval_draw *d, 
     (void)t;
     track(d, OF_EXAMPLE, 5, &out, names);
     for (uint32_t i = 0; i < CHAIN; i++)
-        text_say(&out, " %s", names[i]);
-    text_say(&out, "\n\n");
+        text_printf(&out, " %s", names[i]);
+    text_printf(&out, "\n\n");
     track(d, OF_VALUE, d->filler, &out, names);
     for (uint32_t i = 0; i < CHAIN; i++)
         answer(q, names[i]);
@@ -276,21 +279,21 @@ static bool word_list(const struct eval_draw *d, enum drawn what, uint32_t first
     char name[WORD_BYTES];
     uint32_t *order = shuffled(d, what, COMMON + n_others, of_word, &repeats, &n);
     if (!order) {
-        out->failed = true;
+        out->bad = true;
         return false;
     }
-    text_say(out,
-             "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones "
+    text_printf(
+        out, "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones "
              "that appear most "
              "often.\n");
     for (uint32_t i = 0; i < n; i++) {
         draw_word(d, first + order[i], name);
-        text_say(out, "%u. %s ", i + 1, name);
+        text_printf(out, "%u. %s ", i + 1, name);
     }
-    text_say(out,
-             "\nQuestion: What are the 10 most common words in the above list? Answer: The top 10 words that appear "
-             "most often in the list "
-             "are:");
+    text_printf(out,
+                "\nQuestion: What are the 10 most common words in the above list? Answer: The top 10 words that appear "
+                "most often in the list "
+                "are:");
     free(order);
     return true;
 }
@@ -304,9 +307,9 @@ static bool make_common(const struct eval_task *t, const struct eval_draw *d, st
     for (uint32_t i = 0; i < COMMON; i++) {
         char name[WORD_BYTES];
         draw_word(d, i, name);
-        text_say(&out, " %u. %s", i + 1, name);
+        text_printf(&out, " %u. %s", i + 1, name);
     }
-    text_say(&out, "\n\n");
+    text_printf(&out, "\n\n");
     word_list(d, OF_SHUFFLE, 100, d->filler, brief ? (struct repeats){ 6, 1 } : (struct repeats){ 30, 3 }, &out);
     for (uint32_t i = 0; i < COMMON; i++) {
         char name[WORD_BYTES];
@@ -347,19 +350,19 @@ static bool make_frequent(const struct eval_task *t, const struct eval_draw *d, 
     uint32_t *order = shuffled(d, OF_SHUFFLE, kinds, of_code, &all, &n);
     if (!order)
         return false;
-    text_say(&out, "Read the following coded text and track the frequency of each coded word. Find the three most "
-                   "frequently appeared coded "
-                   "words. ");
+    text_printf(&out, "Read the following coded text and track the frequency of each coded word. Find the three most "
+                      "frequently appeared coded "
+                      "words. ");
     for (uint32_t i = 0; i < n; i++) {
         code(d, order[i], name);
-        text_say(&out, "%s ", name);
+        text_printf(&out, "%s ", name);
     }
     free(order);
-    text_say(&out,
-             "\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three most "
-             "frequently appeared words "
-             "in the above coded text? Answer: According to the coded text above, the three most frequently appeared "
-             "words are:");
+    text_printf(
+        &out, "\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three most "
+              "frequently appeared words "
+              "in the above coded text? Answer: According to the coded text above, the three most frequently appeared "
+              "words are:");
     for (uint32_t i = 1; i <= 3; i++) {
         code(d, i, name);
         answer(q, name);
@@ -375,17 +378,17 @@ static bool make_passkey(const struct eval_task *t, const struct eval_draw *d, s
     const uint64_t at = draw_below(d, OF_DEPTH, 0, d->filler + 1);
     struct text out = { 0 };
     (void)t;
-    text_say(&out,
-             "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. I will quiz "
-             "you about the important "
-             "information.\n\n");
+    text_printf(
+        &out, "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. I will quiz "
+              "you about the important "
+              "information.\n\n");
     for (uint32_t i = 0; i <= d->filler; i++) {
         if (i == at)
-            text_say(&out, "The pass key is %u. Remember it. %u is the pass key.\n", key, key);
+            text_printf(&out, "The pass key is %u. Remember it. %u is the pass key.\n", key, key);
         if (i < d->filler)
-            text_say(&out, "%s\n", noise);
+            text_printf(&out, "%s\n", noise);
     }
-    text_say(&out, "\nWhat is the pass key? The pass key is");
+    text_printf(&out, "\nWhat is the pass key? The pass key is");
     q->first_number = true;
     snprintf(q->answers[q->n_answers++], EVAL_ANSWER_BYTES, "%u", key);
     return done(&out, q);
@@ -397,15 +400,15 @@ static bool make_pairs(const struct eval_task *t, const struct eval_draw *d, str
     char key[WORD_BYTES], value[WORD_BYTES];
     struct text out = { 0 };
     (void)t;
-    text_say(&out, "Extract the value corresponding to the specified key in the JSON object below.\n\n{");
+    text_printf(&out, "Extract the value corresponding to the specified key in the JSON object below.\n\n{");
     for (uint32_t i = 0; i < d->filler; i++) {
         draw_thing(d, UUID, OF_KEY, i, key);
         draw_thing(d, UUID, OF_VALUE, i, value);
-        text_say(&out, "%s\"%s\": \"%s\"", i ? ", " : "", key, value);
+        text_printf(&out, "%s\"%s\": \"%s\"", i ? ", " : "", key, value);
     }
     draw_thing(d, UUID, OF_KEY, asked, key);
     draw_thing(d, UUID, OF_VALUE, asked, value);
-    text_say(&out, "}\n\nKey: \"%s\"\nThe value associated with the specified key is: \"", key);
+    text_printf(&out, "}\n\nKey: \"%s\"\nThe value associated with the specified key is: \"", key);
     answer(q, value);
     return done(&out, q);
 }
@@ -440,7 +443,7 @@ static bool make_copy(const struct eval_task *t, const struct eval_draw *d, stru
                 letters(d->seed, k % 2 ? OF_VALUE : OF_KEY, i, 'A', piece);
             else
                 letters(d->seed, OF_ESSAY, (uint64_t)b * BLOCK + k, 'a', piece);
-            text_put(&out, piece, KEY_BYTES);
+            text_add(&out, piece, KEY_BYTES);
         }
     }
     letters(d->seed, OF_KEY, asked, 'A', key);
@@ -454,9 +457,9 @@ static bool make_copy(const struct eval_task *t, const struct eval_draw *d, stru
             piece[j] = piece[i - 1];
             piece[i - 1] = c;
         }
-        text_put(&out, piece, KEY_BYTES);
+        text_add(&out, piece, KEY_BYTES);
     }
-    text_put(&out, key, KEY_BYTES);
+    text_add(&out, key, KEY_BYTES);
     q->exact = true;
     snprintf(q->answers[q->n_answers++], EVAL_ANSWER_BYTES, "%.*s", KEY_BYTES, value);
     return done(&out, q);

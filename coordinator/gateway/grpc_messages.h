@@ -8,7 +8,7 @@
 #include "coordinator/gateway.h"
 #include "coordinator/gateway/generation.h"
 #include "coordinator/gateway/resume.h"
-#include "coordinator/gateway/text.h"
+#include "common/text.h"
 #include "proto/rpc.h"
 
 #ifdef __cplusplus

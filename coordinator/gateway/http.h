@@ -14,7 +14,7 @@
 #include "common/loop.h"
 #include "common/tls.h"
 #include "coordinator/gateway/openai.h"
-#include "coordinator/gateway/text.h"
+#include "common/text.h"
 
 #ifdef __cplusplus
 extern "C" {

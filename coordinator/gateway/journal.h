@@ -13,7 +13,7 @@
 #include "common/error.h"
 #include "common/hash.h"
 #include "coordinator/gateway/generation.h"
-#include "coordinator/gateway/text.h"
+#include "common/text.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -6,7 +6,7 @@
  */
 
 #include "coordinator/gateway/generation.h"
-#include "coordinator/gateway/text.h"
+#include "common/text.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "coordinator/gateway/json_scan.h"
-#include "coordinator/gateway/text.h"
+#include "common/text.h"
 
 enum { CANDIDATE_BYTES_MAX = 1 << 20 }; /* that are held back before it is known what they are */
 

@@ -13,7 +13,7 @@
 #include "coordinator/gateway/helper.h"
 #include "coordinator/gateway/keeper.h"
 #include "coordinator/gateway/reply.h"
-#include "coordinator/gateway/text.h"
+#include "common/text.h"
 #include "coordinator/jobs/jobs.h"
 #include "coordinator/jobs/record.h"
 

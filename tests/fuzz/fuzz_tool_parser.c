@@ -10,7 +10,7 @@
 
 #include <jansson.h>
 
-#include "coordinator/gateway/text.h"
+#include "common/text.h"
 #include "coordinator/gateway/tool_parser.h"
 #include "coordinator/tokenizer/internal.h"
 

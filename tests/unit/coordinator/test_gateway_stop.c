@@ -11,7 +11,7 @@
 
 #include "common/rng.h"
 #include "coordinator/gateway/stop.h"
-#include "coordinator/gateway/text.h"
+#include "common/text.h"
 
 /* By the definition: the first place where a stop string ends, the longest of those that end there; what is held is the longest suffix that begins one. */
 static bool slow_find(const char *text, size_t n, const struct stop_string *stops, size_t n_stops, size_t *end_out)

@@ -11,7 +11,7 @@
 #include <jansson.h>
 
 #include "common/rng.h"
-#include "coordinator/gateway/text.h"
+#include "common/text.h"
 #include "coordinator/gateway/tool_parser.h"
 #include "coordinator/tokenizer/internal.h"
 #include "tests/unit/tokenizer/tiny_vocab.h"

@@ -1,5 +1,5 @@
-#ifndef LONGSPAN_COORDINATOR_GATEWAY_TEXT_H
-#define LONGSPAN_COORDINATOR_GATEWAY_TEXT_H
+#ifndef LONGSPAN_COMMON_TEXT_H
+#define LONGSPAN_COMMON_TEXT_H
 
 /*
  * A growing buffer of text, and JSON written into it by hand: answers to clients are made of it.

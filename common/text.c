@@ -1,4 +1,4 @@
-#include "coordinator/gateway/text.h"
+#include "common/text.h"
 
 #include <math.h>
 #include <stdarg.h>
