@@ -13,6 +13,8 @@ int command_worker(int argc, char **argv);
 int command_generate(int argc, char **argv);
 int command_chat(int argc, char **argv);
 int command_status(int argc, char **argv);
+int command_drain(int argc, char **argv);
+int command_rebalance(int argc, char **argv);
 int command_top(int argc, char **argv);
 int command_bench(int argc, char **argv);
 int command_jobs(int argc, char **argv);

@@ -14,6 +14,8 @@ static const struct command {
     { "generate", "an answer to a prompt, from a cluster or from one made for it", command_generate },
     { "chat", "a conversation at the terminal", command_chat },
     { "status", "what a cluster is doing", command_status },
+    { "drain", "a worker gives what runs there to the others", command_drain },
+    { "rebalance", "leaves go from workers that have most to those that have least", command_rebalance },
     { "top", "a cluster, live", command_top },
     { "bench", "a load on an OpenAI-compatible server, this one or another, and what it measures", command_bench },
     { "jobs", "durable jobs: submit, list, get, watch, cancel", command_jobs },

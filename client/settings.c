@@ -8,8 +8,10 @@
 #define TEXT(field)  offsetof(struct settings, field), sizeof(((struct settings *)0)->field)
 #define PLAIN(field) offsetof(struct settings, field), 0
 #define SERVE        (SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE | SCOPE_CHAT)
-#define CALL         (SCOPE_UP | SCOPE_GENERATE | SCOPE_STATUS | SCOPE_CHAT | SCOPE_TOP | SCOPE_JOBS | SCOPE_BATCH)
-#define WORK         (SCOPE_UP | SCOPE_WORKER | SCOPE_GENERATE | SCOPE_CHAT)
+#define ASK                                                                                                            \
+    (SCOPE_GENERATE | SCOPE_STATUS | SCOPE_CHAT | SCOPE_TOP | SCOPE_JOBS | SCOPE_BATCH | SCOPE_DRAIN | SCOPE_REBALANCE)
+#define CALL (SCOPE_UP | ASK)
+#define WORK (SCOPE_UP | SCOPE_WORKER | SCOPE_GENERATE | SCOPE_CHAT)
 
 /* clang-format off */
 const struct config_field settings_fields[] = {
@@ -31,7 +33,7 @@ const struct config_field settings_fields[] = {
     { "positions-max", "0", CONFIG_U32, PLAIN(positions_max), 0, 1 << 24, NULL, SERVE, "longest context served; 0: the model's" },
 
     { "http", "127.0.0.1:8080", CONFIG_ADDRESS, TEXT(http), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_TOP, "OpenAI-compatible HTTP" },
-    { "grpc", "127.0.0.1:9090", CONFIG_ADDRESS, TEXT(grpc), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE | SCOPE_STATUS | SCOPE_CHAT | SCOPE_TOP | SCOPE_JOBS | SCOPE_BATCH, "gRPC for clients" },
+    { "grpc", "127.0.0.1:9090", CONFIG_ADDRESS, TEXT(grpc), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | ASK, "gRPC for clients" },
     { "control", "127.0.0.1:9091", CONFIG_ADDRESSES, TEXT(control), 0, 0, NULL, SCOPE_COORDINATOR | SCOPE_WORKER, "where workers attach; to a worker: of all coordinators, of which one leads" },
     { "registry", "", CONFIG_TEXT, TEXT(registry), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "embedded:FILE, or etcd:HOST:PORT[,HOST:PORT...][/NAMESPACE]; none: embedded, in the state directory" },
     { "tls-cert", "", CONFIG_TEXT, TEXT(tls_cert), 0, 0, NULL, CALL | SCOPE_COORDINATOR, "certificate (PEM) of this side of HTTP and gRPC; none: in clear" },
@@ -102,7 +104,7 @@ const struct config_field settings_fields[] = {
     { "ignore-eos", "false", CONFIG_BOOL, PLAIN(ignore_eos), 0, 0, NULL, SCOPE_GENERATE, "go on after the end of text" },
     { "score", "false", CONFIG_BOOL, PLAIN(score), 0, 0, NULL, SCOPE_GENERATE, "log-probabilities of the prompt's tokens too" },
     { "dump-logits", "", CONFIG_TEXT, TEXT(dump_logits), 0, 0, NULL, SCOPE_GENERATE, "write every computed logit row: u32 position, f32 [vocabulary]" },
-    { "json", "false", CONFIG_BOOL, PLAIN(json), 0, 0, NULL, SCOPE_GENERATE | SCOPE_STATUS | SCOPE_MODEL | SCOPE_JOBS | SCOPE_PACK | SCOPE_EVAL, "one JSON object instead of text" },
+    { "json", "false", CONFIG_BOOL, PLAIN(json), 0, 0, NULL, SCOPE_GENERATE | SCOPE_STATUS | SCOPE_MODEL | SCOPE_JOBS | SCOPE_PACK | SCOPE_EVAL | SCOPE_DRAIN | SCOPE_REBALANCE, "one JSON object instead of text" },
     { "weights", "lossless-fast", CONFIG_CHOICE, TEXT(weights), 0, 0, "bf16|lossless-fast|as-is", SCOPE_PACK, "how matrices are stored" },
     { "out", "", CONFIG_TEXT, TEXT(out), 0, 0, NULL, SCOPE_PACK, "directory that becomes the pack" },
     { "configs", "bf16:dense", CONFIG_TEXT, TEXT(configs), 0, 0, NULL, SCOPE_EVAL, "CODEC:SELECTOR[@DENSITY][:WEIGHTS],...; the first is what the others are compared with" },
@@ -119,6 +121,8 @@ const struct config_field settings_fields[] = {
     { "once", "false", CONFIG_BOOL, PLAIN(once), 0, 0, NULL, SCOPE_UP | SCOPE_WORKER | SCOPE_TOP, "up: stop after the sample answer; worker: end with the control stream; top: one screen as plain text" },
     { "system", "", CONFIG_TEXT, TEXT(system), 0, 0, NULL, SCOPE_CHAT, "system message of the conversation" },
     { "interval-ms", "1000", CONFIG_U32, PLAIN(interval_ms), 100, 60000, NULL, SCOPE_TOP, "between two looks" },
+    { "undo", "false", CONFIG_BOOL, PLAIN(undo), 0, 0, NULL, SCOPE_DRAIN, "the worker takes sequences again" },
+    { "wait", "false", CONFIG_BOOL, PLAIN(wait), 0, 0, NULL, SCOPE_DRAIN, "until nothing of running requests is left there" },
     { "announce-fd", "0", CONFIG_U32, PLAIN(announce_fd), 0, 1 << 20, NULL, SCOPE_COORDINATOR, "descriptor on which bound addresses are written, a line each" },
     { 0 },
 };

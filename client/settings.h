@@ -28,7 +28,9 @@ enum command_scope {
     SCOPE_CLUSTER = SCOPE_UP | SCOPE_COORDINATOR | SCOPE_GENERATE,
     SCOPE_PACK = 1 << 11,
     SCOPE_EVAL = 1 << 12,
-    SCOPE_ALL = (1 << 13) - 1,
+    SCOPE_DRAIN = 1 << 13,
+    SCOPE_REBALANCE = 1 << 14,
+    SCOPE_ALL = (1 << 15) - 1,
 };
 
 struct settings {
@@ -72,6 +74,7 @@ struct settings {
     uint32_t length, samples;
     bool quick;
     uint32_t interval_ms; /* top */
+    bool undo, wait;      /* drain */
     uint32_t announce_fd; /* coordinator: where bound addresses are written, for up; 0: nowhere */
 };
 

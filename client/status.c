@@ -10,29 +10,31 @@ static json_t *worker_json(const Longspan__V1__WorkerStatus *w)
 {
     return json_pack(
         "{s:i, s:i, s:s, s:s, s:f, s:s, s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:i, s:I, s:i, "
-        "s:I, s:I, s:I}",
+        "s:I, s:I, s:I, s:I}",
         "id", (int)w->id, "pid", (int)w->pid, "address", w->address, "state", w->state, "load_fraction",
         (double)w->load_fraction, "fingerprint", w->fingerprint, "blocks", (int)w->blocks, "n_blocks", (int)w->n_blocks,
         "blocks_cached", (int)w->blocks_cached, "block_bytes", (json_int_t)w->block_bytes, "weight_bytes",
         (json_int_t)w->weight_bytes, "pool_bytes", (json_int_t)w->pool_bytes, "resident_bytes",
         (json_int_t)w->resident_bytes, "bytes_sent", (json_int_t)w->bytes_sent, "bytes_received",
         (json_int_t)w->bytes_received, "sketch_bytes", (json_int_t)w->sketch_bytes, "device", w->device, "host",
-        w->host, "sequences", (int)w->sequences, "leaves", (json_int_t)w->leaves, "group", (int)w->group, "epoch",
-        (json_int_t)w->epoch, "step_age_ms", (json_int_t)w->step_age_ms, "dropped", (json_int_t)w->dropped);
+        w->host, "sequences", (int)w->sequences, "leaves", (json_int_t)w->leaves, "group", (int)w->group, "term",
+        (json_int_t)w->term, "epoch", (json_int_t)w->epoch, "step_age_ms", (json_int_t)w->step_age_ms, "dropped",
+        (json_int_t)w->dropped);
 }
 
 static json_t *scheduler_json(const Longspan__V1__SchedulerStatus *s)
 {
-    return json_pack("{s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
-                     "waiting", (int)s->waiting, "running", (int)s->running, "groups", (int)s->groups, "steps",
-                     (json_int_t)s->steps, "prompt_rows", (json_int_t)s->prompt_rows, "decode_rows",
-                     (json_int_t)s->decode_rows, "prefix_hit_tokens", (json_int_t)s->prefix_hit_tokens, "prompt_tokens",
-                     (json_int_t)s->prompt_tokens, "completion_tokens", (json_int_t)s->completion_tokens,
-                     "requests_done", (json_int_t)s->requests_done, "requests_failed", (json_int_t)s->requests_failed,
-                     "requests_cancelled", (json_int_t)s->requests_cancelled, "coordination_us",
-                     (json_int_t)s->coordination_us, "preemptions", (json_int_t)s->preemptions, "waited_ms",
-                     (json_int_t)s->waited_ms, "stalled_ms", (json_int_t)s->stalled_ms, "kv_bytes_read",
-                     (json_int_t)s->kv_bytes_read, "kv_bytes_dense", (json_int_t)s->kv_bytes_dense);
+    return json_pack(
+        "{s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+        "waiting", (int)s->waiting, "running", (int)s->running, "groups", (int)s->groups, "steps", (json_int_t)s->steps,
+        "prompt_rows", (json_int_t)s->prompt_rows, "decode_rows", (json_int_t)s->decode_rows, "prefix_hit_tokens",
+        (json_int_t)s->prefix_hit_tokens, "prompt_tokens", (json_int_t)s->prompt_tokens, "completion_tokens",
+        (json_int_t)s->completion_tokens, "requests_done", (json_int_t)s->requests_done, "requests_failed",
+        (json_int_t)s->requests_failed, "requests_cancelled", (json_int_t)s->requests_cancelled, "coordination_us",
+        (json_int_t)s->coordination_us, "preemptions", (json_int_t)s->preemptions, "waited_ms",
+        (json_int_t)s->waited_ms, "stalled_ms", (json_int_t)s->stalled_ms, "kv_bytes_read",
+        (json_int_t)s->kv_bytes_read, "kv_bytes_dense", (json_int_t)s->kv_bytes_dense, "leaves_moved",
+        (json_int_t)s->leaves_moved, "sequences_moved", (json_int_t)s->sequences_moved);
 }
 
 static void print_json(const Longspan__V1__StatusResponse *s)
@@ -84,15 +86,16 @@ static void print_text(const Longspan__V1__StatusResponse *s)
            s->identity, (unsigned long long)s->uptime_ms / 1000);
     if (s->scheduler)
         print_scheduler(s->scheduler);
-    printf("%-6s %-8s %-10s %-22s %-6s %-8s %-6s %-18s %-6s %-7s %-10s %s\n", "worker", "pid", "state", "address",
-           "device", "group", "epoch", "blocks used/all", "leaves", "step", "resident", "fingerprint");
+    printf("%-6s %-8s %-10s %-22s %-6s %-8s %-10s %-6s %-18s %-6s %-7s %-10s %s\n", "worker", "pid", "state", "address",
+           "device", "group", "term", "epoch", "blocks used/all", "leaves", "step", "resident", "fingerprint");
     for (size_t i = 0; i < s->n_workers; i++) {
         const Longspan__V1__WorkerStatus *w = s->workers[i];
         char blocks[32], age[24];
         snprintf(blocks, sizeof blocks, "%u/%u", w->blocks, w->n_blocks);
-        printf("%-6u %-8u %-10s %-22s %-6s %-8u %-6llu %-18s %-6llu %-7s %-7.0fMiB %s\n", w->id, w->pid, w->state,
-               w->address, w->device, w->group, (unsigned long long)w->epoch, blocks, (unsigned long long)w->leaves,
-               age_text(w->step_age_ms, age), (double)w->resident_bytes / 0x1p20, w->fingerprint);
+        printf("%-6u %-8u %-10s %-22s %-6s %-8u %-10llu %-6llu %-18s %-6llu %-7s %-7.0fMiB %s\n", w->id, w->pid,
+               w->state, w->address, w->device, w->group, (unsigned long long)w->term, (unsigned long long)w->epoch,
+               blocks, (unsigned long long)w->leaves, age_text(w->step_age_ms, age), (double)w->resident_bytes / 0x1p20,
+               w->fingerprint);
     }
 }
 

@@ -108,7 +108,8 @@ static void worker(FILE *out, const Longspan__V1__WorkerStatus *w)
     fprintf(out, "%-4u %-8u %-10s %-22s %-20s ", w->id, w->pid, plain(w->state, state), plain(w->address, address),
             blocks);
     pool(out, w->blocks, w->blocks_cached, w->n_blocks);
-    fprintf(out, " %6llu %6llu", (unsigned long long)w->leaves, (unsigned long long)w->epoch);
+    fprintf(out, " %6llu %10llu %6llu", (unsigned long long)w->leaves, (unsigned long long)w->term,
+            (unsigned long long)w->epoch);
     if (w->step_age_ms < 0)
         fprintf(out, " %7s", "-");
     else
@@ -153,8 +154,8 @@ static void lines(const struct top *t, FILE *out)
             (unsigned long long)s->uptime_ms / 1000);
     scheduler(t, out);
     quantile_lines(t->settings, out);
-    fprintf(out, "\n%-4s %-8s %-10s %-22s %-20s %-*s %6s %6s %7s %7s %9s %9s\n", "id", "pid", "state", "address",
-            "used/cached/all", BAR, "blocks", "leaves", "epoch", "step", "MiB", "sent MiB", "recv MiB");
+    fprintf(out, "\n%-4s %-8s %-10s %-22s %-20s %-*s %6s %10s %6s %7s %7s %9s %9s\n", "id", "pid", "state", "address",
+            "used/cached/all", BAR, "blocks", "leaves", "term", "epoch", "step", "MiB", "sent MiB", "recv MiB");
     for (size_t i = 0; i < s->n_workers; i++)
         worker(out, s->workers[i]);
 }

@@ -183,7 +183,7 @@ uint32_t control_workers(void *control, struct gateway_worker *workers_out, uint
             w->epoch = stats[i].epoch;
             w->step_age_ms = stats[i].step_ms ? now - stats[i].step_ms : -1;
             if (stats[i].draining)
-                snprintf(w->state, sizeof w->state, "draining");
+                snprintf(w->state, sizeof w->state, stats[i].ties ? "draining" : "drained");
         }
     }
     for (uint32_t i = 1; i < n; i++) /* by id: sessions are kept newest first */
@@ -193,6 +193,46 @@ uint32_t control_workers(void *control, struct gateway_worker *workers_out, uint
             workers_out[j - 1] = w;
         }
     return n;
+}
+
+/* ---- what operators ask for ---- */
+
+static bool others_take(const struct control *c, uint16_t worker)
+{
+    struct sched_worker_stats stats[CONTROL_SESSIONS_MAX];
+    const uint32_t n = sched_worker_stats(c->sched, stats, CONTROL_SESSIONS_MAX);
+    for (uint32_t i = 0; i < n; i++)
+        if (stats[i].id != worker && !stats[i].draining)
+            return true;
+    return false;
+}
+
+enum status control_drain(void *control, uint16_t worker, bool undo, struct error *err)
+{
+    struct control *c = control;
+    const struct session *s = session_find(c, worker);
+    if (!s || s->state != SESSION_READY)
+        return error_set(err, ST_NOT_FOUND, "worker: %u is not ready, or there is none", worker);
+    if (s->leaving)
+        return error_set(err, ST_STALE, "worker %u ends: it was told so by a signal", worker);
+    if (undo) {
+        log_info("worker %u takes sequences again, by command", worker);
+        sched_worker_resume(c->sched, worker);
+    } else if (!others_take(c, worker)) {
+        return error_set(err, ST_STALE, "no worker but %u takes sequences: nothing would be served", worker);
+    } else if (sched_worker_empty(c->sched, worker)) {
+        log_info("worker %u drains, by command", worker);
+    }
+    control_kick(c);
+    return ST_OK;
+}
+
+void control_rebalance(void *control)
+{
+    struct control *c = control;
+    log_info("leaves are evened out, by command");
+    sched_rebalance(c->sched);
+    control_kick(c);
 }
 
 bool control_is_ready(void *control)

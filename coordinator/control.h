@@ -54,6 +54,9 @@ bool control_is_ready(void *control);
  * within the last second, or there is nothing to do. For gateway_config.stalled_ms.
  */
 int64_t control_stalled_ms(void *control);
+/* For gateway_config.drain and .rebalance. ST_STALE: the worker ends anyway, or no other takes new sequences. */
+enum status control_drain(void *control, uint16_t worker, bool undo, struct error *err);
+void control_rebalance(void *control);
 /* The scheduler has something to do: it runs soon; for gateway_config.kick. */
 void control_kick(void *control);
 

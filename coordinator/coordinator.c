@@ -286,6 +286,16 @@ static const char *gateway_role(void *ctx)
     return membership_led(c->membership) ? "leader" : "standby";
 }
 
+static enum status gateway_drain_worker(void *ctx, uint16_t worker, bool undo, struct error *err)
+{
+    return control_drain(((struct coordinator *)ctx)->control, worker, undo, err);
+}
+
+static void gateway_rebalance(void *ctx)
+{
+    control_rebalance(((struct coordinator *)ctx)->control);
+}
+
 static void gateway_kick(void *ctx)
 {
     control_kick(((struct coordinator *)ctx)->control);
@@ -350,6 +360,8 @@ static enum status gateway_begin(struct coordinator *c, struct error *err)
         .ready = gateway_ready,
         .stalled_ms = gateway_stalled_ms,
         .role = gateway_role,
+        .drain = gateway_drain_worker,
+        .rebalance = gateway_rebalance,
         .kick = gateway_kick,
         .grace_ms = c->config->drain_ms,
         .ctx = c,

@@ -28,7 +28,7 @@ struct gateway_worker {
     char address[128]; /* of its control connection */
     char device[32];   /* "cpu", "cuda" */
     char host[64];
-    char state[16]; /* "connecting", "loading", "ready", "draining", "lost" */
+    char state[16]; /* "connecting", "loading", "ready", "draining", "drained", "lost" */
     float load_fraction;
     char fingerprint[128];
     uint32_t blocks, n_blocks;
@@ -36,9 +36,22 @@ struct gateway_worker {
     uint64_t dropped; /* messages of other workers that it refused */
     /* of a ready one: */
     uint32_t blocks_cached, sequences, group; /* sequences whose home it is */
-    uint64_t leaves, epoch;                   /* begun leaves of running requests that it reads; of its group */
-    int64_t step_age_ms;                      /* since its last step; -1: none yet */
+    uint64_t leaves,
+        epoch;           /* begun leaves of running requests that it reads; of its group, the term in the upper half */
+    int64_t step_age_ms; /* since its last step; -1: none yet */
 };
+
+/* What plans of it must be of. */
+static inline uint64_t gateway_worker_term(const struct gateway_worker *w)
+{
+    return w->epoch >> 32;
+}
+static inline uint64_t gateway_worker_epoch(const struct gateway_worker *w)
+{
+    return w->epoch & UINT32_MAX;
+}
+
+#define GATEWAY_OPERATOR "operator" /* the tenant whose API keys may change what workers do */
 
 struct gateway_config {
     const char *http; /* "127.0.0.1:8080"; port 0: any */
@@ -65,7 +78,13 @@ struct gateway_config {
     int64_t (*stalled_ms)(void *ctx);
     /* "leader", "standby" or "alone"; NULL: alone. */
     const char *(*role)(void *ctx);
-    void (*kick)(void *ctx); /* something was submitted or cancelled: run the scheduler soon */
+    /*
+     * Nothing new goes to the worker, and what runs there goes to others; undo: it is as before. ST_NOT_FOUND: there is no such worker that is ready; ST_STALE: it
+     * cannot be done, err says why. NULL, as the next: nobody may ask.
+     */
+    enum status (*drain)(void *ctx, uint16_t worker, bool undo, struct error *err);
+    void (*rebalance)(void *ctx); /* evens leaves out, in the background */
+    void (*kick)(void *ctx);      /* something was submitted or cancelled: run the scheduler soon */
     void *ctx;
     const char *resumes; /* folder for answers that can be taken up again (gateway/resume.h); NULL or "": none can */
     struct digest resumes_context; /* all that decides what is generated */

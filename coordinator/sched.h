@@ -167,6 +167,15 @@ enum status sched_worker_ready(struct sched *s, uint16_t worker, const struct co
 void sched_worker_lost(struct sched *s, uint16_t worker, const char *why);
 /* No new sequences; those running finish. */
 void sched_worker_drain(struct sched *s, uint16_t worker);
+/*
+ * The same, and those running go to other workers, as far as these have room (sched/drain.c). With prefix_sharing; else they finish. false: it did so already, or there is
+ * no such worker.
+ */
+bool sched_worker_empty(struct sched *s, uint16_t worker);
+/* It is as others again. */
+void sched_worker_resume(struct sched *s, uint16_t worker);
+/* Leaves of spread sequences, and sequences of one worker, go from who has most to who has least, until they are even. */
+void sched_rebalance(struct sched *s);
 
 /* Messages from workers. Anything that does not fit what was sent is refused: ST_PROTOCOL (the caller drops the worker). */
 enum status sched_result(struct sched *s, uint16_t worker, const struct result *result, struct error *err);
@@ -194,6 +203,7 @@ struct sched_stats {
     uint64_t steps, prompt_rows, decode_rows, prefix_hit_tokens, prompt_tokens, completion_tokens, requests_done,
         requests_failed, requests_cancelled, preemptions;
     uint64_t leaves_moved;               /* to workers that joined */
+    uint64_t sequences_moved;            /* from workers that drain, or to idler ones */
     uint64_t recoveries, recovered_rows; /* requests placed again after a worker was lost; rows computed again */
     uint64_t replicas,
         recovered_copies; /* copies made for the case of a loss; blocks of lost workers of which one was left */

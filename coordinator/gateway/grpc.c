@@ -8,6 +8,7 @@
 #include "coordinator/gateway/grpc_reflection.h"
 #include "coordinator/gateway/keys.h"
 #include "proto/health.pb-c.h"
+#include "proto/longspan.pb-c.h"
 #include "proto/rpc.h"
 
 enum {
@@ -16,7 +17,7 @@ enum {
     HEALTH_NAME_MAX = 256,
 };
 
-enum kind { KIND_GENERATE, KIND_STATUS, KIND_CHECK, KIND_WATCH, KINDS };
+enum kind { KIND_GENERATE, KIND_STATUS, KIND_DRAIN, KIND_REBALANCE, KIND_CHECK, KIND_WATCH, KINDS };
 enum { METHODS = KINDS + GRPC_REFLECTION_METHODS };
 
 struct service {
@@ -71,6 +72,59 @@ static void status_begin(struct call *c)
     const struct grpc_config *config = &c->gateway->config;
     struct text body = { 0 };
     grpc_write_status(config->config, config->host, config->ready(config->ctx), &body);
+    if (grpc_generate_send(c->rpc, &body, QUEUED_BYTES_MAX))
+        call_end(c, RPC_OK, "");
+}
+
+/* What changes the cluster is the operator's where callers are told apart. false: it was refused. */
+static bool operator_may(struct call *c, bool offered)
+{
+    const struct gateway_config *config = c->gateway->config.config;
+    const char *tenant = rpc_call_identity(c->rpc);
+    if (config->keys && (!tenant || strcmp(tenant, GATEWAY_OPERATOR) != 0)) {
+        call_end(c, RPC_PERMISSION_DENIED, "this takes an API key of the tenant \"" GATEWAY_OPERATOR "\"");
+        return false;
+    }
+    if (!offered)
+        call_end(c, RPC_UNIMPLEMENTED, "this server has no workers to move leaves between");
+    return offered;
+}
+
+static void drain_begin(struct call *c)
+{
+    const struct gateway_config *config = c->gateway->config.config;
+    struct text body = { 0 };
+    struct error err = { 0 };
+    if (!operator_may(c, config->drain != NULL))
+        return;
+    Longspan__V1__DrainRequest *m = longspan__v1__drain_request__unpack(NULL, c->source->bytes, c->source->data);
+    if (!m) {
+        call_end(c, RPC_INVALID_ARGUMENT, "the message is malformed");
+        return;
+    }
+    const uint32_t worker = m->worker;
+    const bool undo = m->undo;
+    longspan__v1__drain_request__free_unpacked(m, NULL);
+    const enum status st = worker > UINT16_MAX
+                               ? error_set(&err, ST_NOT_FOUND, "worker: %u is no worker's number", worker)
+                               : config->drain(config->ctx, (uint16_t)worker, undo, &err);
+    if (st) {
+        call_end(c, st == ST_STALE ? RPC_FAILED_PRECONDITION : grpc_code(st), err.text);
+        return;
+    }
+    grpc_write_drain(config, (uint16_t)worker, &body);
+    if (grpc_generate_send(c->rpc, &body, QUEUED_BYTES_MAX))
+        call_end(c, RPC_OK, "");
+}
+
+static void rebalance_begin(struct call *c)
+{
+    const struct gateway_config *config = c->gateway->config.config;
+    struct text body = { 0 };
+    if (!operator_may(c, config->rebalance != NULL))
+        return;
+    config->rebalance(config->ctx);
+    grpc_write_rebalance(config, &body);
     if (grpc_generate_send(c->rpc, &body, QUEUED_BYTES_MAX))
         call_end(c, RPC_OK, "");
 }
@@ -140,6 +194,12 @@ static void call_begin(void *arg)
         break;
     case KIND_STATUS:
         status_begin(c);
+        break;
+    case KIND_DRAIN:
+        drain_begin(c);
+        break;
+    case KIND_REBALANCE:
+        rebalance_begin(c);
         break;
     default:
         health_begin(c);
@@ -240,10 +300,11 @@ static const char *admit(void *ctx, const char *path, const char *authorization)
 
 enum status grpc_gateway_start(const struct grpc_config *config, struct grpc_gateway **gateway_out, struct error *err)
 {
-    static const char *const paths[KINDS] = { [KIND_GENERATE] = "/longspan.v1.Inference/Generate",
-                                              [KIND_STATUS] = "/longspan.v1.Cluster/Status",
-                                              [KIND_CHECK] = "/grpc.health.v1.Health/Check",
-                                              [KIND_WATCH] = "/grpc.health.v1.Health/Watch" };
+    static const char *const paths[KINDS] = {
+        [KIND_GENERATE] = "/longspan.v1.Inference/Generate", [KIND_STATUS] = "/longspan.v1.Cluster/Status",
+        [KIND_DRAIN] = "/longspan.v1.Cluster/Drain",         [KIND_REBALANCE] = "/longspan.v1.Cluster/Rebalance",
+        [KIND_CHECK] = "/grpc.health.v1.Health/Check",       [KIND_WATCH] = "/grpc.health.v1.Health/Watch"
+    };
     const size_t n_more = config->config->n_methods;
     struct grpc_gateway *g = calloc(1, sizeof *g);
     if (g)

@@ -57,6 +57,9 @@ void grpc_write_done(struct grpc_told *told, const struct generation *g, const s
                      const struct gateway_config *config, struct text *out);
 void grpc_write_status(const struct gateway_config *config, const struct generation_host *host, bool ready,
                        struct text *out);
+/* A DrainResponse with how the worker is, and a RebalanceResponse. */
+void grpc_write_drain(const struct gateway_config *config, uint16_t worker, struct text *out);
+void grpc_write_rebalance(const struct gateway_config *config, struct text *out);
 
 #ifdef __cplusplus
 }

@@ -388,7 +388,8 @@ static void worker_fill(Longspan__V1__WorkerStatus *to, const struct gateway_wor
     to->sequences = from->sequences;
     to->leaves = from->leaves;
     to->group = from->group;
-    to->epoch = from->epoch;
+    to->term = gateway_worker_term(from);
+    to->epoch = gateway_worker_epoch(from);
     to->step_age_ms = from->step_age_ms;
     to->dropped = from->dropped;
     for (uint32_t i = 0; i < n_stats; i++)
@@ -421,6 +422,8 @@ static void sched_fill(Longspan__V1__SchedulerStatus *to, const struct gateway_c
     to->stalled_ms = config->stalled_ms ? (uint64_t)config->stalled_ms(config->ctx) : 0;
     to->kv_bytes_read = s.kv_bytes_read;
     to->kv_bytes_dense = s.kv_bytes_dense;
+    to->leaves_moved = s.leaves_moved;
+    to->sequences_moved = s.sequences_moved;
 }
 
 static const char *identity(const struct gateway_worker *workers, uint32_t n)
@@ -480,4 +483,37 @@ done:
     free(stats);
     free(status);
     free(ptrs);
+}
+
+void grpc_write_drain(const struct gateway_config *config, uint16_t worker, struct text *out)
+{
+    uint32_t n = 0;
+    struct gateway_worker *workers = workers_get(config, &n);
+    struct sched_worker_stats *stats = calloc(WORKERS_MAX, sizeof *stats);
+    Longspan__V1__WorkerStatus status;
+    Longspan__V1__DrainResponse m;
+    longspan__v1__drain_response__init(&m);
+    if (!workers || !stats)
+        out->bad = true;
+    const uint32_t n_stats = stats ? sched_worker_stats(config->sched, stats, WORKERS_MAX) : 0;
+    for (uint32_t i = 0; i < n && stats; i++) {
+        if (workers[i].id != worker)
+            continue;
+        worker_fill(&status, &workers[i], stats, n_stats);
+        m.worker = &status;
+    }
+    append_message(&m.base, out);
+    free(workers);
+    free(stats);
+}
+
+void grpc_write_rebalance(const struct gateway_config *config, struct text *out)
+{
+    struct sched_stats s = { 0 };
+    Longspan__V1__RebalanceResponse m;
+    sched_stats(config->sched, &s);
+    longspan__v1__rebalance_response__init(&m);
+    m.leaves_moved = s.leaves_moved;
+    m.sequences_moved = s.sequences_moved;
+    append_message(&m.base, out);
 }

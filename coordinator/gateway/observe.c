@@ -79,6 +79,8 @@ static void write_sched(const struct sched *sched, FILE *out)
         (double)s.recovered_rows);
     one(out, "longspan_leaves_moved_total", "counter", "Leaves that workers that joined took over from others.",
         (double)s.leaves_moved);
+    one(out, "longspan_sequences_moved_total", "counter", "Running sequences that left a worker by command.",
+        (double)s.sequences_moved);
     one(out, "longspan_replicas_total", "counter", "Blocks copied to a second worker for the case of a loss.",
         (double)s.replicas);
     one(out, "longspan_recovered_copies_total", "counter", "Blocks of lost workers of which another copy was left.",
@@ -119,7 +121,8 @@ COLUMN(received, w->bytes_received)
 COLUMN(dropped, w->dropped)
 COLUMN(leaves, w->leaves)
 COLUMN(sequences, w->sequences)
-COLUMN(epoch, w->epoch)
+COLUMN(epoch, gateway_worker_epoch(w))
+COLUMN(term, gateway_worker_term(w))
 COLUMN(step_age, w->step_age_ms < 0 ? -1 : (double)w->step_age_ms / 1000)
 
 static const struct column columns[] = {
@@ -139,7 +142,9 @@ static const struct column columns[] = {
     { "longspan_exchange_dropped_total", "counter", "Messages of other workers that were refused.", value_dropped },
     { "longspan_worker_leaves", "gauge", "Leaves of running requests that the worker reads.", value_leaves },
     { "longspan_worker_sequences", "gauge", "Sequences that the worker is the home of.", value_sequences },
-    { "longspan_worker_epoch", "gauge", "Epoch of the worker's step group.", value_epoch },
+    { "longspan_worker_epoch", "gauge", "Epoch of the worker's step group, within its coordinator's term.",
+      value_epoch },
+    { "longspan_worker_term", "gauge", "Term of the coordinator that plans for the worker.", value_term },
     { "longspan_worker_step_age_seconds", "gauge", "Since the worker's last step; -1 if there was none.",
       value_step_age },
 };

@@ -86,7 +86,8 @@ static void worker_json(struct text *out, const struct gateway_worker *w)
     number(out, "sequences", w->sequences);
     number(out, "leaves", w->leaves);
     number(out, "group", w->group);
-    number(out, "epoch", w->epoch);
+    number(out, "term", gateway_worker_term(w));
+    number(out, "epoch", gateway_worker_epoch(w));
     number(out, "dropped", w->dropped);
     text_printf(out, "\"step_age_ms\":%lld}", (long long)w->step_age_ms);
 }

@@ -121,7 +121,8 @@ enum found { FOUND, NO_ROOM, LATER };
 
 static enum found find_place(struct sched *s, struct sched_request *r, bool sharing)
 {
-    const bool bound = r->told && r->n_preempted; /* it goes on with the same bits */
+    const bool bound =
+        (r->told && r->n_preempted) || (r->state == REQUEST_RUNNING && r->started); /* it goes on with the same bits */
     uint64_t seen = 0;
     s->place.sound = 0;
     SCHED_EACH(slot, s->ready)
@@ -228,6 +229,8 @@ static void admit(struct sched *s, struct sched_request *r)
     r->pending = 0;
     r->give_up_ms = 0;
     r->n_replicated = 0;
+    r->leaves = false;
+    r->haven = SCHED_NO_SLOT;
     r->started = false;
     r->fresh = true;
     r->known = 0;
@@ -332,6 +335,19 @@ void admit_all(struct sched *s)
         else
             request_end(s, r, FINISH_ERROR, ST_NO_MEMORY, "the coordinator has no memory for the request's tables");
     }
+}
+
+bool admit_finds(struct sched *s, struct sched_request *r)
+{
+    SCHED_EACH(slot, r->ties)
+    {
+        s->extra_room[slot] = r->promise[slot];
+        s->extra_ties[slot] = 1;
+    }
+    const bool found = fits(s, r);
+    memset(s->extra_room, 0, sizeof s->extra_room);
+    memset(s->extra_ties, 0, sizeof s->extra_ties);
+    return found;
 }
 
 void admit_undo(struct sched *s, struct sched_request *r)

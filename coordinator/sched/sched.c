@@ -278,8 +278,11 @@ void sched_worker_lost(struct sched *s, uint16_t worker, const char *why)
     s->ready &= ~SCHED_BIT(slot);
     group_break(s, g, SCHED_BIT(slot), text);
     transfers_lost(s, slot);
-    for (uint32_t i = 0; i < s->n_running; i++)
-        s->running[i]->known &= ~SCHED_BIT(slot);
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        struct sched_request *r = s->running[i];
+        r->known &= ~SCHED_BIT(slot);
+        r->leaves = r->leaves && r->haven != slot;
+    }
     member_remove(s, g, slot);
     s->stats.recovered_copies += directory_pool_remove(&s->dir, slot);
     outbox_deinit(&w->forgets);
@@ -392,6 +395,7 @@ int64_t sched_run(struct sched *s)
             wait = s->config.step_deadline_ms;
     }
     rebalance_all(s);
+    drain_all(s);
     replicate_all(s);
     transfers_send(s);
     if (s->admit_changed && s->n_queued)

@@ -16,6 +16,7 @@
  *   ship.c      a complete growing leaf goes to its owner
  *   replicate.c second copies of sealed blocks
  *   rebalance.c leaves for workers that join
+ *   drain.c     sequences leave a worker that an operator wants empty, and busy ones for idle ones
  *   group.c     step groups: forming, epochs, what happens when a step fails
  *   planner.c   the next plan of a group
  *   flight.c    plans in flight: results, commit, tokens
@@ -140,6 +141,13 @@ struct sched_request {
     uint32_t n_again;             /* rows computed again */
     int64_t lost_ms;              /* when it lost a worker, until it is where it was; 0: it is */
 
+    /* leaving a worker, by command */
+    bool leaves;                           /* its blocks are copied to where it will be, */
+    uint8_t haven;                         /* to this one; SCHED_NO_SLOT: to several */
+    uint8_t n_leveled;                     /* since the last command to even out */
+    uint32_t leave_left;                   /* blocks to copy yet, */
+    int64_t leave_seen_ms, leave_after_ms; /* since when so many; not before this */
+
     /* progress: positions */
     uint32_t done, ahead; /* done: results are held, or a hit brought them; ahead: and in flight */
     uint32_t in_flight;   /* plans that name it */
@@ -186,6 +194,7 @@ struct tenant_weight {
 
 struct worker {
     bool ready, draining;
+    bool empties; /* draining, and what runs is to go elsewhere */
     bool suspect; /* blamed for a step that failed; nothing new until it finishes another */
     bool pinged;  /* a plan was sent to find out */
     uint16_t id;
@@ -330,6 +339,7 @@ struct sched {
     bool admit_changed; /* something was freed or came: try the queue again */
     bool groups_changed;
     bool rebalance;           /* a worker has joined: leaves may move */
+    bool leveling;            /* sequences of one worker too */
     struct sched_stats stats; /* waiting, running, groups and waiting_ms are filled in when asked for */
 
     /* committed since names were last told: by slot */
@@ -454,6 +464,8 @@ void place_prepare(struct place *p, uint32_t n_prompt, uint32_t n_rows, uint32_t
 
 /* admit.c */
 void admit_all(struct sched *s);
+/* Would it find a place, if it gave up its own? s->place has the answer. false also: not known yet. */
+bool admit_finds(struct sched *s, struct sched_request *r);
 /* It has not started: back to the head of the queue. */
 void admit_undo(struct sched *s, struct sched_request *r);
 
@@ -500,6 +512,9 @@ void replicate_all(struct sched *s);
 
 /* rebalance.c: starts moves, as long as there is something to move. */
 void rebalance_all(struct sched *s);
+
+/* drain.c: sequences that are to leave their workers do so, a step at a time. */
+void drain_all(struct sched *s);
 
 /* Workers that it was tied to for a leaf, and that its group does not have yet, are lost: it is tied to them no more. */
 void rebalance_untie(struct sched *s, uint64_t guilty);

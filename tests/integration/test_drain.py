@@ -1,6 +1,7 @@
 """SIGTERM drains: what runs goes on, nothing new comes, and a worker leaves when nothing needs it; so each process can be replaced under load."""
 
 import concurrent.futures
+import json
 import os
 import signal
 import threading
@@ -8,7 +9,7 @@ import time
 import unittest
 
 import cluster
-from cluster import Cluster, command_of, is_alive, wait_for
+from cluster import Cluster, command_of, is_alive, run, wait_for
 
 
 def workers_of(c):
@@ -34,6 +35,33 @@ class Drain(unittest.TestCase):
             c.wait_workers()  # up starts another
             self.assertEqual(c.status()["scheduler"]["requests_failed"], 0)
             self.assertEqual(c.metrics()["longspan_recoveries_total"], 0)
+
+    def test_command(self):
+        """`drain` moves what runs to the other worker, with the same tokens and but for open rows nothing computed again; `--undo` and `rebalance` bring some back."""
+        with Cluster("--threads", 1, workers=2) as c:
+            grpc = ("--grpc", c.grpc)
+            want = c.complete("Once upon a time", 300)[0]
+            with concurrent.futures.ThreadPoolExecutor(2) as pool:
+                answers = [pool.submit(c.complete, "Once upon a time", 300) for _ in range(2)]
+                home = wait_for("a home", lambda: next((w for w in c.workers() if w["leaves"]), None), 10)["id"]
+                out = run("drain", home, "--wait", *grpc)[0]
+                self.assertRegex(out, rf"worker {home} is drained: home of 0 sequences, 0 leaves\n$")
+                self.assertEqual([w["id"] for w in c.workers("drained")], [home])
+                self.assertIn("drained", run("status", *grpc)[0])
+                self.assertIn("nothing would be served", run("drain", 1 - home, *grpc, check=1)[1])
+                self.assertEqual([a.result()[0] for a in answers], [want, want])
+                self.assertEqual(c.complete("Another one", 4)[2]["usage"]["completion_tokens"], 4)
+                self.assertEqual([w["id"] for w in c.workers("drained")], [home])
+                self.assertIn(f"worker {home} is ready", run("drain", home, "--undo", *grpc)[0])
+                moved = c.status()["scheduler"]["sequences_moved"]
+                self.assertGreaterEqual(moved, 1)
+                self.assertEqual(c.metrics()["longspan_sequences_moved_total"], moved)
+                self.assertEqual(set(json.loads(run("rebalance", "--json", *grpc)[0])), {"leaves_moved", "sequences_moved"})
+            self.assertEqual(c.metrics()["longspan_recoveries_total"], 0)
+            self.assertLess(c.metrics()["longspan_recovered_rows_total"], 2 * 2 * 64 + 1)
+            self.assertIn("not ready, or there is none", run("drain", 77, *grpc, check=1)[1])
+            run("drain", "two", *grpc, check=2)
+            c.check_quiet()
 
     def test_deadline(self):
         """What does not end in time goes on elsewhere, with the same tokens."""

@@ -11,7 +11,7 @@ from rpc import Rpc, grpc, pb
 
 openai = cluster.need_module("openai")
 
-KEYS = {"team-a": "sk-a-0123456789", "team-b": "sk-b-9876543210"}
+KEYS = {"team-a": "sk-a-0123456789", "team-b": "sk-b-9876543210", "operator": "sk-o-5555555555"}
 
 
 class Keyed(unittest.TestCase):
@@ -53,6 +53,19 @@ class Keyed(unittest.TestCase):
             self.assertEqual((code, headers["WWW-Authenticate"]), (401, "Bearer"), path)
         for path in ("/health", "/ready", "/metrics", "/", "/live.js", "/live.css"):
             self.assertEqual(self.cluster.http("GET", path)[0], 200)
+
+    def test_operator(self):
+        """What changes the cluster is for the operator's key alone."""
+        for tenant in ("team-a", "operator"):
+            rpc, mine = self.rpc(tenant)
+            for method, m, otherwise in ((rpc.cluster.Drain, pb.DrainRequest(worker=99), grpc.StatusCode.NOT_FOUND), (rpc.cluster.Rebalance, pb.RebalanceRequest(), None)):
+                expect = otherwise if tenant == "operator" else grpc.StatusCode.PERMISSION_DENIED
+                if expect:
+                    with self.assertRaises(grpc.RpcError) as e:
+                        method(m, metadata=mine)
+                    self.assertEqual(e.exception.code(), expect)
+                else:
+                    method(m, metadata=mine)
 
     def test_grpc(self):
         rpc, mine = self.rpc("team-a")

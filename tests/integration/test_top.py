@@ -60,9 +60,9 @@ class Top(unittest.TestCase):
             self.assertEqual((w["device"], w["host"], w["leaves"], w["sequences"], w["dropped"]), ("cpu", socket.gethostname(), 0, 0, 0))
             stepped += w["step_age_ms"] >= 0
             step = r"[\d.]+s" if w["step_age_ms"] >= 0 else "-"
-            self.assertRegex(out, rf"(?m)^{w['id']} +{w['pid']} +ready +{re.escape(w['address'])} +cpu +{w['group']} +{w['epoch']} +"
+            self.assertRegex(out, rf"(?m)^{w['id']} +{w['pid']} +ready +{re.escape(w['address'])} +cpu +{w['group']} +{w['term']} +{w['epoch']} +"
                                   rf"\d+/{w['n_blocks']} +0 +{step} ")
-            self.assertRegex(top, rf"(?m)^{w['id']} .*[.#+]{{20}} +0 +{w['epoch']} +{step} ")
+            self.assertRegex(top, rf"(?m)^{w['id']} .*[.#+]{{20}} +0 +{w['term']} +{w['epoch']} +{step} ")
         self.assertGreater(stepped, 0)
 
     def test_logs(self):

@@ -29,7 +29,7 @@ struct life {
 
 struct totals {
     uint64_t lives, requests, refused, failed, cancelled, cached, steps, spread, copies, plans, far, aborts, vain,
-        blamed, blamed_wrongly, late, preempted, recovered, moved;
+        blamed, blamed_wrongly, late, preempted, recovered, moved, left;
 };
 
 enum { STEM = 2000 };
@@ -148,14 +148,32 @@ static void fault(struct life *l)
         sim_cut(l->sim, worker, second, draw(l, 3000));
         return;
     }
-    if (what == 1)
-        sched_worker_drain(l->sim->s, worker);
-    else if (what < 5)
+    if (what == 1) {
+        if (draw(l, 2))
+            sched_worker_drain(l->sim->s, worker);
+        else
+            sched_worker_empty(l->sim->s, worker);
+    } else if (what < 5)
         sim_crash(l->sim, worker, draw(l, 300));
     else
         sim_hang(l->sim, worker, draw(l, 3) ? 50 + draw(l, 1200) : INT64_MAX);
     if (n < 3 || draw(l, 2))
         sim_join(l->sim, 60 + draw(l, 100));
+}
+
+/* An operator's commands. One worker at a time is to be empty: the others may be too small for what waits, which is then named as its fault. */
+static void command(struct life *l)
+{
+    const uint16_t worker = (uint16_t)draw(l, l->sim->n_workers);
+    const uint32_t what = draw(l, 3);
+    if (what == 0)
+        sched_rebalance(l->sim->s);
+    if (what < 2 || !l->faults || l->n_guilty >= 12 || !sim_alive(l->sim, worker))
+        return;
+    if (l->n_guilty)
+        sched_worker_resume(l->sim->s, l->guilty[l->n_guilty - 1]);
+    l->guilty[l->n_guilty++] = worker;
+    sched_worker_empty(l->sim->s, worker);
 }
 
 /* Whoever failed names a worker that something happened to, and only where faults are. */
@@ -206,6 +224,8 @@ static void live(uint64_t seed, struct totals *t)
         submit(&l, t);
         if (l.faults && draw(&l, 6) == 0)
             fault(&l);
+        if (draw(&l, 5) == 0)
+            command(&l);
         if (l.sim->n_requests && draw(&l, 6) == 0)
             sim_cancel(l.sim, draw(&l, l.sim->n_requests));
     }
@@ -217,6 +237,7 @@ static void live(uint64_t seed, struct totals *t)
     t->preempted += stats.preemptions;
     t->recovered += stats.recoveries;
     t->moved += stats.leaves_moved;
+    t->left += stats.sequences_moved;
     t->lives++;
     t->steps += l.sim->n_steps;
     t->spread += l.sim->n_spread_steps;
@@ -253,12 +274,14 @@ int main(int argc, char **argv)
            "steps, %llu of "
            "several workers, %llu blocks copied, %llu read far from home, %llu aborts, %llu steps in vain, %llu "
            "failed on hearsay, %llu of them wrongly, %llu "
-           "preemptions, %llu too late, %llu placed again, %llu leaves moved to who joined\n",
+           "preemptions, %llu too late, %llu placed again, %llu leaves moved to who joined, %llu "
+           "sequences moved by command\n",
            (unsigned long long)t.lives, (unsigned long long)t.requests, (unsigned long long)t.refused,
            (unsigned long long)t.failed, (unsigned long long)t.cancelled, (unsigned long long)t.cached,
            (unsigned long long)t.steps, (unsigned long long)t.spread, (unsigned long long)t.copies,
            (unsigned long long)t.far, (unsigned long long)t.aborts, (unsigned long long)t.vain,
            (unsigned long long)t.blamed, (unsigned long long)t.blamed_wrongly, (unsigned long long)t.preempted,
-           (unsigned long long)t.late, (unsigned long long)t.recovered, (unsigned long long)t.moved);
+           (unsigned long long)t.late, (unsigned long long)t.recovered, (unsigned long long)t.moved,
+           (unsigned long long)t.left);
     return 0;
 }

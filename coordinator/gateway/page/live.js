@@ -121,7 +121,7 @@ function show(status, metrics) {
   at("state").textContent = (status.ready ? "ready" : s.stalled_ms ? `no step for ${seconds(s.stalled_ms)}` : "not ready") +
     `, coordinator ${status.role}, up ${seconds(status.uptime_ms)}`;
   at("state").className = status.ready ? "" : "bad";
-  const blocks = status.workers.filter((w) => w.state === "ready" || w.state === "draining");
+  const blocks = status.workers.filter((w) => ["ready", "draining", "drained"].includes(w.state));
   const total = (f) => blocks.reduce((n, w) => n + w[f], 0);
   at("facts").replaceChildren(
     row(["running", `${s.running} requests in ${s.groups} step groups`], true),
@@ -133,7 +133,7 @@ function show(status, metrics) {
     row(["longest context", `${status.positions_max.toLocaleString("en")} (pools hold ${status.positions_fit.toLocaleString("en")})`], true),
     row(["precision, KV codec, selector", `${status.precision}, ${status.kv_codec}, ${status.selector}`], true));
   at("workers").replaceChildren(...status.workers.map((w) => row([w.id, w.pid,
-    w.state === "loading" ? `loading ${Math.round(100 * w.load_fraction)} %` : w.state, w.address, w.device, w.group, w.epoch, w.sequences, w.leaves,
+    w.state === "loading" ? `loading ${Math.round(100 * w.load_fraction)} %` : w.state, w.address, w.device, w.group, w.term, w.epoch, w.sequences, w.leaves,
     seconds(w.step_age_ms), bytes(w.resident_bytes), bytes(w.bytes_sent), bytes(w.bytes_received), pool(w)])));
   const ended = ["ok", "failed", "cancelled", "refused", "busy"].map((o) => {
     const n = sum(metrics, "longspan_requests_total", "outcome", o) - sum(first.metrics, "longspan_requests_total", "outcome", o);
