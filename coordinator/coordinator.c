@@ -46,7 +46,7 @@ struct coordinator {
     struct loop_timer *drain_timer;
     int64_t drain_until_ms;
     int lock_fd;
-    bool led;
+    bool led, shares;   /* shares: others may stand by */
     struct error fault; /* for which it ended */
     struct sigaction old_term, old_int;
     bool signals;
@@ -409,6 +409,7 @@ static enum status membership_begin(struct coordinator *c, const char *http, con
                                                   .leads = on_leads,
                                                   .follows = on_follows,
                                                   .ctx = c };
+    c->shares = !strncmp(spec, "etcd:", 5);
     if (!spec[0])
         control_lead(c->control, (uint64_t)time(NULL)); /* none asks whether it may: later ones have later times */
     else
@@ -463,6 +464,8 @@ static enum status coordinator_start(struct coordinator *c, struct error *err)
 static void on_drain_look(void *arg)
 {
     struct coordinator *c = arg;
+    if (c->shares)
+        gateway_hand_over(c->gateway);
     if (gateway_idle(c->gateway) || clock_ms() > c->drain_until_ms)
         loop_stop(c->loop);
     else

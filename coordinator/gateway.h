@@ -106,6 +106,8 @@ void gateway_standby(struct gateway *g, const char *why);
 /* No new requests (503), running ones get grace_ms on the loop, then end. Loop thread. gateway_free when gateway_idle. */
 void gateway_drain(struct gateway *g);
 bool gateway_idle(const struct gateway *g);
+/* While it drains: once all that is left can be taken up again (gateway/resume.h), it ends, and its clients come back to who leads next. */
+void gateway_hand_over(struct gateway *g);
 /* For those who make requests of their own (jobs): what generations run on, what answers are labelled with. Valid as long as the gateway. */
 struct generation_host;
 struct generation_host *gateway_host(struct gateway *g);

@@ -235,6 +235,12 @@ void gateway_drain(struct gateway *g)
     loop_timer_set(g->grace, g->config.grace_ms);
 }
 
+void gateway_hand_over(struct gateway *g)
+{
+    if (g->draining && g->resumes)
+        generation_end_named(&g->host, "the server is shutting down; the answer can be taken up again");
+}
+
 bool gateway_idle(const struct gateway *g)
 {
     return !g->host.n_open && !helper_pending(g->helper) && !api_open(g->api) && !grpc_gateway_open(g->grpc);

@@ -213,6 +213,14 @@ void generation_end_all(struct generation_host *host, const char *why)
     }
 }
 
+void generation_end_named(struct generation_host *host, const char *why)
+{
+    for (const struct generation *g = host->first; g; g = g->p->next)
+        if (!g->p->named)
+            return;
+    generation_end_all(host, why);
+}
+
 /* ---- what the scheduler says ---- */
 
 static bool grow(void **items, size_t *room, size_t need, size_t bytes)

@@ -176,6 +176,8 @@ enum status generation_may_wait(const struct generation_host *host, size_t sourc
 void generation_cancel(struct generation *g);
 /* Ends all that are open with an error for the client: the process stops. */
 void generation_end_all(struct generation_host *host, const char *why);
+/* The same, if all that are open were named by who asked, and so can be taken up again. */
+void generation_end_named(struct generation_host *host, const char *why);
 
 /* "default", "" (or NULL) and the name of the model are the model served. */
 enum status generation_model_check(const struct generation_host *host, const char *model, struct refusal *r);

@@ -305,6 +305,7 @@ static struct generation *generation_new(const struct generation_start *start)
     p->seed = start->seed;
     p->told = start->told;
     p->n_told = start->n_told;
+    p->named = start->id != NULL;
     g->created_s = start->created_s ? start->created_s : (int64_t)time(NULL);
     if (start->id)
         snprintf(g->id, sizeof g->id, "%s", start->id);
@@ -411,6 +412,7 @@ enum status generation_again(const struct generation *first, uint32_t index, str
     if (!g)
         return refuse(r, ST_NO_MEMORY, "", "out of memory");
     g->p->host = host;
+    g->p->named = first->p->named;
     g->index = index;
     g->seed = first->seed + index;
     st = again_fill(first, g);

@@ -32,6 +32,7 @@ struct generation_private {
     bool silent;   /* cancelled: no more events */
     uint32_t busy; /* callbacks on the stack: freed by the outermost */
     bool gone;     /* to be freed */
+    bool named;    /* whoever asked can take it up again */
     size_t source_bytes;
     bool has_seed;
     uint64_t seed;

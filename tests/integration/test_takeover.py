@@ -16,6 +16,7 @@ from cluster import LONGSPAN, MODEL, ROOT, is_alive, prose, wait_for
 from etcd import Etcd, Link
 from rpc import Rpc, grpc, pb
 
+PLAIN = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
 FIELDS = dict(temperature=1, seed=7, ignore_eos=True)
 
 
@@ -38,8 +39,9 @@ class Process:
 
 
 class Coordinator(Process):
-    def __init__(self, site, name, registry):
-        super().__init__(os.path.join(site.directory, "log"), "coordinator", "--http=127.0.0.1:0", "--grpc=127.0.0.1:0", "--control=127.0.0.1:0",
+    def __init__(self, site, name, registry, at=None):
+        at = at or dict.fromkeys(("http", "grpc", "control"), "127.0.0.1:0")
+        super().__init__(os.path.join(site.directory, "log"), "coordinator", *(f"--{what}={address}" for what, address in at.items()),
                          f"--registry=etcd:{registry}", f"--state={site.directory}/{name}", f"--jobs-dir={site.directory}/jobs",
                          "--lease-ms=2000", "--workers=2", f"--model={MODEL}", "--log-level=info", "--spread-min-tokens=300")
         self.at = dict(self.process.stdout.readline().decode().split() for _ in range(3))
@@ -61,6 +63,88 @@ class Coordinator(Process):
             return False
 
 
+class Site:
+    """What a client knows: two addresses."""
+
+    def __init__(self, test):
+        self.http = [test.first.at["http"], test.second.at["http"]]
+        self.grpc = [test.first.at["grpc"], test.second.at["grpc"]]
+
+
+def turns(addresses, since, limit_s=60):
+    """The addresses in turn, for so long."""
+    while time.monotonic() - since < limit_s:
+        yield from addresses
+    raise AssertionError("nobody has served it for a minute")
+
+
+def post(address, body, headers=None):
+    host, port = address.split(":")
+    c = http.client.HTTPConnection(host, int(port), timeout=60)
+    c.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json", **(headers or {})})
+    return c, c.getresponse()
+
+
+def whole(site, prompt):
+    """Again only where nothing was begun: refused with Retry-After, or no server took the connection."""
+    for address in turns(site.http, time.monotonic()):
+        try:
+            c, r = post(address, {**PLAIN, "prompt": prompt})
+        except (ConnectionError, http.client.RemoteDisconnected):
+            time.sleep(0.1)
+            continue
+        data = json.loads(r.read())
+        c.close()
+        if r.status == 200:
+            return data["choices"][0]["text"]
+        assert r.status == 503 and r.headers["Retry-After"], (r.status, data)
+        time.sleep(0.2)
+
+
+def resumed(site, prompt):
+    """A stream that goes on behind the last event that came."""
+    key, last, text = os.urandom(8).hex(), None, ""
+    for address in turns(site.http, time.monotonic()):
+        try:
+            c, r = post(address, {**PLAIN, "prompt": prompt, "stream": True}, {"Idempotency-Key": key, **({"Last-Event-ID": last} if last else {})})
+            if r.status != 200:
+                assert r.status == 503 and r.headers["Retry-After"], (r.status, r.read())
+                time.sleep(0.2)
+                continue
+            event_id = None
+            for line in r:
+                line = line.decode().rstrip("\n")
+                if line.startswith("id: "):
+                    event_id = line[4:]
+                elif line == "data: [DONE]":
+                    c.close()
+                    return text
+                elif line.startswith("data: ") and "error" not in (event := json.loads(line[6:])):
+                    text += event["choices"][0]["text"]
+                    last = event_id
+        except (ConnectionError, http.client.HTTPException):
+            pass
+        time.sleep(0.1)
+
+
+def by_grpc(site, prompt):
+    """Goes on behind the last place that came."""
+    key, place, text = os.urandom(8).hex(), "", ""
+    for address in turns(site.grpc, time.monotonic()):
+        rpc = Rpc(address)
+        try:
+            for m in rpc.inference.Generate(pb.GenerateRequest(text=prompt, max_tokens=PLAIN["max_tokens"], temperature=0, ignore_eos=True, idempotency_key=key,
+                                                               resume_from=place), timeout=60):
+                text += m.text
+                place = m.place or place
+            return text
+        except grpc.RpcError as e:
+            assert e.code() == grpc.StatusCode.UNAVAILABLE, (e.code(), e.details())
+        finally:
+            rpc.close()
+        time.sleep(0.2)
+
+
 class Takeover(unittest.TestCase):
     def setUp(self):
         self.directory = tempfile.mkdtemp(prefix="longspan-takeover-")
@@ -75,8 +159,14 @@ class Takeover(unittest.TestCase):
             with open(os.path.join(self.directory, "log"), errors="replace") as f:
                 print("".join(f.readlines()[-80:]))
 
-    def coordinator(self, name, registry=None):
-        c = Coordinator(self, name, registry or self.etcd.client)
+    def worker(self):
+        w = Process(os.path.join(self.directory, "log"), "worker", f"--control={self.addresses}", "--bind=127.0.0.1", "--threads=1",
+                    "--kv-bytes=256M", "--log-level=info")
+        self.addCleanup(w.end)
+        return w
+
+    def coordinator(self, name, registry=None, at=None):
+        c = Coordinator(self, name, registry or self.etcd.client, at)
         self.addCleanup(c.end)
         return c
 
@@ -85,12 +175,8 @@ class Takeover(unittest.TestCase):
         wait_for("the first leads", lambda: "election/coordinator" in self.etcd.ctl("get", "--prefix", "longspan/", "--keys-only"))
         self.second = self.coordinator("b")
         addresses = f"{self.first.at['control']},{self.second.at['control']}"
-        self.workers = []
-        for i in range(2):
-            w = Process(os.path.join(self.directory, "log"), "worker", f"--control={addresses}", "--bind=127.0.0.1", "--threads=1",
-                        "--kv-bytes=256M", "--log-level=info")
-            self.addCleanup(w.end)
-            self.workers.append(w)
+        self.addresses = addresses
+        self.workers = [self.worker() for _ in range(2)]
         wait_for("the first is ready", self.first.ready, 40)
 
     def takes_over(self, since, limit_s):
@@ -139,6 +225,60 @@ class Takeover(unittest.TestCase):
         self.first.end()
         third = self.coordinator("a")
         wait_for("it stands by", lambda: third.http("GET", "/ready")[2] == {"status": "standby"})
+
+    def test_rolling_restart(self):
+        """Every process is replaced in turn by SIGTERM, under load of clients that do as they are told (Retry-After, Last-Event-ID, UNAVAILABLE): no request fails, every answer is right."""
+        self.begin()
+        site = Site(self)
+        want = {p: self.first.http("POST", "/v1/completions", {**PLAIN, "prompt": p})[2]["choices"][0]["text"] for p in ("One two", "The river", "Count:")}
+        stop, done, wrong = threading.Event(), {}, []
+
+        def load(ask, prompt):
+            while not stop.is_set():
+                try:
+                    got = ask(site, prompt)
+                    done[ask.__name__] = done.get(ask.__name__, 0) + 1
+                    if got != want[prompt]:
+                        wrong.append((ask.__name__, prompt, got))
+                except Exception as e:  # whatever it is, it is a request that failed
+                    wrong.append((ask.__name__, prompt, repr(e)))
+
+        loads = [threading.Thread(target=load, args=a) for a in ((whole, "One two"), (resumed, "The river"), (by_grpc, "Count:"))]
+        for t in loads:
+            t.start()
+
+        def more():
+            before = dict(done)
+            wait_for("each is served", lambda: all(done.get(f.__name__, 0) > before.get(f.__name__, 0) for f in (whole, resumed, by_grpc)) or wrong, 90)
+
+        try:
+            more()
+            self.second.signal(signal.SIGTERM)
+            self.assertEqual(self.second.process.wait(20), 0)
+            self.second = self.coordinator("c", at=self.second.at)
+            more()
+            leader = self.first
+            leader.signal(signal.SIGTERM)
+            began = time.monotonic()
+            self.assertEqual(leader.process.wait(40), 0)
+            ended = time.monotonic()
+            self.takes_over(ended, 10)
+            print(f"the leader drained for {ended - began:.1f} s", flush=True)
+            self.first = self.coordinator("a", at=leader.at)
+            more()
+            for i, w in enumerate(self.workers):
+                w.signal(signal.SIGTERM)
+                self.assertEqual(w.process.wait(60), 0)
+                self.workers[i] = self.worker()
+                wait_for("two workers", lambda: len(self.second.http("GET", "/status")[2]["workers"]) >= 2 and
+                         sum(x["state"] == "ready" for x in self.second.http("GET", "/status")[2]["workers"]) == 2, 40)
+            more()
+        finally:
+            stop.set()
+            for t in loads:
+                t.join()
+        self.assertEqual(wrong, [])
+        print(f"answers: {done}", flush=True)
 
     def test_hangs(self):
         """SIGSTOP: workers leave it, the standby leads; woken up it finds that out, and ends."""
