@@ -284,9 +284,10 @@ struct sched *control_sched(struct control *c)
 
 void control_lead(struct control *c, uint64_t term)
 {
-    if (!c->term)
-        sched_begin(c->sched, term); /* later ones raise it for workers that have obeyed another in between */
-    c->term = term > c->term ? term : c->term;
+    if (term <= c->term)
+        return;
+    sched_begin(c->sched, term); /* a later one too: workers may hold blocks that one of a term between has numbered */
+    c->term = term;
 }
 
 /* ---- life ---- */

@@ -35,6 +35,8 @@ struct control_config {
     size_t queued_bytes_max;        /* to one worker; more and it is given up; 0: 64 MiB */
     /* A worker became ready, or one that was is lost (state says which). May be NULL. */
     void (*on_worker)(void *ctx, const struct gateway_worker *worker);
+    /* Somebody at the door has obeyed a coordinator of a higher term, or is one. May be NULL. */
+    void (*on_higher)(void *ctx, uint64_t term);
     void *ctx;
 };
 

@@ -6,6 +6,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "coordinator/control_internal.h"
+#include "coordinator/predecessor.h"
 
 enum {
     POSTS_MAX = 8192,   /* messages of one worker that the loop has not looked at */
@@ -145,7 +146,7 @@ static void session_violates(struct session *s, const char *what)
 static void on_hello(struct session *s, const struct control_hello *h)
 {
     struct control *c = s->control;
-    char why[96];
+    char why[128];
     if (s->state != SESSION_ATTACHED) {
         session_violates(s, "a second hello");
         return;
@@ -156,12 +157,17 @@ static void on_hello(struct session *s, const struct control_hello *h)
         session_drop(s, RPC_INVALID_ARGUMENT, why);
         return;
     }
-    if (!c->term || h->term > c->term) {
+    const bool caller = !strcmp(h->device, PREDECESSOR_DEVICE);
+    if (!c->term || h->term > c->term || caller) {
         snprintf(why, sizeof why,
-                 c->term ? "this coordinator's term %" PRIu64 " is over: the worker has obeyed one of term %" PRIu64
-                         : "this coordinator does not lead",
+                 !c->term             ? "this coordinator does not lead"
+                 : h->term <= c->term ? "this coordinator leads in term %" PRIu64
+                 : caller             ? "this coordinator's term %" PRIu64 " is over: another leads in term %" PRIu64
+                          : "this coordinator's term %" PRIu64 " is over: the worker has obeyed one of term %" PRIu64,
                  c->term, h->term);
         session_drop(s, RPC_UNAVAILABLE, why);
+        if (c->term && h->term > c->term && c->config.on_higher)
+            c->config.on_higher(c->config.ctx, h->term);
         return;
     }
     if (c->next_id >=

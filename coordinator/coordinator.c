@@ -23,6 +23,7 @@
 #include "coordinator/gateway/keys.h"
 #include "coordinator/jobs/jobs.h"
 #include "coordinator/membership.h"
+#include "coordinator/predecessor.h"
 #include "coordinator/tokenizer/tokenizer.h"
 #include "kernels/selector.h"
 #include "model/model.h"
@@ -41,8 +42,9 @@ struct coordinator {
     struct loop *loop;
     struct control *control;
     struct gateway *gateway;
-    struct membership *membership; /* NULL: no registry */
-    struct jobs *jobs;             /* NULL: no state directory */
+    struct membership *membership;   /* NULL: no registry */
+    struct predecessor *predecessor; /* who led before; NULL: nobody */
+    struct jobs *jobs;               /* NULL: no state directory */
     struct loop_timer *drain_timer;
     int64_t drain_until_ms;
     int lock_fd;
@@ -199,15 +201,36 @@ static void on_worker(void *ctx, const struct gateway_worker *worker)
     struct coordinator *c = ctx;
     if (c->membership)
         membership_worker(c->membership, worker);
+    if (c->predecessor && control_is_ready(c->control))
+        predecessor_end(c->predecessor); /* its workers are here */
 }
 
-/* The registry's word, once. */
-static void on_leads(void *ctx, uint64_t token)
+/* The registry's word; again when the term rises. */
+static void on_leads(void *ctx, uint64_t term, const char *before)
 {
     struct coordinator *c = ctx;
-    control_lead(c->control, token);
+    control_lead(c->control, term);
+    if (!c->led && before[0] && predecessor_tell(before, c->control_tls, term, &c->predecessor))
+        log_error("coordinator: no memory to tell the one at %s that it leads no more", before);
     c->led = true;
     gateway_standby(c->gateway, NULL);
+}
+
+static void on_outvoted(void *ctx, const char *why)
+{
+    struct coordinator *c = ctx;
+    if (c->fault.status)
+        return;
+    error_set(&c->fault, ST_STALE, "%s: this one ends", why);
+    log_error("%s", c->fault.text);
+    loop_stop(c->loop);
+}
+
+static void on_higher(void *ctx, uint64_t term)
+{
+    struct coordinator *c = ctx;
+    if (c->membership)
+        membership_higher(c->membership, term);
 }
 
 /* Another leads. A standby says so; who led before was cut off and outvoted: what it still does nobody may rely on. */
@@ -250,6 +273,7 @@ static enum status control_begin(struct coordinator *c, struct error *err)
         .model_digest = model_digest(c->model),
         .n_workers = config->n_workers,
         .on_worker = on_worker,
+        .on_higher = on_higher,
         .ctx = c,
     };
     control.sched.positions_max = c->positions_max;
@@ -330,7 +354,12 @@ static enum status jobs_begin(struct coordinator *c, struct error *err)
 static void jobs_go(struct coordinator *c)
 {
     const struct jobs_serve serve = {
-        .registry = membership_registry(c->membership), .gateway = c->gateway, .ready = gateway_ready, .ctx = c
+        .registry = membership_registry(c->membership),
+        .gateway = c->gateway,
+        .ready = gateway_ready,
+        .ctx = c,
+        .confirm = membership_confirm,
+        .confirm_ctx = c->membership,
     };
     if (c->jobs)
         jobs_serve(c->jobs, &serve);
@@ -408,6 +437,7 @@ static enum status membership_begin(struct coordinator *c, const char *http, con
                                                   .ttl_ms = config->lease_ms,
                                                   .leads = on_leads,
                                                   .follows = on_follows,
+                                                  .outvoted = on_outvoted,
                                                   .ctx = c };
     c->shares = !strncmp(spec, "etcd:", 5);
     if (!spec[0])
@@ -489,6 +519,7 @@ static void coordinator_drain(struct coordinator *c)
 static void coordinator_free(struct coordinator *c)
 {
     jobs_stop(c->jobs);
+    predecessor_free(c->predecessor);
     membership_stop(c->membership);
     c->membership = NULL;
     gateway_free(c->gateway);

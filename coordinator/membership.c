@@ -12,7 +12,13 @@
 #include "common/log.h"
 #include "coordinator/registry/registry.h"
 
-enum { TTL_MS = 5000, WORKERS_MAX = PLAN_WORKERS_MAX };
+/*
+ * The lead is won at a revision of the registry's, and used once a record that no lease takes away says by whom, with a term above all that were used before:
+ * "election/term". So a coordinator that lost the lead and wins it again knows whether another led in between, and where a registry began anew
+ * (its revisions are low again), the term can be raised above the one that workers have obeyed.
+ */
+enum { TTL_MS = 5000, AGAIN_MS = 200, WORKERS_MAX = PLAN_WORKERS_MAX };
+static const char term_key[] = "election/term";
 
 struct entry {
     uint16_t id;
@@ -20,10 +26,18 @@ struct entry {
 };
 
 struct membership {
-    void (*leads)(void *ctx, uint64_t token);
+    void (*leads)(void *ctx, uint64_t term, const char *before);
     void (*follows)(void *ctx, const char *leader, size_t bytes);
+    void (*outvoted)(void *ctx, const char *why);
     void *ctx;
     char *value; /* who we are: of this process alone */
+    char instance[17];
+    char control[256];                /* where workers reach us */
+    char before[256];                 /* where they reached who led before; "": that were we, or nobody */
+    uint64_t token, term, asked_term; /* of the lead; in use (0: none yet); being written */
+    uint64_t higher;                  /* the highest that a worker says it has obeyed */
+    bool taking;                      /* the record is read or written */
+    struct loop_timer *take_timer;    /* tries again */
     struct registry *registry;
     struct registry_election *election;
     struct loop_timer *timer;
@@ -112,13 +126,160 @@ static void on_tick(void *arg)
     loop_timer_set(m->timer, m->ttl_ms / 4);
 }
 
+/* ---- the term ---- */
+
+static void term_read(struct membership *m);
+
+static bool leads_now(const struct membership *m)
+{
+    return registry_election_leads(m->election);
+}
+
+static void outvoted(struct membership *m, const char *why)
+{
+    if (m->led && m->outvoted && !m->stopping)
+        m->outvoted(m->ctx, why);
+}
+
+static void take_again(struct membership *m)
+{
+    m->taking = false;
+    if (!m->stopping)
+        loop_timer_set(m->take_timer, AGAIN_MS);
+}
+
+static void on_take_timer(void *arg)
+{
+    struct membership *m = arg;
+    if (leads_now(m) && !m->taking)
+        term_read(m);
+}
+
+static void on_term_written(void *ctx, const struct registry_answer *answer)
+{
+    struct membership *m = ctx;
+    if (answer->status) {
+        take_again(m); /* stale: by an earlier try of ours, or by another who leads; reading tells */
+        return;
+    }
+    m->taking = false;
+    if (!leads_now(m))
+        return; /* whoever leads now reads what we wrote */
+    m->term = m->asked_term;
+    m->led = true;
+    log_info("registry: this coordinator leads (token %llu, term %llu)", (unsigned long long)m->token,
+             (unsigned long long)m->term);
+    if (m->leads)
+        m->leads(m->ctx, m->term, m->before);
+    if (m->higher >= m->term)
+        term_read(m);
+}
+
+static void term_write(struct membership *m, uint64_t term, uint64_t revision)
+{
+    m->asked_term = term;
+    json_t *json =
+        json_pack("{s:I, s:s, s:s}", "term", (json_int_t)term, "instance", m->instance, "control", m->control);
+    char *value = json ? json_dumps(json, JSON_COMPACT) : NULL;
+    json_decref(json);
+    if (!value) {
+        take_again(m);
+        return;
+    }
+    const struct registry_put put = { .key = term_key,
+                                      .value = value,
+                                      .bytes = strlen(value),
+                                      .compare = revision ? REGISTRY_AT : REGISTRY_ABSENT,
+                                      .at = revision };
+    m->registry->ops->put(m->registry, &put, on_term_written, m);
+    free(value);
+}
+
+/* What the record says; 0 and "" where it says nothing that could be. */
+static uint64_t term_parse(const struct registry_item *item, char instance_out[17], char control_out[256])
+{
+    json_t *json = json_loadb((const char *)item->value, item->bytes, 0, NULL);
+    const json_int_t term = json_integer_value(json_object_get(json, "term"));
+    const char *instance = json_string_value(json_object_get(json, "instance")),
+               *control = json_string_value(json_object_get(json, "control"));
+    const bool good = term > 0 && (uint64_t)term <= MEMBERSHIP_TERM_MAX && instance && control;
+    if (!good)
+        log_warn("registry: '%s' holds no term; it is written anew", term_key);
+    snprintf(instance_out, 17, "%s", good ? instance : "");
+    snprintf(control_out, 256, "%s", good ? control : "");
+    json_decref(json);
+    return good ? (uint64_t)term : 0;
+}
+
+static uint64_t highest(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+static void on_term_read(void *ctx, const struct registry_answer *answer)
+{
+    struct membership *m = ctx;
+    char instance[17] = "", control[256] = "";
+    uint64_t used = 0;
+    if (answer->status) {
+        note(m, answer);
+        take_again(m);
+        return;
+    }
+    m->taking = false;
+    if (!leads_now(m))
+        return;
+    if (answer->n_items)
+        used = term_parse(&answer->items[0], instance, control);
+    const bool own = !strcmp(instance, m->instance);
+    if (m->led && used > m->term && !own) {
+        outvoted(m, "another coordinator has led in between");
+        return;
+    }
+    if (!own)
+        snprintf(m->before, sizeof m->before, "%s", control);
+    const uint64_t token = m->token <= MEMBERSHIP_TERM_MAX ? m->token : 0;
+    uint64_t term = highest(highest(token, used + 1), m->term + 1);
+    if (m->higher >= term) {
+        log_warn("registry: a worker has obeyed a coordinator of term %llu, of which the registry knows nothing: it "
+                 "has begun "
+                 "anew; the term goes on behind that",
+                 (unsigned long long)m->higher);
+        term = m->higher + 1;
+    }
+    if (term > MEMBERSHIP_TERM_MAX) {
+        log_error("registry: there is no term above %llu", (unsigned long long)m->higher);
+        return;
+    }
+    m->taking = true;
+    term_write(m, term, answer->n_items ? answer->items[0].revision : 0);
+}
+
+static void term_read(struct membership *m)
+{
+    m->taking = true;
+    m->registry->ops->list(m->registry, term_key, true, on_term_read, m);
+}
+
+void membership_higher(struct membership *m, uint64_t term)
+{
+    if (term > MEMBERSHIP_TERM_MAX)
+        return;
+    m->higher = highest(m->higher, term);
+    if (!m->led || m->higher < m->term || m->taking)
+        return;
+    if (leads_now(m))
+        term_read(m); /* the registry says whether another has led, or has forgotten that one did */
+    else
+        outvoted(m, "a coordinator of a later term is obeyed, and the registry does not say that this one leads");
+}
+
 static void on_won(void *ctx, uint64_t token)
 {
     struct membership *m = ctx;
-    m->led = true;
-    log_info("registry: this coordinator leads (token %llu)", (unsigned long long)token);
-    if (m->leads)
-        m->leads(m->ctx, token);
+    m->token = token;
+    if (!m->taking)
+        term_read(m);
 }
 
 static void on_follows(void *ctx, const struct registry_item *leader)
@@ -131,8 +292,11 @@ static void on_follows(void *ctx, const struct registry_item *leader)
 
 static void on_lost(void *ctx, const char *why)
 {
-    (void)ctx;
-    log_warn("registry: the lead is lost (%s); what runs goes on", why);
+    struct membership *m = ctx;
+    if (m->led)
+        log_warn("registry: the lead is lost (%s); what runs goes on", why);
+    if (m->led && m->higher >= m->term)
+        outvoted(m, "a coordinator of a later term is obeyed, and the registry does not say that this one leads");
 }
 
 static uint64_t instance_draw(void)
@@ -143,9 +307,9 @@ static uint64_t instance_draw(void)
 
 static enum status election_begin(struct membership *m, const struct membership_config *config)
 {
-    char instance[17];
-    snprintf(instance, sizeof instance, "%016llx", (unsigned long long)instance_draw());
-    json_t *json = json_pack("{s:s, s:i, s:s, s:s, s:s, s:s}", "instance", instance, "pid", (int)getpid(), "http",
+    snprintf(m->instance, sizeof m->instance, "%016llx", (unsigned long long)instance_draw());
+    snprintf(m->control, sizeof m->control, "%s", config->control);
+    json_t *json = json_pack("{s:s, s:i, s:s, s:s, s:s, s:s}", "instance", m->instance, "pid", (int)getpid(), "http",
                              config->http, "grpc", config->grpc, "control", config->control, "model", config->model);
     if (json)
         m->value = json_dumps(json, JSON_COMPACT);
@@ -171,11 +335,13 @@ enum status membership_start(const struct membership_config *config, struct memb
     m->ttl_ms = config->ttl_ms ? config->ttl_ms : TTL_MS;
     m->leads = config->leads;
     m->follows = config->follows;
+    m->outvoted = config->outvoted;
     m->ctx = config->ctx;
     enum status st = registry_open(config->registry, config->tls, config->loop, &m->registry, err);
     if (st == ST_OK) {
         m->timer = loop_timer_new(config->loop, on_tick, m);
-        st = m->timer ? election_begin(m, config) : ST_NO_MEMORY;
+        m->take_timer = loop_timer_new(config->loop, on_take_timer, m);
+        st = m->timer && m->take_timer ? election_begin(m, config) : ST_NO_MEMORY;
         if (st)
             error_set(err, st, "registry: %s", status_text(st));
     }
@@ -196,6 +362,38 @@ bool membership_led(const struct membership *m)
 struct registry *membership_registry(struct membership *m)
 {
     return m->registry;
+}
+
+/* ---- whether it leads still ---- */
+
+struct confirmation {
+    struct membership *m;
+    void (*done)(void *ctx, bool leads);
+    void *ctx;
+};
+
+static void on_confirmed(void *ctx, const struct registry_answer *answer)
+{
+    struct confirmation *c = ctx;
+    const struct membership *m = c->m;
+    /* the key as we wrote it: nobody else can have led before this was read */
+    const bool own = !answer->status && answer->n_items && answer->items[0].revision == m->token &&
+                     answer->items[0].bytes == strlen(m->value) &&
+                     !memcmp(answer->items[0].value, m->value, answer->items[0].bytes);
+    c->done(c->ctx, own && m->led);
+    free(c);
+}
+
+void membership_confirm(void *membership, void (*done)(void *ctx, bool leads), void *ctx)
+{
+    struct membership *m = membership;
+    struct confirmation *c = malloc(sizeof *c);
+    if (!c) {
+        fputs("out of memory in the registry\n", stderr);
+        abort();
+    }
+    *c = (struct confirmation){ m, done, ctx };
+    m->registry->ops->list(m->registry, "election/coordinator", true, on_confirmed, c);
 }
 
 static struct entry *entry_find(struct membership *m, uint16_t id)
@@ -238,6 +436,7 @@ void membership_stop(struct membership *m)
         return;
     m->stopping = true;
     loop_timer_free(m->timer);
+    loop_timer_free(m->take_timer);
     registry_election_stop(m->election);
     if (m->lease)
         m->registry->ops->lease_revoke(m->registry, m->lease, NULL, NULL); /* the entries go with it */

@@ -139,8 +139,8 @@ struct sched_events {
 enum status sched_new(const struct sched_config *config, const struct sched_ops *ops, void *ctx,
                       struct sched **sched_out);
 /*
- * Before any worker is ready: epochs, and the numbers of blocks and sequences, are higher than those of any scheduler of a lower term. term: ascends from
- * leader to leader; its lower 32 bits count.
+ * From now on epochs, and the numbers of blocks and sequences, are higher than those of any scheduler of a lower term. Before any worker is ready, and again
+ * when the term rises. term: ascends from leader to leader; its lower 32 bits count.
  */
 void sched_begin(struct sched *s, uint64_t term);
 /* Sealed blocks that a worker, ready since just now, holds from the time before: cache by their ids from now on. What cannot be kept it is told to drop. */

@@ -43,6 +43,9 @@ struct jobs_serve {
     struct registry *registry; /* kept, as all of these */
     struct gateway *gateway;
     bool (*ready)(void *ctx); /* enough workers are ready, and this coordinator leads */
+    /* Asks the registry whether this coordinator leads still, and answers later, once: membership_confirm. NULL: nobody else could. ctx is confirm_ctx. */
+    void (*confirm)(void *ctx, void (*done)(void *done_ctx, bool leads), void *done_ctx);
+    void *confirm_ctx;
     void *ctx;
 };
 /* Reads the records as soon as `ready`, and runs what is queued. */

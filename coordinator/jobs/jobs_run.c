@@ -101,6 +101,19 @@ static void body_drop(struct job *job)
         run_free(run);
 }
 
+/* What another coordinator made of it is what is known of it from now on. */
+static void record_take(struct job *job, const struct registry_answer *a)
+{
+    struct job_record r;
+    struct error err = { 0 };
+    if (a->n_items != 1 || job_record_read(a->items[0].value, a->items[0].bytes, &r, &err) ||
+        strcmp(r.id, job->r.id) != 0)
+        return;
+    job->r = r;
+    job->revision = a->items[0].revision;
+    job->jobs->n_queued += r.state == JOB_QUEUED && job->local;
+}
+
 static void on_stored(void *ctx, const struct registry_answer *a)
 {
     struct storing *s = ctx;
@@ -117,6 +130,7 @@ static void on_stored(void *ctx, const struct registry_answer *a)
             jobs_pump(jobs);
         } else if (a->status == ST_STALE) {
             log_error("job %s: its record was changed by another; the end of this run is not kept", job->r.id);
+            record_take(job, a);
             job->stage = STAGE_IDLE;
             jobs->n_running--;
             job_tell(job);

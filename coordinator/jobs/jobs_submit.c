@@ -9,8 +9,9 @@
 #include "coordinator/jobs/jobs_internal.h"
 
 /*
- * parse, try the request's own parser, write the body as a blob (all beside the loop) -> put the record if there is none of that id -> acknowledge. The id is a
- * hash of the idempotency key, so the record itself is what makes one key one job.
+ * parse, try the request's own parser, write the body as a blob (all beside the loop) -> put the record if there is none of that id -> see that this coordinator
+ * leads still -> acknowledge. The id is a hash of the idempotency key, so the record itself is what makes one key one job. Whoever leads next reads all records
+ * once: one that is written after that by a coordinator that does not know yet would not be seen, so it is not acknowledged.
  */
 enum { VALUES_MAX_MORE = 64 << 10 };
 
@@ -20,6 +21,7 @@ struct submission {
     uint8_t *data;
     size_t bytes, values_max;
     struct job_record r;
+    uint64_t revision; /* of its record */
     struct refusal refusal;
 };
 
@@ -108,6 +110,32 @@ static void answer_existing(struct submission *s, const struct job *job)
         jobs_call_fail(s->call, RPC_ALREADY_EXISTS, "idempotency_key: it was used for another request");
 }
 
+static const char may_be_taken[] =
+    "the registry does not answer; the job may have been taken: ask again with its idempotency key";
+
+static void submission_end(struct submission *s)
+{
+    struct jobs *jobs = s->jobs;
+    jobs_ref(jobs);
+    submission_free(s);
+    if (!jobs->stopped)
+        jobs_pump(jobs);
+    jobs_unref(jobs);
+}
+
+static void on_confirmed(void *ctx, bool leads)
+{
+    struct submission *s = ctx;
+    struct job *job = jobs_find(s->jobs, s->r.id);
+    if (!leads)
+        jobs_call_fail(s->call, RPC_UNAVAILABLE, may_be_taken);
+    else if (job || (job = jobs_add(s->jobs, &s->r, s->revision)))
+        jobs_call_answer(s->call, job);
+    else
+        jobs_call_fail(s->call, RPC_RESOURCE_EXHAUSTED, "out of memory");
+    submission_end(s);
+}
+
 static void on_put(void *ctx, const struct registry_answer *a)
 {
     struct submission *s = ctx;
@@ -119,21 +147,20 @@ static void on_put(void *ctx, const struct registry_answer *a)
         !job_record_read(a->items[0].value, a->items[0].bytes, &r, &err) && !strcmp(r.id, s->r.id))
         job = jobs_add(jobs, &r, a->items[0].revision); /* another coordinator's */
     if (a->status == ST_OK && !job) {
-        job = jobs_add(jobs, &s->r, a->revision);
-        if (job)
-            jobs_call_answer(s->call, job);
+        s->revision = a->revision;
+        if (jobs->serve.confirm && !jobs->stopped)
+            jobs->serve.confirm(jobs->serve.confirm_ctx, on_confirmed, s);
         else
-            jobs_call_fail(s->call, RPC_RESOURCE_EXHAUSTED, "out of memory");
-    } else if (a->status == ST_STALE && job) {
+            on_confirmed(s, true);
+        return;
+    }
+    if (a->status == ST_STALE && job) {
         answer_existing(s, job);
     } else {
         /* it may be there, or not: the blob stays until the next start says */
-        jobs_call_fail(s->call, RPC_UNAVAILABLE,
-                       "the registry does not answer; the job may have been taken: ask again with its idempotency key");
+        jobs_call_fail(s->call, RPC_UNAVAILABLE, may_be_taken);
     }
-    submission_free(s);
-    if (!jobs->stopped)
-        jobs_pump(jobs);
+    submission_end(s);
 }
 
 static void submission_put(struct submission *s)

@@ -1,7 +1,6 @@
 /* What outlives this scheduler: its term, by which its numbers are higher than before, and the names of blocks, which their workers keep for the next one. */
 #include "coordinator/sched/state.h"
 
-#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,9 +9,9 @@ enum { NAMES_AT_ONCE = 256 };
 void sched_begin(struct sched *s, uint64_t term)
 {
     const uint64_t base = (term & UINT32_MAX) << 32;
-    assert(!s->ready && !s->n_running);
-    s->epochs = s->next_seq = base;
-    s->dir.next = base + 1;
+    s->epochs = base > s->epochs ? base : s->epochs;
+    s->next_seq = base > s->next_seq ? base : s->next_seq;
+    s->dir.next = base + 1 > s->dir.next ? base + 1 : s->dir.next;
 }
 
 static void names_send(struct sched *s, uint8_t slot)

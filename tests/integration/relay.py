@@ -3,15 +3,22 @@
     relay.py NAME=PID=ADDRESS/BITS ...
 
 makes a tap device `ls0` in the network namespace of each process, with the address, and forwards frames between them. Commands come on standard input,
-a line each, and are answered by a line: `delay MS` (on every packet's way), `down NAME`, `up NAME` (a cable pulled and put back), `stats`.
-It ends with its standard input.
+a line each, and are answered by a line. It ends with its standard input.
+
+    delay MS     on every packet's way; `jitter MS`: up to so much more, drawn for each packet, so that packets overtake each other
+    loss SHARE   of all packets, drawn for each; `seed N`: of what is drawn
+    down NAME    a cable is pulled; `up NAME`: put back
+    cut A B      what A sends to B vanishes, what B sends to A arrives; `mend A B`
+    reset        all of that is over
+    stats        frames, bytes and frames dropped, by port
 """
 
-import collections
 import ctypes
 import fcntl
+import heapq
 import json
 import os
+import random
 import select
 import struct
 import subprocess
@@ -58,10 +65,18 @@ class Switch:
     def __init__(self, ports):
         self.ports = ports
         self.by_fd = {p.fd: p for p in ports}
+        self.by_name = {p.name: p for p in ports}
         self.by_address = {}  # of Ethernet: where it was heard
-        self.delay_s = 0
-        self.queue = collections.deque()  # (when, frame, from), in order of time: the delay is the same for all
-        self.queued = 0
+        self.random = random.Random(1)
+        self.queue = []  # a heap of (when, number, frame, from): without jitter in the order in which they came
+        self.queued = self.number = 0
+        self.reset()
+
+    def reset(self):
+        self.delay_s = self.jitter_s = self.loss = 0
+        self.cuts = set()  # (from, to), by name
+        for p in self.ports:
+            p.is_up = True
 
     def take(self, port):
         now = time.monotonic()
@@ -70,24 +85,26 @@ class Switch:
                 frame = os.read(port.fd, MTU + 64)
             except BlockingIOError:
                 return
-            if not port.is_up or self.queued > QUEUE_BYTES_MAX:
+            if not port.is_up or self.queued > QUEUE_BYTES_MAX or (self.loss and self.random.random() < self.loss):
                 port.dropped += 1
                 continue
             port.frames += 1
             port.bytes += len(frame)
             self.by_address[frame[6:12]] = port
             self.queued += len(frame)
-            self.queue.append((now + self.delay_s, frame, port))
+            self.number += 1
+            late_s = self.jitter_s and self.random.uniform(0, self.jitter_s)
+            heapq.heappush(self.queue, (now + self.delay_s + late_s, self.number, frame, port))
 
     def give(self, now):
         while self.queue and self.queue[0][0] <= now:
-            _, frame, source = self.queue.popleft()
+            _, _, frame, source = heapq.heappop(self.queue)
             self.queued -= len(frame)
             known = None if frame[0] & 1 else self.by_address.get(frame[:6])
             for port in [known] if known else self.ports:
                 if port is source:
                     continue
-                if not port.is_up:
+                if not port.is_up or (source.name, port.name) in self.cuts:
                     port.dropped += 1
                     continue
                 try:
@@ -97,10 +114,20 @@ class Switch:
 
     def command(self, line):
         word, *args = line.split()
-        if word == "delay":
-            self.delay_s = float(args[0]) / 1000
+        if word in ("delay", "jitter"):
+            setattr(self, word + "_s", float(args[0]) / 1000)
+        elif word == "loss":
+            self.loss = float(args[0])
+        elif word == "seed":
+            self.random.seed(args[0])
         elif word in ("down", "up"):
-            next(p for p in self.ports if p.name == args[0]).is_up = word == "up"
+            self.by_name[args[0]].is_up = word == "up"
+        elif word == "cut":
+            self.cuts.add((self.by_name[args[0]].name, self.by_name[args[1]].name))
+        elif word == "mend":
+            self.cuts.discard(tuple(args))
+        elif word == "reset":
+            self.reset()
         elif word == "stats":
             return json.dumps({p.name: {"frames": p.frames, "bytes": p.bytes, "dropped": p.dropped} for p in self.ports})
         else:

@@ -18,7 +18,7 @@ class OnEtcd(unittest.TestCase):
         self.addCleanup(etcd.remove)
         with Cluster("--registry", f"etcd:{etcd.client}", workers=2) as c:
             rpc = Rpc(c.grpc)
-            members = ["longspan/election/coordinator", "longspan/worker/0", "longspan/worker/1"]
+            members = ["longspan/election/coordinator", "longspan/election/term", "longspan/worker/0", "longspan/worker/1"]
             wait_for("the members' entries", lambda: sorted(etcd.keys()) == members)
             leader = json.loads(etcd.ctl("get", "longspan/election/coordinator", "--print-value-only"))
             self.assertEqual(leader["grpc"], c.grpc)
@@ -75,7 +75,7 @@ class OnEtcd(unittest.TestCase):
             wait_for("the jobs are known again", still_done, 30)
             wait_for("ready", lambda: c.http("GET", "/ready")[0] == 200, 30)
             rpc.close()
-        self.assertFalse([k for k in etcd.keys() if "/job/" not in k])
+        self.assertEqual([k for k in etcd.keys() if "/job/" not in k], ["longspan/election/term"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 /* ctest-labels: tsan */
 /* ctest-serial */
 #include "coordinator/control.h"
+#include "coordinator/predecessor.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -34,7 +35,13 @@ struct site {
     struct loop *loop;
     struct control *control;
     char target[32];
+    uint64_t higher; /* term that somebody at the door has shown */
 };
+
+static void on_higher(void *ctx, uint64_t term)
+{
+    ((struct site *)ctx)->higher = term;
+}
 
 static void turn(struct site *site)
 {
@@ -84,6 +91,8 @@ static int site_setup(void **state)
         .model_digest = model,
         .n_workers = 2,
         .term = 5,
+        .on_higher = on_higher,
+        .ctx = site,
     };
     if (control_start(&config, &site->control, &err))
         fail_msg("%s", err.text);
@@ -611,7 +620,33 @@ static void inventories(void **state)
     TURN_UNTIL(site, atomic_load(&f.done));
     assert_int_equal(atomic_load(&f.code), RPC_UNAVAILABLE);
     assert_int_equal(atomic_load(&f.welcomes), 0);
+    assert_int_equal(site->higher, 6);
     fake_down(&f);
+}
+
+/* Who leads now calls at who led before; whatever the term, it is no worker. */
+static void a_successor_calls(void **state)
+{
+    struct site *site = *state;
+    struct predecessor *p;
+    struct fake f;
+    site->higher = 0;
+    assert_int_equal(predecessor_tell(site->target, NULL, 77, &p), ST_OK);
+    TURN_UNTIL(site, site->higher == 77);
+    predecessor_end(p);
+    predecessor_free(p);
+    site->higher = 0;
+    fake_attach(&f, NULL, site->target);
+    fake_send(&f, &(struct control_message){ .kind = CONTROL_HELLO,
+                                             .as.hello = { CONTROL_VERSION, 77, "", PREDECESSOR_DEVICE, "", 1, 1 } });
+    TURN_UNTIL(site, atomic_load(&f.done));
+    assert_int_equal(atomic_load(&f.code), RPC_UNAVAILABLE);
+    assert_int_equal(atomic_load(&f.welcomes), 0);
+    assert_int_equal(site->higher, 0);
+    fake_down(&f);
+    /* nobody is there */
+    assert_int_equal(predecessor_tell("127.0.0.1:1", NULL, 78, &p), ST_OK);
+    predecessor_free(p);
 }
 
 /* Who does not lead admits nobody; once it leads it does. */
@@ -711,6 +746,7 @@ int main(void)
         ON_SITE(a_cut_stream_is_noticed_at_once),
         ON_SITE(violations_cost_the_violator),
         ON_SITE(inventories),
+        ON_SITE(a_successor_calls),
         ON_SITE(a_standby_admits_nobody),
         ON_SITE(so_many_and_no_more),
         ON_SITE(stopping_ends_all),

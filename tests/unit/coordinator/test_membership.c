@@ -65,7 +65,38 @@ static const char *list_all(void)
     return l.text;
 }
 
-static struct membership *start(void)
+/* What a coordinator was told. */
+struct heard {
+    uint64_t term;
+    int led, outvoted, confirmed, unconfirmed;
+    char before[64];
+};
+
+static void on_leads(void *ctx, uint64_t term, const char *before)
+{
+    struct heard *h = ctx;
+    assert_true(term > h->term);
+    h->led++;
+    h->term = term;
+    snprintf(h->before, sizeof h->before, "%s", before);
+}
+
+static void on_outvoted(void *ctx, const char *why)
+{
+    assert_true(*why);
+    ((struct heard *)ctx)->outvoted++;
+}
+
+static void on_confirmed(void *ctx, bool leads)
+{
+    struct heard *h = ctx;
+    if (leads)
+        h->confirmed++;
+    else
+        h->unconfirmed++;
+}
+
+static struct membership *start_at(const char *control, struct heard *heard)
 {
     struct membership *m;
     struct error err = { 0 };
@@ -73,12 +104,39 @@ static struct membership *start(void)
                                               .registry = spec,
                                               .http = "127.0.0.1:8080",
                                               .grpc = "127.0.0.1:9090",
-                                              .control = "127.0.0.1:9091",
+                                              .control = control,
                                               .model = "a \"model\"",
-                                              .ttl_ms = 1000 };
+                                              .ttl_ms = 1000,
+                                              .leads = heard ? on_leads : NULL,
+                                              .outvoted = heard ? on_outvoted : NULL,
+                                              .ctx = heard };
     if (membership_start(&config, &m, &err))
         fail_msg("%s", err.text);
     return m;
+}
+
+static struct membership *start(void)
+{
+    return start_at("127.0.0.1:9091", NULL);
+}
+
+static void on_done(void *ctx, const struct registry_answer *answer)
+{
+    assert_int_equal(answer->status, ST_OK);
+    *(bool *)ctx = true;
+}
+
+/* As another would that shares the registry. value NULL: takes the key away. */
+static void write_key(struct membership *m, const char *key, const char *value)
+{
+    struct registry *r = membership_registry(m);
+    bool done = false;
+    const struct registry_put put = { .key = key, .value = value, .bytes = value ? strlen(value) : 0 };
+    if (value)
+        r->ops->put(r, &put, on_done, &done);
+    else
+        r->ops->remove(r, key, REGISTRY_ANY, 0, on_done, &done);
+    TURN_UNTIL(done);
 }
 
 static void others_see_who_is_here(void **state)
@@ -122,6 +180,78 @@ static void one_leads_at_a_time(void **state)
     membership_stop(second);
 }
 
+/* The next leader's term is higher, and it learns where the one before was. */
+static void terms_ascend(void **state)
+{
+    (void)state;
+    struct heard a = { 0 }, b = { 0 };
+    struct membership *m = start_at("10.0.0.1:1", &a);
+    TURN_UNTIL(a.led);
+    membership_confirm(m, on_confirmed, &a);
+    TURN_UNTIL(a.confirmed);
+    membership_stop(m);
+    m = start_at("10.0.0.2:2", &b);
+    TURN_UNTIL(b.led);
+    assert_true(b.term > a.term);
+    assert_string_equal(b.before, "10.0.0.1:1");
+    /* what a worker says that it has obeyed, and the registry knows nothing of: it has begun anew */
+    const uint64_t obeyed = b.term + 1000;
+    membership_higher(m, obeyed);
+    TURN_UNTIL(b.led == 2);
+    assert_int_equal(b.term, obeyed + 1);
+    membership_higher(m, b.term - 1); /* known */
+    membership_higher(m, UINT64_MAX); /* cannot be */
+    const int64_t later = clock_ms() + 300;
+    TURN_UNTIL(clock_ms() > later);
+    assert_int_equal(b.led, 2);
+    assert_int_equal(b.outvoted, 0);
+    /* a record that cannot be read is written anew */
+    write_key(m, "election/term", "{\"term\": -7, \"instance\": 5}");
+    membership_stop(m);
+    struct heard c = { 0 };
+    m = start_at("10.0.0.3:3", &c);
+    TURN_UNTIL(c.led);
+    assert_string_equal(c.before, "");
+    assert_non_null(strstr(list_all(), "10.0.0.3:3"));
+    membership_stop(m);
+}
+
+/* Who loses the lead and wins it again ends, if another led in between: it knows nothing of what that one did. */
+static void another_led_in_between(void **state)
+{
+    (void)state;
+    struct heard a = { 0 };
+    struct membership *m = start_at("10.0.0.1:1", &a);
+    TURN_UNTIL(a.led == 1);
+    write_key(m, "election/coordinator", NULL);
+    TURN_UNTIL(a.led == 2); /* nobody did */
+    assert_int_equal(a.outvoted, 0);
+    write_key(m, "election/term", "{\"term\": 900, \"instance\": \"other\", \"control\": \"10.0.0.2:2\"}");
+    write_key(m, "election/coordinator", NULL);
+    TURN_UNTIL(a.outvoted);
+    assert_int_equal(a.led, 2);
+    assert_non_null(strstr(list_all(), "900"));
+    membership_stop(m);
+}
+
+/* A worker has obeyed another, and the registry says so too; and one whose lead is gone is not confirmed. */
+static void a_worker_knows_better(void **state)
+{
+    (void)state;
+    struct heard a = { 0 };
+    struct membership *m = start_at("10.0.0.1:1", &a);
+    TURN_UNTIL(a.led);
+    write_key(m, "election/term", "{\"term\": 5000, \"instance\": \"other\", \"control\": \"\"}");
+    membership_higher(m, 5000);
+    TURN_UNTIL(a.outvoted);
+    write_key(m, "election/coordinator", "another's");
+    membership_confirm(m, on_confirmed, &a);
+    TURN_UNTIL(a.unconfirmed);
+    assert_int_equal(a.confirmed, 0);
+    write_key(m, "election/coordinator", NULL);
+    membership_stop(m);
+}
+
 static void bad_specs_are_refused(void **state)
 {
     (void)state;
@@ -158,9 +288,9 @@ int main(void)
 {
     log_set_level(LOG_LEVEL_ERROR);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(others_see_who_is_here),
-        cmocka_unit_test(one_leads_at_a_time),
-        cmocka_unit_test(bad_specs_are_refused),
+        cmocka_unit_test(others_see_who_is_here), cmocka_unit_test(one_leads_at_a_time),
+        cmocka_unit_test(terms_ascend),           cmocka_unit_test(another_led_in_between),
+        cmocka_unit_test(a_worker_knows_better),  cmocka_unit_test(bad_specs_are_refused),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
