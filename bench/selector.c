@@ -1,7 +1,8 @@
 /*
- * What a choice costs: one row of 8B shape (32 query heads, 8 KV heads of 128) in one layer, on one thread. Usage: selector [BLOCKS [DENSITY]]. quest: score
- * and choose for all KV heads, from sketches that lie as a worker's do; sketch-walk: what a block of 64 positions costs, a row of weights, the walk and
- * the choice. Prints microseconds, the median of several passes, beside the bytes of keys and values that dense attention of the layer would read.
+ * What a choice costs: one row of 8B shape (32 query heads, 8 KV heads of 128) in one layer, on one thread. Usage: selector [BLOCKS [DENSITY]]. quest,
+ * socket, double-sparsity: score and choose for all KV heads, from sketches that lie as a worker's do; sketch-walk: what a block of 64 positions costs, a
+ * row of weights, the walk and the choice; streaming: a list. And what the sketch of a block costs, whose keys are in the nearest caches. Prints microseconds,
+ * the median of several passes, beside the bytes of keys and values that dense attention of the layer would read.
  */
 #include <math.h>
 #include <stdint.h>
@@ -45,7 +46,7 @@ static void choose(const struct data *d, const float *scores)
     selector_choose(&c, scores, d->words, d->list);
 }
 
-static double quest_us(const struct data *d, const struct selector_impl *impl)
+static double row_us(const struct data *d, const struct selector_impl *impl)
 {
     static float q[32][128];
     const float *queries[32];
@@ -85,6 +86,39 @@ static double walk_us(const struct data *d, const struct selector_impl *impl)
     return median(us);
 }
 
+static double window_us(const struct data *d)
+{
+    double us[PASSES];
+    for (uint32_t pass = 0; pass < PASSES; pass++) {
+        const int64_t start = clock_ns();
+        selector_window(d->n, 16, d->list);
+        us[pass] = (double)(clock_ns() - start) / 1e3;
+    }
+    return median(us);
+}
+
+/* The sketch of one block, of all KV heads. */
+static double sketch_us(const struct selector_impl *impl, uint8_t *sketch)
+{
+    enum { HEADS = 8, NUMBERS = KV_BLOCK * 128 };
+    static uint16_t part[2 * HEADS][NUMBERS];
+    static float means[NUMBERS];
+    const void *parts[2 * HEADS];
+    double us[PASSES];
+    for (uint32_t j = 0; j < 2 * HEADS; j++) {
+        parts[j] = part[j];
+        for (uint32_t i = 0; i < NUMBERS; i++)
+            part[j][i] = f32_to_bf16((float)(rng_at(3, j, i) >> 40) / 16777216.0f - 0.5f);
+    }
+    const struct selector_block block = { .k_parts = parts, .v_parts = parts + HEADS, .q_means = means };
+    for (uint32_t pass = 0; pass < PASSES; pass++) {
+        const int64_t start = clock_ns();
+        impl->sketch(&shape, &block, sketch);
+        us[pass] = (double)(clock_ns() - start) / 1e3;
+    }
+    return median(us);
+}
+
 int main(int argc, char **argv)
 {
     struct data d = { .n = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 2048 };
@@ -108,23 +142,26 @@ int main(int argc, char **argv)
         const struct selector_impl *impl = &selector_impls[v];
         if (impl->needs & ~cpu_caps())
             continue;
+        if (impl->windowed) {
+            printf("%-16s %-7s %9.1f us a block\n", impl->name, "", window_us(&d));
+            continue;
+        }
         d.bytes = impl->sketch_bytes(&shape);
         uint8_t *memory = malloc(LAYERS * d.n * d.bytes);
-        for (size_t i = 0; i < LAYERS * d.n * d.bytes / 4; i++) {
-            const float x = (float)(rng_at(2, i, 0) >> 40) / 16777216.0f - 0.5f;
-            const uint32_t two = (uint32_t)f32_to_bf16(x) << 16 | f32_to_bf16(-x);
-            memcpy(memory + 4 * i, impl->by_row ? (const void *)&two : &x, 4);
-        }
+        const double made = sketch_us(impl, memory);
+        for (size_t c = 1; c < (size_t)LAYERS * d.n; c++)
+            memcpy(memory + c * d.bytes, memory, d.bytes);
         for (uint32_t l = 0; l < LAYERS; l++)
             for (uint32_t c = 0; c < d.n; c++)
                 d.sketches[(size_t)l * d.n + c] = memory + ((size_t)c * LAYERS + l) * d.bytes;
-        const double us = impl->by_row ? quest_us(&d, impl) : walk_us(&d, impl);
-        printf("%-12s %-7s %9.1f us a %s, %.2f MB of sketches a layer\n", impl->name,
+        const double us = impl->by_row ? row_us(&d, impl) : walk_us(&d, impl);
+        printf("%-16s %-7s %9.1f us a %s, %.2f MB of sketches a layer, %.1f us to make one\n", impl->name,
                !impl->by_row              ? ""
+               : impl->needs & CPU_VBMI2  ? "vbmi2"
                : impl->needs & CPU_AVX512 ? "avx512"
                : impl->needs              ? "avx2"
                                           : "c",
-               us, impl->by_row ? "row" : "block", (double)d.n * (double)d.bytes / 1e6);
+               us, impl->by_row ? "row" : "block", (double)d.n * (double)d.bytes / 1e6, made);
         free(memory);
     }
     return 0;

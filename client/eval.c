@@ -147,7 +147,8 @@ static enum status run_copies(struct eval *e, const struct settings *of, struct 
     struct settings s = *of;
     snprintf(s.model, sizeof s.model, "constructed:copy:%u", in->copy_positions);
     s.positions_max = in->copy_positions;
-    s.selector_dense_layers = s.selector_dense_layers < COPY_DENSE_LAYERS ? COPY_DENSE_LAYERS : s.selector_dense_layers;
+    if (strtoul(s.selector_dense_layers, NULL, 10) < COPY_DENSE_LAYERS) /* "default" too */
+        snprintf(s.selector_dense_layers, sizeof s.selector_dense_layers, "%d", COPY_DENSE_LAYERS);
     const enum status st = eval_run(&s, &job, NULL, scores, &figures, err);
     e->progress.done += eval_job_tokens(&job);
     if (!st)

@@ -23,10 +23,10 @@ const struct config_field settings_fields[] = {
       "GGUF file or directory, Hugging Face directory, pack, constructed:copy, random:SHAPE[:LAYERS[:SEED]]" },
     { "precision", "bf16", CONFIG_CHOICE, TEXT(precision), 0, 0, "bf16|float32", SERVE | SCOPE_EVAL, "of activations and open blocks; float32 runs the reference kernels" },
     { "kv-codec", "bf16", CONFIG_CHOICE, TEXT(kv_codec), 0, 0, "bf16|fp8|int8|int4-rot|kivi4|kivi2", SERVE | SCOPE_WORKER, "how sealed KV blocks are coded; worker: what the coordinator must serve" },
-    { "selector", "dense", CONFIG_TEXT, TEXT(selector), 0, 0, NULL, SERVE | SCOPE_WORKER, "who picks the KV that takes part: dense, quest or sketch-walk, with @DENSITY for the share of blocks read (0.2); worker: what the coordinator must serve" },
-    { "selector-dense-layers", "2", CONFIG_U32, PLAIN(selector_dense_layers), 0, 4096, NULL, SERVE, "first layers that read everything" },
+    { "selector", "dense", CONFIG_TEXT, TEXT(selector), 0, 0, NULL, SERVE | SCOPE_WORKER, "who picks the KV that takes part: dense, quest, socket, double-sparsity or sketch-walk, with @DENSITY for the share of blocks read (0.2), or streaming, with @WINDOW for the positions before a row's block (1024); worker: what the coordinator must serve" },
+    { "selector-dense-layers", "default", CONFIG_TEXT, TEXT(selector_dense_layers), 0, 0, NULL, SERVE, "first layers that read everything; default: 2, none with streaming" },
     { "selector-scope", "global", CONFIG_CHOICE, TEXT(selector_scope), 0, 0, "global|local", SERVE, "the best blocks of all, or of each slot its share" },
-    { "selector-prompt", "default", CONFIG_CHOICE, TEXT(selector_prompt), 0, 0, "default|dense|sparse", SERVE, "rows of prompts; default: dense with quest, sparse with sketch-walk" },
+    { "selector-prompt", "default", CONFIG_CHOICE, TEXT(selector_prompt), 0, 0, "default|dense|sparse", SERVE, "rows of prompts; default: sparse with sketch-walk and streaming, else dense" },
     { "template-date", "start", CONFIG_TEXT, TEXT(template_date), 0, 0, NULL, SERVE,
       "day that chat templates may ask for: start (of the coordinator, UTC), YYYY-MM-DD, none; a new one changes the first tokens of every chat" },
     { "chat-template", "", CONFIG_TEXT, TEXT(chat_template), 0, 0, NULL, SERVE, "file with the Jinja template of chats; none: the model's own" },
@@ -222,21 +222,34 @@ bool settings_read(struct settings *s, uint32_t scope, const char *usage, int ar
     return true;
 }
 
+static enum status dense_layers(const char *text, uint32_t *layers_out, struct error *err)
+{
+    char *end;
+    const unsigned long n = strtoul(text, &end, 10);
+    if (!strcmp(text, "default"))
+        return ST_OK;
+    if (text[0] < '0' || text[0] > '9' || *end || n > 4096)
+        return error_set(err, ST_INVALID, "selector-dense-layers: %s is neither default nor a number up to 4096", text);
+    *layers_out = (uint32_t)n;
+    return ST_OK;
+}
+
 enum status settings_selector(const struct settings *s, char text_out[SELECTOR_TEXT], struct error *err)
 {
     struct selector_spec spec;
     if (strchr(s->selector, ','))
         return error_set(err, ST_INVALID,
                          "selector: %s: NAME or NAME@DENSITY is wanted; the rest are flags of their own", s->selector);
-    const enum status st = selector_parse(s->selector, &spec, err);
+    enum status st = selector_parse(s->selector, &spec, err);
+    if (!st)
+        st = dense_layers(s->selector_dense_layers, &spec.dense_layers, err);
     if (st)
         return st;
-    spec.dense_layers = s->selector_dense_layers;
     spec.by_slot = !strcmp(s->selector_scope, "local");
     if (strcmp(s->selector_prompt, "default") != 0)
         spec.prompt = !strcmp(s->selector_prompt, "sparse");
     selector_text(&spec, text_out);
-    return ST_OK;
+    return selector_parse(text_out, &spec, err); /* what does not go together */
 }
 
 void settings_state_default(struct settings *s)

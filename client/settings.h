@@ -38,7 +38,8 @@ struct settings {
     /* what is served */
     char model[1024], precision[8], kv_codec[16], selector[40], selector_scope[8], selector_prompt[8],
         template_date[16], chat_template[1024];
-    uint32_t positions_max, selector_dense_layers;
+    uint32_t positions_max;
+    char selector_dense_layers[8];
     /* where */
     char http[128], grpc[128], control[1024], registry[1024], state[1024], jobs_dir[1024];
     char api_keys[1024], api_key_file[1024];

@@ -9,19 +9,40 @@
 #define QUEST(variant_needs, variant_score)                                                                            \
     {                                                                                                                  \
         .name = "quest", .needs = (variant_needs), .by_row = true, .prompt_dense = true,                               \
-        .sketch_bytes = selector_quest_bytes, .sketch = selector_quest_sketch, .score = (variant_score)                \
+        .sketch_bytes = selector_quest_bytes, .sketch = selector_quest_sketch, .valid = selector_quest_valid,          \
+        .score = (variant_score)                                                                                       \
+    }
+#define LABELS(variant_needs, variant_score)                                                                           \
+    {                                                                                                                  \
+        .name = "double-sparsity", .needs = (variant_needs), .by_row = true, .prompt_dense = true,                     \
+        .sketch_bytes = selector_labels_bytes, .sketch = selector_labels_sketch, .valid = selector_labels_valid,       \
+        .score = (variant_score)                                                                                       \
+    }
+#define SOCKET(variant_needs, isa)                                                                                     \
+    {                                                                                                                  \
+        .name = "socket", .needs = (variant_needs), .by_row = true, .prompt_dense = true,                              \
+        .sketch_bytes = selector_socket_bytes, .sketch = selector_socket_sketch_##isa, .valid = selector_socket_valid, \
+        .score = selector_socket_score_##isa                                                                           \
     }
 
 const struct selector_impl selector_impls[] = {
     QUEST(CPU_AVX512, selector_quest_score_avx512),
     QUEST(CPU_AVX2, selector_quest_score_avx2),
     QUEST(0, selector_quest_score_c),
+    LABELS(CPU_AVX512, selector_labels_score_avx512),
+    LABELS(CPU_AVX2, selector_labels_score_avx2),
+    LABELS(0, selector_labels_score_c),
+    SOCKET(CPU_AVX512 | CPU_VBMI2, vbmi2),
+    SOCKET(CPU_AVX2, avx2),
+    SOCKET(0, c),
     { .name = "sketch-walk",
       .blocks_max = SELECTOR_WALK_BLOCKS,
       .sketch_bytes = selector_walk_bytes,
       .sketch = selector_walk_sketch,
+      .valid = selector_walk_valid,
       .logits = selector_walk_logits_c,
       .weights = selector_walk_weights_c },
+    { .name = "streaming", .windowed = true },
 };
 const uint32_t n_selector_impls = sizeof selector_impls / sizeof selector_impls[0];
 
@@ -180,4 +201,12 @@ void selector_choose(const struct selector_choice *choice, const float *scores, 
         blocks[b - 1] = b;
     }
     top(keys, blocks, own - 3, budget, list_out);
+}
+
+void selector_window(uint32_t own, uint32_t window, uint64_t *list_out)
+{
+    memset(list_out, 0, selector_words(own) * sizeof *list_out);
+    set(list_out, 0);
+    for (uint32_t b = own < window ? 0 : own - window; b <= own; b++)
+        set(list_out, b);
 }

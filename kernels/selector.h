@@ -6,7 +6,9 @@
  * a budget says how many of the best are read. One file a method (cpu/selector_*.c) behind one table. All sums run in the order that is said
  * here, all exponentials are exp_f32(), and every variant of a method gives the same bits: a choice never depends on the ISA.
  *
- * Sources: quest: arXiv:2406.10774, block bounds of the keys by channel. sketch-walk: a project variant of Sketch&Walk (arXiv:2602.07397): all rows
+ * Sources: quest: arXiv:2406.10774, block bounds of the keys by channel. double-sparsity: arXiv:2408.07092, some channels of every key, in 4 bits.
+ * socket: arXiv:2602.06283, soft hashing of keys. Both score positions; a block is read whole and has the score of its best position, so that its list
+ * is what the best positions bring along, best first, until the budget is read. streaming: arXiv:2309.17453, the first block and a window. sketch-walk: a project variant of Sketch&Walk (arXiv:2602.07397): all rows
  * of block c share one list, made from the sketches of the blocks before c alone, so that prefill and decode, any chunk and any
  * replay choose alike. Causal softmax, temperature 1 / sqrt(head_dim), sharpening 8.
  */
@@ -36,24 +38,31 @@ struct selector_shape {
     enum kv_codec open;                     /* of the blocks that sketches are made from: KV_BF16 or KV_F32 */
 };
 
+/* What a sketch is made of: one complete open block in one layer, parts as struct attn_impl lays out codec `open`. */
+struct selector_block {
+    const void *const *k_parts, *const *v_parts; /* [n_kv_heads] */
+    /* [KV_BLOCK][head_dim] f32: of each position the mean over heads of its rounded queries (selector_q_mean), read only where the method has a
+       query half (by block) */
+    const float *q_means;
+    /* double-sparsity: of each KV head the channels to keep, [n_kv_heads][selector_labels(head_dim)] ascending; NULL: chosen from the block's own keys */
+    const uint8_t *channels;
+};
+
 struct selector_impl {
     const char *name;
     uint32_t needs; /* enum cpu_cap */
     bool by_row;    /* a list a row and KV head, from the row's own query; else a list a block, from sketches alone */
+    bool windowed;  /* a list a block, from positions alone: sketch_bytes is 0, and the rest is NULL */
     bool prompt_dense;   /* by default prompt rows read all */
     uint32_t blocks_max; /* a longer context can not be walked; 0: any */
     /* Of one block and layer; a multiple of 4. */
     size_t (*sketch_bytes)(const struct selector_shape *shape);
-    /*
-     * k_parts [n_kv_heads]: keys of the complete open block, as struct attn_impl lays out codec `open`. q_means [KV_BLOCK][head_dim] f32: of each position
-     * the mean over heads of its rounded queries (selector_q_mean), read only where the method has a query half (!by_row).
-     */
-    void (*sketch)(const struct selector_shape *shape, const void *const *k_parts, const float *q_means,
-                   void *sketch_out);
+    void (*sketch)(const struct selector_shape *shape, const struct selector_block *block, void *sketch_out);
+    /* Of what came from outside: a sketch that may be scored, its numbers finite. */
+    bool (*valid)(const struct selector_shape *shape, const void *sketch);
     /*
      * by_row: scores of n blocks for KV heads head_begin .. head_end - 1 of a row: the best of each one's group of n_heads / n_kv_heads queries, which are
-     * q[0 ..], head after head, [head_dim] each (rounded as attention rounds them). A score bounds q.k over the block: the sum over channels of
-     * max(q lo, q hi), channel d added to lane d mod 16, lanes joined by halves. scores_out [head_end - head_begin][n].
+     * q[0 ..], head after head, [head_dim] each (rounded as attention rounds them). scores_out [head_end - head_begin][n].
      */
     void (*score)(const struct selector_shape *shape, uint32_t head_begin, uint32_t head_end, const float *const *q,
                   const void *const *sketches, uint32_t n, float *scores_out);
@@ -72,6 +81,13 @@ extern const struct selector_impl selector_impls[];
 extern const uint32_t n_selector_impls;
 /* The first variant of a method that caps allow; NULL: no such method ("dense" is none: nothing is picked). */
 const struct selector_impl *selector_find(const char *name, uint32_t caps);
+
+/* Channels of a key that double-sparsity keeps, of head_dim: an eighth, at least 4, if there are as many. */
+static inline uint32_t selector_labels(uint32_t head_dim)
+{
+    const uint32_t n = head_dim / 8 < 4 ? 4 : head_dim / 8;
+    return n < head_dim ? n : head_dim;
+}
 
 /* out [head_dim]: the mean over heads of a row's queries q [n_heads][head_dim], each rounded as attention rounds it; heads ascending. */
 void selector_q_mean(const struct selector_shape *shape, const float *q, float *out);
@@ -118,29 +134,37 @@ static inline bool selector_reads_all(uint32_t own, uint32_t density)
  */
 void selector_choose(const struct selector_choice *choice, const float *scores, uint32_t *scratch, uint64_t *list_out);
 
+/* list_out [selector_words(own)]: block 0, the `window` blocks before the row's own, and its own. */
+void selector_window(uint32_t own, uint32_t window, uint64_t *list_out);
+
 /* ---- what a deployment says (selector_spec.c) ---- */
 
 enum {
     SELECTOR_TEXT = 80,
     SELECTOR_DENSITY_DEFAULT = 200000,
-    SELECTOR_DENSE_LAYERS = 2, /* the first layers attend everywhere */
+    SELECTOR_DENSE_LAYERS = 2, /* the first layers attend everywhere; of streaming none do */
+    SELECTOR_WINDOW_DEFAULT = 1024,
+    SELECTOR_WINDOW_MAX = 1 << 24,
 };
 
 struct selector_spec {
-    char name[16];         /* "dense": nothing is picked, and the rest means nothing */
-    uint32_t density;      /* millionths */
+    char name[16];    /* "dense": nothing is picked, and the rest means nothing */
+    uint32_t density; /* millionths; of streaming the least there is, which says no more than that rows are sparse */
+    uint32_t window;  /* streaming: positions before a row's block, a multiple of KV_BLOCK; else 0 */
     uint32_t dense_layers; /* layers 0 .. dense_layers - 1 are dense */
     bool by_slot;          /* scope=local, else global */
-    bool prompt;           /* prompt=sparse: prompt rows are sparse too; the default of sketch-walk */
+    bool prompt;           /* prompt=sparse: prompt rows are sparse too; the default of sketch-walk and streaming */
 };
 
 /*
- * "dense", or NAME[@DENSITY][,layers=N][,scope=global|local][,prompt=dense|sparse]: flags, the configuration that workers are sent, and the context of
- * block ids are this text. ST_INVALID: err says what is wrong.
+ * "dense", or NAME[@DENSITY][,layers=N][,scope=global|local][,prompt=dense|sparse], or streaming[@WINDOW] and the same options: flags, the configuration
+ * that workers are sent, and the context of block ids are this text. ST_INVALID: err says what is wrong.
  */
 enum status selector_parse(const char *text, struct selector_spec *spec_out, struct error *err);
 /* All of it, so that equal specs are equal texts. */
 void selector_text(const struct selector_spec *spec, char text_out[SELECTOR_TEXT]);
+/* "dense, quest, .. and streaming": what there is, for messages. */
+const char *selector_names(void);
 /* Decimal text above 0 and at most 1, six decimals at most -> millionths. */
 bool selector_density_parse(const char *text, size_t n, uint32_t *density_out);
 /* The nearest millionth, at least one; false: not above 0 and at most 1. */

@@ -34,6 +34,24 @@ bool selector_density_of(double density, uint32_t *density_out)
     return true;
 }
 
+const char *selector_names(void)
+{
+    return "dense, quest, socket, double-sparsity, sketch-walk and streaming";
+}
+
+/* Whole blocks, one at least. */
+static bool window_parse(const char *text, size_t n, uint32_t *window_out)
+{
+    uint64_t value = 0;
+    for (size_t i = 0; i < n && value <= SELECTOR_WINDOW_MAX; i++) {
+        if (text[i] < '0' || text[i] > '9')
+            return false;
+        value = value * 10 + (uint64_t)(text[i] - '0');
+    }
+    *window_out = (uint32_t)value;
+    return value && value <= SELECTOR_WINDOW_MAX && value % KV_BLOCK == 0;
+}
+
 static bool option(const char **at, const char *name, char value_out[16])
 {
     const size_t n = strlen(name);
@@ -72,27 +90,46 @@ static enum status option_read(const char *text, const char **at, struct selecto
     return ST_OK;
 }
 
+/* What stands behind @: a density, or streaming's window. */
+static enum status amount_read(const char *text, const char *at, size_t n, bool windowed, struct selector_spec *spec,
+                               struct error *err)
+{
+    if (windowed && !window_parse(at, n, &spec->window))
+        return error_set(err, ST_INVALID,
+                         "selector %s: the window after @ is a number of positions, a multiple of %d up to %d", text,
+                         KV_BLOCK, SELECTOR_WINDOW_MAX);
+    if (!windowed && !selector_density_parse(at, n, &spec->density))
+        return error_set(err, ST_INVALID,
+                         "selector %s: the density after @ is above 0 and at most 1, with at most six decimals", text);
+    return ST_OK;
+}
+
 enum status selector_parse(const char *text, struct selector_spec *spec_out, struct error *err)
 {
     struct selector_spec spec = { .density = SELECTOR_DENSITY_DEFAULT, .dense_layers = SELECTOR_DENSE_LAYERS };
     const size_t name = strcspn(text, "@,");
     const char *at = text + name;
     if (name >= sizeof spec.name)
-        return error_set(err, ST_INVALID, "selector %s: there are dense, quest and sketch-walk", text);
+        return error_set(err, ST_INVALID, "selector %s: there are %s", text, selector_names());
     memcpy(spec.name, text, name);
     const struct selector_impl *impl = selector_find(spec.name, 0);
     const bool dense = !strcmp(spec.name, "dense");
     if (!impl && !dense)
-        return error_set(err, ST_INVALID, "selector %s: there are dense, quest and sketch-walk", text);
+        return error_set(err, ST_INVALID, "selector %s: there are %s", text, selector_names());
     if (dense && *at)
         return error_set(err, ST_INVALID, "selector %s: dense reads everything, it takes no density or options", text);
+    const bool windowed = impl && impl->windowed;
     spec.prompt = impl && !impl->prompt_dense;
+    if (windowed) {
+        spec.density = 1;
+        spec.window = SELECTOR_WINDOW_DEFAULT;
+        spec.dense_layers = 0;
+    }
     if (*at == '@') {
         const size_t n = strcspn(++at, ",");
-        if (!selector_density_parse(at, n, &spec.density))
-            return error_set(err, ST_INVALID,
-                             "selector %s: the density after @ is above 0 and at most 1, with at most six decimals",
-                             text);
+        const enum status st = amount_read(text, at, n, windowed, &spec, err);
+        if (st)
+            return st;
         at += n;
     }
     while (*at) {
@@ -101,25 +138,31 @@ enum status selector_parse(const char *text, struct selector_spec *spec_out, str
         if (st)
             return st;
     }
+    if (windowed && spec.by_slot)
+        return error_set(err, ST_INVALID, "selector %s: scope=local deals a budget, streaming has a window", text);
     *spec_out = spec;
     return ST_OK;
 }
 
 void selector_text(const struct selector_spec *spec, char text_out[SELECTOR_TEXT])
 {
-    char density[16];
+    char amount[16];
     if (!strcmp(spec->name, "dense")) {
         snprintf(text_out, SELECTOR_TEXT, "dense");
         return;
     }
-    snprintf(density, sizeof density, "%u.%06u", spec->density / SELECTOR_DENSITY_ONE,
-             spec->density % SELECTOR_DENSITY_ONE);
-    for (size_t n = strlen(density); n && (density[n - 1] == '0' || density[n - 1] == '.'); n--) {
-        const bool point = density[n - 1] == '.';
-        density[n - 1] = 0;
-        if (point)
-            break;
+    if (spec->window) {
+        snprintf(amount, sizeof amount, "%u", spec->window);
+    } else {
+        snprintf(amount, sizeof amount, "%u.%06u", spec->density / SELECTOR_DENSITY_ONE,
+                 spec->density % SELECTOR_DENSITY_ONE);
+        for (size_t n = strlen(amount); n && (amount[n - 1] == '0' || amount[n - 1] == '.'); n--) {
+            const bool point = amount[n - 1] == '.';
+            amount[n - 1] = 0;
+            if (point)
+                break;
+        }
     }
-    snprintf(text_out, SELECTOR_TEXT, "%.15s@%s,layers=%u,scope=%s,prompt=%s", spec->name, density, spec->dense_layers,
+    snprintf(text_out, SELECTOR_TEXT, "%.15s@%s,layers=%u,scope=%s,prompt=%s", spec->name, amount, spec->dense_layers,
              spec->by_slot ? "local" : "global", spec->prompt ? "sparse" : "dense");
 }

@@ -124,7 +124,8 @@ struct backend_ops {
     uint32_t leaf_blocks;
     uint32_t
         n_parts; /* attention is cut for so many that work at once; 0: the worker's threads. Bits do not depend on it */
-    bool reads_apart; /* it can not read a leaf for several sequences at once */
+    bool reads_apart;             /* it can not read a leaf for several sequences at once */
+    const char *const *selectors; /* those that it has, beside dense, then NULL; NULL: all */
 
     enum status (*begin)(struct backend *b, const struct step_input *input);
     void (*embed)(struct backend *b);

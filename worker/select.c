@@ -187,7 +187,7 @@ static void seq_commit(struct select *s, struct select_seq *q, uint32_t committe
 enum status select_take(struct select *s, const struct plan *plan, uint16_t self, const struct select_lookup *at,
                         struct error *err)
 {
-    if (!select_active(s))
+    if (!select_sketches(s))
         return ST_OK;
     for (uint32_t i = 0; i < plan->n_drops; i++)
         sketch_drop(&s->store, plan->drops[i]);
@@ -213,7 +213,6 @@ static bool run_sparse(const struct select *s, const struct plan *plan, const st
 /* The rows here keep their queries, and the blocks that they complete become sketches. */
 static enum status rows_build(struct select *s, const struct plan *plan, uint16_t self, struct error *err)
 {
-    s->n_rows = s->n_seals = 0;
     for (uint32_t r = 0; r < plan->n_runs; r++) {
         const struct plan_run *run = &plan->runs[r];
         const struct select_seq *q = s->seqs[run->seq];
@@ -256,10 +255,11 @@ static enum status jobs_build(struct select *s, const struct plan *plan, const s
         const struct plan_run *run = &plan->runs[job->run];
         struct select_job *out = &s->jobs[j];
         const uint32_t last = (job->pos + job->n_rows - 1) / PLAN_BLOCK;
-        *out = (struct select_job){ .own = job->pos / PLAN_BLOCK, .seq = s->seqs[run->seq] };
+        *out =
+            (struct select_job){ .own = job->pos / PLAN_BLOCK, .seq = select_sketches(s) ? s->seqs[run->seq] : NULL };
         if (!run_sparse(s, plan, run))
             continue;
-        if (job->local && (!out->seq->cast || out->seq->n < last + 1))
+        if (job->local && select_sketches(s) && (!out->seq->cast || out->seq->n < last + 1))
             return error_set(err, ST_PROTOCOL, "plan %llu: position %u selects where its sketches are not",
                              (unsigned long long)plan->number, job->pos);
         if (s->store.impl->blocks_max && last >= s->store.impl->blocks_max)
@@ -348,8 +348,6 @@ static bool wanted_here(const struct select *s, const struct plan *plan, uint16_
 /* Sketches of the blocks that this step completes: from their homes to the cast. */
 static enum status sketches_build(struct select *s, const struct plan *plan, uint16_t self)
 {
-    s->n_sends = s->n_gets = s->n_sent = 0;
-    s->awaited = false;
     for (uint32_t m = 0; m < plan->n_members; m++) {
         const uint16_t peer = plan->members[m];
         for (int sends = 1; sends >= 0 && peer != self; sends--) {
@@ -383,13 +381,15 @@ enum status select_build(struct select *s, const struct plan *plan, uint16_t sel
 {
     if (!select_active(s))
         return ST_OK;
-    enum status st = rows_build(s, plan, self, err);
+    s->n_rows = s->n_seals = s->n_sends = s->n_gets = s->n_sent = 0;
+    s->awaited = false;
+    enum status st = select_sketches(s) ? rows_build(s, plan, self, err) : ST_OK;
     if (!st)
         st = jobs_build(s, plan, attend, n_kv_heads, err);
     if (st)
         return st;
     st = choices_build(s, plan, self, attend, at);
-    if (!st)
+    if (!st && select_sketches(s))
         st = sketches_build(s, plan, self);
     return st ? error_set(err, st, "plan %llu: the sketches of its blocks", (unsigned long long)plan->number) : ST_OK;
 }
@@ -579,7 +579,7 @@ enum status select_catch_up(struct select *s, const struct plan *plan, uint16_t 
     *peer_out = UINT16_MAX;
     for (uint32_t i = 0; i < plan->n_seqs; i++)
         most += plan->seqs[i].fresh ? plan->seqs[i].committed / PLAN_BLOCK : 0;
-    if (!select_active(s) || plan->n_members < 2 || !most)
+    if (!select_sketches(s) || plan->n_members < 2 || !most)
         return ST_OK;
     c.key.phase = PHASE_SKETCH;
     const size_t answer = CATCH_SKETCHES * c.sketch_bytes, want = most / 8 + 1;

@@ -94,6 +94,11 @@ static inline bool select_active(const struct select *s)
 {
     return s->store.impl != NULL;
 }
+/* Does it choose by sketches, or by positions alone? */
+static inline bool select_sketches(const struct select *s)
+{
+    return s->store.layer_bytes != 0;
+}
 /* Is layer one that selects? */
 static inline bool select_layer(const struct select *s, uint32_t layer)
 {

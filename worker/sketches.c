@@ -17,7 +17,7 @@ enum status sketches_init(struct sketches *all, const struct selector_impl *impl
     if (!impl)
         return ST_OK;
     all->n_layers = n_model_layers > spec->dense_layers ? n_model_layers - spec->dense_layers : 0;
-    all->layer_bytes = impl->sketch_bytes(shape);
+    all->layer_bytes = impl->windowed ? 0 : impl->sketch_bytes(shape);
     all->buckets = calloc(BUCKETS_FIRST, sizeof(struct sketch *));
     all->n_buckets = BUCKETS_FIRST;
     return all->buckets ? ST_OK : ST_NO_MEMORY;
@@ -196,7 +196,7 @@ bool sketch_complete(const struct sketches *all, const struct sketch *s)
 
 size_t sketch_wire_bytes(const struct sketches *all)
 {
-    return all->impl ? SKETCH_HEADER + all->n_layers * all->layer_bytes : 0;
+    return all->layer_bytes ? SKETCH_HEADER + all->n_layers * all->layer_bytes : 0;
 }
 
 static uint64_t wire_sum(const uint8_t *data, size_t payload)
@@ -220,24 +220,12 @@ enum status sketch_export(const struct sketches *all, kv_handle handle, uint8_t 
     return ST_OK;
 }
 
-/* Scores of what is not finite would say nothing. */
-bool sketch_finite(const struct sketches *all, const uint8_t *data, size_t bytes)
+bool sketch_valid(const struct sketches *all, const uint8_t *data, size_t bytes)
 {
-    uint32_t bad = 0;
-    if (all->shape.open == KV_BF16 && all->impl->by_row) {
-        for (size_t i = 0; i + 1 < bytes; i += 2) {
-            uint16_t h;
-            memcpy(&h, data + i, sizeof h);
-            bad |= (h & 0x7F80u) == 0x7F80u;
-        }
-        return !bad;
-    }
-    for (size_t i = 0; i + 3 < bytes; i += 4) {
-        uint32_t u;
-        memcpy(&u, data + i, sizeof u);
-        bad |= (u & 0x7F800000u) == 0x7F800000u;
-    }
-    return !bad;
+    for (size_t at = 0; at + all->layer_bytes <= bytes; at += all->layer_bytes)
+        if (!all->impl->valid(&all->shape, data + at))
+            return false;
+    return true;
 }
 
 enum status sketch_import(struct sketches *all, const uint8_t *data, size_t bytes, kv_handle handle, struct error *err)
@@ -260,8 +248,10 @@ enum status sketch_import(struct sketches *all, const uint8_t *data, size_t byte
         return error_set(err, ST_CORRUPT, "sketch of block %" PRIx64 " with block %" PRIx64, named, handle);
     if (sum != wire_sum(data, payload))
         return error_set(err, ST_CORRUPT, "sketch of block %" PRIx64 ": checksum", handle);
-    if (!sketch_finite(all, data + SKETCH_HEADER, payload))
-        return error_set(err, ST_CORRUPT, "sketch of block %" PRIx64 " is not finite", handle);
+    if (!sketch_valid(all, data + SKETCH_HEADER, payload))
+        return error_set(err, ST_CORRUPT,
+                         "sketch of block %" PRIx64 " is none: a number is not finite, or a channel is beyond the head",
+                         handle);
     struct sketch *s = sketch_open(all, handle);
     if (!s || !sketch_take(all, s))
         return error_set(err, ST_NO_MEMORY, "no memory for the sketch of block %" PRIx64, handle);

@@ -81,8 +81,8 @@ bool sketch_take(struct sketches *all, struct sketch *s);
 bool sketch_take_queries(struct sketches *all, struct sketch *s);
 /* Memory of caches, counted: for one thread at a time an entry. Freed with the entry. */
 void *sketch_alloc(struct sketches *all, size_t bytes);
-/* Are all numbers of some layers' sketches finite? */
-bool sketch_finite(const struct sketches *all, const uint8_t *data, size_t bytes);
+/* May some layers' sketches be scored? (bytes: a multiple of layer_bytes.) Scores of what is not finite would say nothing. */
+bool sketch_valid(const struct sketches *all, const uint8_t *data, size_t bytes);
 /* The query means go: its block is committed. */
 void sketch_commit(struct sketches *all, struct sketch *s);
 /* All layers are there. */

@@ -240,6 +240,19 @@ static enum status pool_open(struct worker *w, struct error *err)
     return st ? st : open_blocks_init(&w->open, w->pool, open.part_bytes, (uint32_t)n_open, err);
 }
 
+static enum status selector_known(const struct worker *w, const char *text, struct error *err)
+{
+    const char *const *has = w->ops->selectors;
+    const size_t n = strcspn(text, "@,");
+    if (!has || !strcmp(text, "dense"))
+        return ST_OK;
+    for (size_t i = 0; has[i]; i++)
+        if (strlen(has[i]) == n && !strncmp(has[i], text, n))
+            return ST_OK;
+    return error_set(err, ST_UNSUPPORTED, "device %s has no selector %.*s: there are dense, %s and %s", w->ops->name,
+                     (int)n, text, has[0], has[1]);
+}
+
 static enum status selector_open(struct worker *w, struct error *err)
 {
     const struct model_config *c = model_config(w->model);
@@ -247,9 +260,12 @@ static enum status selector_open(struct worker *w, struct error *err)
                                           .n_kv_heads = c->n_kv_heads,
                                           .head_dim = c->head_dim,
                                           .open = w->config.float32 ? KV_F32 : KV_BF16 };
-    const enum status st =
-        select_init(&w->select, w->config.selector ? w->config.selector : "dense", &shape, c->n_layers,
-                    w->config.positions_max, w->ops->leaf_blocks, w->config.float32 ? 0 : cpu_caps(), err);
+    const char *text = w->config.selector ? w->config.selector : "dense";
+    enum status st = selector_known(w, text, err);
+    if (st)
+        return st;
+    st = select_init(&w->select, text, &shape, c->n_layers, w->config.positions_max, w->ops->leaf_blocks,
+                     w->config.float32 ? 0 : cpu_caps(), err);
     w->select.store.device_queries = w->ops->kv_memory != NULL;
     return st;
 }

@@ -117,6 +117,7 @@ static enum status host_init(struct gateway *g)
         .model_name = config->model_name,
         .positions_max = config->positions_max,
         .selects = config->selector && strcmp(config->selector, "dense") != 0,
+        .windowed = config->selector && !strncmp(config->selector, "streaming", strlen("streaming")),
         .max_tokens_default = config->max_tokens_default,
         .requests_max = config->requests_max,
         .kick = config->kick,

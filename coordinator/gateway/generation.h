@@ -38,7 +38,8 @@ struct generation_host {
     struct grammar_cache *grammars; /* the helper's */
     const char *model_name;
     uint32_t positions_max;
-    bool selects;                /* there is a selector: a request may name its density */
+    bool selects;                /* there is a selector: a request may name its density, */
+    bool windowed;               /* but for one that has a window instead */
     uint32_t max_tokens_default; /* of a request that names none; 0: the rest of the context */
     uint32_t requests_max;       /* open at once */
     void (*kick)(void *ctx);

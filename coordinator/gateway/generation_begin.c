@@ -215,6 +215,9 @@ static enum status begin(struct generation *g, struct refusal *r)
         return st;
     if (w->density && !p->host->selects)
         return refuse(r, ST_INVALID, "density", "density: this deployment reads everything (selector dense)");
+    if (w->density && p->host->windowed)
+        return refuse(r, ST_INVALID, "density",
+                      "density: this deployment reads a window of positions (selector streaming)");
     for (size_t i = 0; i < w->n_forced; i++)
         if (w->forced[i] < 0 || (uint32_t)w->forced[i] >= config->n_vocab)
             return refuse(r, ST_INVALID, "forced_token_ids", "forced_token_ids: %d is not in the vocabulary",

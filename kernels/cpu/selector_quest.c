@@ -10,16 +10,14 @@ size_t selector_quest_bytes(const struct selector_shape *shape)
     return 2 * (size_t)shape->n_kv_heads * shape->head_dim * (shape->open == KV_F32 ? 4 : 2);
 }
 
-void selector_quest_sketch(const struct selector_shape *shape, const void *const *k_parts, const float *q_means,
-                           void *sketch_out)
+void selector_quest_sketch(const struct selector_shape *shape, const struct selector_block *block, void *sketch_out)
 {
     const uint32_t dim = shape->head_dim;
-    (void)q_means;
     for (uint32_t j = 0; j < shape->n_kv_heads; j++) {
         for (uint32_t d = 0; d < dim; d++) {
-            float lo = selector_key(shape->open, k_parts[j], 0, d), hi = lo;
+            float lo = selector_key(shape->open, block->k_parts[j], 0, d), hi = lo;
             for (uint32_t p = 1; p < KV_BLOCK; p++) {
-                const float k = selector_key(shape->open, k_parts[j], p, d);
+                const float k = selector_key(shape->open, block->k_parts[j], p, d);
                 lo = k < lo ? k : lo;
                 hi = k > hi ? k : hi;
             }
@@ -33,6 +31,17 @@ void selector_quest_sketch(const struct selector_shape *shape, const void *const
             }
         }
     }
+}
+
+bool selector_quest_valid(const struct selector_shape *shape, const void *sketch)
+{
+    const size_t n = 2 * (size_t)shape->n_kv_heads * shape->head_dim;
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n && shape->open == KV_BF16; i++)
+        bad |= (((const uint16_t *)sketch)[i] & 0x7F80u) == 0x7F80u;
+    for (size_t i = 0; i < n && shape->open == KV_F32; i++)
+        bad |= (((const uint32_t *)sketch)[i] & 0x7F800000u) == 0x7F800000u;
+    return !bad;
 }
 
 static float bound_at(const struct selector_shape *shape, const void *sketch, size_t at)

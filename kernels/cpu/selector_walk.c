@@ -75,8 +75,16 @@ static void srht(uint32_t head_dim, const float *mean, float *out)
         out[i] = x[at[i]] * scale;
 }
 
-void selector_walk_sketch(const struct selector_shape *shape, const void *const *k_parts, const float *q_means,
-                          void *sketch_out)
+bool selector_walk_valid(const struct selector_shape *shape, const void *sketch)
+{
+    const size_t n = selector_walk_bytes(shape) / sizeof(uint32_t);
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++)
+        bad |= (((const uint32_t *)sketch)[i] & 0x7F800000u) == 0x7F800000u;
+    return !bad;
+}
+
+void selector_walk_sketch(const struct selector_shape *shape, const struct selector_block *block, void *sketch_out)
 {
     const uint32_t dim = shape->head_dim;
     const float heads = (float)shape->n_kv_heads;
@@ -85,9 +93,9 @@ void selector_walk_sketch(const struct selector_shape *shape, const void *const 
         for (uint32_t d = 0; d < dim; d++) {
             float sum = 0;
             for (uint32_t j = 0; j < shape->n_kv_heads; j++)
-                sum += selector_key(shape->open, k_parts[j], p, d);
+                sum += selector_key(shape->open, block->k_parts[j], p, d);
             k[d] += sum / heads;
-            q[d] += q_means[(size_t)p * dim + d];
+            q[d] += block->q_means[(size_t)p * dim + d];
         }
     }
     for (uint32_t d = 0; d < dim; d++) {

@@ -18,20 +18,21 @@ static void text(const uint8_t *data, size_t bytes)
     if (selector_parse(in, &spec, &err))
         return;
     selector_text(&spec, out);
-    if (selector_parse(out, &again, &err) || again.density != spec.density || again.dense_layers != spec.dense_layers ||
-        again.by_slot != spec.by_slot)
+    if (selector_parse(out, &again, &err) || again.density != spec.density || again.window != spec.window ||
+        again.dense_layers != spec.dense_layers || again.by_slot != spec.by_slot)
         abort();
 }
 
 /* The first byte says which method, and whether the sum is put right so that what lies behind is reached. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
-    static struct sketches all[2];
-    static const char *const names[] = { "quest,layers=1", "sketch-walk,layers=1" };
+    static struct sketches all[4];
+    static const char *const names[] = { "quest,layers=1", "sketch-walk,layers=1", "socket,layers=1",
+                                         "double-sparsity,layers=1" };
     const struct selector_shape shape = { 2, 1, 8, KV_BF16 };
     if (!bytes)
         return 0;
-    const int which = data[0] & 1;
+    const int which = (data[0] & 1) + (data[0] >> 1 & 2);
     struct sketches *s = &all[which];
     if (!s->impl) {
         struct selector_spec spec;
@@ -51,7 +52,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     const enum status st = sketch_import(s, wire, n, 7, &err);
     if ((st == ST_OK) != (sketch_find(s, 7) != NULL))
         abort();
-    if (st == ST_OK && (!sketch_complete(s, sketch_find(s, 7)) || !sketch_finite(s, wire + 32, n - 32)))
+    if (st == ST_OK && (!sketch_complete(s, sketch_find(s, 7)) || !sketch_valid(s, wire + 32, n - 32)))
         abort();
     sketch_drop(s, 7);
     if (s->bytes)

@@ -70,6 +70,39 @@ class Needles(unittest.TestCase):
         self.found(("--selector", "quest@0.5", "--selector-scope", "local", "--kv-codec", "int4-rot"), text,
                    [k for k, _ in needles], [v for _, v in needles])
 
+    def test_socket(self):  # 20 %: its estimate of a product is a noisy one
+        text, needles = haystack("ab", 1)
+        self.found(("--selector", "socket@0.2"), text, [k for k, _ in needles], [v for _, v in needles])
+
+    def test_limit_of_double_sparsity(self):
+        """The model's keys have eight letters in 64 channels, none of which says more than another: eight channels are about one letter."""
+        text, needles = haystack("ab", 1)
+        questions, expected = [k for k, _ in needles], [v for _, v in needles]
+        flags = ("--selector", "double-sparsity@0.2")
+        with Cluster(*flags, *PATIENT, workers=1, model=COPY) as c:
+            answers = ["".join(c.complete(text + q, 8, timeout_s=3600)[0]) for q in questions]
+            dense = ["".join(c.complete(text + q, 8, density=1, timeout_s=3600)[0]) for q in questions[:2]]
+        n = sum(a == v for a, v in zip(answers, expected))
+        print(f"{' '.join(flags)}: {n} of {NEEDLES} needles, whose keys no channel stands for", flush=True)
+        self.assertLess(n, NEEDLES)
+        self.assertEqual(dense, expected[:2])
+
+    def test_limit_of_streaming(self):
+        """What has left the window is gone: of the needles that it does not reach, none is found; a window over all of them finds all."""
+        text, needles = haystack("ab", 1)
+        questions, expected = [k for k, _ in needles], [v for _, v in needles]
+        with Cluster("--selector", "streaming@2048", *PATIENT, workers=2, model=COPY) as c:
+            answers = ["".join(c.complete(text + q, 8, timeout_s=3600)[0]) for q in questions]
+            self.assertTrue(all(w["sketch_bytes"] == 0 for w in c.workers()))
+            code, _, body = c.http("POST", "/v1/completions", {"prompt": "a", "max_tokens": 1, "density": 0.5})
+            self.assertEqual((code, body["error"]["param"]), (400, "density"))
+            c.check_quiet()
+        within = [text.index(k) >= len(text) - 2048 for k in questions]
+        self.assertEqual([a == v for a, v in zip(answers, expected)], within)
+        print(f"streaming@2048: {sum(within)} of {NEEDLES} needles in {POSITIONS} positions, those within the window", flush=True)
+        with Cluster("--selector", f"streaming@{POSITIONS}", *PATIENT, workers=1, model=COPY) as c:
+            self.assertEqual(["".join(c.complete(text + q, 8, timeout_s=3600)[0]) for q in questions[:2]], expected[:2])
+
     def test_sketch_walk(self):
         text, needles = haystack(LETTERS, 4)
         share = self.found(("--selector", "sketch-walk@0.2", "--selector-dense-layers", 3), text,
@@ -102,7 +135,7 @@ class Densities(unittest.TestCase):
             dense = ask(c)
             code, _, body = c.http("POST", "/v1/completions", {"prompt": "a", "max_tokens": 1, "density": 0.5})
             self.assertEqual((code, body["error"]["param"]), (400, "density"))
-        for selector in ("quest", "sketch-walk"):
+        for selector in ("quest", "sketch-walk", "socket", "double-sparsity"):
             with Cluster("--selector", selector, workers=2, model=COPY) as c:
                 self.assertEqual(c.status()["selector"].split("@")[0], selector)
                 self.assertEqual(ask(c, density=1), dense)
@@ -126,10 +159,13 @@ class Densities(unittest.TestCase):
 class Refused(unittest.TestCase):
     def test_at_start(self):
         for flags, reason in (
-            (("--selector", "sparse"), "there are dense, quest and sketch-walk"),
+            (("--selector", "sparse"), "there are dense, quest, socket, double-sparsity, sketch-walk and streaming"),
             (("--selector", "quest@1.5"), "density"),
             (("--selector", "quest@0.1,layers=1"), "flags of their own"),
             (("--selector", "quest", "--selector-dense-layers", 4), "selector-dense-layers"),
+            (("--selector", "quest", "--selector-dense-layers", "few"), "selector-dense-layers"),
+            (("--selector", "streaming@100"), "a multiple of 64"),
+            (("--selector", "streaming", "--selector-scope", "local"), "streaming has a window"),
             (("--selector", "sketch-walk", "--model", "constructed:copy:1000000", "--positions-max", 300000), "4096 blocks"),
         ):
             with tempfile.TemporaryDirectory(prefix="longspan-test-") as state:

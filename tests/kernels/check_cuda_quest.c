@@ -64,7 +64,7 @@ static void check_sketch(struct check *ck)
             }
             keys[j] = parts + 2 * j * part;
         }
-        quest->sketch(&shape, keys, NULL, want);
+        quest->sketch(&shape, &(struct selector_block){ .k_parts = keys }, want);
         for (uint32_t j = 0; j < n_kv; j++)
             for (uint32_t i = 0; i < 2 * d; i++)
                 check_same(ck, i < d ? "least" : "largest",

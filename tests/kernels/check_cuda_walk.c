@@ -80,7 +80,7 @@ static void check_sketch(struct check *ck)
             }
             keys[j] = parts + 2 * j * part;
         }
-        method()->sketch(&shape, keys, means, want);
+        method()->sketch(&shape, &(struct selector_block){ .k_parts = keys, .q_means = means }, want);
         check_same(ck, "sketch", got + (b * n_layers + layer) * each, want, each);
     }
     cuda_scene_free(&s);

@@ -526,12 +526,19 @@ static void bits_do_not_depend_on_the_cluster(void **state)
         assert_int_equal(matrix.codec, i ? WEIGHT_LOSSLESS_FAST : WEIGHT_BF16);
     }
     static const enum kv_codec codecs[] = { KV_BF16, KV_INT8, KV_INT4_ROT, KV_KIVI2, KV_FP8 };
-    static const char *const selectors[] = { "dense", "quest@0.4,layers=0", "sketch-walk@0.5,layers=1",
+    static const char *const selectors[] = { "dense",
+                                             "quest@0.4,layers=0",
+                                             "sketch-walk@0.5,layers=1",
                                              "quest@0.5,layers=1,scope=local,prompt=sparse",
-                                             "sketch-walk@0.4,layers=0" };
+                                             "sketch-walk@0.4,layers=0",
+                                             "socket@0.4,layers=1",
+                                             "double-sparsity@0.5,layers=0,prompt=sparse",
+                                             "streaming@128",
+                                             "socket@0.3,layers=0,prompt=sparse" };
+    enum { CODECS = sizeof codecs / sizeof codecs[0], SELECTORS = sizeof selectors / sizeof selectors[0] };
     for (uint64_t seed = first_seed, set = 0; seed < first_seed + n_lives; seed++) {
-        const enum kv_codec codec = codecs[seed / 2 % 5];
-        const char *selector = selectors[(seed / 2 + seed / 10) % 5];
+        const enum kv_codec codec = codecs[seed / 2 % CODECS];
+        const char *selector = selectors[(seed / 2 + seed / 10) % SELECTORS];
         if (set != 1 + seed / 2) {
             set = 1 + seed / 2;
             requests_make(requests, set);

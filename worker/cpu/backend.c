@@ -391,6 +391,8 @@ static void record_seal(struct backend *b, uint32_t layer)
 static void record_sketch(struct backend *b, uint32_t layer)
 {
     const struct select *s = b->input->select;
+    if (!select_sketches(s))
+        return;
     if (!s->store.impl->by_row)
         record(b, cpu_sketch_queries)->layer = layer;
     if (s->n_seals)
@@ -406,7 +408,7 @@ static void record_sketch_receive(struct backend *b, uint32_t layer)
 
 static void record_select(struct backend *b, uint32_t layer)
 {
-    if (!b->input->select->store.impl->by_row)
+    if (select_sketches(b->input->select) && !b->input->select->store.impl->by_row)
         record(b, cpu_select_weights)->layer = layer;
     record(b, cpu_select)->layer = layer;
 }

@@ -15,7 +15,7 @@ struct scratch {
 static size_t scratch_pointers(const struct backend *b)
 {
     const size_t blocks = (size_t)b->input->select->own_max + 1;
-    return blocks > b->config->n_kv_heads ? blocks : b->config->n_kv_heads;
+    return blocks > 2 * b->config->n_kv_heads ? blocks : 2 * b->config->n_kv_heads;
 }
 
 static size_t scratch_bytes(const struct backend *b)
@@ -90,12 +90,18 @@ void cpu_sketch_make(struct backend *b, struct cpu_op *op, uint32_t member, uint
     for (uint32_t i = member; i < s->n_seals; i += n_members) {
         const struct step_seal *seal = &b->input->seals[i];
         struct sketch *sketch = s->seals[i];
+        const uint32_t heads = b->config->n_kv_heads;
         const void **parts = scratch_of(b, member).pointers;
-        for (uint32_t j = 0; j < b->config->n_kv_heads; j++)
-            parts[j] = cpu_open_part(b, seal->slot, seal->open, op->layer, j);
-        s->store.impl->sketch(&s->store.shape, parts,
-                              sketch->queries ? sketch_queries(&s->store, sketch, op->layer) : NULL,
-                              sketch_layer(&s->store, sketch, op->layer));
+        for (uint32_t j = 0; j < heads; j++) {
+            const uint8_t *keys = cpu_open_part(b, seal->slot, seal->open, op->layer, j);
+            parts[j] = keys;
+            parts[heads + j] = keys + b->open_part_bytes;
+        }
+        const struct selector_block block = { .k_parts = parts,
+                                              .v_parts = parts + heads,
+                                              .q_means = sketch->queries ? sketch_queries(&s->store, sketch, op->layer)
+                                                                         : NULL };
+        s->store.impl->sketch(&s->store.shape, &block, sketch_layer(&s->store, sketch, op->layer));
         sketch->have[sparse_index(s, op->layer)] = 1;
     }
 }
@@ -142,7 +148,7 @@ void cpu_sketch_receive(struct backend *b, struct cpu_op *op, uint32_t member, u
         enum status st = b->exchange_ops->recv(b->exchange, &key, b->wire, bytes, b->deadline_ns);
         b->cost.wait_ns += clock_ns() - start;
         b->cost.bytes_received += bytes;
-        if (!st && !sketch_finite(&s->store, b->wire, bytes))
+        if (!st && !sketch_valid(&s->store, b->wire, bytes))
             st = ST_CORRUPT;
         if (st) {
             cpu_fail(b, st, m->peer);
@@ -171,7 +177,7 @@ static bool sketches_point(struct backend *b, const struct select_seq *q, uint32
     return true;
 }
 
-/* ---- by row ---- */
+/* ---- lists ---- */
 
 static uint64_t *unit_list(const struct backend *b, const struct select_unit *u)
 {
@@ -179,18 +185,25 @@ static uint64_t *unit_list(const struct backend *b, const struct select_unit *u)
     return b->lists + job->at + (size_t)u->index * job->words;
 }
 
-/* The words of a job's lists are as many as its last row needs. */
+/* The words of a job's lists are as many as its last row needs: those that this one has no use for. */
+static void rest_clear(const struct backend *b, const struct select_unit *u)
+{
+    const uint32_t own_words = selector_words(u->own);
+    memset(unit_list(b, u) + own_words, 0, (b->input->select->jobs[u->job].words - own_words) * sizeof(uint64_t));
+}
+
 static void choose(struct backend *b, const struct select_unit *u, const float *scores, uint32_t *words)
 {
     const struct select *s = b->input->select;
-    const uint32_t own_words = selector_words(u->own);
-    memset(unit_list(b, u) + own_words, 0, (s->jobs[u->job].words - own_words) * sizeof(uint64_t));
+    rest_clear(b, u);
     const struct selector_choice choice = { .own = u->own,
                                             .density = s->jobs[u->job].density,
                                             .leaf_blocks = s->leaf_blocks,
                                             .by_slot = s->store.spec.by_slot };
     selector_choose(&choice, scores, words, unit_list(b, u));
 }
+
+/* ---- by row ---- */
 
 /* Queries as attention rounds them. */
 static const float *rounded(const struct backend *b, const float *q, float *to)
@@ -334,11 +347,24 @@ static void choose_by_block(struct backend *b, const struct select_unit *u, uint
     memcpy(at->lists[layer] + 1, list, bytes);
 }
 
+static void select_windows(struct backend *b, uint32_t member, uint32_t n_members)
+{
+    const struct select *s = b->input->select;
+    for (uint32_t i = member; i < s->n_units; i += n_members) {
+        rest_clear(b, &s->units[i]);
+        selector_window(s->units[i].own, s->store.spec.window / KV_BLOCK, unit_list(b, &s->units[i]));
+    }
+}
+
 /* A sketch's walk and lists are made by one thread: rows of the same block of several sequences may share it. */
 void cpu_select(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_members)
 {
     const struct select *s = b->input->select;
     const struct scratch x = scratch_of(b, member);
+    if (!select_sketches(s)) {
+        select_windows(b, member, n_members);
+        return;
+    }
     if (s->store.impl->by_row) {
         select_rows(b, op->layer, member, n_members, &x);
         return;

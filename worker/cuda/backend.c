@@ -344,6 +344,7 @@ const struct backend_ops backend_cuda = {
     .leaf_blocks = CUDA_LEAF_BLOCKS,
     .n_parts = GPU_PARTS,
     .reads_apart = true,
+    .selectors = (const char *const[]){ "quest", "sketch-walk", NULL },
     .begin = gpu_begin,
     .embed = record_embed,
     .norm = record_norm,

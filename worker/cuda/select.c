@@ -315,7 +315,7 @@ int gpu_sketch_receive(struct backend *b, const struct gpu_op *op)
             st = b->exchange_ops->recv(b->exchange, &key, b->host_wire.data, all, b->deadline_ns);
         b->cost.wait_ns += clock_ns() - start;
         b->cost.bytes_received += all;
-        if (!st && !sketch_finite(&s->store, b->host_wire.data, all))
+        if (!st && !sketch_valid(&s->store, b->host_wire.data, all))
             st = ST_CORRUPT;
         if (st) {
             b->failed_peer = m->peer;

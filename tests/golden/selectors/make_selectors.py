@@ -141,4 +141,5 @@ def main():
         print(f"{dim}: {len(chosen)} quest lists of {J * (BLOCKS - 4)}", file=sys.stderr)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -9,29 +9,11 @@
 #include <math.h>
 #include <string.h>
 
-#include "common/rng.h"
-#include "kernels/cpu/selector.h"
+#include "tests/unit/kernels/selector_fixture.h"
 
-struct golden_list {
-    uint32_t layer, own, head;
-    uint64_t blocks;
-};
 #include "tests/golden/selectors/selectors.inc"
 
 enum { HEADS = 4, KV_HEADS = 2, BLOCKS = 40, LAYERS = 3, DIM_MAX = 256 };
-
-/* ---- the golden data's keys and queries ---- */
-
-static float unit(uint64_t kind, uint32_t layer, uint32_t block, uint64_t i)
-{
-    return (float)(rng_at(kind, (uint64_t)layer * 4096 + block, i) >> 40) / 16777216.0f - 0.5f;
-}
-
-static float drawn(uint64_t kind, uint32_t layer, uint32_t block, uint32_t head, uint32_t p, uint32_t d, uint32_t dim)
-{
-    const float shift = unit(kind + 100, layer, block, d) * 4;
-    return bf16_to_f32(f32_to_bf16(shift + unit(kind, layer, block, ((uint64_t)head * KV_BLOCK + p) * dim + d) * 2));
-}
 
 struct block {
     uint16_t k[KV_HEADS][KV_BLOCK * DIM_MAX];
@@ -68,7 +50,7 @@ static void sketches_make(const struct selector_impl *impl, uint32_t layer, uint
         block_draw(b, layer, c, dim, !impl->by_row);
         const void *parts[KV_HEADS] = { b->k[0], b->k[1] };
         sketches[c] = malloc(impl->sketch_bytes(&shape));
-        impl->sketch(&shape, parts, b->q_means, sketches[c]);
+        impl->sketch(&shape, &(struct selector_block){ .k_parts = parts, .q_means = b->q_means }, sketches[c]);
     }
     free(b);
 }
@@ -301,7 +283,7 @@ static void quest_bounds(void **state)
         const void *parts[] = { k }, *sketches[] = { sketch };
         const float *group[] = { q[0], q[1] };
         float score;
-        impl->sketch(&shape, parts, NULL, sketch);
+        impl->sketch(&shape, &(struct selector_block){ .k_parts = parts }, sketch);
         impl->score(&shape, 0, 1, group, sketches, 1, &score);
         double most = -INFINITY;
         for (int g = 0; g < 2; g++) {
@@ -315,6 +297,34 @@ static void quest_bounds(void **state)
         assert_true(score >= most - 1e-4);
         if (equal)
             assert_true(fabs(score - most) < 1e-4);
+    }
+}
+
+/* A sketch as no keys would give it, but one that may be scored. */
+static void sketch_draw(const struct selector_impl *impl, const struct selector_shape *shape, struct rng *r,
+                        uint8_t *sketch)
+{
+    const size_t bytes = impl->sketch_bytes(shape), per_head = bytes / shape->n_kv_heads;
+    const uint32_t labels = selector_labels(shape->head_dim);
+    const bool quest = !strcmp(impl->name, "quest"), socket = !strcmp(impl->name, "socket");
+    const size_t indices = (labels + 3) / 4 * 4,
+                 codes = socket ? (size_t)SOCKET_TABLES * KV_BLOCK : indices + (size_t)labels * KV_BLOCK / 2;
+    for (size_t i = 0; i < bytes / (shape->open == KV_F32 ? 4 : 2) && quest; i++) {
+        const float x = (float)rng_below(r, 4001) / 1000 - 2;
+        if (shape->open == KV_F32)
+            ((float *)(void *)sketch)[i] = x;
+        else
+            ((uint16_t *)(void *)sketch)[i] = f32_to_bf16(x);
+    }
+    for (uint32_t j = 0; j < shape->n_kv_heads && !quest; j++) {
+        uint8_t *head = sketch + j * per_head;
+        for (size_t i = 0; i < codes; i++)
+            head[i] = (uint8_t)rng_below(r, !socket && i < indices ? shape->head_dim : 256);
+        for (size_t i = codes; i < per_head;
+             i += 2) { /* f16 from 2^-14 to 2^14, of either sign where there may be one */
+            const uint16_t x = (uint16_t)(0x0400 + rng_below(r, 0x7000) + (socket ? 0 : rng_below(r, 2) << 15));
+            memcpy(head + i, &x, 2);
+        }
     }
 }
 
@@ -332,18 +342,13 @@ static void variants_agree(void **state)
             const uint32_t kv_heads = 1 + rng_below(&r, 3), group = 1 + rng_below(&r, 9),
                            dim = 2 * (1 + rng_below(&r, 128)), n = 1 + rng_below(&r, 9);
             const struct selector_shape shape = { kv_heads * group, kv_heads, dim, round % 4 ? KV_BF16 : KV_F32 };
-            const size_t bytes = impl->sketch_bytes(&shape), n_bounds = 2 * (size_t)kv_heads * dim;
+            const size_t bytes = impl->sketch_bytes(&shape);
             void *sketches[9];
             float *q[27], want[27], got[27];
             for (uint32_t b = 0; b < n; b++) {
                 sketches[b] = malloc(bytes);
-                for (size_t i = 0; i < n_bounds; i++) {
-                    const float x = (float)rng_below(&r, 4001) / 1000 - 2;
-                    if (shape.open == KV_F32)
-                        ((float *)sketches[b])[i] = x;
-                    else
-                        ((uint16_t *)sketches[b])[i] = f32_to_bf16(x);
-                }
+                sketch_draw(impl, &shape, &r, sketches[b]);
+                assert_true(impl->valid(&shape, sketches[b]));
             }
             for (uint32_t g = 0; g < group * kv_heads; g++) {
                 q[g] = malloc(dim * sizeof(float));
@@ -362,6 +367,45 @@ static void variants_agree(void **state)
                 free(sketches[b]);
             for (uint32_t g = 0; g < group * kv_heads; g++)
                 free(q[g]);
+        }
+    }
+}
+
+/* The same sketches from every variant. */
+static void sketches_agree(void **state)
+{
+    (void)state;
+    struct rng r = { 6, 0 };
+    cpu_thread_init();
+    for (uint32_t v = 0; v < n_selector_impls; v++) {
+        const struct selector_impl *impl = &selector_impls[v], *c = selector_find(impl->name, 0);
+        if (impl == c || (impl->needs & ~cpu_caps()))
+            continue;
+        for (int round = 0; round < 4; round++) {
+            const struct selector_shape shape = { 2, 2, 2 * (1 + rng_below(&r, 40)), round % 2 ? KV_BF16 : KV_F32 };
+            const size_t numbers = (size_t)KV_BLOCK * shape.head_dim, bytes = impl->sketch_bytes(&shape);
+            uint8_t *want = calloc(1, bytes), *got = calloc(1, bytes);
+            void *part[4];
+            for (int i = 0; i < 4; i++) {
+                part[i] = malloc(numbers * 4);
+                for (size_t k = 0; k < numbers; k++) {
+                    const float x = (float)rng_below(&r, 4001) / 1000 - 2;
+                    if (shape.open == KV_F32)
+                        ((float *)part[i])[k] = x;
+                    else
+                        ((uint16_t *)part[i])[k] = f32_to_bf16(x);
+                }
+            }
+            const struct selector_block block = { .k_parts = (const void *const *)part,
+                                                  .v_parts = (const void *const *)part + 2 };
+            c->sketch(&shape, &block, want);
+            impl->sketch(&shape, &block, got);
+            assert_true(impl->valid(&shape, got));
+            assert_memory_equal(want, got, bytes);
+            for (int i = 0; i < 4; i++)
+                free(part[i]);
+            free(want);
+            free(got);
         }
     }
 }
@@ -403,7 +447,7 @@ static void walk_products(void **state)
         for (uint32_t c = 0; c < 30; c++) {
             block_draw(b, 0, c, dims[i], true);
             const void *parts[KV_HEADS] = { b->k[0], b->k[1] };
-            impl->sketch(&shape, parts, b->q_means, sketch);
+            impl->sketch(&shape, &(struct selector_block){ .k_parts = parts, .q_means = b->q_means }, sketch);
             double exact = 0, got = 0, qq = 0, kk = 0;
             for (uint32_t d = 0; d < dims[i]; d++) {
                 double q = 0, k = 0;
@@ -471,7 +515,7 @@ int main(void)
         cmocka_unit_test(budgets),        cmocka_unit_test(choices),        cmocka_unit_test(choices_by_slot),
         cmocka_unit_test(walk_golden),    cmocka_unit_test(quest_golden),   cmocka_unit_test(quest_bounds),
         cmocka_unit_test(walk_unreached), cmocka_unit_test(transform),      cmocka_unit_test(walk_products),
-        cmocka_unit_test(walk_brute),     cmocka_unit_test(variants_agree),
+        cmocka_unit_test(walk_brute),     cmocka_unit_test(variants_agree), cmocka_unit_test(sketches_agree),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -22,6 +22,11 @@ static void texts(void **state)
         { "sketch-walk@0.10", "sketch-walk@0.1,layers=2,scope=global,prompt=sparse" },
         { "sketch-walk,layers=0,scope=local,prompt=dense", "sketch-walk@0.2,layers=0,scope=local,prompt=dense" },
         { "quest,scope=local,layers=7", "quest@0.2,layers=7,scope=local,prompt=dense" },
+        { "socket@0.05", "socket@0.05,layers=2,scope=global,prompt=dense" },
+        { "double-sparsity,prompt=sparse", "double-sparsity@0.2,layers=2,scope=global,prompt=sparse" },
+        { "streaming", "streaming@1024,layers=0,scope=global,prompt=sparse" },
+        { "streaming@64,layers=1,prompt=dense", "streaming@64,layers=1,scope=global,prompt=dense" },
+        { "streaming@16777216", "streaming@16777216,layers=0,scope=global,prompt=sparse" },
     };
     for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
         struct selector_spec spec, again;
@@ -63,7 +68,16 @@ static void refused(void **state)
                                        "quest@0.5,scope=here",
                                        "quest@0.5,prompt=maybe",
                                        "quest@0.5,prompt=sparsesparsesparsesparse",
-                                       "quest@0.5 ,scope=local" };
+                                       "quest@0.5 ,scope=local",
+                                       "streaming@0.5",
+                                       "streaming@0",
+                                       "streaming@",
+                                       "streaming@100",
+                                       "streaming@16777280",
+                                       "streaming@99999999999999999999999",
+                                       "streaming@64,scope=local",
+                                       "double-sparsity@2",
+                                       "socketed" };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         struct selector_spec spec;
         struct error err = { 0 };
