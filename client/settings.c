@@ -22,7 +22,7 @@ const struct config_field settings_fields[] = {
     { "model", "models/smollm2-135m-instruct", CONFIG_TEXT, TEXT(model), 0, 0, NULL, SERVE | SCOPE_MODEL | SCOPE_PACK | SCOPE_EVAL,
       "GGUF file or directory, Hugging Face directory, pack, constructed:copy, random:SHAPE[:LAYERS[:SEED]]" },
     { "precision", "bf16", CONFIG_CHOICE, TEXT(precision), 0, 0, "bf16|float32", SERVE | SCOPE_EVAL, "of activations and open blocks; float32 runs the reference kernels" },
-    { "kv-codec", "bf16", CONFIG_CHOICE, TEXT(kv_codec), 0, 0, "bf16|fp8|int8|int4-rot|kivi4|kivi2", SERVE | SCOPE_WORKER, "how sealed KV blocks are coded; worker: what the coordinator must serve" },
+    { "kv-codec", "bf16", CONFIG_CHOICE, TEXT(kv_codec), 0, 0, "bf16|bf16-lossless|fp8|int8|int4-rot|kivi4|kivi2", SERVE | SCOPE_WORKER, "how sealed KV blocks are coded; worker: what the coordinator must serve" },
     { "selector", "dense", CONFIG_TEXT, TEXT(selector), 0, 0, NULL, SERVE | SCOPE_WORKER, "who picks the KV that takes part: dense, quest, socket, double-sparsity or sketch-walk, with @DENSITY for the share of blocks read (0.2), or streaming, with @WINDOW for the positions before a row's block (1024); worker: what the coordinator must serve" },
     { "selector-dense-layers", "default", CONFIG_TEXT, TEXT(selector_dense_layers), 0, 0, NULL, SERVE, "first layers that read everything; default: 2, none with streaming" },
     { "selector-scope", "global", CONFIG_CHOICE, TEXT(selector_scope), 0, 0, "global|local", SERVE, "the best blocks of all, or of each slot its share" },

@@ -135,13 +135,14 @@ void linear_pack_lossless(const struct linear_shape *shape, const struct lossles
 enum { KV_BLOCK = 64, ATTN_ROWS = 16 };
 
 /* Codec of keys and values in a block. Open blocks are BF16 (F32 under float32 precision); sealing makes the codec's form. */
-enum kv_codec { KV_BF16, KV_F32, KV_INT8, KV_INT4_ROT, KV_FP8, KV_KIVI4, KV_KIVI2, KV_CODECS };
+enum kv_codec { KV_BF16, KV_F32, KV_INT8, KV_INT4_ROT, KV_FP8, KV_KIVI4, KV_KIVI2, KV_BF16_LOSSLESS, KV_CODECS };
 
 /* kernels/kv.c: the codecs by name. */
 struct kv_codec_info {
     const char *name;
     uint32_t version;   /* of its rule and its layout: what decides bits */
     enum kv_codec open; /* form of an open block; the codec itself: sealing changes nothing */
+    uint32_t granule;   /* positions that are coded together: fewer can not be read, or coded, by themselves */
 };
 extern const struct kv_codec_info kv_codecs[KV_CODECS];
 /* A codec that a user may name, for activations in float32 or bf16. ST_INVALID: there is none (err lists them); ST_UNSUPPORTED: not with that precision. */
@@ -196,7 +197,7 @@ struct attn_impl {
     float rtol; /* ||do|| / ||o|| against _c on the same stored block */
     /*
      * Coded blocks (the codec's open form is another; store is NULL): writes the codec's form of a full open block's keys and values, every byte
-     * of it. The same bits in every variant. false: not finite, nothing may be read of it.
+     * of it. The same bits in every variant. false: not finite, or more than its room holds (kv_expand.h: bf16-lossless); nothing may be read of it.
      */
     bool (*seal)(const struct attn_shape *shape, const void *k_open, const void *v_open, void *k_part, void *v_part);
     /*

@@ -6,11 +6,16 @@
 #include "kernels/cpu/kv_expand.h"
 #include "kernels/cpu/x86/kv_variants.h"
 
+/* fp8 has one power of two a block, kivi scales of 32 positions, bf16-lossless one list of escapes a block; a token by itself is read of the others. */
 const struct kv_codec_info kv_codecs[KV_CODECS] = {
-    [KV_BF16] = { "bf16", 1, KV_BF16 },    [KV_F32] = { "float32", 2, KV_F32 },
-    [KV_INT8] = { "int8", 3, KV_BF16 },    [KV_INT4_ROT] = { "int4-rot", 4, KV_BF16 },
-    [KV_FP8] = { "fp8", 8, KV_BF16 },      [KV_KIVI4] = { "kivi4", 9, KV_BF16 },
-    [KV_KIVI2] = { "kivi2", 10, KV_BF16 },
+    [KV_BF16] = { "bf16", 1, KV_BF16, 1 },
+    [KV_F32] = { "float32", 2, KV_F32, 1 },
+    [KV_INT8] = { "int8", 3, KV_BF16, 1 },
+    [KV_INT4_ROT] = { "int4-rot", 4, KV_BF16, 1 },
+    [KV_FP8] = { "fp8", 8, KV_BF16, KV_BLOCK },
+    [KV_KIVI4] = { "kivi4", 9, KV_BF16, KIVI_GROUP },
+    [KV_KIVI2] = { "kivi2", 10, KV_BF16, KIVI_GROUP },
+    [KV_BF16_LOSSLESS] = { "bf16-lossless", 18, KV_BF16, KV_BLOCK },
 };
 
 /* "bf16, int8, ..." */
@@ -29,7 +34,7 @@ enum status kv_codec_find(const char *name, bool float32, enum kv_codec *codec_o
         if (!strcmp(name, kv_codecs[i].name) && i != KV_F32)
             codec = (enum kv_codec)i;
     if (codec == KV_CODECS) {
-        char all[128];
+        char all[256];
         names(all, sizeof all);
         return error_set(err, ST_INVALID, "kv-codec: '%s' is none of %s", name, all);
     }
@@ -87,5 +92,8 @@ const struct attn_impl coded_impls[] = {
     EXPANDED("avx512", CPU_AVX512, kivi, kv_expand_kivi_avx512),
     EXPANDED("avx2", CPU_AVX2, kivi, kv_expand_kivi_avx2),
     EXPANDED("c", 0, kivi, kv_expand_kivi),
+    EXPANDED("avx512", CPU_AVX512, lossless, kv_expand_lossless_avx512),
+    EXPANDED("avx2", CPU_AVX2, lossless, kv_expand_lossless_avx2),
+    EXPANDED("c", 0, lossless, kv_expand_lossless),
 };
 const uint32_t n_coded_impls = sizeof coded_impls / sizeof coded_impls[0];

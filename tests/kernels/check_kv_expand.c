@@ -12,7 +12,7 @@
 #include "kernels/cpu/kv_expand.h"
 #include "kernels/kernels.h"
 
-static const enum kv_codec codecs[] = { KV_FP8, KV_KIVI4, KV_KIVI2 };
+static const enum kv_codec codecs[] = { KV_FP8, KV_KIVI4, KV_KIVI2, KV_BF16_LOSSLESS };
 enum { N_CODECS = sizeof codecs / sizeof *codecs };
 
 struct scene {
@@ -49,10 +49,33 @@ static struct scene draw_scene(struct check *ck)
     return s;
 }
 
+static uint32_t class_at(const uint8_t *bytes, uint32_t n, uint32_t i)
+{
+    return bytes[n + i / 64 * 32 + i % 32] >> (i % 64 < 32 ? 0 : 4) & 15;
+}
+
+/* Element i of n; escapes before it are counted. */
+static double lossless(const uint8_t *bytes, uint32_t n, uint32_t i)
+{
+    const uint8_t *table = bytes + n + n / 2;
+    uint32_t exponent = table[class_at(bytes, n, i)];
+    if (class_at(bytes, n, i) == 15) {
+        uint32_t before = 0;
+        for (uint32_t j = 0; j < i; j++)
+            before += class_at(bytes, n, j) == 15;
+        exponent = table[16 + before];
+    }
+    return (double)bf16_to_f32((uint16_t)((bytes[i] & 0x80) << 8 | exponent << 7 | (bytes[i] & 0x7F)));
+}
+
 /* Element i of a part as its layout says, in float64. step_out: how far sealing may have moved it. */
 static double decoded(const struct scene *s, int part, uint32_t i, double *step_out)
 {
     const uint8_t *bytes = s->sealed[part];
+    if (s->shape.codec == KV_BF16_LOSSLESS) {
+        *step_out = 0;
+        return lossless(bytes, s->n, i);
+    }
     if (s->shape.codec == KV_FP8) {
         float scale;
         memcpy(&scale, bytes + s->n, sizeof scale);
@@ -100,7 +123,8 @@ static void check_expand(struct check *ck)
         for (uint32_t i = 0; i < s.n; i++) {
             double step;
             const double x = decoded(&s, part, i, &step), got = (double)bf16_to_f32(want[i]);
-            if (!(fabs(got - x) <= fabs(x) * 0x1p-8 + 1e-37) || (s.shape.codec == KV_FP8 && got != x))
+            if (!(fabs(got - x) <= fabs(x) * 0x1p-8 + 1e-37) ||
+                ((s.shape.codec == KV_FP8 || s.shape.codec == KV_BF16_LOSSLESS) && got != x))
                 check_fail(ck, "element %u is %g, should be %g", i, got, x);
         }
         for (uint32_t v = 0; v < n_coded_impls; v++) {
@@ -136,7 +160,7 @@ static void bench_variant(struct check *ck, const struct attn_impl *it, enum kv_
     CHECK_TIME(plain, open->block(&open_shape, tile, 4, all, wide, wide + open_part, NULL, out));
     CHECK_TIME(both, (it->expand(&shape, coded, NULL, wide), it->expand(&shape, coded + part, NULL, wide + open_part),
                       open->block(&open_shape, tile, 4, all, wide, wide + open_part, NULL, out)));
-    printf("%-6s %-6s head_dim %3u n 4: %5.0f ns a block in cache, bf16 %5.0f; sealing %6.0f; bytes %.3f\n",
+    printf("%-13s %-6s head_dim %3u n 4: %5.0f ns a block in cache, bf16 %5.0f; sealing %6.0f; bytes %.3f\n",
            kv_codecs[codec].name, it->name, d, both * 1e9, plain * 1e9, seal * 1e9, (double)part / (double)open_part);
     check_buffers_free(ck);
 }

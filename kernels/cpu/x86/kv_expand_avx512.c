@@ -97,3 +97,52 @@ void kv_expand_fp8_avx512(const struct attn_shape *shape, const void *part_bytes
         }
     }
 }
+
+/* Exponents of a run, e [2], of which those in `missing` are escapes; -> how many were taken of the list. Rare. */
+static uint32_t put_escapes(__m256i e[2], uint64_t missing, const uint8_t *escapes, uint32_t left)
+{
+    uint8_t run[LOSSLESS_RUN] __attribute__((aligned(64)));
+    uint32_t taken = 0;
+    _mm256_store_si256((void *)run, e[0]);
+    _mm256_store_si256((void *)(run + 32), e[1]);
+    for (; missing; missing &= missing - 1) {
+        run[__builtin_ctzll(missing)] = taken < left ? escapes[taken] : 0;
+        taken += taken < left;
+    }
+    e[0] = _mm256_load_si256((const void *)run);
+    e[1] = _mm256_load_si256((const void *)(run + 32));
+    return taken;
+}
+
+/* 32 numbers of their signs and mantissas, and exponents. */
+static __m512i joined(__m256i rest, __m256i exponent)
+{
+    const __m512i keep = _mm512_set1_epi16((short)0x807F), w = _mm512_cvtepu8_epi16(rest);
+    const __m512i twice = _mm512_or_si512(w, _mm512_slli_epi16(w, 8)),
+                  e = _mm512_slli_epi16(_mm512_cvtepu8_epi16(exponent), 7);
+    return _mm512_ternarylogic_epi32(twice, keep, e, 0xEA); /* twice & keep | e */
+}
+
+void kv_expand_lossless_avx512(const struct attn_shape *shape, const void *part_bytes, const void *next_part,
+                               void *open_out)
+{
+    const struct kv_lossless_planes planes = kv_lossless_planes(shape);
+    const uint8_t *part = part_bytes, *classes = part + planes.classes, *escapes = part + planes.escapes;
+    const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128((const void *)(part + planes.table))),
+                  low = _mm256_set1_epi8(15);
+    uint16_t *open = open_out;
+    uint32_t taken = 0;
+    prefetch(next_part, kv_part_bytes_lossless(shape));
+    for (uint32_t run = 0; run < shape->head_dim; run++, part += LOSSLESS_RUN, classes += LOSSLESS_RUN / 2) {
+        const __m256i both = _mm256_load_si256((const void *)classes), first = _mm256_and_si256(both, low),
+                      second = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+        const uint64_t missing = _mm256_cmpeq_epi8_mask(first, low) | (uint64_t)_mm256_cmpeq_epi8_mask(second, low)
+                                                                          << 32;
+        __m256i e[2] = { _mm256_shuffle_epi8(table, first), _mm256_shuffle_epi8(table, second) };
+        if (missing)
+            taken += put_escapes(e, missing, escapes + taken, planes.room - taken);
+        _mm512_store_si512(open, joined(_mm256_load_si256((const void *)part), e[0]));
+        _mm512_store_si512(open + 32, joined(_mm256_load_si256((const void *)(part + 32)), e[1]));
+        open += LOSSLESS_RUN;
+    }
+}

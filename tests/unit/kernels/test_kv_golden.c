@@ -23,7 +23,7 @@ struct record {
 
 static bool record_read(struct reader *r, struct record *out)
 {
-    static const enum kv_codec codecs[] = { KV_INT8, KV_INT4_ROT, KV_FP8, KV_KIVI4, KV_KIVI2 };
+    static const enum kv_codec codecs[] = { KV_INT8, KV_INT4_ROT, KV_FP8, KV_KIVI4, KV_KIVI2, KV_BF16_LOSSLESS };
     if (!reader_left(r))
         return false;
     const uint32_t codec = reader_u32(r), d = reader_u32(r);
@@ -140,7 +140,7 @@ static void as_in_numpy(void **state)
         free(k_part);
         free(v_part);
     }
-    assert_int_equal(n, 17);
+    assert_int_equal(n, 19);
 }
 
 /* Names as a user gives them. */
