@@ -54,7 +54,8 @@ static grpc_channel *core_new(const struct rpc_channel_config *config)
     if (config->keepalive_ms) {
         list[n++] = arg_int(GRPC_ARG_KEEPALIVE_TIME_MS, (int)config->keepalive_ms);
         list[n++] = arg_int(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, (int)config->keepalive_ms);
-        list[n++] = arg_int(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+        /* etcd, as every server that leaves this to gRPC, cuts connections that ping without a call */
+        list[n++] = arg_int(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 0);
         list[n++] = arg_int(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
     }
     const grpc_channel_args args = { n, list };

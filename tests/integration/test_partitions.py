@@ -1,0 +1,198 @@
+"""Links that carry one direction only, and an etcd of three members of which some die or are cut off: noticed in time, fenced, and answered with the same tokens."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+import unittest
+
+import cluster
+from cluster import prose, wait_for
+from hosts import ETCD, GRPC, Hosts, go_inside
+from rpc import Rpc, grpc, pb
+
+NOTICED_S = 2
+
+
+class Partitions(unittest.TestCase):
+    prompt = prose(60, 31)
+
+    @classmethod
+    def setUpClass(cls):
+        cls.hosts = Hosts("--spread-min-tokens", 1, "--prefix-sharing=false", "--log-level", "info", workers=3, coordinators=2, etcds=3, lease_ms=2000)
+        cls.want = cls.hosts.complete(cls.prompt, 30)[:2]
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.hosts.check_quiet()
+        cls.hosts.stop()
+        odd = [line for line in cls.hosts.log_lines if "too_many_pings" in line]
+        assert not odd, odd
+
+    def setUp(self):
+        self.lead = self.hosts.lead
+
+    def tearDown(self):
+        """Whatever the network did: all serve again, with the same tokens."""
+        self.hosts.relay_do("reset")
+        for name in (*self.hosts.etcds, *self.hosts.coordinators):
+            if self.hosts.running[name].poll() is not None:
+                self.hosts.start_again(name)
+        wait_for("a leader", self.hosts.follow, 40)
+        wait_for("a standby", lambda: sorted(self.hosts.probe(c) or 0 for c in self.hosts.coordinators) == [200, 503], 40)
+        self.hosts.wait_workers(timeout_s=40)
+        self.check_answer()
+
+    def check_answer(self):
+        self.assertEqual(self.hosts.complete(self.prompt, 30)[:2], self.want)
+
+    def during(self, fault):
+        """An answer in whose midst that happens; the same tokens come. -> when it began, and the log's lines from then on"""
+        got = {}
+        s = self.hosts.stream("/v1/completions", {"prompt": self.prompt, "max_tokens": 30, "temperature": 0, "logprobs": 0, "ignore_eos": True})
+        events = iter(s)
+        tokens, logprobs = [], []
+
+        def take(event):
+            lp = event["choices"][0]["logprobs"] or {"tokens": [], "token_logprobs": []}
+            tokens.extend(lp["tokens"])
+            logprobs.extend(lp["token_logprobs"])
+
+        for _ in range(3):
+            take(next(events))
+        line, since = len(self.hosts.log_lines), time.monotonic()
+        fault()
+
+        def rest():
+            for event in events:
+                take(event)
+            got["error"] = s.error
+
+        reader = threading.Thread(target=rest)
+        reader.start()
+        self.addCleanup(lambda: self.assertEqual((got.get("error", "it never ended"), tokens, logprobs), (None, *self.want)))
+        self.addCleanup(reader.join, 60)
+        return since, line
+
+    def noticed(self, since, line, pattern, within_s=NOTICED_S):
+        self.hosts.wait_log(pattern, 20, line)
+        took = time.monotonic() - since
+        print(f"{self._testMethodName}: noticed after {took:.2f} s", flush=True)
+        self.assertLess(took, within_s)
+
+    # ---- one direction ----
+
+    def test_worker_not_heard(self):
+        victim = self.hosts.worker_id("w2")
+        self.noticed(*self.during(lambda: self.hosts.relay_do("cut", "w2", self.lead)), rf"worker {victim} .*is lost")
+
+    def test_worker_does_not_hear(self):
+        victim = self.hosts.worker_id("w3")
+        self.noticed(*self.during(lambda: self.hosts.relay_do("cut", self.lead, "w3")), rf"worker {victim} .*is lost")
+
+    def test_workers_not_heard_by_others(self):
+        """The coordinator hears all, but each worker hears one of the two others only: whoever waits does so until the step's time is over."""
+        def cut():
+            for a, b in (("w1", "w2"), ("w2", "w3"), ("w3", "w1")):
+                self.hosts.relay_do("cut", a, b)
+
+        since, line = self.during(cut)
+        self.noticed(since, line, r"waiting for worker \d+|did not finish", 6)
+        time.sleep(1)
+
+    # ---- etcd ----
+
+    def test_leader_does_not_hear_etcd(self):
+        """The leader alone: the other takes over, it ends, workers go over, and the answer is the same."""
+        for e in self.hosts.etcds:
+            self.hosts.relay_do("cut", e, self.lead)
+        since = time.monotonic()
+        other = next(c for c in self.hosts.coordinators if c != self.lead)
+        until = time.monotonic() + 30
+        served = 0
+        while self.hosts.probe(other) != 200:  # meanwhile it serves
+            self.assertLess(time.monotonic(), until)
+            try:
+                if self.hosts.probe(self.lead) == 200:
+                    self.check_answer()
+                    served += 1
+            except (OSError, AssertionError):
+                self.assertNotEqual(self.hosts.probe(self.lead), 200)
+        print(f"{self._testMethodName}: the other is ready after {time.monotonic() - since:.1f} s; {served} answers meanwhile", flush=True)
+        self.assertEqual(self.hosts.running[self.lead].wait(10), 1)
+        self.assertEqual(self.hosts.follow(), [other])
+        self.check_answer()
+
+    def etcd_leader(self):
+        """-> the name of the member that leads, and those that do not"""
+        endpoints = ",".join(f"{self.hosts.address[e]}:{ETCD}" for e in self.hosts.etcds)
+        done = subprocess.run(["etcdctl", f"--endpoints={endpoints}", "endpoint", "status", "-w", "json"], capture_output=True, timeout=20, check=True,
+                              env={**os.environ, "ETCDCTL_API": "3"})
+        for status in json.loads(done.stdout):
+            if status["Status"]["header"]["member_id"] == status["Status"]["leader"]:
+                leader = next(e for e in self.hosts.etcds if status["Endpoint"].startswith(self.hosts.address[e] + ":"))
+                return leader, [e for e in self.hosts.etcds if e != leader]
+        raise AssertionError(f"nobody leads: {done.stdout}")
+
+    def keeps_its_lead(self, rpc, seconds):
+        """All that time requests are served and jobs acknowledged, by the same coordinator."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.check_answer()
+            self.submit(rpc)
+            self.assertEqual(self.hosts.follow(), [self.lead])
+
+    def submit(self, rpc):
+        """As a client does that knows its key."""
+        self.n = getattr(self, "n", 0) + 1
+        work = pb.SubmitJobRequest(generate=pb.GenerateRequest(text="One two", max_tokens=2, temperature=0), idempotency_key=f"{self.id()} {self.n}")
+
+        def taken():
+            try:
+                return rpc.inference.SubmitJob(work, timeout=10).id
+            except grpc.RpcError as e:
+                self.assertEqual(e.code(), grpc.StatusCode.UNAVAILABLE, e.details())
+                return None
+
+        return wait_for("the job is taken", taken, 15)
+
+    def test_etcd_members(self):
+        """Of three members any one may die, hang or be cut off; of two nothing is left but what runs."""
+        rpc = Rpc(f"{self.hosts.address[self.lead]}:{GRPC}")
+        self.addCleanup(rpc.close)
+        leader, others = self.etcd_leader()
+        self.hosts.signal(others[0], signal.SIGKILL)
+        self.hosts.running[others[0]].wait()
+        self.keeps_its_lead(rpc, 2)
+        self.hosts.start_again(others[0])
+        wait_for("three members", lambda: self.etcd_leader()[0], 20)
+        leader, others = self.etcd_leader()
+        self.hosts.signal(leader, signal.SIGKILL)  # the one that leads them
+        self.hosts.running[leader].wait()
+        self.keeps_its_lead(rpc, 2)
+        self.hosts.start_again(leader)
+        wait_for("three members", lambda: self.etcd_leader()[0], 20)
+        leader, others = self.etcd_leader()
+        for e in others:  # it is heard by coordinators, but not by the other members
+            self.hosts.relay_do("cut", leader, e)
+            self.hosts.relay_do("cut", e, leader)
+        self.keeps_its_lead(rpc, 3)
+        self.hosts.relay_do("reset")
+        for e in self.hosts.etcds[:2]:
+            self.hosts.signal(e, signal.SIGKILL)
+            self.hosts.running[e].wait()
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            self.check_answer()
+            self.assertEqual(self.hosts.follow(), [self.lead])
+        for e in self.hosts.etcds[:2]:
+            self.hosts.start_again(e)
+        self.submit(rpc)
+        self.assertEqual(self.hosts.follow(), [self.lead])
+
+
+if __name__ == "__main__":
+    go_inside()
+    cluster.main()
