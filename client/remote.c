@@ -10,11 +10,16 @@
 #include "common/file.h"
 #include "proto/rpc.h"
 
-enum { MESSAGE_BYTES_MAX = 1 << 30, WAIT_MS = 100 };
+enum { MESSAGE_BYTES_MAX = 1 << 30, WAIT_MS = 100, SERVERS_MAX = 16 };
 
 struct remote {
-    struct rpc_channel *channel;
-    char *address;
+    char *addresses; /* as they were given, but with NULs for commas */
+    struct server {
+        struct rpc_channel *channel;
+        const char *address;
+    } servers[SERVERS_MAX];
+    uint32_t n, at; /* at: who is called */
+    uint32_t retry_ms;
 };
 
 /* Of the file that is named, or the environment; *key_out: NULL: none; freed with free(). */
@@ -33,24 +38,41 @@ static enum status key_read(const struct settings *s, char **key_out, struct err
     return st;
 }
 
+static enum status servers_open(struct remote *r, const struct tls *tls, const char *key, struct error *err)
+{
+    char *rest = r->addresses;
+    for (char *address; (address = strsep(&rest, ","));) {
+        struct server *server = &r->servers[r->n];
+        if (r->n == SERVERS_MAX)
+            return error_set(err, ST_INVALID, "grpc: more than %d addresses", SERVERS_MAX);
+        server->address = address;
+        const struct rpc_channel_config config = {
+            .target = address, .message_bytes_max = MESSAGE_BYTES_MAX, .tls = tls, .key = key
+        };
+        const enum status st = rpc_channel_open(&config, &server->channel, err);
+        if (st)
+            return st;
+        r->n++;
+    }
+    return ST_OK;
+}
+
 enum status remote_open(const char *address, const struct settings *s, struct remote **remote_out, struct error *err)
 {
     struct remote *r = calloc(1, sizeof *r);
-    if (!r || !(r->address = strdup(address))) {
+    if (!r || !(r->addresses = strdup(address))) {
         free(r);
         return error_set(err, ST_NO_MEMORY, "no memory");
     }
+    r->retry_ms = s->retry_ms;
     struct tls *tls = NULL;
     char *key = NULL;
     const struct tls_files files = { s->tls_ca, s->tls_cert, s->tls_key };
     enum status st = s->tls_ca[0] ? tls_load("tls", &files, false, &tls, err) : ST_OK;
     if (!st)
         st = key_read(s, &key, err);
-    const struct rpc_channel_config config = {
-        .target = r->address, .message_bytes_max = MESSAGE_BYTES_MAX, .tls = tls, .key = key
-    };
     if (!st)
-        st = rpc_channel_open(&config, &r->channel, err);
+        st = servers_open(r, tls, key, err);
     tls_free(tls); /* gRPC has copies */
     free(key);
     if (st) {
@@ -65,10 +87,44 @@ void remote_close(struct remote *r)
 {
     if (!r)
         return;
-    if (r->channel)
-        rpc_channel_close(r->channel);
-    free(r->address);
+    for (uint32_t i = 0; i < r->n; i++)
+        rpc_channel_close(r->servers[i].channel);
+    free(r->addresses);
     free(r);
+}
+
+uint32_t remote_servers(const struct remote *r)
+{
+    return r->n;
+}
+
+uint32_t remote_retry_ms(const struct remote *r)
+{
+    return r->retry_ms;
+}
+
+/* Who is not there, or does not lead, is left for the next. */
+static void next_after(struct remote *r, enum rpc_code code)
+{
+    if (code == RPC_UNAVAILABLE)
+        r->at = (r->at + 1) % r->n;
+}
+
+/* At the first that serves. */
+static enum status unary(struct remote *r, const char *path, uint32_t deadline_ms, const uint8_t *request, size_t n,
+                         uint8_t **reply_out, size_t *bytes_out, enum rpc_code *code_out, struct error *err)
+{
+    enum rpc_code code = RPC_OK;
+    enum status st = ST_OK;
+    for (uint32_t i = 0; i < r->n; i++) {
+        st = rpc_call_unary(r->servers[r->at].channel, path, deadline_ms, request, n, reply_out, bytes_out, &code, err);
+        if (!st || code != RPC_UNAVAILABLE)
+            break;
+        next_after(r, code);
+    }
+    if (code_out)
+        *code_out = code;
+    return st;
 }
 
 enum status remote_status(struct remote *r, uint32_t deadline_ms, Longspan__V1__StatusResponse **status_out,
@@ -76,14 +132,13 @@ enum status remote_status(struct remote *r, uint32_t deadline_ms, Longspan__V1__
 {
     uint8_t *reply;
     size_t bytes;
-    enum rpc_code code;
-    enum status st = rpc_call_unary(r->channel, "/longspan.v1.Cluster/Status", deadline_ms, (const uint8_t *)"", 0,
-                                    &reply, &bytes, &code, err);
+    const enum status st =
+        unary(r, "/longspan.v1.Cluster/Status", deadline_ms, (const uint8_t *)"", 0, &reply, &bytes, NULL, err);
     if (st)
         return st;
     *status_out = longspan__v1__status_response__unpack(NULL, bytes, reply);
     free(reply);
-    return *status_out ? ST_OK : error_set(err, ST_PROTOCOL, "%s: malformed status", r->address);
+    return *status_out ? ST_OK : error_set(err, ST_PROTOCOL, "%s: malformed status", r->servers[r->at].address);
 }
 
 /* ---- streams: messages cross from gRPC's thread to the caller's in a queue ---- */
@@ -195,21 +250,25 @@ enum status remote_stream(struct remote *r, const char *path, const ProtobufCMes
 {
     size_t bytes;
     uint8_t *packed = pack(request, &bytes);
-    struct stream s = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER, .address = r->address };
+    const struct server *server = &r->servers[r->at];
+    struct stream s = { .lock = PTHREAD_MUTEX_INITIALIZER,
+                        .changed = PTHREAD_COND_INITIALIZER,
+                        .address = server->address };
     const struct rpc_handlers handlers = { .on_message = on_message, .on_done = on_done };
     struct rpc_call *call;
     s.last = &s.first;
     if (!packed)
         return error_set(err, ST_NO_MEMORY, "no memory");
-    enum status st = rpc_call_start(r->channel, path, 0, false, &handlers, &s, &call);
+    enum status st = rpc_call_start(server->channel, path, 0, false, &handlers, &s, &call);
     if (st) {
         free(packed);
-        return error_set(err, st, "%s: %s", r->address, status_text(st));
+        return error_set(err, st, "%s: %s", server->address, status_text(st));
     }
     rpc_call_send(call, packed, bytes);
     free(packed);
     rpc_call_half_close(call);
     st = follow(&s, call, events, err);
+    next_after(r, st == ST_PEER ? s.code : RPC_OK);
     if (code_out)
         *code_out = s.code;
     rpc_call_unref(call);
@@ -223,36 +282,7 @@ enum status remote_unary(struct remote *r, const char *path, uint32_t deadline_m
     uint8_t *packed = pack(request, &bytes);
     if (!packed)
         return error_set(err, ST_NO_MEMORY, "no memory");
-    const enum status st =
-        rpc_call_unary(r->channel, path, deadline_ms, packed, bytes, reply_out, bytes_out, code_out, err);
+    const enum status st = unary(r, path, deadline_ms, packed, bytes, reply_out, bytes_out, code_out, err);
     free(packed);
     return st;
-}
-
-/* ---- generate ---- */
-
-static bool on_generated(void *ctx, const uint8_t *data, size_t bytes)
-{
-    const struct remote_events *events = ctx;
-    Longspan__V1__GenerateResponse *response = longspan__v1__generate_response__unpack(NULL, bytes, data);
-    if (!response)
-        return false;
-    const bool more = events->on_response(events->ctx, response);
-    longspan__v1__generate_response__free_unpacked(response, NULL);
-    return more;
-}
-
-static bool generate_interrupted(void *ctx)
-{
-    const struct remote_events *events = ctx;
-    return events->interrupted && events->interrupted(events->ctx);
-}
-
-enum status remote_generate(struct remote *r, const Longspan__V1__GenerateRequest *request,
-                            const struct remote_events *events, struct error *err)
-{
-    const struct remote_stream stream = { .on_message = on_generated,
-                                          .interrupted = generate_interrupted,
-                                          .ctx = (void *)(uintptr_t)events };
-    return remote_stream(r, "/longspan.v1.Inference/Generate", &request->base, &stream, NULL, err);
 }

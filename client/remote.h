@@ -16,9 +16,12 @@ extern "C" {
 
 struct remote;
 struct settings;
-/* s: its tls-ca, tls-cert, tls-key, api-key-file */
+/* address: HOST:PORT, or several with commas, of whom the first that serves is called, until it does not. s: its tls-ca, tls-cert, tls-key, api-key-file, retry-ms */
 enum status remote_open(const char *address, const struct settings *s, struct remote **remote_out, struct error *err);
 void remote_close(struct remote *r);
+/* How many addresses it has; for how long a lost answer is asked for again. */
+uint32_t remote_servers(const struct remote *r);
+uint32_t remote_retry_ms(const struct remote *r);
 
 /* The answer is freed by longspan__v1__status_response__free_unpacked(., NULL). */
 enum status remote_status(struct remote *r, uint32_t deadline_ms, Longspan__V1__StatusResponse **status_out,
@@ -26,7 +29,8 @@ enum status remote_status(struct remote *r, uint32_t deadline_ms, Longspan__V1__
 
 /*
  * Generates. on_response: each message, on the calling thread, in order; false: cancel. interrupted: looked at every 100 ms; true: cancel.
- * ST_CANCELLED, ST_PEER (the code and message in err).
+ * ST_CANCELLED, ST_PEER (the code and message in err). Where the connection is lost or another coordinator is to lead, the answer is asked for again for retry-ms, and goes on
+ * behind the last message; but with logits, or at a server that keeps no answers, it ends.
  */
 struct remote_events {
     bool (*on_response)(void *ctx, const Longspan__V1__GenerateResponse *response);

@@ -33,7 +33,7 @@ const struct config_field settings_fields[] = {
     { "positions-max", "0", CONFIG_U32, PLAIN(positions_max), 0, 1 << 24, NULL, SERVE, "longest context served; 0: the model's" },
 
     { "http", "127.0.0.1:8080", CONFIG_ADDRESS, TEXT(http), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_TOP, "OpenAI-compatible HTTP" },
-    { "grpc", "127.0.0.1:9090", CONFIG_ADDRESS, TEXT(grpc), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | ASK, "gRPC for clients" },
+    { "grpc", "127.0.0.1:9090", CONFIG_ADDRESSES, TEXT(grpc), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | ASK, "gRPC for clients; to a command that calls: of all coordinators, of which one leads" },
     { "control", "127.0.0.1:9091", CONFIG_ADDRESSES, TEXT(control), 0, 0, NULL, SCOPE_COORDINATOR | SCOPE_WORKER, "where workers attach; to a worker: of all coordinators, of which one leads" },
     { "registry", "", CONFIG_TEXT, TEXT(registry), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "embedded:FILE, or etcd:HOST:PORT[,HOST:PORT...][/NAMESPACE]; none: embedded, in the state directory" },
     { "tls-cert", "", CONFIG_TEXT, TEXT(tls_cert), 0, 0, NULL, CALL | SCOPE_COORDINATOR, "certificate (PEM) of this side of HTTP and gRPC; none: in clear" },
@@ -121,6 +121,7 @@ const struct config_field settings_fields[] = {
     { "once", "false", CONFIG_BOOL, PLAIN(once), 0, 0, NULL, SCOPE_UP | SCOPE_WORKER | SCOPE_TOP, "up: stop after the sample answer; worker: end with the control stream; top: one screen as plain text" },
     { "system", "", CONFIG_TEXT, TEXT(system), 0, 0, NULL, SCOPE_CHAT, "system message of the conversation" },
     { "interval-ms", "1000", CONFIG_U32, PLAIN(interval_ms), 100, 60000, NULL, SCOPE_TOP, "between two looks" },
+    { "retry-ms", "60000", CONFIG_U32, PLAIN(retry_ms), 0, 86400000, NULL, SCOPE_GENERATE | SCOPE_CHAT, "an answer whose connection was lost is gone on with, if its server is back within this time" },
     { "undo", "false", CONFIG_BOOL, PLAIN(undo), 0, 0, NULL, SCOPE_DRAIN, "the worker takes sequences again" },
     { "wait", "false", CONFIG_BOOL, PLAIN(wait), 0, 0, NULL, SCOPE_DRAIN, "until nothing of running requests is left there" },
     { "announce-fd", "0", CONFIG_U32, PLAIN(announce_fd), 0, 1 << 20, NULL, SCOPE_COORDINATOR, "descriptor on which bound addresses are written, a line each" },

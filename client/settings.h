@@ -41,7 +41,7 @@ struct settings {
     uint32_t positions_max;
     char selector_dense_layers[8];
     /* where */
-    char http[128], grpc[128], control[1024], registry[1024], state[1024], jobs_dir[1024];
+    char http[128], grpc[512], control[1024], registry[1024], state[1024], jobs_dir[1024];
     char api_keys[1024], api_key_file[1024];
     char tls_cert[1024], tls_key[1024], tls_client_ca[1024], tls_ca[1024]; /* to clients, and as one */
     char control_cert[1024], control_key[1024], control_ca[1024], etcd_cert[1024], etcd_key[1024], etcd_ca[1024];
@@ -74,6 +74,7 @@ struct settings {
     char configs[4096], text_file[1024], corpus[1024], tasks[1024], svg[1024]; /* eval */
     uint32_t length, samples;
     bool quick;
+    uint32_t retry_ms;    /* generate, chat */
     uint32_t interval_ms; /* top */
     bool undo, wait;      /* drain */
     uint32_t announce_fd; /* coordinator: where bound addresses are written, for up; 0: nowhere */

@@ -41,7 +41,8 @@ int log_enabled(enum log_level level)
     return (int)level <= atomic_load_explicit(&log_level, memory_order_relaxed);
 }
 
-enum { MESSAGE_BYTES = 2000, LINE_BYTES = 6 * MESSAGE_BYTES + 200 }; /* a byte becomes six at most */
+/* A byte becomes six at most. */
+enum { MESSAGE_BYTES = 2000, REQUEST_BYTES = 64, LINE_BYTES = 6 * (MESSAGE_BYTES + REQUEST_BYTES) + 200 };
 
 /* The inside of a JSON string. Messages are ours but for names in them: bytes that are not ASCII stand as they are, if they are UTF-8. */
 static size_t json_inside(const char *text, char *out)
@@ -83,11 +84,24 @@ static void utf8_mend(char *text)
 static size_t line_json(char *line, enum log_level level, const struct tm *tm, long ms, char *message)
 {
     utf8_mend(message);
+    static const char about[] = "request ";
+    size_t id = 0; /* bytes of what comes behind that word */
+    if (!strncmp(message, about, sizeof about - 1))
+        id = strcspn(message + sizeof about - 1, " :");
     size_t n = (size_t)sprintf(line,
                                "{\"time\":\"%04d-%02d-%02dT%02d:%02d:%02d.%03ldZ\",\"level\":\"%s\",\"process\":\"%s\","
-                               "\"pid\":%d,\"message\":\"",
+                               "\"pid\":%d,",
                                tm->tm_year + 1900, tm->tm_mon + 1, tm->tm_mday, tm->tm_hour, tm->tm_min, tm->tm_sec, ms,
                                level_names[level], log_name, (int)getpid());
+    if (id && id <= REQUEST_BYTES) {
+        char request[REQUEST_BYTES + 1];
+        memcpy(request, message + sizeof about - 1, id);
+        request[id] = 0;
+        n += (size_t)sprintf(line + n, "\"request\":\"");
+        n += json_inside(request, line + n);
+        n += (size_t)sprintf(line + n, "\",");
+    }
+    n += (size_t)sprintf(line + n, "\"message\":\"");
     n += json_inside(message, line + n);
     return n + (size_t)sprintf(line + n, "\"}\n");
 }

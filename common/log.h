@@ -10,7 +10,10 @@ enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBU
 /* Process-wide: the least severe level that is written, and the name put before each line ("worker 1"). Set before threads start. */
 void log_set_level(enum log_level level);
 void log_set_name(const char *name);
-/* Each line a JSON object: time (RFC 3339, UTC), level, process (the name), pid, message. Set before threads start. */
+/*
+ * Each line a JSON object: time (RFC 3339, UTC), level, process (the name), pid, message; and request, where the message begins with "request ID". Set before threads
+ * start.
+ */
 void log_set_json(int on);
 /* "error" .. "trace" -> level, or -1 */
 int log_level_parse(const char *text);

@@ -211,6 +211,8 @@ enum status control_drain(void *control, uint16_t worker, bool undo, struct erro
 {
     struct control *c = control;
     const struct session *s = session_find(c, worker);
+    if (!c->term)
+        return error_set(err, ST_CANCELLED, "this coordinator does not lead");
     if (!s || s->state != SESSION_READY)
         return error_set(err, ST_NOT_FOUND, "worker: %u is not ready, or there is none", worker);
     if (s->leaving)

@@ -90,8 +90,9 @@ struct sched_want {
     uint32_t n_told; /* 0 with score or logits */
     bool edits;      /* events.edit says what is done to the logits of each row that samples */
     bool history;    /* edits follow from the tokens before: a row is planned when those are here, one step at a time */
-    const char *label; /* for logs: the request's id */
-    int32_t priority;  /* its class: lower ones come first, whatever came before (as in vLLM); 0 is usual */
+    const char *
+        label; /* for logs, here and at workers: the request's id; its first PLAN_LABEL_MAX bytes, those that are not printable as '?' */
+    int32_t priority; /* its class: lower ones come first, whatever came before (as in vLLM); 0 is usual */
     const char *
         tenant; /* whose it is, at most SCHED_TENANT_MAX bytes: within a class those who were served least come first; NULL: "" */
     int64_t

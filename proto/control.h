@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-enum { CONTROL_VERSION = 5, CONTROL_BLOCKS_MAX = 4096 };
+enum { CONTROL_VERSION = 6, CONTROL_BLOCKS_MAX = 4096 };
 
 /* With this UNAVAILABLE a coordinator ends its streams in order. */
 #define CONTROL_STOPS "the coordinator stops"

@@ -27,8 +27,9 @@ typedef Longspan__V1__ControlPlan plan_wire;
 static enum status seqs_to_wire(const struct plan *plan, struct wire_arena *arena, plan_wire *wire)
 {
     plan_wire w = *wire;
-    size_t n_tables = 0, n_readers = 0;
+    size_t n_tables = 0, n_readers = 0, labels = 0;
     for (uint32_t i = 0; i < plan->n_seqs; i++) {
+        labels += plan->seqs[i].label_bytes;
         n_tables += plan->seqs[i].n_table;
         n_readers += plan->seqs[i].n_readers;
     }
@@ -46,8 +47,12 @@ static enum status seqs_to_wire(const struct plan *plan, struct wire_arena *aren
     COLUMN(seq_committed, plan->n_seqs);
     COLUMN(seq_density, plan->n_seqs);
     COLUMN(seq_cast, plan->n_seqs);
+    COLUMN(seq_n_label, plan->n_seqs);
     COLUMN(tables, n_tables);
     COLUMN(readers, n_readers);
+    w.labels.data = wire_take(arena, labels);
+    if (!w.labels.data)
+        return ST_NO_MEMORY;
     uint64_t *table = w.tables;
     uint32_t *reader = w.readers;
     for (uint32_t i = 0; i < plan->n_seqs; i++) {
@@ -66,6 +71,10 @@ static enum status seqs_to_wire(const struct plan *plan, struct wire_arena *aren
         w.seq_committed[i] = s->committed;
         w.seq_density[i] = s->density;
         w.seq_cast[i] = s->cast;
+        w.seq_n_label[i] = s->label_bytes;
+        if (s->label_bytes)
+            memcpy(w.labels.data + w.labels.len, s->label, s->label_bytes);
+        w.labels.len += s->label_bytes;
         for (uint32_t j = 0; j < s->n_table; j++)
             *table++ = s->table[j];
         for (uint32_t j = 0; j < s->n_readers; j++)
@@ -252,6 +261,24 @@ static enum status parts_check(const uint32_t *from, const uint32_t *n, size_t n
     return ST_OK;
 }
 
+/* They stand in logs. */
+static enum status labels_check(const plan_wire *w, struct error *err)
+{
+    size_t sum = 0;
+    for (size_t i = 0; i < w->n_seq_id; i++) {
+        if (w->seq_n_label[i] > PLAN_LABEL_MAX)
+            return error_set(err, ST_CORRUPT, "plan.seq_n_label[%zu]: %u bytes, at most %d", i, w->seq_n_label[i],
+                             PLAN_LABEL_MAX);
+        sum += w->seq_n_label[i];
+    }
+    if (sum != w->labels.len)
+        return error_set(err, ST_CORRUPT, "plan.labels: %zu bytes, counts say %zu", w->labels.len, sum);
+    for (size_t i = 0; i < sum; i++)
+        if (w->labels.data[i] <= ' ' || w->labels.data[i] > '~')
+            return error_set(err, ST_CORRUPT, "plan.labels: byte %zu is not printable", i);
+    return ST_OK;
+}
+
 static enum status seqs_check(const plan_wire *w, struct wire_arena *arena, struct error *err)
 {
     if (w->n_seq_id > PLAN_ROWS_MAX)
@@ -269,12 +296,15 @@ static enum status seqs_check(const plan_wire *w, struct wire_arena *arena, stru
     SAME_COUNT(seq_id, seq_committed);
     SAME_COUNT(seq_id, seq_density);
     SAME_COUNT(seq_id, seq_cast);
+    SAME_COUNT(seq_id, seq_n_label);
     enum status st = ids_check(w, arena, err);
     if (st == ST_OK)
         st = parts_check(w->seq_table_from, w->seq_n_table, w->n_seq_id, BLOCKS_MAX, w->n_tables, "tables", err);
     if (st == ST_OK)
         st = parts_check(w->seq_reader_from, w->seq_n_readers, w->n_seq_id,
                          (BLOCKS_MAX + w->leaf_blocks - 1) / w->leaf_blocks, w->n_readers, "readers", err);
+    if (st == ST_OK)
+        st = labels_check(w, err);
     if (st)
         return st;
     for (size_t i = 0; i < w->n_seq_id; i++) {
@@ -499,6 +529,7 @@ void plan_wire_size(const plan_wire *w, struct wire_size *size)
     wire_size_add(size, w->n_edit_run, sizeof(struct plan_edits));
     wire_size_add(size, w->n_add_token, sizeof(struct plan_edit));
     wire_size_add(size, w->sets.len, 1);
+    wire_size_add(size, w->labels.len, 1);
 }
 
 static void *copy_take(struct wire_room *room, const void *from, size_t n, size_t item)
@@ -605,6 +636,12 @@ struct plan *plan_wire_fill(const plan_wire *w, struct wire_room *room)
         target += score ? w->run_n_rows[i] : 0;
     }
     edits_fill(w, room, runs);
+    const char *label = copy_take(room, w->labels.data, w->labels.len, 1);
+    for (size_t i = 0; i < w->n_seq_id; i++) {
+        seqs[i].label_bytes = w->seq_n_label[i];
+        seqs[i].label = label;
+        label += w->seq_n_label[i];
+    }
     return plan;
 }
 

@@ -28,6 +28,7 @@ enum {
     PLAN_POSITIONS_MAX = 1 << 24,
     PLAN_TOP_MAX = 20,
     PLAN_VOCAB_MAX = 1 << 22, /* tokens that edits may name */
+    PLAN_LABEL_MAX = 63,      /* bytes: printable ASCII without spaces */
     PLAN_DENSITY_ONE = 1000000,
 };
 
@@ -82,6 +83,8 @@ struct plan_seq {
     uint32_t reader_from, n_readers; /* worker that reads leaf reader_from + i; of a row's own leaf: its home */
     const uint16_t *readers;
     struct plan_sampling sampling;
+    uint32_t label_bytes; /* what logs call its request; with a fresh one, and not again */
+    const char *label;    /* not terminated */
 };
 
 /* Consecutive positions of one sequence with one home and one class. Runs of a sequence ascend; a run does not cross a leaf border. */

@@ -8,6 +8,8 @@
 #include "common/clock.h"
 #include "common/log.h"
 
+enum { ABANDONED_SHOWN = 8 }; /* requests of a plan that are named when it is abandoned */
+
 /* ---- fences ---- */
 
 static uint64_t fence_of(const struct worker *w, uint32_t group)
@@ -315,6 +317,17 @@ static void report(struct worker *w, const struct plan *plan, const struct step_
     free(rows);
 }
 
+/* Whose rows were in it. */
+static void requests_log(struct worker *w, const struct plan *plan, const char *why)
+{
+    for (uint32_t i = 0; i < plan->n_seqs && i < ABANDONED_SHOWN; i++) {
+        const struct sequence *s = sequence_find(w->sequences, plan->seqs[i].id);
+        if (s)
+            log_info("request %s sequence %llu: plan %llu abandoned: %s", s->label, (unsigned long long)s->id,
+                     (unsigned long long)plan->number, why);
+    }
+}
+
 static void plan_abort(struct worker *w, const struct plan *plan, uint16_t peer, const char *reason)
 {
     const struct control_abort abort = { plan->group, plan->epoch, plan->number, peer, reason };
@@ -391,6 +404,7 @@ void worker_run(struct worker *w, const struct plan *plan)
         snprintf(text, sizeof text, "%s", status_text(st));
     log_warn("group %u epoch %llu plan %llu abandoned: %s", plan->group, (unsigned long long)plan->epoch,
              (unsigned long long)plan->number, text);
+    requests_log(w, plan, text);
     worker_fence(w, plan->group, plan->epoch + 1);
     plan_abort(w, plan, peer, text);
 }

@@ -1,8 +1,10 @@
 #include "worker/sequences.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/log.h"
 #include "common/rng.h"
 
 enum { BUCKETS = 1024 };
@@ -53,6 +55,8 @@ void sequence_forget(struct sequences *all, uint64_t id)
     struct sequence **at = find(all, id), *s = *at;
     if (!s)
         return;
+    log_debug("request %s sequence %llu is forgotten after %u positions", s->label, (unsigned long long)id,
+              s->committed);
     *at = s->next;
     sequence_free(s);
 }
@@ -97,7 +101,10 @@ enum status sequence_update(struct sequences *all, const struct plan_seq *said, 
         if (!s)
             return error_set(err, ST_NO_MEMORY, "no memory for a sequence");
         s->id = said->id;
+        snprintf(s->label, sizeof s->label, "%.*s", (int)said->label_bytes, said->label_bytes ? said->label : "");
         *at = s;
+        log_debug("request %s sequence %llu begins: %u positions are there", s->label, (unsigned long long)s->id,
+                  said->committed);
     }
     if (said->fresh)
         s->n_table = s->n_readers = 0;

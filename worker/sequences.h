@@ -20,7 +20,8 @@ struct sequence {
     kv_handle *table;
     uint16_t *readers;
     uint32_t n_table, n_readers, table_room, readers_room;
-    uint32_t committed; /* positions */
+    uint32_t committed;             /* positions */
+    char label[PLAN_LABEL_MAX + 1]; /* what logs call its request */
     struct plan_sampling sampling;
     struct {
         uint32_t pos;

@@ -19,6 +19,7 @@ struct completion {
     struct http_exchange *x;  /* NULL: the client has gone */
     struct completion *next;  /* those with a name */
     char name[48];            /* the request's id; "": none */
+    char label[64];           /* what the client calls the request; "": nothing that may stand in logs */
     char event[4200];         /* Last-Event-ID */
     struct openai_body *body; /* until the journal is open */
     const char *owner;
@@ -408,6 +409,7 @@ static void begin(struct completion *c)
     const struct generation_start want = {
         .id_prefix = c->reply.chat ? "chatcmpl-" : "cmpl-",
         .id = c->name[0] ? c->name : NULL,
+        .label = c->label[0] ? c->label : NULL,
         .has_seed = c->name[0] != 0,
         .seed = c->seed,
         .told = told,
@@ -425,7 +427,7 @@ static void begin(struct completion *c)
         return;
     }
     if (c->x)
-        http_header(c->x, "X-Request-Id", choices_id(c->choices));
+        http_header(c->x, "X-Request-Id", c->label[0] ? c->label : choices_id(c->choices));
 }
 
 static void on_opened(void *ctx, struct keeper *k)
@@ -510,11 +512,14 @@ static void start(struct api *a, struct http_exchange *x, bool chat)
         http_reply_refusal(x, &r);
         return;
     }
-    const char *key = http_asked_header(x, "Idempotency-Key"), *tenant = http_asked_header(x, "x-longspan-tenant");
+    const char *key = http_asked_header(x, "Idempotency-Key"), *tenant = http_asked_header(x, "x-longspan-tenant"),
+               *label = http_asked_header(x, "X-Request-Id");
     c->body = body;
     c->owner = http_identity(x);
     if (tenant)
         snprintf(c->tenant, sizeof c->tenant, "%s", tenant);
+    if (generation_label_ok(label))
+        snprintf(c->label, sizeof c->label, "%s", label);
     http_on_close(x, on_close, c);
     if (!key || !a->config.resumes)
         begin(c);

@@ -156,7 +156,7 @@ void generation_finish(struct generation *g, const struct sched_done *sched, boo
     };
     p->stage = STAGE_ENDED;
     measure_end(g, generation_outcome_of(&p->refusal), done.cached_tokens);
-    log_debug("request %s ends: %s, %zu prompt tokens, %u cached, %zu generated, %lld ms", g->id,
+    log_debug("request %s ends: %s, %zu prompt tokens, %u cached, %zu generated, %lld ms", g->label,
               p->refusal.status ? p->refusal.message : "ok", g->n_prompt, done.cached_tokens, g->n_sampled,
               (long long)done.total_ms);
     generation_enter(g);
@@ -354,7 +354,7 @@ static void fail_token(struct generation *g)
     if (p->stage != STAGE_RUNNING)
         return;
     refuse(&p->refusal, ST_NO_MEMORY, "", "out of memory"); /* unless it was said what else is the matter */
-    log_error("request %s: %s", g->id, p->refusal.message);
+    log_error("request %s: %s", g->label, p->refusal.message);
     sched_cancel(p->host->sched, p->request, FINISH_CANCELLED);
 }
 
@@ -420,7 +420,7 @@ static void on_done(void *user, const struct sched_done *done)
     p->stage = STAGE_ENDED;
     if (p->silent) {
         measure_end(g, OUTCOME_CANCELLED, done->cached_tokens);
-        log_debug("request %s cancelled after %zu tokens", g->id, g->n_sampled);
+        log_debug("request %s cancelled after %zu tokens", g->label, g->n_sampled);
         generation_enter(g);
         generation_leave(g);
         generation_exit(g);

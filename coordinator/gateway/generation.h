@@ -83,6 +83,7 @@ struct generation_score {
  */
 struct generation {
     char id[48];
+    char label[64];    /* what logs call the request: what its client did, or the id of its first choice */
     uint32_t index;    /* of the choice */
     int64_t created_s; /* wall clock */
     bool running;      /* submitted: want and prompt may be looked at */
@@ -142,6 +143,7 @@ struct generation_told {
 struct generation_start {
     const char *id_prefix; /* "cmpl-" */
     const char *id;        /* what the request is called if it is not the first time; NULL: a new name */
+    const char *label;     /* what its client calls it, for logs; NULL: nothing. Copied, if generation_label_ok */
     int64_t created_s;     /* likewise; 0: now */
     bool has_seed;         /* seed: where the request names none */
     uint64_t seed;
@@ -171,6 +173,8 @@ enum status generation_start(struct generation_host *host, const struct generati
  */
 enum status generation_again(const struct generation *first, uint32_t index, struct generation **generation_out,
                              struct refusal *r);
+/* Whether a client's name for its request may stand in logs: printable ASCII without spaces, quotes and colons, 1 to 63 bytes. Accepts NULL. */
+bool generation_label_ok(const char *label);
 /* ST_BUSY if a request of so many bytes would have to wait behind too many others. */
 enum status generation_may_wait(const struct generation_host *host, size_t source_bytes, struct refusal *r);
 /* No more events, and all it held is freed. */

@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "common/clock.h"
+#include "common/log.h"
 #include "common/rng.h"
 
 enum { PENDING_BYTES_MAX = 512 << 20 }; /* of bodies that wait for the helper */
@@ -168,7 +169,7 @@ static enum status submit(struct generation *g, struct refusal *r)
         .n_told = p->told_ids ? (uint32_t)g->n_sampled : 0,
         .edits = p->edits,
         .history = p->edits && edits_history(p->edits),
-        .label = g->id,
+        .label = g->label,
         .priority = w->priority,
         .tenant = w->tenant,
         .deadline_ms = w->timeout_ms ? p->start_us / 1000 + w->timeout_ms : 0,
@@ -315,7 +316,19 @@ static struct generation *generation_new(const struct generation_start *start)
     else
         snprintf(g->id, sizeof g->id, "%s%016llx%016llx", start->id_prefix, (unsigned long long)draw_u64(),
                  (unsigned long long)draw_u64());
+    const bool named = generation_label_ok(start->label);
+    snprintf(g->label, sizeof g->label, "%s", named ? start->label : g->id);
+    if (named)
+        log_debug("request %s: its answer is %s", g->label, g->id);
     return g;
+}
+
+bool generation_label_ok(const char *label)
+{
+    size_t n = 0;
+    while (label && label[n] > ' ' && label[n] <= '~' && !strchr("\"'\\:", label[n]))
+        n++;
+    return n && !label[n] && n < sizeof((struct generation *)NULL)->label;
 }
 
 enum status generation_may_wait(const struct generation_host *host, size_t source_bytes, struct refusal *r)
@@ -416,6 +429,7 @@ enum status generation_again(const struct generation *first, uint32_t index, str
         return refuse(r, ST_NO_MEMORY, "", "out of memory");
     g->p->host = host;
     g->p->named = first->p->named;
+    memcpy(g->label, first->label, sizeof g->label);
     g->index = index;
     g->seed = first->seed + index;
     st = again_fill(first, g);

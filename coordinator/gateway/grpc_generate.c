@@ -314,6 +314,10 @@ static void begin_named(struct grpc_generate *g)
         return;
     }
     take_over(g->all, g->name);
+    if (g->again->abandon) {
+        finish(g, RPC_OK, "");
+        return;
+    }
     g->next = g->all->named;
     g->all->named = g;
     g->opening = true;
@@ -339,6 +343,8 @@ void grpc_generate_begin(struct grpc_generates *all, struct rpc_call *rpc, struc
     *slot = g;
     if (again && all->resumes)
         begin_named(g);
+    else if (again && again->abandon)
+        finish(g, RPC_OK, ""); /* answers end with their calls here */
     else if (again && again->from[0])
         finish(g, RPC_INVALID_ARGUMENT, "resume_from: this server keeps no answers: it has no state directory");
     else

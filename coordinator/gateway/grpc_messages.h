@@ -30,6 +30,7 @@ enum { GRPC_PLACE_MAX = 4096 };
 struct grpc_again {
     char key[RESUME_KEY_MAX + 1];  /* not looked at: resumes_name does */
     char from[GRPC_PLACE_MAX + 1]; /* "": from the beginning */
+    bool abandon;                  /* it is to end */
     struct digest asked;           /* all else that it says, the map in whatever order */
 };
 /*

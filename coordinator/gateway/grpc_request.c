@@ -15,7 +15,7 @@
  * The message is walked before it is unpacked, because the unpacked form hides what must not pass: it cuts strings at NUL, does not look at
  * UTF-8, keeps unknown fields aside, and a field of two bytes costs it a hundred.
  */
-enum { PARTS_MAX = 1 << 16, FIELD_BIAS = 33, FIELD_KEY = 43, FIELD_FROM = 44 };
+enum { PARTS_MAX = 1 << 16, FIELD_BIAS = 33, FIELD_KEY = 43, FIELD_FROM = 44, FIELD_ABANDON = 45 };
 
 struct walk {
     struct refusal *r;
@@ -58,7 +58,8 @@ static const struct known {
                        [41] = { "tenant", KIND_STRING },
                        [42] = { "cache_salt", KIND_STRING },
                        [43] = { "idempotency_key", KIND_STRING },
-                       [44] = { "resume_from", KIND_STRING } },
+                       [44] = { "resume_from", KIND_STRING },
+                       [45] = { "abandon", KIND_SKIP } },
   chat_fields[] = { [1] = { "chat.messages", KIND_MESSAGE } },
   message_fields[] = { [1] = { "chat.messages.role", KIND_STRING }, [2] = { "chat.messages.content", KIND_STRING } };
 
@@ -169,7 +170,7 @@ static struct digest asked_of(const struct grpc_source *source)
     struct part p;
     while (part_read(&in, &p)) {
         const bool bias = p.field == FIELD_BIAS && n_bias++ < WANT_BIAS_MAX; /* of more, the parser says so */
-        if (!bias && p.field != FIELD_KEY && p.field != FIELD_FROM)
+        if (!bias && p.field != FIELD_KEY && p.field != FIELD_FROM && p.field != FIELD_ABANDON)
             continue;
         hasher_add(h, run, (size_t)(p.from - run));
         run = p.to;
@@ -203,15 +204,21 @@ enum status grpc_read_again(const struct grpc_source *source, struct grpc_again 
     struct part p;
     enum status st = ST_OK;
     while (!st && part_read(&in, &p)) {
-        if (p.field != FIELD_KEY && p.field != FIELD_FROM)
+        if (p.field != FIELD_KEY && p.field != FIELD_FROM && p.field != FIELD_ABANDON)
             continue;
         if (!again && !(again = calloc(1, sizeof *again)))
             return refuse(r, ST_NO_MEMORY, "", "out of memory");
+        if (p.field == FIELD_ABANDON) {
+            again->abandon = p.to[-1] != 0; /* the last byte of a number is 0 only if all are */
+            continue;
+        }
         st = p.field == FIELD_KEY ? read_short(&p, "idempotency_key", again->key, sizeof again->key, r)
                                   : read_short(&p, "resume_from", again->from, sizeof again->from, r);
     }
     if (!st && again && again->from[0] && !again->key[0])
         st = refuse(r, ST_INVALID, "resume_from", "resume_from needs the idempotency_key of the answer");
+    if (!st && again && again->abandon && !again->key[0])
+        st = refuse(r, ST_INVALID, "abandon", "abandon needs the idempotency_key of the answer");
     if (!st && again && again->key[0]) {
         again->asked = asked_of(source);
         *again_out = again;
@@ -353,7 +360,7 @@ static enum status read_request(struct want *w, const Longspan__V1__GenerateRequ
     w->logits = m->logits;
     w->progress = m->progress;
     w->stream = true;
-    w->keyed = *m->idempotency_key || *m->resume_from;
+    w->keyed = *m->idempotency_key || *m->resume_from || m->abandon;
     if (w->keyed && w->logits)
         return refuse(r, ST_UNSUPPORTED, "logits", "logits are not kept: they do not go with idempotency_key");
     for (size_t i = 0; i < m->n_stop; i++)

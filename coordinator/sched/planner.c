@@ -300,6 +300,8 @@ static void seq_describe(struct sched *s, struct group *g, struct flight *f, str
     const uint32_t blocks = (r->ahead - 1) / PLAN_BLOCK + 1, leaves = (r->ahead - 1) / request_leaf_rows(r) + 1;
     seq->table_from = r->fresh ? 0 : r->sent_table;
     seq->committed = r->done;
+    seq->label = r->label;
+    seq->label_bytes = r->fresh ? (uint32_t)strlen(r->label) : 0;
     seq->density = r->density;
     seq->cast = r->density && r->density < PLAN_DENSITY_ONE ? cast_of(s, g, r) : 0;
     seq->reader_from = r->fresh ? 0 : r->readers_changed < r->sent_readers ? r->readers_changed : r->sent_readers;

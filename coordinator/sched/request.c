@@ -60,7 +60,10 @@ enum status request_new(struct sched *s, const struct sched_want *want, struct s
     if (want->salt)
         r->salt = *want->salt;
     r->priority = want->priority;
+    _Static_assert(sizeof r->label == PLAN_LABEL_MAX + 1, "workers take any label");
     snprintf(r->label, sizeof r->label, "%s", want->label ? want->label : "");
+    for (char *c = r->label; *c; c++)
+        *c = *c > ' ' && *c <= '~' ? *c : '?'; /* it stands in logs, here and at workers */
     r->tokens_cap = r->n_known + PLAN_BLOCK;
     r->tokens = malloc(r->tokens_cap * sizeof *r->tokens);
     r->eos = calloc(want->n_eos + 1, sizeof *r->eos);

@@ -146,6 +146,17 @@ class ResumeGrpc(unittest.TestCase):
             beyond.open()
             self.assertEqual(beyond.read(1), Code.INVALID_ARGUMENT)
             beyond.leave()
+            # it can be ended for good: nothing goes on, and another who asks for it begins where it was
+            reader = Reader(c, "left", LONG)
+            reader.open()
+            self.assertIsNone(reader.read(3))
+            reader.leave()
+            self.assertEqual(list(rpc.generate(**LONG, idempotency_key="left", abandon=True)), [])
+            c.check_quiet(2)
+            for fields in ({"abandon": True}, {"abandon": True, "resume_from": "x"}):
+                with self.assertRaises(grpc.RpcError) as e:
+                    list(rpc.generate(**LONG, **fields))
+                self.assertEqual(e.exception.code(), Code.INVALID_ARGUMENT)
             # a job has a key of its own
             with self.assertRaises(grpc.RpcError) as e:
                 rpc.inference.SubmitJob(pb.SubmitJobRequest(generate=pb.GenerateRequest(text="x", max_tokens=1, idempotency_key="k")), timeout=10)

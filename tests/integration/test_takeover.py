@@ -280,6 +280,21 @@ class Takeover(unittest.TestCase):
         self.assertEqual(wrong, [])
         print(f"answers: {done}", flush=True)
 
+    def test_command_fails_over(self):
+        """`generate` knows both addresses: its answer goes on at the standby when the leader is killed."""
+        self.begin()
+        grpc_addresses = f"{self.first.at['grpc']},{self.second.at['grpc']}"
+        ask = ("generate", "--grpc", grpc_addresses, "--prompt", "Tell me of the sea.", "--max-tokens", 200, "--temperature", 1, "--seed", 5, "--ignore-eos")
+        want = cluster.run(*ask)[0]
+        process = subprocess.Popen([LONGSPAN, *map(str, ask)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        got = os.read(process.stdout.fileno(), 4096)
+        self.first.signal(signal.SIGKILL)
+        out, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0, err)
+        self.assertEqual((got + out).decode(), want)
+        self.assertIn(b"trying again", err)
+        wait_for("the standby is ready", self.second.ready, 40)
+
     def test_hangs(self):
         """SIGSTOP: workers leave it, the standby leads; woken up it finds that out, and ends."""
         self.begin()

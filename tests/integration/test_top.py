@@ -71,11 +71,29 @@ class Top(unittest.TestCase):
             c.complete("One two three", 2)
         lines = [json.loads(line) for line in c.log_lines if line.startswith("{")]
         for line in lines:
-            self.assertEqual(set(line), {"time", "level", "process", "pid", "message"})
+            self.assertEqual(set(line) - {"request"}, {"time", "level", "process", "pid", "message"})
             self.assertRegex(line["time"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
         self.assertGreaterEqual(len({line["pid"] for line in lines}), 2)
         self.assertIn("worker", {line["process"] for line in lines})
         self.assertTrue([line for line in lines if re.search(r"worker 0 ready: .* blocks of", line["message"])])
+
+    def test_request_ids(self):
+        """A request's id, its client's or its answer's, is in the lines of the coordinator and of every worker that had a part of it."""
+        with Cluster("--threads", 1, "--log-format", "json", "--log-level", "debug", "--spread-min-tokens", 1, workers=2) as c:
+            long = {"prompt": [5 + i % 900 for i in range(1200)], "max_tokens": 4, "ignore_eos": True}
+            _, headers, data = c.http("POST", "/v1/completions", long, headers={"X-Request-Id": "trace-42/a"})
+            self.assertEqual(headers["X-Request-Id"], "trace-42/a")
+            made = c.post("/v1/completions", long)["id"]
+            refused = c.http("POST", "/v1/completions", long, headers={"X-Request-Id": "no spaces: \"here\""})
+            self.assertEqual((refused[0], refused[1]["X-Request-Id"]), (200, refused[2]["id"]))
+            wait_for("they are forgotten", lambda: sum("is forgotten" in line for line in c.log_lines) >= 3 * 2, 10)
+        lines = [json.loads(line) for line in c.log_lines if line.startswith("{")]
+        for request in ("trace-42/a", made):
+            mine = [line for line in lines if line.get("request") == request]
+            self.assertEqual(len({line["pid"] for line in mine if line["process"] == "worker" and re.search(r"sequence \d+ begins: ", line["message"])}), 2)
+            self.assertTrue([line for line in mine if line["process"] == "coordinator" and " ends: ok" in line["message"]])
+            self.assertLess(len(mine), 20)
+        self.assertTrue([line for line in lines if line["message"] == f"request trace-42/a: its answer is {data['id']}"])
 
     def test_leaves(self):
         """While a request runs, its leaves are at the workers that read them, and its home is one of them."""

@@ -45,6 +45,34 @@ static void says(const char *message, const char *inside)
     assert_string_equal(line + end, want);
 }
 
+static void test_request(void **state)
+{
+    (void)state;
+    char longest[200], want[600];
+    log_set_json(1);
+    say("request cmpl-1 sequence 4: after 5 positions");
+    assert_non_null(
+        strstr(line, ",\"request\":\"cmpl-1\",\"message\":\"request cmpl-1 sequence 4: after 5 positions\"}\n"));
+    say("request a\"b: \\");
+    assert_non_null(strstr(line, ",\"request\":\"a\\\"b\",\"message\":\"request a\\\"b: \\\\\"}\n"));
+    static const char *const none[] = { "request ", "request : x", "request", "a request x", "requests x y" };
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++) {
+        say(none[i]);
+        assert_null(strstr(line, "\"request\":"));
+    }
+    memset(longest, 'r', sizeof longest);
+    memcpy(longest, "request ", 8);
+    longest[8 + 64] = 0;
+    say(longest);
+    snprintf(want, sizeof want, ",\"request\":\"%s\",", longest + 8);
+    assert_non_null(strstr(line, want));
+    longest[8 + 64] = 'r';
+    longest[8 + 65] = 0;
+    say(longest);
+    assert_null(strstr(line, "\"request\":"));
+    log_set_json(0);
+}
+
 static void test_json(void **state)
 {
     (void)state;
@@ -91,6 +119,7 @@ static void test_text(void **state)
 int main(void)
 {
     log_set_name("tester");
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_text), cmocka_unit_test(test_json) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_text), cmocka_unit_test(test_json),
+                                        cmocka_unit_test(test_request) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -138,6 +138,8 @@ static inline struct plan *plan_case_make(struct plan_case *c, struct rng *rng, 
                                               .top_k = rng_below(rng, 100),
                                               .seed = rng_next(rng),
                                               .min_p = (float)rng_below(rng, 4) / 4 } };
+        q->label = "cmpl-0123456789abcdef~!#" + rng_below(rng, 10);
+        q->label_bytes = decode ? 0 : rng_below(rng, 14);
         for (uint32_t i = 0; i < n_blocks; i++)
             c->tables[s][i] = 1 + (rng_next(rng) >> 1 >> rng_below(rng, 62));
         for (uint32_t i = 0; i < n_leaves; i++)
@@ -166,6 +168,7 @@ static inline bool plan_equal(const struct plan *a, const struct plan *b)
             s->reader_from != t->reader_from || s->n_readers != t->n_readers ||
             s->sampling.temperature != t->sampling.temperature || s->sampling.top_p != t->sampling.top_p ||
             s->sampling.top_k != t->sampling.top_k || s->sampling.seed != t->sampling.seed ||
+            s->label_bytes != t->label_bytes || memcmp(s->label, t->label, s->label_bytes) != 0 ||
             s->density != t->density || s->cast != t->cast || s->sampling.min_p != t->sampling.min_p ||
             memcmp(s->table, t->table, s->n_table * sizeof *s->table) ||
             memcmp(s->readers, t->readers, s->n_readers * sizeof *s->readers))

@@ -124,6 +124,8 @@ static const struct plan_edits no_edits = { .repetition = 1 },
                                strange_token = { .n_adds = 1, .adds = strange_adds, .repetition = 1 },
                                large_set = { .allowed_bytes = sizeof many_bits, .allowed = many_bits, .repetition = 1 };
 
+static const char long_label[] = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
 static void break_rule(int rule, struct plan *p, struct plan_seq *s, struct plan_run *r)
 {
     switch (rule) {
@@ -262,6 +264,15 @@ static void break_rule(int rule, struct plan *p, struct plan_seq *s, struct plan
     case 45:
         s[0].cast = (uint64_t)1 << 63;
         break;
+    case 46:
+        s[1].label = long_label, s[1].label_bytes = sizeof long_label - 1;
+        break;
+    case 47:
+        s[1].label = "a b", s[1].label_bytes = 3;
+        break;
+    case 48:
+        s[1].label = "a\"\n", s[1].label_bytes = 3;
+        break;
     }
 }
 
@@ -315,6 +326,9 @@ static void each_rule_is_kept(void **state)
         { "edit_allowed_bytes", 43 },
         { "seq_density[1]", 44 },
         { "seq_cast[0]", 45 },
+        { "seq_n_label[1]", 46 },
+        { "plan.labels", 47 },
+        { "plan.labels", 48 },
     };
     for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
         struct plan_seq seqs[] = {
