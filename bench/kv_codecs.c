@@ -1,9 +1,9 @@
 /*
  * Attention of one decode row over coded blocks, beside the same over bf16, in turns, so that what else runs on the machine disturbs all: one layer of 8B
- * shape (32 query heads, 8 KV heads of 128), random blocks. Blocks lie in memory as a worker's pool has them; threads take KV heads' leaves; partials of
+ * shape (32 query heads, 8 KV heads of 128), blocks of random numbers, sealed. And what sealing takes, a block and KV head. Blocks lie in memory as a worker's pool has them; threads take KV heads' leaves; partials of
  * leaves of four blocks join as they come. With a density, quest scores and chooses first, a list a KV head. The floor is the time in which the threads
  * only read the same bytes, sketches included. Processor time of the slowest thread, medians of the rounds; how many times as fast: the median of the
- * rounds' ratios.
+ * rounds' ratios. GB/s are of the codec's bytes, all threads together. nomad: keys by tables, values of int8 (kernels/cpu/kv_nomad.h).
  *
  *   kv_codecs [--threads N] [--rounds N] [--positions N]
  */
@@ -17,17 +17,24 @@
 #include <unistd.h>
 
 #include "common/rng.h"
+#include "kernels/cpu/kv_nomad.h"
 #include "kernels/kernels.h"
 #include "kernels/selector.h"
 
 enum { HEAD_DIM = 128, KV_HEADS = 8, GROUP = 4, LEAF_BLOCKS = 4, THREADS_MAX = 64, ROUNDS_MAX = 256 };
 enum { TENTH = SELECTOR_DENSITY_ONE / 10 };
+enum { NOMAD = KV_CODECS, DISTINCT = 16 /* sealed blocks, over and over */, OPEN_BYTES = KV_BLOCK * HEAD_DIM * 2 };
 
 struct layer {
-    struct attn_shape shape;
-    const struct attn_impl *it;
-    size_t part, n_blocks;
-    uint8_t *blocks; /* [n_blocks][KV_HEADS][keys, values], a block's other layers left out */
+    const char *codec, *variant;
+    struct attn_shape shape, attn_shape; /* of what seals; of what attends */
+    const struct attn_impl *it,
+        *attn; /* the codec's; what attends: the same, or that of the open form that it expands to */
+    const struct kv_nomad_impl *nomad; /* NULL: not nomad */
+    float *book;
+    size_t part, n_blocks; /* part: half of a block's keys and values */
+    double seal_us;        /* a block and KV head */
+    uint8_t *blocks;       /* [n_blocks][KV_HEADS][keys, values], a block's other layers left out */
 };
 
 /* What quest has of the same blocks. */
@@ -51,6 +58,7 @@ struct member {
     uint32_t *words;
     uint64_t *lists[KV_HEADS];
     float *tile, *leaf, *one, *total;
+    uint8_t *wide; /* an open block */
     uint64_t sum;
     double ms; /* of processor time: other programs disturb less */
     pthread_t thread;
@@ -81,24 +89,47 @@ static size_t next_block(const struct member *m, size_t block, uint32_t head)
     return block;
 }
 
+static void attend_block(struct member *m, const uint8_t *k, const uint8_t *next, float *out)
+{
+    const struct layer *l = m->layer;
+    uint8_t visible[ATTN_ROWS];
+    memset(visible, KV_BLOCK, sizeof visible);
+    if (l->nomad) {
+        l->nomad->block(&l->shape, m->tile, GROUP, visible, k, next, out);
+        return;
+    }
+    if (!l->it->expand) {
+        l->it->block(&l->shape, m->tile, GROUP, visible, k, k + l->part, next, out);
+        return;
+    }
+    l->it->expand(&l->shape, k, next, m->wide);
+    l->it->expand(&l->shape, k + l->part, next ? next + l->part : NULL, m->wide + OPEN_BYTES);
+    l->attn->block(&l->attn_shape, m->tile, GROUP, visible, m->wide, m->wide + OPEN_BYTES, NULL, out);
+}
+
+static void merge(const struct layer *l, float *a, const float *b)
+{
+    if (l->nomad)
+        l->nomad->merge(&l->shape, GROUP, a, b);
+    else
+        l->attn->merge(&l->attn_shape, GROUP, a, b);
+}
+
 static void attend_leaf(struct member *m, size_t leaf, uint32_t head)
 {
     const struct layer *l = m->layer;
     const size_t end = (leaf + 1) * LEAF_BLOCKS;
-    uint8_t visible[ATTN_ROWS];
     bool any = false;
-    memset(visible, KV_BLOCK, sizeof visible);
     for (size_t b = next_block(m, leaf * LEAF_BLOCKS, head), next; b < end; b = next) {
         const uint8_t *k = part_of(l, b, head);
         next = next_block(m, b + 1, head);
-        l->it->block(&l->shape, m->tile, GROUP, visible, k, k + l->part,
-                     next < l->n_blocks ? part_of(l, next, head) : NULL, any ? m->one : m->leaf);
+        attend_block(m, k, next < l->n_blocks ? part_of(l, next, head) : NULL, any ? m->one : m->leaf);
         if (any)
-            l->it->merge(&l->shape, GROUP, m->leaf, m->one);
+            merge(l, m->leaf, m->one);
         any = true;
     }
     if (any)
-        l->it->merge(&l->shape, GROUP, m->total, m->leaf);
+        merge(l, m->total, m->leaf);
 }
 
 static uint64_t read_bytes(const uint8_t *from, size_t bytes)
@@ -179,19 +210,98 @@ static double pass(struct member *members, uint32_t n, const struct layer *l, ui
     return slowest;
 }
 
-static struct layer layer_new(enum kv_codec codec, size_t positions)
+/* About N(0, 1). */
+static float normal(uint64_t seed, uint64_t i)
 {
-    struct layer l = { .shape = { HEAD_DIM, codec, 1 / sqrtf(HEAD_DIM) }, .n_blocks = positions / KV_BLOCK };
-    l.it = attn_find(&l.shape, cpu_caps());
+    float sum = 0;
+    for (uint32_t k = 0; k < 12; k++)
+        sum += (float)rng_unit(rng_at(seed, i, k));
+    return sum - 6;
+}
+
+static struct layer codec_of(int codec)
+{
+    struct layer l = { .shape = { .head_dim = HEAD_DIM, .codec = codec == NOMAD ? KV_INT8 : (enum kv_codec)codec } };
+    l.shape.scale = 1 / sqrtf(HEAD_DIM);
+    l.attn_shape = l.shape;
+    l.it = l.attn = attn_find(&l.shape, cpu_caps());
     l.part = l.it->part_bytes(&l.shape);
-    const size_t bytes = l.n_blocks * KV_HEADS * 2 * l.part;
+    l.codec = codec == NOMAD ? "nomad" : kv_codecs[codec].name;
+    if (l.it->expand) {
+        l.attn_shape.codec = kv_codecs[codec].open;
+        l.attn = attn_find(&l.attn_shape, cpu_caps());
+    }
+    for (const struct kv_nomad_impl *it = kv_nomad_impls; codec == NOMAD && !l.nomad; it++)
+        l.nomad = it->needs & ~cpu_caps() ? NULL : it;
+    if (l.nomad) {
+        float *numbers = zeroed(HEAD_DIM * NOMAD_NUMBERS * sizeof *numbers);
+        l.part = kv_nomad_bytes(&l.shape) / 2;
+        l.book = zeroed(kv_nomad_book_floats(HEAD_DIM) * sizeof *l.book);
+        for (uint32_t i = 0; i < HEAD_DIM * NOMAD_NUMBERS; i++)
+            numbers[i] = normal(3, i);
+        kv_nomad_book(numbers, HEAD_DIM, l.book);
+        free(numbers);
+    }
+    l.variant = l.nomad ? l.nomad->name : l.it->name;
+    return l;
+}
+
+static double cpu_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
+}
+
+static int ascending(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static double median(double *x, uint32_t n)
+{
+    qsort(x, n, sizeof *x, ascending);
+    return x[n / 2];
+}
+
+/* DISTINCT sealed blocks of one KV head; the median of what sealing took. */
+static double seal_some(const struct layer *l, uint8_t *sealed)
+{
+    uint16_t *open = zeroed(2 * OPEN_BYTES);
+    double us[DISTINCT];
+    for (uint32_t b = 0; b < DISTINCT; b++, sealed += 2 * l->part) {
+        for (size_t i = 0; i < OPEN_BYTES; i++)
+            open[i] = f32_to_bf16(normal(b, i));
+        const uint8_t *v_open = (const uint8_t *)open + OPEN_BYTES;
+        const double began = cpu_us();
+        if (l->nomad)
+            (void)kv_nomad_seal(&l->shape, l->book, open, v_open, sealed);
+        else if (l->it->seal)
+            (void)l->it->seal(&l->shape, open, v_open, sealed, sealed + l->part);
+        else
+            memcpy(sealed, open, 2 * OPEN_BYTES);
+        us[b] = cpu_us() - began;
+    }
+    free(open);
+    return median(us, DISTINCT);
+}
+
+static struct layer layer_new(int codec, size_t positions)
+{
+    struct layer l = codec_of(codec);
+    l.n_blocks = positions / KV_BLOCK;
+    const size_t pair = 2 * l.part, bytes = l.n_blocks * KV_HEADS * pair;
+    uint8_t *some = zeroed(DISTINCT * pair);
+    l.seal_us = seal_some(&l, some);
     if (posix_memalign((void **)&l.blocks, (size_t)2 << 20, bytes)) {
         fprintf(stderr, "no memory for %zu bytes\n", bytes);
         exit(1);
     }
     (void)madvise(l.blocks, bytes, MADV_HUGEPAGE); /* as a pool's */
-    for (size_t i = 0; i < bytes / 2; i++)         /* small numbers as bf16, as codes and as f16 */
-        ((uint16_t *)(void *)l.blocks)[i] = (uint16_t)(0x2D00 + (i * 7919 & 0x0CFF));
+    for (size_t i = 0; i < l.n_blocks * KV_HEADS; i++)
+        memcpy(l.blocks + i * pair, some + i % DISTINCT * pair, pair);
+    free(some);
     return l;
 }
 
@@ -219,19 +329,10 @@ static void queries_pack(const struct layer *l, struct member *m)
         for (uint32_t c = 0; c < HEAD_DIM; c++)
             m->q[i][c] = (float)((int)(i * 131 + c * 37) % 61 - 30) / 20;
     }
-    l->it->pack_q(&l->shape, rows, GROUP, m->tile);
-}
-
-static int ascending(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
-static double median(double *x, uint32_t n)
-{
-    qsort(x, n, sizeof *x, ascending);
-    return x[n / 2];
+    if (l->nomad)
+        kv_nomad_pack_q(&l->shape, l->book, rows, GROUP, m->tile);
+    else
+        l->attn->pack_q(&l->attn_shape, rows, GROUP, m->tile);
 }
 
 static void members_new(struct member *members, uint32_t n, const struct sketches *sketches, size_t n_blocks)
@@ -240,7 +341,8 @@ static void members_new(struct member *members, uint32_t n, const struct sketche
     for (uint32_t i = 0; i < n; i++) {
         struct member *m = &members[i];
         *m = (struct member){ .index = i, .n_members = n, .sketches = sketches };
-        m->tile = zeroed(ATTN_ROWS * HEAD_DIM * 8);
+        m->tile = zeroed(ATTN_ROWS * (HEAD_DIM * NOMAD_NUMBERS + 64));
+        m->wide = zeroed(2 * OPEN_BYTES);
         m->leaf = zeroed(bytes);
         m->one = zeroed(bytes);
         m->total = zeroed(bytes);
@@ -255,7 +357,7 @@ static void members_free(struct member *members, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
         struct member *m = &members[i];
-        void *of[] = { m->tile, m->leaf, m->one, m->total, m->scores, m->words };
+        void *of[] = { m->tile, m->leaf, m->one, m->total, m->scores, m->words, m->wide };
         for (size_t k = 0; k < sizeof of / sizeof *of; k++)
             free(of[k]);
         for (uint32_t head = 0; head < KV_HEADS; head++)
@@ -265,11 +367,12 @@ static void members_free(struct member *members, uint32_t n)
 
 static void measure(size_t positions, uint32_t n_threads, uint32_t n_rounds)
 {
-    static const enum kv_codec codecs[] = { KV_BF16, KV_INT8, KV_INT4_ROT };
+    static const int codecs[] = { KV_BF16, KV_BF16_LOSSLESS, KV_FP8, KV_INT8, KV_INT4_ROT, KV_KIVI4, KV_KIVI2, NOMAD };
     static const struct {
-        int codec;
+        int codec; /* place in codecs */
         uint32_t density;
-    } subjects[] = { { 0, 0 }, { 1, 0 }, { 2, 0 }, { 0, TENTH }, { 2, TENTH } };
+    } subjects[] = { { 0, 0 }, { 1, 0 }, { 2, 0 }, { 3, 0 },     { 4, 0 },
+                     { 5, 0 }, { 6, 0 }, { 7, 0 }, { 0, TENTH }, { 4, TENTH } };
     enum { N = sizeof subjects / sizeof *subjects, CODECS = sizeof codecs / sizeof *codecs };
     struct layer layers[CODECS];
     struct member members[THREADS_MAX];
@@ -292,14 +395,17 @@ static void measure(size_t positions, uint32_t n_threads, uint32_t n_rounds)
     for (int s = 0; s < N; s++) {
         const struct layer *l = &layers[subjects[s].codec];
         const double took = median(ms[s], n_rounds), floor_took = median(floor_ms[s], n_rounds);
-        printf("%7zu positions, %u threads: %-8s %-6s %-12s %7.2f ms a layer (floor %6.2f), a block %.3f of bf16: %.2f "
-               "times as fast\n",
-               positions, n_threads, kv_codecs[codecs[subjects[s].codec]].name, l->it->name,
-               subjects[s].density ? "quest, 10 %" : "", took, floor_took, (double)l->part / (double)layers[0].part,
-               median(ratio[s], n_rounds));
+        printf(
+            "%7zu positions, %u threads: %-13s %-6s %-12s %7.2f ms a layer (floor %6.2f), %5.1f GB/s, a block %.3f of "
+            "bf16: %.2f times as fast; sealing %6.1f us\n",
+            positions, n_threads, l->codec, l->variant, subjects[s].density ? "quest, 10 %" : "", took, floor_took,
+            subjects[s].density ? 0.0 : (double)(l->n_blocks * KV_HEADS * 2 * l->part) / took / 1e6,
+            (double)l->part / (double)layers[0].part, median(ratio[s], n_rounds), l->seal_us);
     }
-    for (int c = 0; c < CODECS; c++)
+    for (int c = 0; c < CODECS; c++) {
         free(layers[c].blocks);
+        free(layers[c].book);
+    }
     free(sketches.data);
     free(sketches.of);
     members_free(members, n_threads);
@@ -328,6 +434,7 @@ int main(int argc, char **argv)
         measure((positions + 255) / 256 * 256, threads, rounds);
         return 0;
     }
+    measure(16384, threads, rounds);
     measure(32768, threads, rounds);
     measure(131072, threads, rounds);
     return 0;

@@ -82,6 +82,8 @@ static inline float kv_open_value(const uint16_t *v, uint32_t head_dim, uint32_t
 /* The codecs, one file each (kv_int8.c, kv_int4_rot.c): struct attn_impl says what these are. */
 bool kv_accepts_int8(const struct attn_shape *shape);
 bool kv_seal_int8(const struct attn_shape *shape, const void *k_open, const void *v_open, void *k_part, void *v_part);
+/* Its values alone. */
+bool kv_seal_int8_values(const struct attn_shape *shape, const void *v_open, void *v_part);
 bool kv_accepts_int4_rot(const struct attn_shape *shape);
 bool kv_seal_int4_rot(const struct attn_shape *shape, const void *k_open, const void *v_open, void *k_part,
                       void *v_part);
@@ -103,6 +105,8 @@ float kv_quantize_q(const struct attn_shape *shape, const float *q, int16_t *q_o
 /* Weights p [KV_BLOCK] times scale [KV_BLOCK] (f16) to integers w 0 .. KV_W_MAX; -> w_scale */
 float kv_quantize_w(const float *p, const uint16_t *scale, int16_t *w_out);
 
+/* o [head_dim] of one vector with weights p, masked ones 0 */
+void kv_outputs_c(const struct attn_shape *shape, const float p[KV_BLOCK], const void *v_part, float *o);
 void kv_block_c(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
                 const void *k_part, const void *v_part, const void *next_k_part, float *partial_out);
 

@@ -167,8 +167,7 @@ static void sums(const struct attn_shape *shape, const int16_t *a, const void *p
     }
 }
 
-/* o [head_dim] of one vector with weights p, masked ones 0 */
-static void outputs(const struct attn_shape *shape, const float p[KV_BLOCK], const void *v_part, float *o)
+void kv_outputs_c(const struct attn_shape *shape, const float p[KV_BLOCK], const void *v_part, float *o)
 {
     int16_t w[KV_BLOCK];
     int32_t y[ATTN_HEAD_DIM_MAX];
@@ -203,7 +202,7 @@ void kv_block_c(const struct attn_shape *shape, const void *q_tile, uint32_t n, 
             s[t] = t < visible[r] ? exp_f32(s[t] - m) : 0.0f;
         for (int t = 0; t < KV_BLOCK; t++)
             l += s[t];
-        outputs(shape, s, v_part, partial_o(partial_out) + (size_t)r * d);
+        kv_outputs_c(shape, s, v_part, partial_o(partial_out) + (size_t)r * d);
         partial_out[r] = m;
         partial_l(partial_out)[r] = l;
     }

@@ -34,12 +34,28 @@ static bool quantize(const float *x, uint32_t n, int8_t *code_out, uint16_t *sca
     return true;
 }
 
+bool kv_seal_int8_values(const struct attn_shape *shape, const void *v_open, void *v_part)
+{
+    const uint32_t d = shape->head_dim;
+    int8_t *v = v_part, code[256];
+    uint16_t *scale = (uint16_t *)(uintptr_t)kv_scales(shape, v_part);
+    float x[256];
+    bool finite = true;
+    for (uint32_t t = 0; t < KV_BLOCK; t++) {
+        for (uint32_t i = 0; i < d; i++)
+            x[i] = kv_open_value(v_open, d, t, i);
+        finite = quantize(x, d, code, &scale[t]) && finite;
+        for (uint32_t i = 0; i < d; i++)
+            v[((size_t)(t / 4) * d + i) * 4 + t % 4] = code[i];
+    }
+    return finite;
+}
+
 bool kv_seal_int8(const struct attn_shape *shape, const void *k_open, const void *v_open, void *k_part, void *v_part)
 {
     const uint32_t d = shape->head_dim;
-    int8_t *k = k_part, *v = v_part, code[256];
-    uint16_t *k_scale = (uint16_t *)(uintptr_t)kv_scales(shape, k_part),
-             *v_scale = (uint16_t *)(uintptr_t)kv_scales(shape, v_part);
+    int8_t *k = k_part, code[256];
+    uint16_t *k_scale = (uint16_t *)(uintptr_t)kv_scales(shape, k_part);
     float x[256];
     bool finite = true;
     for (uint32_t t = 0; t < KV_BLOCK; t++) {
@@ -48,11 +64,6 @@ bool kv_seal_int8(const struct attn_shape *shape, const void *k_open, const void
         finite = quantize(x, d, code, &k_scale[t]) && finite;
         for (uint32_t i = 0; i < d; i++)
             k[((size_t)(i / 4) * KV_BLOCK + t) * 4 + i % 4] = code[i];
-        for (uint32_t i = 0; i < d; i++)
-            x[i] = kv_open_value(v_open, d, t, i);
-        finite = quantize(x, d, code, &v_scale[t]) && finite;
-        for (uint32_t i = 0; i < d; i++)
-            v[((size_t)(t / 4) * d + i) * 4 + t % 4] = code[i];
     }
-    return finite;
+    return kv_seal_int8_values(shape, v_open, v_part) && finite;
 }

@@ -184,6 +184,33 @@ static inline __attribute__((always_inline)) void block(const struct attn_shape 
     }
 }
 
+void kv_outputs_int8_avx2(const struct attn_shape *shape, uint32_t rows, int32_t *x, const float *unit,
+                          const float *base, const uint8_t *visible, const uint8_t *v_part, float *m_out, float *l_out,
+                          float *o)
+{
+    int16_t w[4][KV_BLOCK] __attribute__((aligned(64)));
+    float w_scale[4], none;
+    struct planes planes;
+    const uint32_t d = shape->head_dim;
+    for (int t = 0; t < KV_BLOCK; t++) {
+        planes.k_scale[t] = planes.k_least[t] = 1.0f;
+        planes.v_least[t] = 0.0f;
+    }
+    plane_load(kv_scales(shape, v_part), planes.v_scale);
+    for (uint32_t i = 0; i < rows; i++) {
+        weights(&planes, x + (size_t)i * KV_BLOCK, visible[i], true, shape->scale * unit[i], base[i], w[i], &w_scale[i],
+                &none, &m_out[i], &l_out[i]);
+        for (int j = 0; j < KV_BLOCK; j += 16)
+            pair_order(w[i] + j);
+    }
+    products(w[0], KV_BLOCK, v_part, d, KV_BLOCK, false, x, rows);
+    for (uint32_t i = 0; i < rows; i++)
+        for (uint32_t c = 0; c < d; c += 8) {
+            const __m256i y = _mm256_load_si256((const __m256i *)(const void *)(x + (size_t)i * d + c));
+            _mm256_storeu_ps(o + (size_t)i * d + c, _mm256_mul_ps(_mm256_set1_ps(w_scale[i]), _mm256_cvtepi32_ps(y)));
+        }
+}
+
 void kv_block_avx2(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
                    const void *k_part, const void *v_part, const void *next_k_part, float *partial_out)
 {

@@ -15,6 +15,14 @@ void kv_pack_q_avx2(const struct attn_shape *shape, const float *const *q, uint3
 void kv_block_avx2(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
                    const void *k_part, const void *v_part, const void *next_k_part, float *partial_out);
 
+/*
+ * Up to four vectors' scores (x + base) unit, x [rows][KV_BLOCK], to their partials over int8 values. x has room for [4][head_dim] and is not kept; 64-byte aligned.
+ * base, unit, m_out, l_out [rows]; o [rows][head_dim].
+ */
+void kv_outputs_int8_avx2(const struct attn_shape *shape, uint32_t rows, int32_t *x, const float *unit,
+                          const float *base, const uint8_t *visible, const uint8_t *v_part, float *m_out, float *l_out,
+                          float *o);
+
 bool kv_accepts_avx512(const struct attn_shape *shape);
 /* As kv_rotate_partial, the same bits. */
 void kv_rotate_partial_avx512(const struct attn_shape *shape, uint32_t n, float *partial);

@@ -1,0 +1,200 @@
+#include "kernels/cpu/kv_nomad.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "common/f16.h"
+#include "kernels/cpu/attn.h"
+#include "kernels/cpu/exp.h"
+
+bool kv_accepts_nomad(const struct attn_shape *shape)
+{
+    return shape->head_dim >= 16 && shape->head_dim % 16 == 0 && shape->head_dim <= ATTN_HEAD_DIM_MAX &&
+           shape->scale > 0 && isfinite(shape->scale);
+}
+
+size_t kv_nomad_bytes(const struct attn_shape *shape)
+{
+    const struct attn_shape values = kv_nomad_value_shape(shape);
+    return (size_t)shape->head_dim * KV_BLOCK / 2 + kv_part_bytes(&values);
+}
+
+void kv_nomad_book(const float *numbers, uint32_t head_dim, float *book_out)
+{
+    float *bound = book_out + (size_t)head_dim * NOMAD_NUMBERS;
+    memcpy(book_out, numbers, (size_t)head_dim * NOMAD_NUMBERS * sizeof *numbers);
+    for (float *x = book_out; x < book_out + (size_t)head_dim * NOMAD_NUMBERS; x += NOMAD_NUMBERS) {
+        for (int i = 1; i < NOMAD_NUMBERS; i++)
+            for (int j = i; j && x[j] < x[j - 1]; j--) {
+                const float swap = x[j];
+                x[j] = x[j - 1];
+                x[j - 1] = swap;
+            }
+        for (int i = 0; i < NOMAD_NUMBERS - 1; i++)
+            *bound++ = 0.5f * x[i] + 0.5f * x[i + 1];
+        *bound++ = INFINITY;
+    }
+}
+
+/* Codes of a pair of channels at KV_BLOCK positions, as an open part has them. -> 0, or not if one is not finite */
+static float pair_codes(const float *bound, const uint16_t *open, uint8_t code_out[2 * KV_BLOCK])
+{
+    float x[2 * KV_BLOCK], zero = 0.0f;
+    int32_t code[2 * KV_BLOCK] = { 0 };
+    for (int i = 0; i < 2 * KV_BLOCK; i++) {
+        x[i] = bf16_to_f32(open[i]);
+        zero += x[i] * 0.0f;
+    }
+    for (int c = 0; c < NOMAD_NUMBERS - 1; c++) {
+        const float even = bound[c], odd = bound[NOMAD_NUMBERS + c];
+        for (int i = 0; i < 2 * KV_BLOCK; i += 2) {
+            code[i] += x[i] > even;
+            code[i + 1] += x[i + 1] > odd;
+        }
+    }
+    for (int i = 0; i < 2 * KV_BLOCK; i++)
+        code_out[i] = (uint8_t)code[i];
+    return zero;
+}
+
+bool kv_nomad_seal(const struct attn_shape *shape, const float *book, const void *k_open, const void *v_open,
+                   void *part_out)
+{
+    const struct attn_shape values = kv_nomad_value_shape(shape);
+    const float *bound = book + (size_t)shape->head_dim * NOMAD_NUMBERS;
+    const uint16_t *open = k_open;
+    uint8_t *part = part_out;
+    float zero = 0.0f;
+    for (uint32_t pair = 0; pair < shape->head_dim / 2; pair++, open += 2 * KV_BLOCK) {
+        uint8_t code[2 * KV_BLOCK], *to = part + (size_t)(pair / 2) * 2 * KV_BLOCK + pair % 2 * 2;
+        zero += pair_codes(bound + (size_t)pair * 2 * NOMAD_NUMBERS, open, code);
+        for (int h = 0; h < 2; h++)
+            for (int j = 0; j < 16; j++)
+                for (int e = 0; e < 2; e++)
+                    to[(h * 16 + j) * 4 + e] =
+                        (uint8_t)(code[2 * (32 * h + j) + e] | code[2 * (32 * h + 16 + j) + e] << 4);
+    }
+    return kv_seal_int8_values(&values, v_open, part + (size_t)shape->head_dim * KV_BLOCK / 2) && zero == 0;
+}
+
+static uint32_t code_at(const uint8_t *part, uint32_t position, uint32_t channel)
+{
+    const uint32_t h = position / 32, j = position % 16, high = position / 16 % 2;
+    return part[(((size_t)(channel / 4) * 2 + h) * 16 + j) * 4 + channel % 4] >> (4 * high) & 15;
+}
+
+void kv_nomad_expand(const struct attn_shape *shape, const float *book, const void *part_bytes, void *k_open,
+                     void *v_open)
+{
+    const struct attn_shape values = kv_nomad_value_shape(shape);
+    const uint32_t d = shape->head_dim;
+    const uint8_t *part = part_bytes;
+    const int8_t *v = (const int8_t *)kv_nomad_values(shape, part);
+    const uint16_t *scale = kv_scales(&values, v);
+    uint16_t *k_out = k_open, *v_out = v_open;
+    for (uint32_t c = 0; c < d; c++)
+        for (uint32_t t = 0; t < KV_BLOCK; t++)
+            k_out[((size_t)(c / 2) * KV_BLOCK + t) * 2 + c % 2] =
+                f32_to_bf16(book[(size_t)c * NOMAD_NUMBERS + code_at(part, t, c)]);
+    for (uint32_t t = 0; t < KV_BLOCK; t++)
+        for (uint32_t c = 0; c < d; c++)
+            v_out[((size_t)(t / 2) * d + c) * 2 + t % 2] =
+                f32_to_bf16((float)v[((size_t)(t / 4) * d + c) * 4 + t % 4] * f16_to_f32(scale[t]));
+}
+
+size_t kv_nomad_tile_bytes(const struct attn_shape *shape)
+{
+    return ATTN_ROWS * (2 * sizeof(float) + (size_t)shape->head_dim * NOMAD_NUMBERS);
+}
+
+/* A channel's products with the book's numbers, and how far they reach. -> the least */
+static float products(float q, const float *number, float *table, float *span_out)
+{
+    float least = INFINITY, most = -INFINITY;
+    for (int c = 0; c < NOMAD_NUMBERS; c++) {
+        table[c] = q * number[c];
+        least = table[c] < least ? table[c] : least;
+        most = table[c] > most ? table[c] : most;
+    }
+    *span_out = most - least;
+    return least;
+}
+
+/* The tables of one query. What is not finite makes unit NaN and tables 0. */
+static void tables(const struct attn_shape *shape, const float *book, const float *q, uint8_t *table_out,
+                   float *unit_out, float *base_out)
+{
+    const uint32_t d = shape->head_dim;
+    float table[ATTN_HEAD_DIM_MAX][NOMAD_NUMBERS], least[ATTN_HEAD_DIM_MAX], sum = 0.0f, widest = 0.0f, spans = 0.0f;
+    for (uint32_t i = 0; i < d; i++) {
+        float span;
+        least[i] = products(bf16_to_f32(f32_to_bf16(q[i])), book + (size_t)i * NOMAD_NUMBERS, table[i], &span);
+        sum += least[i];
+        spans += span;
+        widest = span > widest ? span : widest;
+    }
+    memset(table_out, 0, (size_t)d * NOMAD_NUMBERS);
+    if (!isfinite(sum) || !isfinite(spans)) {
+        *unit_out = NAN;
+        *base_out = 0.0f;
+        return;
+    }
+    const float by_widest = 255.0f / widest, by_sum = 65535.0f / spans, a = by_sum < by_widest ? by_sum : by_widest;
+    const bool flat = !isfinite(a) || !isfinite(a * sum); /* or so small that it might as well be */
+    *unit_out = flat ? 1.0f : 1.0f / a;
+    *base_out = flat ? sum : a * sum;
+    for (uint32_t i = 0; i < d && !flat; i++)
+        for (int c = 0; c < NOMAD_NUMBERS; c++) {
+            const float u = (table[i][c] - least[i]) * a + 0.5f;
+            table_out[(size_t)i * NOMAD_NUMBERS + c] = (uint8_t)(u < 255.0f ? (int)u : 255);
+        }
+}
+
+void kv_nomad_pack_q(const struct attn_shape *shape, const float *book, const float *const *q, uint32_t n, void *q_tile)
+{
+    float *unit = q_tile, *base = unit + ATTN_ROWS;
+    uint8_t *table = (uint8_t *)(base + ATTN_ROWS);
+    assert(n <= ATTN_ROWS);
+    memset(q_tile, 0, 2 * ATTN_ROWS * sizeof(float));
+    for (uint32_t i = 0; i < n; i++)
+        tables(shape, book, q[i], table + (size_t)i * shape->head_dim * NOMAD_NUMBERS, &unit[i], &base[i]);
+    memset(table + (size_t)n * shape->head_dim * NOMAD_NUMBERS, 0,
+           (size_t)(ATTN_ROWS - n) * shape->head_dim * NOMAD_NUMBERS);
+}
+
+void kv_nomad_block_c(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
+                      const void *part, const void *next_part, float *partial_out)
+{
+    const struct attn_shape values = kv_nomad_value_shape(shape);
+    const uint32_t d = shape->head_dim;
+    const float *unit = q_tile, *base = unit + ATTN_ROWS;
+    (void)next_part;
+    assert(n <= ATTN_ROWS);
+    for (uint32_t r = 0; r < n; r++) {
+        const uint8_t *table = kv_nomad_tables(q_tile) + (size_t)r * d * NOMAD_NUMBERS;
+        float s[KV_BLOCK], m = -INFINITY, l = 0.0f;
+        for (uint32_t t = 0; t < KV_BLOCK; t++) {
+            uint32_t sum = 0;
+            for (uint32_t i = 0; i < d; i++)
+                sum += table[(size_t)i * NOMAD_NUMBERS + code_at(part, t, i)];
+            s[t] = ((float)sum + base[r]) * (unit[r] * shape->scale);
+        }
+        for (int t = 0; t < visible[r]; t++)
+            m = s[t] > m ? s[t] : m;
+        for (int t = 0; t < KV_BLOCK; t++) {
+            s[t] = t < visible[r] ? exp_f32(s[t] - m) : 0.0f;
+            l += s[t];
+        }
+        kv_outputs_c(&values, s, kv_nomad_values(shape, part), partial_o(partial_out) + (size_t)r * d);
+        partial_out[r] = m;
+        partial_l(partial_out)[r] = l;
+    }
+}
+
+const struct kv_nomad_impl kv_nomad_impls[] = {
+    { "amx", CPU_AMX, kv_nomad_block_amx, attn_merge_avx512, 2e-4f },
+    { "avx2", CPU_AVX2, kv_nomad_block_avx2, attn_merge_avx2, 2e-4f },
+    { "c", 0, kv_nomad_block_c, attn_merge_c, 0 },
+};
+const uint32_t n_kv_nomad_impls = sizeof kv_nomad_impls / sizeof kv_nomad_impls[0];
