@@ -2,13 +2,15 @@
  * Half round trips between two processes of this machine, as steps do them: one side sends and waits, the other waits and answers, with the policy of
  * exchange_recv (spin, yield, sleep).
  *
- *   exchange_bench [--lanes shm|tcp|best] [--spin MICROSECONDS] [--busy MICROSECONDS] [--cores 1|2]
+ *   exchange_bench [--lanes shm|tcp|best] [--spin MICROSECONDS] [--busy MICROSECONDS] [--cores 1|2] [--sums 1]
  *
  * --cores: both sides on one core, or each on its own; left to the system if not said.
+ * --sums: before, the speed of the checksum that every message carries, by each way that this machine has to compute it.
  * --busy: each side computes for so long between messages, so that the other has gone to sleep when one comes.
  */
 #define _GNU_SOURCE /* CPU_SET */
 
+#include <math.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +21,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/hash.h"
 #include "worker/exchange/exchange.h"
 
 static const struct exchange_ops *const ops = &exchange_ucx;
@@ -136,12 +139,31 @@ static void first_side(struct side *s, int64_t busy_us, uint8_t *data)
     free(took);
 }
 
+static void sums_time(const uint8_t *data)
+{
+    uint64_t sum;
+    for (int way = 0; checksum64_variant(way, data, 0, &sum); way++) {
+        for (int i = 0; i < N_SIZES; i++) {
+            const size_t turns = ((size_t)64 << 20) / sizes[i] / 8 + 1;
+            double best_ns = INFINITY;
+            for (int again = 0; again < 8; again++) {
+                const int64_t start = clock_ns();
+                for (size_t t = 0; t < turns; t++)
+                    (void)checksum64_variant(way, data, sizes[i], &sum);
+                best_ns = fmin(best_ns, (double)(clock_ns() - start) / (double)turns);
+            }
+            printf("checksum, way %d %8zu bytes  %9.2f us  %6.1f GB/s\n", way, sizes[i], best_ns / 1e3,
+                   (double)sizes[i] / best_ns);
+        }
+    }
+}
+
 int main(int argc, char **argv)
 {
     const char *lanes = NULL;
     uint32_t spin_us = 20;
     int64_t busy_us = 0;
-    int pair[2], cores = 0;
+    int pair[2], cores = 0, sums = 0;
     for (int i = 1; i + 1 < argc; i += 2) {
         if (!strcmp(argv[i], "--lanes"))
             lanes = strcmp(argv[i + 1], "best") ? argv[i + 1] : NULL;
@@ -151,12 +173,17 @@ int main(int argc, char **argv)
             busy_us = atoi(argv[i + 1]);
         else if (!strcmp(argv[i], "--cores"))
             cores = atoi(argv[i + 1]);
+        else if (!strcmp(argv[i], "--sums"))
+            sums = atoi(argv[i + 1]);
         else
-            fail("usage: [--lanes shm|tcp|best] [--spin MICROSECONDS] [--busy MICROSECONDS] [--cores 1|2]");
+            fail("usage: [--lanes shm|tcp|best] [--spin MICROSECONDS] [--busy MICROSECONDS] [--cores 1|2] [--sums 1]");
     }
     uint8_t *data = calloc(1, BUFFER);
     if (!data || socketpair(AF_UNIX, SOCK_STREAM, 0, pair))
         fail("out of memory or descriptors");
+    if (sums)
+        sums_time(data);
+    fflush(stdout);           /* the other side has it, too */
     const pid_t pid = fork(); /* before UCX is used */
     cpu_set_t set;
     CPU_ZERO(&set);

@@ -1,6 +1,7 @@
 #ifndef LONGSPAN_COMMON_HASH_H
 #define LONGSPAN_COMMON_HASH_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -28,11 +29,17 @@ struct digest digest_of(const void *data, size_t bytes);
 void digest_text(const struct digest *d, char text_out[33]);
 
 /*
- * Sum over i of (word_i + 1) * (mix64(i) | 1) mod 2^64, over 32-bit little-endian words; the tail is padded with zero bytes and the length
- * is added as one more word. Words may be summed in any order, so a GPU can compute the same in parallel. Not against an adversary: it
- * finds flipped bits.
+ * A checksum that runs at the speed of memory: it finds flipped bits, words in other places, and other lengths. Not against an adversary. The same number on
+ * every machine. It is part of the wire form of messages, blocks and journals, whose versions change with it.
+ *
+ * With key[i] = mix64(i) there are eight lanes, a[k] = key[k] at first. The data, padded with zeros to a multiple of 64 bytes, is taken as stripes of eight
+ * little-endian 64-bit words w[k]. Stripe s adds to a[k], with z = w[k] ^ key[s mod 16 + k], the product of z's two halves, and w[k ^ 1]. After every 16th
+ * stripe that is all data, a[k] = (a[k] ^ a[k] >> 47 ^ key[16 + k]) * 0x9E3779B1. The sum is mix64(bytes + the sum over k of mix64(a[k] ^ key[8 + k])). All mod
+ * 2^64. Source: the idea of lanes of 32-bit products is XXH3's (https://github.com/Cyan4973/xxHash); keys, order and numbers are not.
  */
 uint64_t checksum64(const void *data, size_t bytes);
+/* The same by the n-th of the ways that this machine has to compute it, best first. false: it has no n-th. */
+bool checksum64_variant(int n, const void *data, size_t bytes, uint64_t *sum_out);
 
 #ifdef __cplusplus
 }

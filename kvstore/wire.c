@@ -11,7 +11,7 @@
  * Header, little endian: u32 magic, u32 layout version, u64 handle, u32 position, u32 layers, u8[16] content id, u64 payload bytes,
  * u64[layers] checksums of the layers, u64 checksum of the header before it (a flipped handle would file good bytes under a wrong name).
  */
-enum { KV_MAGIC = 0x4256534c /* "LSVB" */, HEADER_FIXED = 48 };
+enum { KV_MAGIC = 0x3256534c /* "LSV2" */, HEADER_FIXED = 48 };
 
 size_t kv_header_bytes(const struct kv_layout *layout)
 {

@@ -8,7 +8,7 @@
 #include "common/hash.h"
 #include "common/rng.h"
 
-enum { SKETCH_MAGIC = 0x4b53534c /* "LSSK" */, SKETCH_HEADER = 32, BUCKETS_FIRST = 1024 };
+enum { SKETCH_MAGIC = 0x3253534c /* "LSS2" */, SKETCH_HEADER = 32, BUCKETS_FIRST = 1024 };
 
 enum status sketches_init(struct sketches *all, const struct selector_impl *impl, const struct selector_spec *spec,
                           const struct selector_shape *shape, uint32_t n_model_layers)

@@ -12,10 +12,10 @@
 #include "common/file.h"
 
 /*
- * "LSJRNL01" context[16], then records: u32 bytes, u32 sum, payload: u8 choice, u32 first token, u32 n, n x (i32 token, f32 logprob, u8 n_top, n_top x (u32, f32)).
+ * "LSJRNL02" context[16], then records: u32 bytes, u32 sum, payload: u8 choice, u32 first token, u32 n, n x (i32 token, f32 logprob, u8 n_top, n_top x (u32, f32)).
  * Little endian.
  */
-static const char magic[8] = "LSJRNL01";
+static const char magic[8] = "LSJRNL02";
 enum { HEAD_BYTES = 24, ROW_BYTES = 9, TOP_BYTES = 8, RECORD_BYTES_MAX = 64 << 20 };
 
 static uint32_t sum_of(const void *data, size_t bytes)

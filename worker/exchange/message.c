@@ -7,10 +7,10 @@
 
 enum {
     MESSAGE_MAGIC = 0x4d58534c /* "LSXM" */,
-    MESSAGE_VERSION = 2,
+    MESSAGE_VERSION = 3,
     SUM_AT = MESSAGE_HEADER_BYTES - 8, /* the last field */
     ADDRESS_MAGIC = 0x4158534c /* "LSXA" */,
-    ADDRESS_VERSION = 1
+    ADDRESS_VERSION = 2
 };
 
 static uint8_t *put(uint8_t *at, const void *data, size_t bytes)
