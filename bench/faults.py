@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
 """
-What faults cost, over real processes on this host: workers of one thread, the default model, greedy answers that are compared with those of an undisturbed run (a
-difference ends the program). Medians of --runs. Needs build/release/longspan.
+What faults and too much load cost, over real processes on this host: the default model, greedy answers that are compared with those of an undisturbed run (a
+difference ends the program). Medians of --runs; each part takes less than three minutes a run. Needs build/release/longspan.
 
     recovery  a worker that holds leaves of a sequence of --positions tokens is killed, or stopped, in the midst of its decode: until it is noticed, until the client has
-              its next token, rows computed again; with --replicas 0 and 1; beside it the prefill of the whole prompt
+              its next token, rows computed again; with --replicas 0 and 1. Beside it the prefill of the whole prompt by both workers and by one, which is what is
+              left (`up` starts another in place of the one that was killed, which helps from then on; not in place of the one that is stopped)
+    others    the same while other step groups decode: the longest time between two of their tokens, over their median, before and meanwhile; and, where the worker that
+              takes over has a decode of its own, that of this one, by --recovery-share
     replicas  what second copies cost: prefill and a token's time with --replicas 1 over those with 0
-    goodput   requests in time at 1, 2 and 10 times the load that the server keeps up with, of `longspan bench`
+    goodput   requests a second with their first token within 2 s and 100 ms a token after it, at 1, 2 and 10 times the load that the server keeps up with
+              (of `longspan bench`), with --queue-wait-ms 1000 and without
 
-    bench/faults.py [--runs 3] [--positions 7000] [--only recovery,replicas,goodput] [--json FILE]
+    bench/faults.py [--runs 3] [--positions 7000] [--only recovery,others,replicas,goodput] [--json FILE]
 """
 import argparse
 import http.client
@@ -101,32 +105,81 @@ def emit(rows, what, **more):
     print("| {} | {} |".format(what, " | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in more.values())), flush=True)
 
 
+def strike(s, stream, which, number, replicas):
+    """-> (seconds until it is noticed, until the next token, rows computed again)"""
+    stream.wait(4)
+    if replicas:
+        copied(s)
+    stream.wait(len(stream.tokens) + 1)
+    _, pid, worker = held(s)[which]
+    since = time.monotonic()
+    os.kill(pid, number)
+    saw = noticed(s, since, worker)
+    return saw, since
+
+
 def recovery(rows, runs, positions):
-    print("| recovery | noticed, s | next token after, s | rows computed again | whole prefill, s |\n|---|---|---|---|---|")
-    for replicas in (0, 1):
-        for name, number, which in (("killed, most blocks", signal.SIGKILL, 0), ("killed, fewer blocks", signal.SIGKILL, 1),
-                                    ("stopped, most blocks", signal.SIGSTOP, 0)):
-            saw, gap, again, whole = [], [], [], []
-            for _ in range(runs):
-                ids = prompt(positions)
-                with Server(Q4, 2, 1, "--spread-min-tokens", "1", "--replicas", str(replicas)) as s:
-                    calm = Stream(s, ids, NEW)
-                    calm.join(600)
-                    whole.append(calm.at[0] - calm.began)
-                with Server(Q4, 2, 1, "--spread-min-tokens", "1", "--replicas", str(replicas)) as s:
+    flags = ("--spread-min-tokens", "1")
+    whole, left, cases = [], [], {}
+    for _ in range(runs):
+        ids = prompt(positions)
+        with Server(Q4, 2, 1, *flags) as s:
+            calm = Stream(s, ids, NEW)
+            calm.join(600)
+            whole.append(calm.at[0] - calm.began)
+        with Server(Q4, 1, 1) as s:
+            left.append(s.complete(ids, 1)["prefill_ms"] / 1000)
+        for replicas in (0, 1):
+            for name, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGSTOP)):
+                with Server(Q4, 2, 1, *flags, "--replicas", str(replicas)) as s:
                     stream = Stream(s, ids, NEW)
-                    stream.wait(4)
-                    if replicas:
-                        copied(s)
-                    stream.wait(len(stream.tokens) + 1)
-                    _, pid, worker = held(s)[which]
-                    since = time.monotonic()
-                    os.kill(pid, number)
-                    saw.append(noticed(s, since, worker))
+                    saw, since = strike(s, stream, 0, number, replicas)
                     stream.ended(calm.tokens)
-                    gap.append(max(b - a for a, b in zip(stream.at, stream.at[1:])))
-                    again.append(metric(s, "longspan_recovered_rows_total"))
-            emit(rows, f"{name}, --replicas {replicas}", noticed_s=median(saw), gap_s=median(gap), computed_again=median(again), prefill_s=median(whole))
+                    gap = max(b - a for a, b in zip(stream.at, stream.at[1:]))
+                    cases.setdefault((name, replicas), []).append((saw, gap, gap - saw, metric(s, "longspan_recovered_rows_total"), gap / whole[-1],
+                                                                   (gap - saw) / left[-1]))
+    print("| recovery | noticed, s | next token after, s | without the notice, s | rows computed again | over a prefill by two | over a prefill by the one left |\n"
+          "|---|---|---|---|---|---|---|")
+    for (name, replicas), got in cases.items():
+        saw, gap, work, again, ratio, fair = (median(v) for v in zip(*got))
+        emit(rows, f"{name}, --replicas {replicas}", noticed_s=saw, gap_s=gap, work_s=work, computed_again=again, over_whole=ratio, over_left=fair)
+    emit(rows, "a prefill by two, s; by one", whole_s=median(whole), left_s=median(left))
+
+
+def gaps(stream, first, last):
+    """Between tokens that came from `first` to `last`."""
+    return [b - a for a, b in zip(stream.at, stream.at[1:]) if a >= first and b <= last]
+
+
+def beside(positions, workers, share):
+    """A sequence at a worker of its own is lost; `workers` - 1 others have one decode each, or the last of them nothing. -> longest gap of others over their median, before and meanwhile"""
+    with Server(Q4, workers, 1, "--spread-min-tokens", "1000000", "--recovery-share", str(share), "--prefix-sharing", "true") as s:
+        other = Stream(s, prompt(64), 6000)
+        other.wait(4)
+        stream = Stream(s, prompt(positions), NEW)
+        stream.wait(20)
+        began = stream.at[0]
+        _, pid, worker = held(s)[0]
+        since = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        noticed(s, since, worker)
+        n = len(stream.tokens)
+        stream.wait(n + 2)
+        calm, busy = gaps(other, began, since), gaps(other, since, stream.at[n])
+        if not calm or not busy:
+            sys.exit("longspan: the others' answer was too short")
+        usual = median(calm)
+        return 1000 * usual, max(calm) / usual, median(busy) / usual, sorted(busy)[int(0.99 * (len(busy) - 1))] / usual, max(busy) / usual, stream.at[n] - since
+
+
+def others(rows, runs, positions):
+    """Two threads compute at a time, before and after, as many as the host has cores."""
+    print("| tokens of another sequence while one is computed again | median before, ms | longest before, x | median meanwhile, x | p99, x | longest, x | it took, s |\n"
+          "|---|---|---|---|---|---|---|")
+    for name, workers, share in (("of another step group", 3, 50), ("of the same, --recovery-share 50", 2, 50), ("of the same, --recovery-share 10", 2, 10)):
+        got = [beside(min(positions, 3000), workers, share) for _ in range(runs)]
+        usual, longest, middle, p99, most, took = (median(v) for v in zip(*got))
+        emit(rows, name, median_ms=usual, longest_before=longest, median_x=middle, p99_x=p99, longest_x=most, took_s=took)
 
 
 def replicas(rows, runs, positions):
@@ -145,21 +198,25 @@ def replicas(rows, runs, positions):
 
 
 def goodput(rows, runs, positions):
-    print("| load | requests a second | done in time, a second | late | refused |\n|---|---|---|---|---|")
-    with Server(Q4, 1, 2) as s:
-        def bench(*flags):
-            out = subprocess.run([os.path.join(BUILD, "longspan"), "bench", "--url", f"http://127.0.0.1:{s.port}", "--input-tokens", "256", "--output-tokens", "64",
-                                  "--ignore-eos", "--slo-ttft-ms", "2000", "--slo-tpot-ms", "100", "--json", "-", *flags], capture_output=True, check=False)
-            return json.loads(out.stdout)
-        closed = bench("--concurrency", "8", "--requests", "48", "--warmup", "4")
-        rate = 0.8 * closed["summary"]["requests_per_s"]
-        for times in (1, 2, 10):
-            o = bench("--rate", f"{rate * times:.3f}", "--duration-s", "20")["summary"]
-            emit(rows, f"{times} x", offered=rate * times, goodput=o["goodput_per_s"], late=o["requests"] - o["good"] - o["failed"], refused=o["failed"])
+    print("| load | requests a second | done in time, a second | over that at 1 x | late | refused at once, or not begun |\n|---|---|---|---|---|---|")
+    for wait in (1000, 0):
+        with Server(Q4, 1, 2, "--queue-wait-ms", str(wait)) as s:
+            def bench(*flags):
+                out = subprocess.run([os.path.join(BUILD, "longspan"), "bench", "--url", f"http://127.0.0.1:{s.port}", "--input-tokens", "256", "--output-tokens",
+                                      "32", "--ignore-eos", "--slo-ttft-ms", "2000", "--slo-tpot-ms", "100", "--json", "-", *flags], capture_output=True,
+                                     check=False)
+                return json.loads(out.stdout)["summary"]
+            rate = bench("--concurrency", "8", "--requests", "32", "--warmup", "4")["requests_per_s"]
+            first = None
+            for times in (1, 2, 10) if wait else (1, 10):
+                o = bench("--rate", f"{rate * times:.3f}", "--duration-s", "12" if wait or times == 1 else "5")
+                first = first or o["goodput_per_s"] or float("nan")
+                emit(rows, f"{times} x, --queue-wait-ms {wait}", offered=rate * times, goodput=o["goodput_per_s"], over_first=o["goodput_per_s"] / first,
+                     late=o["ok"] - o["good"], refused=o["refused"])
 
 
 def main():
-    parts = {"recovery": recovery, "replicas": replicas, "goodput": goodput}
+    parts = {"recovery": recovery, "others": others, "replicas": replicas, "goodput": goodput}
     a = argparse.ArgumentParser()
     a.add_argument("--runs", type=int, default=3)
     a.add_argument("--positions", type=int, default=7000)

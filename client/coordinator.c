@@ -70,6 +70,7 @@ int command_coordinator(int argc, char **argv)
                    .step_target_ms = s.step_target_ms,
                    .sequences_max = s.sequences_max,
                    .queue_max = s.queue_max,
+                   .queue_wait_ms = s.queue_wait_ms,
                    .spread_min_tokens = s.spread_min_tokens,
                    .step_deadline_ms = s.step_deadline_ms,
                    .step_row_ms =

@@ -65,6 +65,7 @@ const struct config_field settings_fields[] = {
     { "step-target-ms", "40", CONFIG_U32, PLAIN(step_target_ms), 0, 60000, NULL, SERVE, "and no more than take so long, so that who comes next starts soon; 0: no such limit" },
     { "sequences-max", "64", CONFIG_U32, PLAIN(sequences_max), 1, 4096, NULL, SERVE, "sequences that run at once" },
     { "queue-max", "1024", CONFIG_U32, PLAIN(queue_max), 0, 1 << 20, NULL, SERVE, "requests that wait at once; more get 429" },
+    { "queue-wait-ms", "0", CONFIG_U32, PLAIN(queue_wait_ms), 0, 1 << 30, NULL, SERVE, "for its first step a request may wait; who would wait longer by what was done lately gets 429; 0: no limit" },
     { "spread-min-tokens", "2048", CONFIG_U32, PLAIN(spread_min_tokens), 1, 1 << 24, NULL, SERVE, "sequences of fewer positions stay on one worker" },
     { "step-deadline-ms", "4000", CONFIG_U32, PLAIN(step_deadline_ms), 100, 3600000, NULL, SERVE, "a step that takes longer is abandoned;" },
     { "step-row-ms", "20", CONFIG_U32, PLAIN(step_row_ms), 0, 60000, NULL, SERVE, "and so much longer for each row in it" },

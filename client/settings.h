@@ -52,8 +52,8 @@ struct settings {
     uint64_t kv_bytes;
     bool share_reads;
     /* scheduling */
-    uint32_t step_rows_max, prefill_chunk_rows, step_target_ms, sequences_max, queue_max, spread_min_tokens,
-        step_deadline_ms, step_row_ms, plans_ahead;
+    uint32_t step_rows_max, prefill_chunk_rows, step_target_ms, sequences_max, queue_max, queue_wait_ms,
+        spread_min_tokens, step_deadline_ms, step_row_ms, plans_ahead;
     bool prefix_sharing, preemption;
     uint32_t starve_ms, recovery_share, worker_wait_ms, replicas;
     char tenant_weights[1024];

@@ -31,6 +31,8 @@ struct sched_config {
     uint32_t sequences_max;      /* running at once */
     uint32_t queue_max;          /* waiting at once; more are refused (ST_BUSY) */
     uint32_t
+        queue_wait_ms; /* for its first step at most: who would wait longer is refused, who has ends (both ST_BUSY) before anything is computed for it; 0: no limit */
+    uint32_t
         spread_min_tokens; /* sequences of fewer positions stay on their home: a group of one never waits for a network */
     uint32_t step_deadline_ms; /* by which a step must be done, */
     uint32_t step_row_ms; /* and so much more for each of its rows: a long chunk takes long on a slow or busy machine */
@@ -151,10 +153,12 @@ void sched_free(struct sched *s);
 
 /*
  * Waits in the queue, or is refused at once: ST_INVALID (no tokens), ST_TOO_LARGE (prompt + max_tokens over positions_max, or more blocks than all
- * pools hold), ST_BUSY (queue full), ST_PEER (no worker is ready). request_out is valid until done.
+ * pools hold), ST_BUSY (queue full, or queue_wait_ms), ST_PEER (no worker is ready). request_out is valid until done.
  */
 enum status sched_submit(struct sched *s, const struct sched_want *want, const struct sched_events *events, void *user,
                          struct sched_request **request_out, struct error *err);
+/* When one that was refused with ST_BUSY may come again, as things go; 0: now, or nothing is known. */
+uint32_t sched_retry_ms(const struct sched *s);
 /* Ends it (FINISH_CANCELLED, or reason if the gateway found a stop string: FINISH_STOP); done is called before this returns. Frees everything it held,
    as soon as no plan in flight names it. */
 void sched_cancel(struct sched *s, struct sched_request *r, enum finish_reason reason);
@@ -203,6 +207,7 @@ struct sched_stats {
     uint32_t waiting, running, groups;
     uint64_t steps, prompt_rows, decode_rows, prefix_hit_tokens, prompt_tokens, completion_tokens, requests_done,
         requests_failed, requests_cancelled, preemptions;
+    uint64_t requests_shed;              /* ended after queue_wait_ms in vain */
     uint64_t leaves_moved;               /* to workers that joined */
     uint64_t sequences_moved;            /* from workers that drain, or to idler ones */
     uint64_t recoveries, recovered_rows; /* requests placed again after a worker was lost; rows computed again */

@@ -49,8 +49,8 @@ static void faults(const struct record *records, size_t n, FILE *out)
 
 void report_table(const struct summary *s, const struct record *records, size_t n, FILE *out)
 {
-    fprintf(out, "%zu requests in %.2f s: %zu answered, %zu failed, %zu cancelled\n", s->n, s->seconds, s->n_ok,
-            s->n_failed, s->n_cancelled);
+    fprintf(out, "%zu requests in %.2f s: %zu answered, %zu failed (%zu of them refused), %zu cancelled\n", s->n,
+            s->seconds, s->n_ok, s->n_failed, s->n_refused, s->n_cancelled);
     faults(records, n, out);
     fprintf(out, "tokens: %llu in (%llu from cache), %llu out\n", (unsigned long long)s->input_tokens,
             (unsigned long long)s->cached_tokens, (unsigned long long)s->output_tokens);
@@ -83,14 +83,14 @@ static json_t *quantiles_json(const struct quantiles *q)
 
 static json_t *summary_json(const struct summary *s)
 {
-    json_t *o = json_pack("{s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o}",
-                          "requests", (json_int_t)s->n, "ok", (json_int_t)s->n_ok, "failed", (json_int_t)s->n_failed,
-                          "cancelled", (json_int_t)s->n_cancelled, "seconds", s->seconds, "requests_per_s",
-                          s->request_rate, "output_tokens_per_s", s->output_rate, "tokens_per_s", s->total_rate,
-                          "input_tokens", (json_int_t)s->input_tokens, "cached_tokens", (json_int_t)s->cached_tokens,
-                          "output_tokens", (json_int_t)s->output_tokens, "ttft_ms", quantiles_json(&s->ttft), "tpot_ms",
-                          quantiles_json(&s->tpot), "itl_ms", quantiles_json(&s->itl), "e2e_ms",
-                          quantiles_json(&s->e2e), "late_ms", quantiles_json(&s->late));
+    json_t *o = json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o}", "requests",
+        (json_int_t)s->n, "ok", (json_int_t)s->n_ok, "failed", (json_int_t)s->n_failed, "refused",
+        (json_int_t)s->n_refused, "cancelled", (json_int_t)s->n_cancelled, "seconds", s->seconds, "requests_per_s",
+        s->request_rate, "output_tokens_per_s", s->output_rate, "tokens_per_s", s->total_rate, "input_tokens",
+        (json_int_t)s->input_tokens, "cached_tokens", (json_int_t)s->cached_tokens, "output_tokens",
+        (json_int_t)s->output_tokens, "ttft_ms", quantiles_json(&s->ttft), "tpot_ms", quantiles_json(&s->tpot),
+        "itl_ms", quantiles_json(&s->itl), "e2e_ms", quantiles_json(&s->e2e), "late_ms", quantiles_json(&s->late));
     if (o && s->has_goodput) {
         json_object_set_new(o, "good", json_integer((json_int_t)s->n_good));
         json_object_set_new(o, "goodput_per_s", json_real(s->goodput));

@@ -114,7 +114,8 @@ static void on_exchange_done(void *user, struct exchange *x, struct record *reco
     *link = *exchange_link(x);
     r->n_open--;
     r->n_tokens += record->output_tokens;
-    r->failures = record->ok ? 0 : r->failures + !record->cancelled;
+    /* a server under more load than it can serve refuses many in a row, and is right */
+    r->failures = record->ok || record->status == 429 ? 0 : r->failures + !record->cancelled;
     if (r->failures == FAILURES_MAX && !r->st) {
         r->st = error_set(&r->err, ST_PEER, "%d requests in a row failed, the last one: %s", FAILURES_MAX,
                           record->error ? record->error : "");

@@ -124,6 +124,7 @@ static void count(const struct record *records, size_t n, struct summary *s)
         s->n++;
         s->n_cancelled += r->cancelled;
         s->n_failed += !r->ok && !r->cancelled;
+        s->n_refused += !r->ok && r->status == 429;
         start = r->due_us < start ? r->due_us : start;
         end = r->end_us > end ? r->end_us : end;
         if (!r->ok)

@@ -44,8 +44,8 @@ struct quantiles quantiles_of(double *values, size_t n);
 double quantile(const double *sorted, size_t n, double q);
 
 struct summary {
-    size_t n, n_ok, n_failed, n_cancelled;
-    double seconds; /* from the first request due to the last end */
+    size_t n, n_ok, n_failed, n_refused, n_cancelled; /* refused: of the failed, those with 429 */
+    double seconds;                                   /* from the first request due to the last end */
     double request_rate, output_rate, total_rate;
     uint64_t input_tokens, cached_tokens, output_tokens; /* of requests that are ok */
     struct quantiles ttft, tpot, itl, e2e, late;         /* ms */

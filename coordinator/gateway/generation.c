@@ -110,6 +110,14 @@ void generation_host_deinit(struct generation_host *host)
 
 /* ---- the end ---- */
 
+enum { RETRY_S_MAX = 60 };
+
+uint32_t generation_retry_s(const struct generation_host *host)
+{
+    const uint32_t s = sched_retry_ms(host->sched) / 1000 + 1;
+    return s < RETRY_S_MAX ? s : RETRY_S_MAX;
+}
+
 enum generation_outcome generation_outcome_of(const struct refusal *r)
 {
     switch (r->status) {
@@ -427,6 +435,8 @@ static void on_done(void *user, const struct sched_done *done)
         return;
     }
     const bool ran = done->reason == FINISH_STOP || done->reason == FINISH_LENGTH;
+    if (done->reason == FINISH_ERROR && done->status == ST_BUSY)
+        p->refusal.retry_s = generation_retry_s(p->host);
     if (done->reason == FINISH_ERROR)
         refuse(&p->refusal, done->status ? done->status : ST_INTERNAL, "", "%s",
                done->message ? done->message : status_text(done->status));

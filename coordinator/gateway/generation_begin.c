@@ -179,10 +179,13 @@ static enum status submit(struct generation *g, struct refusal *r)
     const enum status st = sched_submit(host->sched, &want, &generation_sched_events, g, &p->request, &err);
     free(p->told_ids);
     p->told_ids = NULL;
-    if (st)
+    if (st) {
+        if (st == ST_BUSY)
+            r->retry_s = generation_retry_s(host);
         return refuse_code(r, st, st == ST_TOO_LARGE || st == ST_INVALID ? prompt_field(w) : "",
                            st == ST_TOO_LARGE ? "context_length_exceeded" : "", "%s",
                            *err.text ? err.text : status_text(st));
+    }
     p->stage = STAGE_RUNNING;
     g->running = true;
     if (g->n_sampled)

@@ -58,6 +58,8 @@ void generation_finish(struct generation *g, const struct sched_done *sched, boo
 /* Takes over what was told before of this choice; nothing was generated yet. ST_CORRUPT: these tokens cannot have come so. */
 enum status generation_replay(struct generation *g, const struct result_row *rows, size_t n, struct refusal *r);
 /* There is something to tell of one that runs. */
+/* When one that found no room may come again, in seconds. */
+uint32_t generation_retry_s(const struct generation_host *host);
 void generation_tell(struct generation *g);
 /* Accepts half-built ones. Otherwise by generation_exit only. */
 void generation_free(struct generation *g);

@@ -398,8 +398,11 @@ void http_reply_refusal(struct http_exchange *x, const struct refusal *r)
     const int code = reply_http_status(r->status);
     struct text body = { 0 };
     reply_error(r, &body);
-    if (code == 429 || code == 503)
-        evhttp_add_header(evhttp_request_get_output_headers(x->req), "Retry-After", "1");
+    if (code == 429 || code == 503) {
+        char seconds[16];
+        snprintf(seconds, sizeof seconds, "%u", r->retry_s ? r->retry_s : 1);
+        http_header(x, "Retry-After", seconds);
+    }
     http_reply_json(x, code, &body);
 }
 

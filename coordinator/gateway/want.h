@@ -21,6 +21,7 @@ extern "C" {
 /* Why a request is not served, for the client: field names the parameter at fault ("" if none), code is OpenAI's word ("" if none). */
 struct refusal {
     enum status status;
+    uint32_t retry_s; /* when to come again, as estimated; 0: soon */
     char field[96];
     char code[48];
     char message[640];

@@ -211,6 +211,7 @@ static void admit(struct sched *s, struct sched_request *r)
     const struct place *p = &s->place;
     queue_overtake(r);
     queue_remove(s, r);
+    wait_taken(s);
     r->overtaken = 0;
     sched_grow((void **)&s->running, &s->running_cap, s->n_running + 1, sizeof(struct sched_request *));
     s->running[s->n_running++] = r;

@@ -231,6 +231,7 @@ static void figures(struct sched *s, struct group *g, const struct flight *f)
         const uint64_t took = f->slowest_us / f->n_prefill_rows;
         g->row_us = g->row_us ? (3 * g->row_us + took) / 4 : took;
     }
+    wait_stepped(s, f, now - from);
     g->done_us = now;
     g->done_ms = sched_now_ms(s);
     for (uint32_t i = 0; i < f->n_requests; i++) {

@@ -40,7 +40,8 @@ void group_free(struct sched *s, struct group *g)
 void group_remove(struct sched *s, struct group *g, const struct sched_request *r)
 {
     uint32_t i = 0;
-    g->company_ms = sched_now_ms(s);
+    if (r->state != REQUEST_RUNNING) /* else it comes again: no sign of others */
+        g->company_ms = sched_now_ms(s);
     while (g->requests[i] != r)
         i++;
     memmove(g->requests + i, g->requests + i + 1, (--g->n_requests - i) * sizeof(struct sched_request *));

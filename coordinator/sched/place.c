@@ -153,13 +153,30 @@ struct spread {
     const uint8_t *slots;
     uint32_t n_slots;
     uint64_t mask;
+    uint32_t gap_end;            /* blocks before this one that nobody has lie before some that are known */
+    uint32_t dealt[SCHED_SLOTS]; /* leaves in gaps */
 };
 
+/* Leaves in gaps are those of lost workers, which the map gave them together: by the map one of those that are left would compute nearly all of them. */
+static uint8_t gap_owner(const struct spread *x, uint8_t first, uint32_t n)
+{
+    uint8_t slot = first;
+    for (uint32_t i = 0; i < x->n_slots; i++) {
+        const uint8_t other = x->slots[i];
+        if (x->p->room[other] >= n && (x->p->room[slot] < n || x->dealt[other] < x->dealt[slot]))
+            slot = other;
+    }
+    return slot;
+}
+
 /* Whom the map gives the leaf, or, if there is no room for n blocks there, who has most room. */
-static uint8_t leaf_owner(const struct spread *x, uint32_t leaf, uint32_t n)
+static uint8_t leaf_owner(struct spread *x, uint32_t leaf, uint32_t n)
 {
     const int64_t drawn = sched_choose(x->s, "owner", x->n_slots);
     uint8_t slot = x->slots[drawn >= 0 ? drawn : kv_slot_owner(leaf % PLAN_SLOTS, PLAN_SLOTS, x->n_slots)];
+    if (drawn < 0 && leaf * x->p->leaf_blocks < x->gap_end)
+        slot = gap_owner(x, slot, n);
+    x->dealt[slot]++;
     if (x->p->room[slot] >= n)
         return slot;
     for (uint32_t i = 0; i < x->n_slots; i++) {
@@ -199,7 +216,7 @@ static bool place_whole(const struct spread *x, uint32_t leaf)
 }
 
 /* A leaf whose rows are all or partly to be computed; the first n_hit blocks of it would be hits. false: no room. */
-static bool place_rest(const struct spread *x, uint32_t leaf, uint32_t n_hit)
+static bool place_rest(struct spread *x, uint32_t leaf, uint32_t n_hit)
 {
     struct place *p = x->p;
     const uint32_t first = leaf * p->leaf_blocks;
@@ -240,6 +257,8 @@ bool place_spread(const struct sched *s, struct place *p, uint8_t home, const ui
     struct spread x = { .s = s, .p = p, .slots = slots, .n_slots = n_slots };
     for (uint32_t i = 0; i < n_slots; i++)
         x.mask |= SCHED_BIT(slots[i]);
+    for (x.gap_end = p->n_hits; x.gap_end && !p->hits[x.gap_end - 1];)
+        x.gap_end--;
     reset(p, home);
     /* The home's own needs come first: the last leaf, and room for growing leaves on their way. */
     const uint32_t grow = p->n_prompt / (p->leaf_blocks * PLAN_BLOCK); /* the first leaf that grows */

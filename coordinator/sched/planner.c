@@ -223,10 +223,11 @@ static uint32_t chunk_rows(const struct sched *s, const struct group *g, uint32_
  * was planned keeps who comes next waiting: it gets what the short ones leave of chunk_rows, and where they leave nothing it sits out, but for one
  * step of two.
  */
-static void prefills_choose(struct sched *s, struct group *g, struct flight *f, uint32_t budget, bool company)
+static void prefills_choose(struct sched *s, struct group *g, struct flight *f, uint32_t budget, bool decodes)
 {
     const uint32_t chunk = s->config.prefill_chunk_rows, least = chunk / 8 ? chunk / 8 : 1;
     const uint32_t room = chunk_rows(s, g, least);
+    const bool company = decodes || (g->company_ms && sched_now_ms(s) - g->company_ms < SCHED_COMPANY_MS);
     const uint32_t share = s->config.recovery_share ? s->config.recovery_share : 100;
     uint32_t n = 0, used = 0, again = room > 100 / share ? (uint32_t)((uint64_t)room * share / 100) : 1;
     bool passed_over = false;
@@ -245,7 +246,7 @@ static void prefills_choose(struct sched *s, struct group *g, struct flight *f, 
             if (!most)
                 continue;
         }
-        const bool recovers = (company || n > 1) && request_recovers(s->order[i]);
+        const bool recovers = (decodes || n > 1) && request_recovers(s->order[i]);
         if (recovers && most > again)
             most = again;
         if (!most)
@@ -256,6 +257,7 @@ static void prefills_choose(struct sched *s, struct group *g, struct flight *f, 
         used += added;
     }
     f->n_prefill_rows = used;
+    f->prompts_wait = n;
     g->passed_over = passed_over;
 }
 
@@ -278,7 +280,7 @@ static void rows_choose(struct sched *s, struct group *g, struct flight *f)
                 g->turn = (start + i + 1) % g->n_requests;
         }
     }
-    prefills_choose(s, g, f, budget, decodes || (g->company_ms && now - g->company_ms < SCHED_COMPANY_MS));
+    prefills_choose(s, g, f, budget, decodes);
 }
 
 /* Members that are home of rows of it that select, from the first that is not committed on. */
@@ -316,6 +318,7 @@ static void seq_describe(struct sched *s, struct group *g, struct flight *f, str
     if (!r->started && !r->n_preempted) {
         const uint32_t hit = r->hit * PLAN_BLOCK < r->n_prompt ? r->hit * PLAN_BLOCK : r->n_prompt;
         tenant_charge(r->tenant, r->n_prompt - hit);
+        wait_found(s, r->n_prompt, hit);
         s->stats.prompt_tokens += r->n_prompt;
         s->stats.prefix_hit_tokens += hit;
     }

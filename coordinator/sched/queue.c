@@ -152,6 +152,7 @@ void queue_add(struct sched *s, struct sched_request *r)
 {
     if (!r->tenant->n_queued)
         tenant_lift(s, r->tenant);
+    wait_queued(s);
     r->queued_ms = sched_now_ms(s);
     tenant_insert(r->tenant, r);
     s->n_queued++;

@@ -65,6 +65,45 @@ void recover_touched(struct sched *s, uint64_t guilty, int n, bool apart, const 
     s->groups_changed = s->admit_changed = true;
 }
 
+/* ---- a worker comes while something is computed again ---- */
+
+enum { HELP_BLOCKS = 8 }; /* left to compute, from which on it is worth the open block */
+
+/* Blocks that are still to be computed again. */
+static uint32_t blocks_left(const struct sched_request *r)
+{
+    uint32_t n = 0;
+    for (uint32_t c = r->ahead / PLAN_BLOCK; c < r->told / PLAN_BLOCK; c++)
+        n += !r->brought[c];
+    return n;
+}
+
+void recover_help(struct sched *s, uint8_t slot)
+{
+    const struct worker *w = &s->workers[slot];
+    uint64_t kin = 0;
+    SCHED_EACH(i, s->ready)
+    {
+        kin |= s->workers[i].draining || memcmp(&s->workers[i].context, &w->context, sizeof w->context) != 0
+                   ? 0
+                   : SCHED_BIT(i);
+    }
+    for (uint32_t i = 0; i < s->n_running;) {
+        struct sched_request *r = s->running[i];
+        if (r->state == REQUEST_RUNNING && !r->preempting && r->started && !r->near && s->config.prefix_sharing &&
+            !memcmp(&s->workers[r->home].context, &w->context, sizeof w->context) && request_recovers(r) &&
+            place_spreads(s, r->n_rows, kin) && blocks_left(r) >= HELP_BLOCKS) {
+            log_info("request %s sequence %llu: worker %u computes some of what was lost", r->label,
+                     (unsigned long long)r->id, w->id);
+            r->preempting = true; /* it is placed again as soon as no plan in flight names it */
+            s->n_preempting++;
+            request_settle(s, r);
+        }
+        if (i < s->n_running && s->running[i] == r)
+            i++;
+    }
+}
+
 /* ---- too few workers are left ---- */
 
 void recover_strand(struct sched *s, const char *why)

@@ -358,6 +358,9 @@ void request_end(struct sched *s, struct sched_request *r, enum finish_reason re
     if (reason == FINISH_ERROR && status == ST_TIMEOUT) { /* as if its client had gone at that time */
         log_info("request %s sequence %llu: %s", r->label, (unsigned long long)r->id, message);
         s->stats.requests_cancelled++;
+    } else if (reason == FINISH_ERROR && status == ST_BUSY) {
+        log_debug("request %s: %s", r->label, message);
+        s->stats.requests_shed++;
     } else if (reason == FINISH_ERROR) {
         log_warn("request %s sequence %llu: %s", r->label, (unsigned long long)r->id, message);
         s->stats.requests_failed++;

@@ -23,7 +23,7 @@ enum status sched_new(const struct sched_config *config, const struct sched_ops 
     s->config = *config;
     s->ops = *ops;
     s->ctx = ctx;
-    s->deadline_ms = INT64_MAX;
+    s->deadline_ms = s->over_ms = INT64_MAX;
     s->transfers_end = &s->transfers;
     if (tenant_weights_read(s, config->tenant_weights)) {
         tenants_free(s);
@@ -170,6 +170,10 @@ enum status sched_submit(struct sched *s, const struct sched_want *want, const s
                          want->n_tokens, want->max_tokens);
     if (queue_full(s))
         return error_set(err, ST_BUSY, "%u requests wait already", s->n_queued);
+    const uint32_t wait = wait_estimate(s, want->n_tokens, want->priority, want->tenant ? want->tenant : "");
+    if (s->config.queue_wait_ms && wait > s->config.queue_wait_ms)
+        return error_set(err, ST_BUSY, "it would wait for about %u ms, and %u is the limit", wait,
+                         s->config.queue_wait_ms);
     struct sched_request *r;
     st = request_new(s, want, &r);
     if (st)
@@ -180,6 +184,8 @@ enum status sched_submit(struct sched *s, const struct sched_want *want, const s
         request_ids_extend(s, r);
     if (r->deadline_ms && r->deadline_ms < s->deadline_ms)
         s->deadline_ms = r->deadline_ms;
+    if (s->config.queue_wait_ms && r->submitted_ms + s->config.queue_wait_ms < s->over_ms)
+        s->over_ms = r->submitted_ms + s->config.queue_wait_ms;
     if (!s->n_live && !s->n_queued)
         s->stats.progress_ms = sched_now_ms(s);
     queue_add(s, r);
@@ -248,6 +254,7 @@ enum status sched_worker_ready(struct sched *s, uint16_t worker, const struct co
     s->ready |= SCHED_BIT(slot);
     group_new(s, SCHED_BIT(slot));
     s->admit_changed = s->rebalance = true;
+    recover_help(s, slot);
     return ST_OK;
 }
 
@@ -382,6 +389,8 @@ int64_t sched_run(struct sched *s)
     int64_t wait = groups_check(s);
     const int64_t late = deadlines_check(s);
     wait = late < wait ? late : wait;
+    const int64_t over = wait_check(s);
+    wait = over < wait ? over : wait;
     const int64_t stranded = recover_check(s);
     wait = stranded < wait ? stranded : wait;
     transfers_check(s);

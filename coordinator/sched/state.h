@@ -9,6 +9,7 @@
  *   request.c   a request's memory, its end, what it gives back
  *   place.c     where a request's blocks would live, and whether there is room
  *   queue.c     who waits, tenants, who comes next
+ *   wait.c      how long they wait; who would wait too long
  *   admit.c     from the queue to the running; takes references and promises
  *   preempt.c   room for who comes before one that runs
  *   recover.c   what a lost worker held: its sequences are placed again and compute what nobody has
@@ -226,6 +227,7 @@ struct flight {
     struct sched_request **requests;
     struct result_row *rows; /* seq 0: not here yet */
     uint32_t n_runs, runs_cap, n_requests, requests_cap, n_rows, rows_cap, n_prefill_rows;
+    bool prompts_wait;        /* when it was made there were prompts to compute */
     void *blobs[SCHED_SLOTS]; /* what rows point into */
     uint32_t n_drops[SCHED_SLOTS], n_forgets[SCHED_SLOTS];
     struct share shares[SCHED_SLOTS];
@@ -300,6 +302,11 @@ struct place {
     uint64_t ties;
 };
 
+/* n of something in so many microseconds; of missed_pace, n rows to compute in prompts of so many tokens. */
+struct pace {
+    double n, us;
+};
+
 struct sched {
     struct sched_config config;
     struct sched_ops ops;
@@ -315,6 +322,10 @@ struct sched {
     double served_last; /* of the tenant whose queue was the last to become empty */
     uint32_t n_queued;
     uint64_t arrivals;
+    struct pace prompts_pace, taken_pace,
+        missed_pace;  /* rows of prompts of a group; requests taken from the queue; misses */
+    int64_t queue_us; /* since when the queue has somebody, or when one was taken last */
+    int64_t over_ms;  /* nobody will have waited too long before */
     int64_t promote_ms,
         deadline_ms; /* when to look who has waited long; no deadline is before (INT64_MAX: there is none) */
     uint32_t n_preempting, n_awaiting;
@@ -424,6 +435,18 @@ bool request_window(struct sched *s, struct sched_request *r);
 /* More of its blocks may be found when it is computed again. */
 void request_ids_extend(struct sched *s, struct sched_request *r);
 
+/* wait.c */
+/* A step took so long. */
+void wait_stepped(struct sched *s, const struct flight *f, int64_t us);
+/* A request is about to wait; one was taken from the queue; of its prompt so much was there already. */
+void wait_queued(struct sched *s);
+void wait_taken(struct sched *s);
+void wait_found(struct sched *s, uint32_t prompt, uint32_t hit);
+/* ms until the first step of a request that comes now, as things go; 0 also where nothing is known. tenant NULL: behind all. */
+uint32_t wait_estimate(const struct sched *s, uint32_t n_prompt, int32_t priority, const char *tenant);
+/* Ends those that have waited longer than queue_wait_ms and that nothing was computed for. -> ms until the next may have */
+int64_t wait_check(struct sched *s);
+
 /* queue.c */
 /* The tenant of that name, with one more request open (the caller counts n_open down). */
 struct tenant *tenant_open(struct sched *s, const char *name);
@@ -477,6 +500,8 @@ void request_again(struct sched *s, struct sched_request *r);
  * did not reach each other. One that got no further for the third time ends.
  */
 void recover_touched(struct sched *s, uint64_t guilty, int n, bool apart, const char *message);
+/* A worker has come: what computes many blocks again is placed once more, and has its help. */
+void recover_help(struct sched *s, uint8_t slot);
 /* Workers have gone: what waits and can never fit any more ends, after worker_wait_ms. */
 void recover_strand(struct sched *s, const char *why);
 /* -> ms until one is given up */

@@ -309,6 +309,12 @@ static void on_scored(void *user, uint32_t position, const struct result_row *ro
     r->n_scored++;
 }
 
+static void gap_note(struct sim_request *r, int64_t ms)
+{
+    r->gaps[ms < SIM_GAP_MAX ? ms : SIM_GAP_MAX - 1]++;
+    r->gap_ms = ms > r->gap_ms ? ms : r->gap_ms;
+}
+
 static void on_token(void *user, const struct result_row *row)
 {
     struct sim_request *r = user;
@@ -321,6 +327,9 @@ static void on_token(void *user, const struct result_row *row)
     expect(r, "wrong log-probability", row->logprob == sim_logprob(hash_of(r->tokens, pos), row->token), pos);
     if (!r->n_tokens++)
         r->first_ms = r->sim->now;
+    else
+        gap_note(r, r->sim->now - r->last_ms);
+    r->last_ms = r->sim->now;
     if (r->cancel_at && r->n_tokens == r->cancel_at) {
         r->cancelled = true;
         sched_cancel(r->sim->s, r->handle, FINISH_CANCELLED);

@@ -15,7 +15,7 @@
 #include "common/rng.h"
 #include "coordinator/sched.h"
 
-enum { SIM_WORKERS_MAX = 16, SIM_REQUESTS_MAX = 128, SIM_VOCAB = 50000, SIM_EOS = 7 };
+enum { SIM_WORKERS_MAX = 16, SIM_REQUESTS_MAX = 1500, SIM_VOCAB = 50000, SIM_EOS = 7, SIM_GAP_MAX = 128 };
 
 struct sim_options {
     uint64_t seed;
@@ -26,7 +26,8 @@ struct sim_options {
     bool choices;          /* draw what policy may decide freely */
     uint32_t copy_faults;  /* of 1000 copies, this many fail or vanish */
     uint32_t delay_max_ms; /* of messages */
-    uint32_t step_max_ms;  /* of a worker's part of a step */
+    uint32_t step_max_ms;  /* of a worker's part of a step; */
+    uint32_t row_us;       /* and so much more for each row of the member that is home of most */
     /* Sees every message that the coordinator sends. */
     void (*spy)(void *ctx, uint16_t worker, const struct control_message *message);
     void *spy_ctx;
@@ -53,7 +54,9 @@ struct sim_request {
     enum finish_reason reason;
     enum status status;
     char message[256];
-    int64_t submitted_ms, ended_ms, timeout_ms, first_ms; /* first_ms: of its first token */
+    int64_t submitted_ms, ended_ms, timeout_ms, first_ms, last_ms; /* of its first and last token */
+    int64_t gap_ms;                                                /* the longest between two of its tokens, */
+    uint32_t gaps[SIM_GAP_MAX]; /* and how many were of so many ms, those of SIM_GAP_MAX - 1 or more at the end */
     struct sched_worker_share shares[SIM_WORKERS_MAX];
     uint32_t n_shares;
     struct sched_request *handle;

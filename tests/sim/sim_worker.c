@@ -356,21 +356,35 @@ static void run_rows(struct sim *sim, const struct plan *plan, const struct plan
     }
 }
 
+/* What the rows of the worker that has most of them cost: others wait for its queries. */
+static int64_t rows_ms(const struct sim *sim, const struct plan *plan)
+{
+    uint32_t most = 0;
+    for (uint32_t m = 0; m < plan->n_members && sim->options.row_us; m++) {
+        uint32_t rows = 0;
+        for (uint32_t i = 0; i < plan->n_runs; i++)
+            rows += plan->runs[i].home == plan->members[m] ? plan->runs[i].n_rows : 0;
+        most = rows > most ? rows : most;
+    }
+    return (int64_t)most * sim->options.row_us / 1000;
+}
+
 static void step(struct sim *sim, const struct plan *plan)
 {
+    const int64_t ms = rows_ms(sim, plan);
     uint32_t n_rows = 0;
     for (uint32_t i = 0; i < plan->n_runs; i++)
         n_rows += plan->runs[i].n_rows;
     for (uint32_t i = 0; i < plan->n_members; i++) {
         struct sim_worker *w = sim->workers[plan->members[i]];
         w->phase = STEPPING;
-        w->done_at = sim->now + 1 + sim_draw(sim, sim->options.step_max_ms);
+        w->done_at = sim->now + 1 + sim_draw(sim, sim->options.step_max_ms) + ms;
         w->result = calloc(1, sizeof *w->result + n_rows * (sizeof(struct result_row) + sizeof(uint64_t)));
         *w->result = (struct result){ .epoch = plan->epoch,
                                       .number = plan->number,
                                       .group = plan->group,
                                       .rows = (struct result_row *)(w->result + 1),
-                                      .busy_us = 1000,
+                                      .busy_us = 1000 + (uint64_t)ms * 1000,
                                       .bytes_sent = 100,
                                       .bytes_received = 100 };
         w->logits = (float *)(w->result->rows + n_rows);

@@ -29,7 +29,7 @@ struct life {
 
 struct totals {
     uint64_t lives, requests, refused, failed, cancelled, cached, steps, spread, copies, plans, far, aborts, vain,
-        blamed, blamed_wrongly, late, preempted, recovered, moved, left;
+        blamed, blamed_wrongly, late, preempted, recovered, moved, left, shed;
 };
 
 enum { STEM = 2000 };
@@ -63,6 +63,7 @@ static struct sim_options options(struct life *l, uint64_t seed)
         .prefill_chunk_rows = chunks[draw(l, 5)],
         .sequences_max = 1 + draw(l, 16),
         .queue_max = 50,
+        .queue_wait_ms = draw(l, 3) ? 0 : 20 + draw(l, 2000),
         .spread_min_tokens = draw(l, 4)   ? 200 + draw(l, 800)
                              : draw(l, 2) ? 1
                                           : 100000,
@@ -186,6 +187,15 @@ static void check_failures(struct life *l, struct totals *t)
         t->cached += r->cached;
         if (r->reason != FINISH_ERROR)
             continue;
+        if (r->status == ST_BUSY) {
+            const uint32_t bound = l->sim->options.config.queue_wait_ms;
+            if (!bound || r->n_tokens || r->n_scored || r->ended_ms < r->submitted_ms + bound ||
+                r->ended_ms > r->submitted_ms + bound + 1000)
+                sim_wrong(l->sim, "request %u: waited too long, it says, after %lld ms", i,
+                          (long long)(r->ended_ms - r->submitted_ms));
+            t->shed++;
+            continue;
+        }
         if (r->status == ST_TIMEOUT) {
             if (!r->timeout_ms || r->ended_ms < r->submitted_ms + r->timeout_ms)
                 sim_wrong(l->sim, "request %u ended before its time", i);
@@ -275,13 +285,13 @@ int main(int argc, char **argv)
            "several workers, %llu blocks copied, %llu read far from home, %llu aborts, %llu steps in vain, %llu "
            "failed on hearsay, %llu of them wrongly, %llu "
            "preemptions, %llu too late, %llu placed again, %llu leaves moved to who joined, %llu "
-           "sequences moved by command\n",
+           "sequences moved by command, %llu waited too long\n",
            (unsigned long long)t.lives, (unsigned long long)t.requests, (unsigned long long)t.refused,
            (unsigned long long)t.failed, (unsigned long long)t.cancelled, (unsigned long long)t.cached,
            (unsigned long long)t.steps, (unsigned long long)t.spread, (unsigned long long)t.copies,
            (unsigned long long)t.far, (unsigned long long)t.aborts, (unsigned long long)t.vain,
            (unsigned long long)t.blamed, (unsigned long long)t.blamed_wrongly, (unsigned long long)t.preempted,
            (unsigned long long)t.late, (unsigned long long)t.recovered, (unsigned long long)t.moved,
-           (unsigned long long)t.left);
+           (unsigned long long)t.left, (unsigned long long)t.shed);
     return 0;
 }

@@ -34,7 +34,7 @@ struct sched_request {
 struct sched {
     struct loop *loop;
     struct sched_request *first;
-    uint32_t n_running, n_cancelled, n_submitted;
+    uint32_t n_running, n_cancelled, n_submitted, retry_ms;
     struct sched_want last;  /* pointers are not valid */
     int32_t last_token;      /* of its prompt */
     struct plan_edits edits; /* of the last row that had any; the first adds beside it */
@@ -179,8 +179,11 @@ enum status sched_submit(struct sched *s, const struct sched_want *want, const s
     s->n_submitted++;
     s->last = *want;
     s->last_token = want->tokens[want->n_tokens - 1];
-    if (strstr(text, "[busy]"))
+    const char *busy = fake_word(text, "[busy");
+    if (busy) {
+        s->retry_ms = (uint32_t)atoi(busy);
         return error_set(err, ST_BUSY, "8 requests wait already");
+    }
     struct sched_request *r = calloc(1, sizeof *r);
     r->s = s;
     r->events = events;
@@ -214,6 +217,11 @@ enum status sched_submit(struct sched *s, const struct sched_want *want, const s
         loop_timer_set(r->timer, 0);
     *request_out = r;
     return ST_OK;
+}
+
+uint32_t sched_retry_ms(const struct sched *s)
+{
+    return s->retry_ms;
 }
 
 void sched_cancel(struct sched *s, struct sched_request *r, enum finish_reason reason)

@@ -381,8 +381,15 @@ static void test_busy(void **state)
     (void)state;
     struct answer a = client_post(fix.http, "/v1/completions", "{\"prompt\":\"[busy]\"}");
     assert_int_equal(a.code, 429);
-    assert_non_null(strstr(a.head, "Retry-After: "));
+    assert_non_null(strstr(a.head, "Retry-After: 1\r\n"));
     assert_non_null(strstr(a.body, "rate_limit_error"));
+    answer_free(&a);
+    a = client_post(fix.http, "/v1/completions", "{\"prompt\":\"[busy 7200]\",\"stream\":true}");
+    assert_int_equal(a.code, 429);
+    assert_non_null(strstr(a.head, "Retry-After: 8\r\n"));
+    answer_free(&a);
+    a = client_post(fix.http, "/v1/completions", "{\"prompt\":\"[busy 3600000]\"}");
+    assert_non_null(strstr(a.head, "Retry-After: 60\r\n"));
     answer_free(&a);
 }
 
