@@ -299,6 +299,7 @@ static enum status control_build(struct control *c, struct error *err)
     static const struct sched_ops ops = {
         .send = on_sched_send, .named = on_sched_named, .now_ms = on_sched_now, .now_us = on_sched_now_us
     };
+    c->config.sched.waits_ms = c->config.welcome.silence_ms;
     const enum status st = sched_new(&c->config.sched, &ops, c, &c->sched);
     if (st)
         return error_set(err, st, "scheduler: %s", status_text(st));

@@ -291,6 +291,10 @@ static void on_heartbeat(struct session *s, const struct control_heartbeat *h)
     if (h->work != s->work)
         s->work_ms = clock_ms();
     s->work = h->work;
+    if (s->state == SESSION_READY)
+        sched_worker_waits(s->control->sched, s->shown.id, h->waits_ms);
+    if (h->waits_ms >= s->control->config.welcome.silence_ms)
+        control_kick(s->control);
     s->shown.dropped = h->dropped;
     if (h->leaving && s->state == SESSION_READY && !s->leaving) {
         log_info("worker %u drains", s->shown.id);

@@ -35,6 +35,8 @@ struct sched_config {
     uint32_t
         spread_min_tokens; /* sequences of fewer positions stay on their home: a group of one never waits for a network */
     uint32_t step_deadline_ms; /* by which a step must be done, */
+    uint32_t
+        waits_ms; /* members of a group that have all waited so long for messages of each other do not hear each other; 0: only the deadline ends that */
     uint32_t step_row_ms; /* and so much more for each of its rows: a long chunk takes long on a slow or busy machine */
     uint32_t plans_ahead; /* plans in flight a group: 2 pipelines */
     bool prefix_sharing;
@@ -181,6 +183,9 @@ bool sched_worker_empty(struct sched *s, uint16_t worker);
 void sched_worker_resume(struct sched *s, uint16_t worker);
 /* Leaves of spread sequences, and sequences of one worker, go from who has most to who has least, until they are even. */
 void sched_rebalance(struct sched *s);
+
+/* How long a worker's step has waited for one message of another, as it says now; 0: it does not wait. */
+void sched_worker_waits(struct sched *s, uint16_t worker, uint32_t waits_ms);
 
 /* Messages from workers. Anything that does not fit what was sent is refused: ST_PROTOCOL (the caller drops the worker). */
 enum status sched_result(struct sched *s, uint16_t worker, const struct result *result, struct error *err);

@@ -120,6 +120,7 @@ static enum status heartbeat_to_wire(const struct control_heartbeat *h, struct w
     w->work = h->work;
     w->dropped = h->dropped;
     w->leaving = h->leaving;
+    w->waits_ms = h->waits_ms;
     return ST_OK;
 }
 
@@ -561,6 +562,7 @@ static void message_pour(struct pour *p, const message_wire *w, struct control_m
             .work = w->heartbeat->work,
             .dropped = w->heartbeat->dropped,
             .leaving = w->heartbeat->leaving,
+            .waits_ms = w->heartbeat->waits_ms,
         };
         break;
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_RESULT:

@@ -95,6 +95,7 @@ struct control_heartbeat {
     uint64_t work;                       /* changes while a step computes, not while it waits for a peer */
     uint64_t dropped;                    /* messages of peers that were refused */
     bool leaving;                        /* it was told to end: nothing new, and stop when it is not needed any more */
+    uint32_t waits_ms; /* for how long its step has waited for one message of a peer; 0: it does not */
 };
 
 /* The worker gave up this epoch of the group; peer: the worker it blames, or UINT16_MAX. */

@@ -471,7 +471,8 @@ static void heartbeats(struct session *s)
                                                                 .bytes_received = stats.bytes_received,
                                                                 .work = stats.work,
                                                                 .dropped = stats.dropped,
-                                                                .leaving = leaving } };
+                                                                .leaving = leaving,
+                                                                .waits_ms = stats.waits_ms } };
         session_send(s, &beat);
         if (leaving && !leave_ms)
             leave_ms = clock_ms() + s->config->drain_ms;

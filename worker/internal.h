@@ -60,6 +60,7 @@ struct worker {
     _Atomic uint32_t running_group; /* of the plan that runs: worker_free ends its waits */
     _Atomic uint64_t plans_done, ops_done, bytes_sent, bytes_received, dropped;
     _Atomic uint32_t blocks_used;
+    _Atomic int64_t waits_since_ms; /* for a message of a peer; 0: it does not */
 };
 
 /* run.c; on the step thread. Plans of the group below the epoch are refused from now on, and messages of its steps dropped. */

@@ -297,6 +297,7 @@ static enum status open_parts(struct worker *w, struct error *err)
     if (st)
         return st;
     w->config.exchange.on_block = on_block;
+    w->config.exchange.waits_since_ms = &w->waits_since_ms;
     w->config.exchange.ctx = w;
     if (!w->config.exchange.message_bytes_max)
         w->config.exchange.message_bytes_max = pool_block_bytes(w) + kv_header_bytes(&w->layout) + (1u << 28);
@@ -445,6 +446,7 @@ void worker_ready(const struct worker *w, struct control_ready *ready_out)
 
 void worker_stats(const struct worker *w, struct worker_stats *stats_out)
 {
+    const int64_t since = atomic_load(&w->waits_since_ms), waits = since ? clock_ms() - since : 0;
     *stats_out = (struct worker_stats){
         .plans_done = atomic_load(&w->plans_done),
         .bytes_sent = atomic_load(&w->bytes_sent),
@@ -453,5 +455,6 @@ void worker_stats(const struct worker *w, struct worker_stats *stats_out)
         .sketch_bytes = atomic_load(&w->select.store.bytes),
         .work = atomic_load(&w->plans_done) + atomic_load(&w->ops_done),
         .dropped = atomic_load(&w->dropped),
+        .waits_ms = waits > 0 ? (uint32_t)waits : 0,
     };
 }

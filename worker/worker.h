@@ -80,6 +80,7 @@ struct worker_stats {
     uint64_t sketch_bytes; /* of all sketches here, with what is kept to choose by them */
     uint64_t work;         /* grows while a step computes, not while it waits for a peer */
     uint64_t dropped;      /* messages of peers that were refused */
+    uint32_t waits_ms;     /* for how long its step has waited for one message of a peer; 0: it does not */
 };
 void worker_stats(const struct worker *w, struct worker_stats *stats_out); /* any thread */
 

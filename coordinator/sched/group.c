@@ -277,8 +277,12 @@ static int64_t oldest_due(const struct group *g)
 static const char *late_text(const struct sched *s, const struct group *g, uint64_t guilty, char *text_out, size_t n)
 {
     char names[128];
-    snprintf(text_out, n, "%s did not finish %s step within %u ms", sched_names(s, guilty, names, sizeof names),
-             guilty & (guilty - 1) ? "their" : "its", g->late_ms);
+    sched_names(s, guilty, names, sizeof names);
+    if (g->deaf)
+        snprintf(text_out, n, "%s wait for messages of each other, and none came for %u ms", names, g->late_ms);
+    else
+        snprintf(text_out, n, "%s did not finish %s step within %u ms", names, guilty & (guilty - 1) ? "their" : "its",
+                 g->late_ms);
     return text_out;
 }
 
@@ -308,6 +312,35 @@ void group_answered(struct sched *s, struct group *g)
     recover_touched(s, g->late, 2, true, late_text(s, g, g->late, text, sizeof text));
 }
 
+/*
+ * Nobody of those whose results are missing computes: each waits for a message of another, since after the step was sent. Then no deadline has to be awaited:
+ * some link is cut. -> for how long at least, 0: they do not
+ */
+static uint32_t deaf_for_ms(const struct sched *s, const struct group *g, int64_t now)
+{
+    const uint64_t pending = g->flights[0]->pending;
+    int64_t last = 0;
+    if (g->probing || !(pending & (pending - 1)))
+        return 0;
+    SCHED_EACH(slot, pending)
+    {
+        const struct worker *w = &s->workers[slot];
+        if (!w->waits_from_ms || w->waits_from_ms < g->flights[0]->sent_ms)
+            return 0;
+        last = w->waits_from_ms > last ? w->waits_from_ms : last;
+    }
+    return (uint32_t)(now - last);
+}
+
+void sched_worker_waits(struct sched *s, uint16_t worker, uint32_t waits_ms)
+{
+    const uint8_t slot = sched_slot(s, worker);
+    if (slot == SCHED_NO_SLOT)
+        return;
+    const bool long_enough = s->config.waits_ms && waits_ms >= s->config.waits_ms;
+    s->workers[slot].waits_from_ms = long_enough ? sched_now_ms(s) - waits_ms : 0;
+}
+
 /* -> was it broken */
 static bool group_check(struct sched *s, struct group *g, int64_t now)
 {
@@ -315,7 +348,10 @@ static bool group_check(struct sched *s, struct group *g, int64_t now)
         abort_end(s, g);
         return true;
     }
-    if (!g->n_flights || g->abort.active || now < oldest_due(g))
+    if (!g->n_flights || g->abort.active)
+        return false;
+    const uint32_t deaf_ms = now < oldest_due(g) ? deaf_for_ms(s, g, now) : 0;
+    if (now < oldest_due(g) && !deaf_ms)
         return false;
     const uint64_t late = g->flights[0]->pending;
     if (g->probing) {
@@ -323,7 +359,8 @@ static bool group_check(struct sched *s, struct group *g, int64_t now)
         return true;
     }
     g->late = late;
-    g->late_ms = g->flights[0]->deadline_ms;
+    g->late_ms = deaf_ms ? deaf_ms : g->flights[0]->deadline_ms;
+    g->deaf = deaf_ms != 0;
     if (late & (late - 1))
         late_ask(s, g);
     else

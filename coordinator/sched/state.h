@@ -204,6 +204,8 @@ struct worker {
     uint64_t block_bytes;
     uint32_t n_homes, sending, receiving;
     int64_t step_ms; /* its last result; 0: none yet */
+    int64_t
+        waits_from_ms; /* that it says its step waits for one message of a peer; 0: it does not, or has not said so for long enough */
     uint32_t n_ties,
         ties_max; /* sequences that have or will have blocks here; as many as it has places for open blocks of */
     struct group *group;
@@ -261,6 +263,7 @@ struct group {
     bool probing;  /* the plan in flight has no rows: it shows who of `late` still answers */
     uint64_t late; /* had not finished a step in time */
     uint32_t late_ms;
+    bool deaf; /* they were late because they do not hear each other */
 };
 
 struct transfer {

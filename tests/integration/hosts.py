@@ -108,9 +108,7 @@ class Hosts(Cluster):
                        "--workers", str(self.n_workers), "--model", MODEL, "--state", os.path.join(self.directory, "state-" + name),
                        "--jobs-dir", os.path.join(self.directory, "jobs"), "--lease-ms", str(lease_ms),
                        *([] if not registry else ["--registry", "etcd:" + registry]), *map(str, flags), *map(str, each[i] if each else ()))
-            if name == self.lead:
-                wait_for("it answers", lambda: self.probe(name) is not None, 40)
-        wait_for("the first coordinator leads", lambda: self.probe(self.lead) == 200, 40)
+        wait_for("a coordinator that leads", self.follow, 60)
         self.wait_workers(timeout_s=40)
         if self.supervised:
             threading.Thread(target=self.supervise, daemon=True).start()

@@ -56,6 +56,8 @@ struct exchange_config {
     void *ctx;
     void *hub;   /* local only: the exchange_hub that joins workers of one process */
     bool tokens; /* ucx: messages that show no token of ours are dropped */
+    _Atomic int64_t
+        *waits_since_ms; /* clock_ms() since when recv waits for its message; 0: it does not. Kept; may be NULL */
 };
 
 struct exchange_stats {

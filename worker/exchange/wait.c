@@ -106,7 +106,11 @@ enum status exchange_recv(struct exchange *x, const struct exchange_key *key, vo
         st = x->wait.st;
     } else if (peer && peer->state == PEER_UP) {
         const int64_t start = clock_ns();
+        if (x->config.waits_since_ms)
+            atomic_store_explicit(x->config.waits_since_ms, start / 1000000, memory_order_relaxed);
         st = wait_done(x, peer, generation, deadline_ns);
+        if (x->config.waits_since_ms)
+            atomic_store_explicit(x->config.waits_since_ms, 0, memory_order_relaxed);
         const int64_t took = clock_ns() - start;
         x->stats.wait_ns += (uint64_t)took;
         if (st == ST_TIMEOUT)

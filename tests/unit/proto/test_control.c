@@ -63,7 +63,7 @@ static struct control_message message_of(enum control_kind kind, struct rng *rng
                                              .secret = { 9, 8, 7 } };
         break;
     case CONTROL_HEARTBEAT:
-        m.as.heartbeat = (struct control_heartbeat){ 1, 2, 3, 4, 5, 6, UINT64_MAX, 8, 9, true };
+        m.as.heartbeat = (struct control_heartbeat){ 1, 2, 3, 4, 5, 6, UINT64_MAX, 8, 9, true, 10 };
         break;
     case CONTROL_RESULT:
         m.as.result = result_case_make(&results, rng, rng_below(rng, 20));
@@ -136,7 +136,8 @@ static bool message_equal(const struct control_message *a, const struct control_
                a->as.heartbeat.bytes_sent == b->as.heartbeat.bytes_sent &&
                a->as.heartbeat.bytes_received == b->as.heartbeat.bytes_received &&
                a->as.heartbeat.work == b->as.heartbeat.work && a->as.heartbeat.dropped == b->as.heartbeat.dropped &&
-               a->as.heartbeat.leaving == b->as.heartbeat.leaving;
+               a->as.heartbeat.leaving == b->as.heartbeat.leaving &&
+               a->as.heartbeat.waits_ms == b->as.heartbeat.waits_ms;
     case CONTROL_RESULT:
         return result_equal(a->as.result, b->as.result);
     case CONTROL_ABORT:

@@ -384,6 +384,58 @@ static void test_abort(void **state)
     sched_free(w.s);
 }
 
+static void deaf_send(void *ctx, uint16_t worker, const struct control_message *m)
+{
+    struct world *w = ctx;
+    w->n_fences += m->kind == CONTROL_FENCE;
+    if (m->kind == CONTROL_PLAN && worker == 9)
+        w->plan.n_runs = m->as.plan->n_runs;
+}
+
+/* Members of a group that say they wait for messages, all of them, do not hear each other: the step is given up before its deadline. */
+static void test_deaf(void **state)
+{
+    (void)state;
+    struct world w = { .now = 5000 };
+    const struct sched_config config = { .positions_max = 1000,
+                                         .step_rows_max = 400,
+                                         .prefill_chunk_rows = 400,
+                                         .sequences_max = 4,
+                                         .queue_max = 4,
+                                         .spread_min_tokens = 1,
+                                         .step_deadline_ms = 4000,
+                                         .waits_ms = 1500,
+                                         .plans_ahead = 1 };
+    const struct sched_ops ops = { .send = deaf_send, .now_ms = op_now };
+    assert_int_equal(sched_new(&config, &ops, &w, &w.s), ST_OK);
+    assert_int_equal(sched_worker_ready(w.s, 9, &ready9, NULL), ST_OK);
+    assert_int_equal(sched_worker_ready(w.s, 8, &ready9, NULL), ST_OK);
+    submit(&w, 300, 4); /* leaves at both */
+    sched_run(w.s);
+    assert_true(w.plan.n_runs > 0);
+    const uint32_t fences = w.n_fences;
+    w.now += 1600;
+    sched_worker_waits(w.s, 9, 1590); /* the other computes */
+    sched_run(w.s);
+    assert_int_equal(w.n_fences, fences);
+    sched_worker_waits(w.s, 8, 1000); /* not for long */
+    sched_run(w.s);
+    assert_int_equal(w.n_fences, fences);
+    sched_worker_waits(w.s, 8, 1700); /* for something before this step */
+    sched_run(w.s);
+    assert_int_equal(w.n_fences, fences);
+    sched_worker_waits(w.s, 7, 9999); /* who is that? */
+    sched_worker_waits(w.s, 8, 1500);
+    sched_worker_waits(w.s, 9, 0); /* it goes on */
+    sched_run(w.s);
+    assert_int_equal(w.n_fences, fences);
+    sched_worker_waits(w.s, 9, 1550);
+    sched_run(w.s);
+    assert_int_equal(w.n_fences, fences + 2);
+    assert_int_equal(w.plan.n_runs, 0); /* do they live? */
+    sched_free(w.s);
+}
+
 static void test_copied(void **state)
 {
     (void)state;
@@ -450,7 +502,7 @@ int main(void)
         cmocka_unit_test(test_refused), cmocka_unit_test(test_config_refused), cmocka_unit_test(test_workers),
         cmocka_unit_test(test_results), cmocka_unit_test(test_good_results),   cmocka_unit_test(test_stale),
         cmocka_unit_test(test_abort),   cmocka_unit_test(test_copied),         cmocka_unit_test(test_callbacks),
-        cmocka_unit_test(test_eos),
+        cmocka_unit_test(test_eos),     cmocka_unit_test(test_deaf),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
