@@ -62,6 +62,8 @@ uint16_t kv_f16_of(float x);
 /* x [n] times the normalised Hadamard matrix, blocks of `order` channels (a power of two) each by itself. Steps from the nearest pairs to the farthest. */
 void kv_rotate(float *x, uint32_t n, uint32_t order);
 
+/* What codes 0 .. top of numbers from low to high stand for: scale code + least. */
+void kv_affine_of(float low, float high, uint32_t top, uint16_t *scale_out, uint16_t *least_out);
 /*
  * x [n], n <= 256, to codes 0 .. top: x = scale code + least, scale and least f16; codes follow from these as they are stored. -> false: not finite, all
  * are 0

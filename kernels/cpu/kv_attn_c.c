@@ -38,6 +38,13 @@ uint16_t kv_f16_of(float x)
     return (uint16_t)(sign | (h > 0x7BFFu ? 0x7BFFu : h));
 }
 
+void kv_affine_of(float low, float high, uint32_t top, uint16_t *scale_out, uint16_t *least_out)
+{
+    *least_out = kv_f16_of(low);
+    const float least = f16_to_f32(*least_out);
+    *scale_out = kv_f16_of(high > least ? (high - least) / (float)top : 0.0f);
+}
+
 bool kv_quantize_affine(const float *x, uint32_t n, uint32_t top, uint8_t *code_out, uint16_t *scale_out,
                         uint16_t *least_out)
 {
@@ -52,9 +59,8 @@ bool kv_quantize_affine(const float *x, uint32_t n, uint32_t top, uint8_t *code_
         *scale_out = *least_out = 0;
         return false;
     }
-    *least_out = kv_f16_of(low);
+    kv_affine_of(low, high, top, scale_out, least_out);
     const float least = f16_to_f32(*least_out), most = (float)top;
-    *scale_out = kv_f16_of(high > least ? (high - least) / most : 0.0f);
     const float scale = f16_to_f32(*scale_out), up = scale > 0 ? 1.0f / scale : 0.0f;
     for (uint32_t i = 0; i < n; i++) {
         const float c = (x[i] - least) * up + 0.5f;

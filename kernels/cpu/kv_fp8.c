@@ -21,7 +21,8 @@ size_t kv_part_bytes_fp8(const struct attn_shape *shape)
     return (size_t)KV_BLOCK * shape->head_dim + 64;
 }
 
-uint8_t kv_e4m3_of(float x)
+/* Without branches, so that loops vectorise. */
+static inline uint8_t e4m3_of(float x)
 {
     union {
         float f;
@@ -29,13 +30,18 @@ uint8_t kv_e4m3_of(float x)
     } v = { x };
     const uint32_t sign = v.u >> 24 & 0x80u;
     v.u &= 0x7FFFFFFFu;
-    if (v.f >= 448.0f)
-        return (uint8_t)(sign | 0x7Eu);
-    if (v.f < 0x1p-6f) /* a multiple of 2^-9, the smallest normal number included */
-        return (uint8_t)(sign | (uint32_t)kv_round(v.f * 0x1p9f));
-    const uint32_t up = v.u + 0x7FFFFu + (v.u >> 20 & 1u);
-    const uint32_t h = (up - (120u << 23)) >> 20;
-    return (uint8_t)(sign | (h > 0x7Eu ? 0x7Eu : h));
+    /* below 2^-6 (as bits 121 << 23) a multiple of 2^-9, the smallest normal number included */
+    const int32_t bits = (int32_t)v.u, few = 121 << 23;
+    v.u = (uint32_t)(bits < few ? bits : few);
+    const int32_t small = (int32_t)kv_round(v.f * 0x1p9f);
+    const int32_t h = ((bits + 0x7FFFF + (bits >> 20 & 1)) >> 20) - (120 << 3), most = h > 0x7E ? 0x7E : h;
+    const int32_t below = (bits - few) >> 31; /* all ones, or 0 */
+    return (uint8_t)(sign | (uint32_t)((small & below) | (most & ~below)));
+}
+
+uint8_t kv_e4m3_of(float x)
+{
+    return e4m3_of(x);
 }
 
 float kv_e4m3_to_f32(uint8_t code)
@@ -47,15 +53,16 @@ float kv_e4m3_to_f32(uint8_t code)
 static bool seal_part(const struct attn_shape *shape, const uint16_t *open, uint8_t *part)
 {
     const uint32_t n = KV_BLOCK * shape->head_dim;
-    float top = 0.0f, zero = 0.0f, scale[16] = { 0 };
+    int16_t most = 0; /* magnitudes of bf16 are ordered as their bits are */
+    float scale[16] = { 0 };
     for (uint32_t i = 0; i < n; i++) {
-        const float x = bf16_to_f32(open[i]);
-        top = fabsf(x) > top ? fabsf(x) : top;
-        zero += x * 0.0f;
+        const int16_t x = (int16_t)(open[i] & 0x7FFF);
+        most = x > most ? x : most;
     }
     memset(part, 0, kv_part_bytes_fp8(shape));
-    if (zero != 0)
+    if (most >= 0x7F80)
         return false;
+    const float top = bf16_to_f32((uint16_t)most);
     int exponent; /* top = fraction 2^exponent, fraction in 0.5 .. 1; 448 = 0.875 2^9 */
     const float fraction = frexpf(top, &exponent);
     exponent -= fraction > 0.875f ? 8 : 9;
@@ -64,7 +71,7 @@ static bool seal_part(const struct attn_shape *shape, const uint16_t *open, uint
     scale[0] = ldexpf(1.0f, exponent);
     const float up = ldexpf(1.0f, -exponent);
     for (uint32_t i = 0; i < n; i++)
-        part[i] = kv_e4m3_of(bf16_to_f32(open[i]) * up);
+        part[i] = e4m3_of(bf16_to_f32(open[i]) * up);
     memcpy(part + n, scale, sizeof scale);
     return true;
 }

@@ -37,15 +37,18 @@ void kv_nomad_book(const float *numbers, uint32_t head_dim, float *book_out)
     }
 }
 
-/* Codes of a pair of channels at KV_BLOCK positions, as an open part has them. -> 0, or not if one is not finite */
-static float pair_codes(const float *bound, const uint16_t *open, uint8_t code_out[2 * KV_BLOCK])
+/* Codes of a pair of channels at KV_BLOCK positions, as an open part has them. -> false: one is not finite */
+static bool pair_codes(const float *bound, const uint16_t *open, uint8_t code_out[2 * KV_BLOCK])
 {
-    float x[2 * KV_BLOCK], zero = 0.0f;
+    float x[2 * KV_BLOCK];
     int32_t code[2 * KV_BLOCK] = { 0 };
+    int16_t most = 0; /* magnitudes of bf16 are ordered as their bits are */
     for (int i = 0; i < 2 * KV_BLOCK; i++) {
-        x[i] = bf16_to_f32(open[i]);
-        zero += x[i] * 0.0f;
+        const int16_t size = (int16_t)(open[i] & 0x7FFF);
+        most = size > most ? size : most;
     }
+    for (int i = 0; i < 2 * KV_BLOCK; i++)
+        x[i] = bf16_to_f32(open[i]);
     for (int c = 0; c < NOMAD_NUMBERS - 1; c++) {
         const float even = bound[c], odd = bound[NOMAD_NUMBERS + c];
         for (int i = 0; i < 2 * KV_BLOCK; i += 2) {
@@ -55,7 +58,7 @@ static float pair_codes(const float *bound, const uint16_t *open, uint8_t code_o
     }
     for (int i = 0; i < 2 * KV_BLOCK; i++)
         code_out[i] = (uint8_t)code[i];
-    return zero;
+    return most < 0x7F80;
 }
 
 bool kv_nomad_seal(const struct attn_shape *shape, const float *book, const void *k_open, const void *v_open,
@@ -65,17 +68,17 @@ bool kv_nomad_seal(const struct attn_shape *shape, const float *book, const void
     const float *bound = book + (size_t)shape->head_dim * NOMAD_NUMBERS;
     const uint16_t *open = k_open;
     uint8_t *part = part_out;
-    float zero = 0.0f;
+    bool finite = true;
     for (uint32_t pair = 0; pair < shape->head_dim / 2; pair++, open += 2 * KV_BLOCK) {
         uint8_t code[2 * KV_BLOCK], *to = part + (size_t)(pair / 2) * 2 * KV_BLOCK + pair % 2 * 2;
-        zero += pair_codes(bound + (size_t)pair * 2 * NOMAD_NUMBERS, open, code);
+        finite = pair_codes(bound + (size_t)pair * 2 * NOMAD_NUMBERS, open, code) && finite;
         for (int h = 0; h < 2; h++)
             for (int j = 0; j < 16; j++)
                 for (int e = 0; e < 2; e++)
                     to[(h * 16 + j) * 4 + e] =
                         (uint8_t)(code[2 * (32 * h + j) + e] | code[2 * (32 * h + 16 + j) + e] << 4);
     }
-    return kv_seal_int8_values(&values, v_open, part + (size_t)shape->head_dim * KV_BLOCK / 2) && zero == 0;
+    return kv_seal_int8_values(&values, v_open, part + (size_t)shape->head_dim * KV_BLOCK / 2) && finite;
 }
 
 static uint32_t code_at(const uint8_t *part, uint32_t position, uint32_t channel)
