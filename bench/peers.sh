@@ -2,10 +2,18 @@
 # The peer that figures are compared with: llama.cpp, from the sources inside PyPI's llama-cpp-python, built natively with every instruction set of
 # this machine, into build/peers/llama.cpp: build (llama-bench, llama-quantize) and build-server (llama-server and the RPC server, without the web page, which
 # would have to be fetched). Quick when it is there; JOBS limits the compilers.
+#   bench/peers.sh [attention [POSITIONS [ROUNDS]]]: then measures its decode attention beside nothing else (bench/peers/attention.c)
 set -eu
 cd "$(dirname "$0")/.."
 version=0.3.36
 dir=build/peers
+# $@: what the script was called with
+attention() {
+    [ "${1:-}" = attention ] || return 0
+    lib=$PWD/$dir/llama.cpp/build/bin
+    cc -O2 -std=gnu17 -I$dir/llama.cpp/ggml/include -o $dir/attention bench/peers/attention.c -L$lib -lggml -lggml-base -lggml-cpu -Wl,-rpath,$lib
+    $dir/attention "${@:2}"
+}
 server() {
     out=$dir/llama.cpp/build-server
     [ -x $out/bin/llama-server ] && [ -x $out/bin/ggml-rpc-server ] && return
@@ -14,7 +22,7 @@ server() {
         -DGGML_RPC=ON -DGGML_OPENMP=ON >/dev/null
     ninja -C $out --quiet ${JOBS:+-j$JOBS} llama-server ggml-rpc-server
 }
-[ -x $dir/llama.cpp/build/bin/llama-bench ] && { server; cat $dir/version; exit 0; }
+[ -x $dir/llama.cpp/build/bin/llama-bench ] && { server; cat $dir/version; attention "$@"; exit 0; }
 mkdir -p $dir
 python3 -m venv $dir/venv
 # the metadata of a source package needs its build back end; pip makes an isolated one
@@ -32,3 +40,4 @@ echo "llama.cpp of llama-cpp-python $version, $(sed -n 's/.*GGML_VERSION_\(MAJOR
 ninja -C $dir/llama.cpp/build --quiet llama-bench llama-quantize
 server
 cat $dir/version
+attention "$@"
