@@ -154,6 +154,20 @@ void tls_free(struct tls *tls)
     free(tls);
 }
 
+struct tls *tls_copy(const struct tls *tls)
+{
+    struct tls *copy = calloc(1, sizeof *copy);
+    if (!copy)
+        return NULL;
+    copy->ca = tls->ca ? strdup(tls->ca) : NULL;
+    copy->cert = tls->cert ? strdup(tls->cert) : NULL;
+    copy->key = tls->key ? strdup(tls->key) : NULL;
+    if (!tls->ca == !copy->ca && !tls->cert == !copy->cert && !tls->key == !copy->key)
+        return copy;
+    tls_free(copy);
+    return NULL;
+}
+
 /* ---- contexts ---- */
 
 static bool use_cert(void *context, int i, X509 *cert)

@@ -2,7 +2,7 @@
 #define LONGSPAN_COMMON_TLS_H
 
 /*
- * Certificates and keys of TLS, read once from PEM files and checked then: gRPC takes the texts, HTTP a context of OpenSSL. TLS 1.2 and later.
+ * Certificates and keys of TLS, read from PEM files and checked then: gRPC takes the texts, HTTP a context of OpenSSL. TLS 1.2 and later. tls_watch.h reads them again.
  */
 
 #include <stdbool.h>
@@ -33,6 +33,8 @@ struct tls {
 enum status tls_load(const char *what, const struct tls_files *files, bool mutual, struct tls **tls_out,
                      struct error *err);
 void tls_free(struct tls *tls);
+/* NULL: no memory. */
+struct tls *tls_copy(const struct tls *tls);
 
 /* For one side of HTTP; a server that has a ca takes only clients with a certificate. To be freed with tls_context_free. NULL: err says why. */
 struct ssl_ctx_st;

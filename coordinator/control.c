@@ -274,6 +274,11 @@ int64_t control_stalled_ms(void *control)
     return now - last > STALL_MS ? now - last : 0;
 }
 
+enum status control_tls(struct control *c, const struct tls *tls)
+{
+    return rpc_server_tls(c->server, tls);
+}
+
 uint16_t control_port(const struct control *c)
 {
     return rpc_server_port(c->server);

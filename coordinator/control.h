@@ -44,6 +44,8 @@ struct control_config {
 enum status control_start(const struct control_config *config, struct control **control_out, struct error *err);
 /* This coordinator leads, from now on or again: workers are admitted. term: above 0, and above those of all who led before. */
 void control_lead(struct control *c, uint64_t term);
+/* As rpc_server_tls. */
+enum status control_tls(struct control *c, const struct tls *tls);
 uint16_t control_port(const struct control *c);
 struct sched *control_sched(struct control *c);
 

@@ -24,6 +24,7 @@
 #include "coordinator/jobs/jobs.h"
 #include "coordinator/membership.h"
 #include "coordinator/predecessor.h"
+#include "coordinator/rotation.h"
 #include "coordinator/tokenizer/tokenizer.h"
 #include "kernels/selector.h"
 #include "model/model.h"
@@ -38,6 +39,7 @@ struct coordinator {
     struct model *model;
     struct tokenizer *tokenizer;
     struct tls *tls, *control_tls, *etcd_tls;
+    struct rotation *rotation;
     struct keys *keys;
     struct loop *loop;
     struct control *control;
@@ -467,13 +469,16 @@ static enum status addresses_tell(struct coordinator *c, struct error *err)
 
 static enum status coordinator_start(struct coordinator *c, struct error *err)
 {
-    enum status st = secrets_read(c, err);
+    struct rotation_config rotation = { .tls = c->config->tls, .control = c->config->control_tls };
+    if (loop_new(&c->loop))
+        return error_set(err, ST_NO_MEMORY, "coordinator: no event loop");
+    rotation.loop = c->loop;
+    c->rotation = rotation_new(&rotation);
+    enum status st = c->rotation ? secrets_read(c, err) : error_set(err, ST_NO_MEMORY, "coordinator: no memory");
     if (st == ST_OK)
         st = state_lock(c, err);
     if (st == ST_OK)
         st = model_load(c, err);
-    if (st == ST_OK && loop_new(&c->loop))
-        st = error_set(err, ST_NO_MEMORY, "coordinator: no event loop");
     if (st == ST_OK) {
         signals_take(c); /* before threads start */
         st = control_begin(c, err);
@@ -484,8 +489,10 @@ static enum status coordinator_start(struct coordinator *c, struct error *err)
         st = gateway_begin(c, err);
     if (st == ST_OK)
         st = addresses_tell(c, err);
-    if (st == ST_OK)
+    if (st == ST_OK) {
+        rotation_serve(c->rotation, c->tls ? c->gateway : NULL, c->control_tls ? c->control : NULL);
         jobs_go(c);
+    }
     return st;
 }
 
@@ -518,6 +525,7 @@ static void coordinator_drain(struct coordinator *c)
 
 static void coordinator_free(struct coordinator *c)
 {
+    rotation_free(c->rotation);
     jobs_stop(c->jobs);
     predecessor_free(c->predecessor);
     membership_stop(c->membership);

@@ -101,6 +101,8 @@ struct gateway;
 enum status gateway_start(const struct gateway_config *config, struct gateway **gateway_out, struct error *err);
 uint16_t gateway_http_port(const struct gateway *g);
 uint16_t gateway_grpc_port(const struct gateway *g);
+/* Connections from now on are made with these (copied), those that are there stay; it was started with TLS. Other than ST_OK: all is as before, err says why. */
+enum status gateway_tls(struct gateway *g, const struct tls *tls, struct error *err);
 /* Another coordinator leads, or none yet: requests are refused with why (503, Retry-After; gRPC: UNAVAILABLE). NULL: this one does. */
 void gateway_standby(struct gateway *g, const char *why);
 /* No new requests (503), running ones get grace_ms on the loop, then end. Loop thread. gateway_free when gateway_idle. */

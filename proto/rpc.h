@@ -95,6 +95,8 @@ struct rpc_server;
 enum status rpc_server_start(const struct rpc_server_config *config, const struct rpc_method *methods, size_t n_methods,
                              struct rpc_server **server_out, struct error *err);
 uint16_t rpc_server_port(const struct rpc_server *server);
+/* Connections from now on are made with these (copied), those that are there stay. The server was started with TLS, and with a ca if these have one. ST_NO_MEMORY. */
+enum status rpc_server_tls(struct rpc_server *server, const struct tls *tls);
 /* Refuses new calls, gives running ones grace_ms, cancels the rest, waits for all on_done. */
 void rpc_server_stop(struct rpc_server *server, uint32_t grace_ms);
 

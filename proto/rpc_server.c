@@ -29,6 +29,8 @@ struct rpc_server {
     bool shut; /* engine.lock */
     const char *(*admit)(void *ctx, const char *path, const char *authorization);
     void *admit_ctx;
+    struct tls *tls; /* engine.lock; NULL: in clear */
+    bool tls_new;    /* gRPC has not taken it yet */
 };
 
 struct accept {
@@ -177,15 +179,50 @@ static grpc_server *core_new(const struct rpc_server_config *config)
     return grpc_server_create(&args, NULL);
 }
 
-static grpc_server_credentials *credentials(const struct tls *tls)
+/* Asked before every handshake, on gRPC's threads. */
+static grpc_ssl_certificate_config_reload_status on_handshake(void *server,
+                                                              grpc_ssl_server_certificate_config **config_out)
+{
+    struct rpc_server *s = server;
+    grpc_ssl_certificate_config_reload_status status = GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
+    pthread_mutex_lock(&s->engine.lock);
+    if (s->tls_new) {
+        const grpc_ssl_pem_key_cert_pair pair = { s->tls->key, s->tls->cert };
+        /* it insists on roots, which nobody asks where clients show no certificates */
+        const char *roots = s->tls->ca ? s->tls->ca : s->tls->cert;
+        *config_out = grpc_ssl_server_certificate_config_create(roots, &pair, 1); /* copies */
+        status = *config_out ? GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW : GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_FAIL;
+        s->tls_new = !*config_out;
+    }
+    pthread_mutex_unlock(&s->engine.lock);
+    return status;
+}
+
+static grpc_server_credentials *credentials(struct rpc_server *s, const struct tls *tls)
 {
     if (!tls)
         return grpc_insecure_server_credentials_create();
-    grpc_ssl_pem_key_cert_pair pair = { tls->key, tls->cert };
-    return grpc_ssl_server_credentials_create_ex(tls->ca, &pair, 1,
-                                                 tls->ca ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
-                                                         : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE,
-                                                 NULL);
+    if (rpc_server_tls(s, tls))
+        return NULL;
+    return grpc_ssl_server_credentials_create_with_options(
+        grpc_ssl_server_credentials_create_options_using_config_fetcher(
+            tls->ca ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
+                    : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE,
+            on_handshake, s));
+}
+
+enum status rpc_server_tls(struct rpc_server *server, const struct tls *tls)
+{
+    struct tls *copy = tls_copy(tls);
+    if (!copy)
+        return ST_NO_MEMORY;
+    pthread_mutex_lock(&server->engine.lock);
+    struct tls *old = server->tls;
+    server->tls = copy;
+    server->tls_new = true;
+    pthread_mutex_unlock(&server->engine.lock);
+    tls_free(old);
+    return ST_OK;
 }
 
 static enum status server_build(struct rpc_server *s, const struct rpc_server_config *config, struct error *err)
@@ -195,7 +232,7 @@ static enum status server_build(struct rpc_server *s, const struct rpc_server_co
         return error_set(err, st, "grpc server: no thread");
     s->core = core_new(config);
     grpc_server_register_completion_queue(s->core, s->engine.queue, NULL);
-    grpc_server_credentials *creds = credentials(config->tls);
+    grpc_server_credentials *creds = credentials(s, config->tls);
     if (!creds)
         return error_set(err, ST_INVALID, "grpc server: the certificate is not taken");
     const int port = grpc_server_add_http2_port(s->core, config->address, creds);
@@ -293,5 +330,6 @@ void rpc_server_stop(struct rpc_server *server, uint32_t grace_ms)
     }
     rpc_engine_stop(&server->engine);
     grpc_shutdown();
+    tls_free(server->tls);
     free(server);
 }

@@ -11,6 +11,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/tls_watch.h"
 #include "proto/control.h"
 #include "proto/rpc.h"
 #include "worker/worker.h"
@@ -557,6 +558,17 @@ static uint32_t addresses_read(const char *list, char addresses_out[ADDRESSES_MA
     }
 }
 
+/* A stream is opened with the certificates that are there now. */
+static void tls_renew(struct tls_watch *watch, struct tls **tls)
+{
+    struct tls *now;
+    if (!*tls || !tls_watch_look(watch, false, &now))
+        return;
+    log_info("control: certificates were read again");
+    tls_free(*tls);
+    *tls = now;
+}
+
 int worker_process_run(const struct worker_process_config *config)
 {
     struct worker_process_config mine = *config;
@@ -571,13 +583,18 @@ int worker_process_run(const struct worker_process_config *config)
     struct error err = { 0 };
     char addresses[ADDRESSES_MAX][ADDRESS_MAX];
     const uint32_t n_addresses = addresses_read(mine.control, addresses, &err);
+    struct tls_watch *watch = tls_watch_new("control", &mine.tls, true);
+    if (!watch)
+        return 1;
     if (!n_addresses || tls_load("control", &mine.tls, true, &tls, &err)) {
         log_error("%s", err.text);
+        tls_watch_free(watch);
         return 1;
     }
     struct keep keep = { 0 };
     bool refused = false;
     for (uint32_t turn = 0; !leaving && !refused; turn++) {
+        tls_renew(watch, &tls);
         struct session s = { .config = &mine,
                              .tls = tls,
                              .address = addresses[turn % n_addresses],
@@ -600,5 +617,6 @@ int worker_process_run(const struct worker_process_config *config)
     }
     keep_drop(&keep);
     tls_free(tls);
+    tls_watch_free(watch);
     return refused;
 }

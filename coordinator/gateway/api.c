@@ -160,6 +160,11 @@ uint16_t api_port(const struct api *a)
     return http_server_port(a->server);
 }
 
+enum status api_tls(struct api *a, const struct tls *tls, struct error *err)
+{
+    return http_server_tls(a->server, tls, err);
+}
+
 uint32_t api_open(const struct api *a)
 {
     return http_server_open(a->server);

@@ -33,6 +33,8 @@ struct api_config {
 struct api;
 enum status api_start(const struct api_config *config, struct api **api_out, struct error *err);
 uint16_t api_port(const struct api *a);
+/* As http_server_tls. */
+enum status api_tls(struct api *a, const struct tls *tls, struct error *err);
 uint32_t api_open(const struct api *a);
 void api_free(struct api *a);
 

@@ -207,6 +207,14 @@ uint16_t gateway_grpc_port(const struct gateway *g)
     return grpc_gateway_port(g->grpc);
 }
 
+enum status gateway_tls(struct gateway *g, const struct tls *tls, struct error *err)
+{
+    const enum status st = api_tls(g->api, tls, err);
+    if (st)
+        return st;
+    return grpc_gateway_tls(g->grpc, tls) ? error_set(err, ST_NO_MEMORY, "tls: no memory") : ST_OK;
+}
+
 struct generation_host *gateway_host(struct gateway *g)
 {
     return &g->host;

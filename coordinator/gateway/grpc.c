@@ -339,6 +339,11 @@ enum status grpc_gateway_start(const struct grpc_config *config, struct grpc_gat
     return ST_OK;
 }
 
+enum status grpc_gateway_tls(struct grpc_gateway *g, const struct tls *tls)
+{
+    return rpc_server_tls(g->server, tls);
+}
+
 uint16_t grpc_gateway_port(const struct grpc_gateway *g)
 {
     return rpc_server_port(g->server);

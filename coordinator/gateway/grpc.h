@@ -24,6 +24,8 @@ struct grpc_config {
 
 struct grpc_gateway;
 enum status grpc_gateway_start(const struct grpc_config *config, struct grpc_gateway **gateway_out, struct error *err);
+/* As rpc_server_tls. */
+enum status grpc_gateway_tls(struct grpc_gateway *g, const struct tls *tls);
 uint16_t grpc_gateway_port(const struct grpc_gateway *g);
 /* Calls of Generate and Status not yet ended. */
 uint32_t grpc_gateway_open(const struct grpc_gateway *g);

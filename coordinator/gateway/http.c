@@ -575,6 +575,16 @@ enum status http_server_start(const struct http_config *config, struct http_serv
     return ST_OK;
 }
 
+enum status http_server_tls(struct http_server *s, const struct tls *tls, struct error *err)
+{
+    struct ssl_ctx_st *context = tls_server_context(tls, err);
+    if (!context)
+        return ST_INVALID;
+    tls_context_free(s->tls); /* connections hold it as long as they need it */
+    s->tls = context;
+    return ST_OK;
+}
+
 uint16_t http_server_port(const struct http_server *s)
 {
     return s->port;

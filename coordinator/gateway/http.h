@@ -52,6 +52,8 @@ struct http_config {
 };
 
 enum status http_server_start(const struct http_config *config, struct http_server **server_out, struct error *err);
+/* Connections from now on are made with these; the server was started with TLS. ST_INVALID: err says why, and all is as before. */
+enum status http_server_tls(struct http_server *s, const struct tls *tls, struct error *err);
 uint16_t http_server_port(const struct http_server *s);
 /* Exchanges not yet answered and delivered. */
 uint32_t http_server_open(const struct http_server *s);

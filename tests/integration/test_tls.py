@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -149,6 +150,75 @@ class Tls(unittest.TestCase):
             right = secure(c, "client")
             self.assertTrue(right.whole(text="x", max_tokens=2)[1])
             right.close()
+
+    def test_rotation(self):
+        """New certificates are used by connections from then on; those that are there go on; a broken one changes nothing and is named."""
+        certificate("second", "root")
+        live = {ext: path(f"live.{ext}") for ext in ("crt", "key")}
+
+        def put(name, *kinds):
+            for ext in kinds or live:
+                shutil.copyfile(path(f"{name}.{ext}"), path("live.new"))
+                os.replace(path("live.new"), live[ext])
+
+        def shown(port):
+            """The certificate that a new connection gets."""
+            alpn = context()
+            alpn.set_alpn_protocols(["h2"] if port != c.port else ["http/1.1"])
+            with socket.create_connection((c.host, port), 10) as s, alpn.wrap_socket(s, server_hostname="127.0.0.1") as t:
+                return ssl.DER_cert_to_PEM_cert(t.getpeercert(True)).strip()
+
+        def shows(name):
+            return {shown(port) for port in ports} == {text(f"{name}.crt").decode().strip()}
+
+        put("server")
+        served = ["--tls-cert", live["crt"], "--tls-key", live["key"], "--tls-ca", path("root.crt")]
+        control = ["--control-cert", live["crt"], "--control-key", live["key"], "--control-ca", path("root.crt")]
+        with Cluster(*served, *control, "--log-level", "info", workers=1) as c:
+            ports = [c.port, int(c.grpc.rsplit(":", 1)[1])]
+            self.assertTrue(shows("server"))
+            old = http.client.HTTPSConnection(c.host, c.port, timeout=30, context=context())
+            old.request("POST", "/v1/completions", json.dumps({"prompt": "Count", "max_tokens": 4000, "ignore_eos": True, "stream": True}),
+                        {"Content-Type": "application/json"})
+            events = old.getresponse()
+            rpc = secure(c)
+            answers = iter(rpc.generate(text="Count", max_tokens=4000, ignore_eos=True))
+            for _ in range(3):
+                events.readline()
+                next(answers)
+            put("second")
+            wait_for("the second certificate", lambda: shows("second"), 20)
+            # a file that is none, and a key that is another's
+            at = len(c.log_lines)
+            with open(live["crt"], "w", encoding="utf-8") as f:
+                f.write("no certificate\n")
+            c.wait_log(r"tls-cert: .* holds no certificate in PEM; the certificate from before stays", 20, at)
+            c.wait_log(r"control-cert: .* stays", 20, at)
+            self.assertTrue(shows("second"))
+            put("server", "crt")
+            c.wait_log(r"tls-key: .* is not the key of .* stays", 20, at)
+            self.assertTrue(shows("second"))
+            put("server", "key")
+            wait_for("the first again", lambda: shows("server"), 20)
+            at = len(c.log_lines)
+            os.kill(c.coordinator(), signal.SIGHUP)
+            c.wait_log(r"certificates of HTTP and gRPC were read again", 20, at)
+            # what was open has gone on all the while, and workers come with what the files hold
+            for _ in range(3):
+                self.assertTrue(events.readline())
+                next(answers)
+            old.close()
+            rpc.close()
+            put("second")
+
+            def worker():
+                found = json.loads(run("status", "--grpc", c.grpc, "--tls-ca", path("root.crt"), "--json")[0])["workers"]
+                return [w["pid"] for w in found if w["state"] == "ready"]
+
+            first = worker()
+            os.kill(first[0], signal.SIGKILL)
+            wait_for("another worker", lambda: worker() not in ([], first), 30)
+            self.assertEqual(models(c), 200)
 
     def test_handshakes_that_never_end(self):
         """Connections that say nothing, or nonsense, hold nobody up."""
