@@ -110,6 +110,8 @@ static void scheduler_json(const struct gateway_config *config, struct text *out
     number(out, "requests_failed", s.requests_failed);
     number(out, "requests_cancelled", s.requests_cancelled);
     number(out, "preemptions", s.preemptions);
+    number(out, "leaves_moved", s.leaves_moved);
+    number(out, "sequences_moved", s.sequences_moved);
     number(out, "coordination_us", s.coordination_us);
     number(out, "kv_bytes_read", s.kv_bytes_read);
     number(out, "kv_bytes_dense", s.kv_bytes_dense);
