@@ -212,7 +212,7 @@ static void on_leads(void *ctx, uint64_t term, const char *before)
 {
     struct coordinator *c = ctx;
     control_lead(c->control, term);
-    if (!c->led && before[0] && predecessor_tell(before, c->control_tls, term, &c->predecessor))
+    if (!c->led && before[0] && predecessor_tell(before, &c->config->control_tls, term, &c->predecessor))
         log_error("coordinator: no memory to tell the one at %s that it leads no more", before);
     c->led = true;
     gateway_standby(c->gateway, NULL);

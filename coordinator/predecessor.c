@@ -16,7 +16,7 @@ enum { EVERY_MS = 500, CALL_MS = 1000, MESSAGE_BYTES_MAX = 1 << 20 };
 
 struct predecessor {
     char address[256];
-    const struct tls *tls;
+    const struct tls_files *tls;
     uint64_t term;
     pthread_t thread;
     pthread_mutex_t lock;
@@ -99,17 +99,23 @@ static bool pause_for(struct predecessor *p)
 static void *main_of(void *arg)
 {
     struct predecessor *p = arg;
-    const struct rpc_channel_config config = { p->address, MESSAGE_BYTES_MAX, 0, p->tls, NULL };
+    struct tls *tls = NULL;
     struct rpc_channel *channel;
     struct error err = { 0 };
-    if (rpc_channel_open(&config, &channel, &err)) {
+    enum status st = p->tls ? tls_load("control", p->tls, true, &tls, &err) : ST_OK;
+    const struct rpc_channel_config config = { p->address, MESSAGE_BYTES_MAX, 0, tls, NULL };
+    if (!st)
+        st = rpc_channel_open(&config, &channel, &err);
+    if (st) {
         log_warn("coordinator at %s, which led before, cannot be called: %s", p->address, err.text);
+        tls_free(tls);
         return NULL;
     }
     do
         call_once(p, channel);
     while (pause_for(p));
     rpc_channel_close(channel);
+    tls_free(tls);
     return NULL;
 }
 
@@ -120,7 +126,7 @@ static void release(struct predecessor *p)
     free(p);
 }
 
-enum status predecessor_tell(const char *address, const struct tls *tls, uint64_t term,
+enum status predecessor_tell(const char *address, const struct tls_files *tls, uint64_t term,
                              struct predecessor **predecessor_out)
 {
     struct predecessor *p = calloc(1, sizeof *p);

@@ -21,10 +21,10 @@ extern "C" {
 struct predecessor;
 
 /*
- * Calls address ("HOST:PORT", copied) until predecessor_end, every half second: one that ends when it is told is not there the next time. tls: as workers show
- * it, kept; NULL: in clear. Any thread; a thread of its own does the work. ST_NO_MEMORY.
+ * Calls address ("HOST:PORT", copied) until predecessor_end, every half second: one that ends when it is told is not there the next time. tls: files as workers
+ * name them, read now, kept; NULL, or without any: in clear. Any thread; a thread of its own does the work. ST_NO_MEMORY.
  */
-enum status predecessor_tell(const char *address, const struct tls *tls, uint64_t term,
+enum status predecessor_tell(const char *address, const struct tls_files *tls, uint64_t term,
                              struct predecessor **predecessor_out);
 /* Asks for its end; does not wait. */
 void predecessor_end(struct predecessor *p);

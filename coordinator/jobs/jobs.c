@@ -282,6 +282,8 @@ static void on_tick(void *arg)
     if (!jobs->loaded)
         return;
     retention_sweep(jobs);
+    if (jobs->n_to_store)
+        jobs_store_again(jobs);
     jobs_pump(jobs);
 }
 

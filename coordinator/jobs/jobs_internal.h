@@ -40,6 +40,7 @@ struct job {
     struct job_record r;
     uint64_t revision;
     enum job_stage stage;
+    bool to_store;  /* STAGE_STORING, and the registry failed: to be tried again at not_before_ms */
     bool cancelled; /* asked for; done as soon as the stage allows */
     bool local;     /* its blobs are in this state directory */
     uint32_t tries; /* that failed for reasons of the cluster's */
@@ -67,7 +68,7 @@ struct jobs {
     bool serving, loading, loaded, stopped;
     struct job *buckets[JOBS_BUCKETS];
     struct job *oldest, *newest;
-    uint32_t n, n_queued, n_running, n_submitting;
+    uint32_t n, n_queued, n_running, n_submitting, n_to_store;
     int64_t swept_ms;             /* when retention was last looked after */
     struct jobs_call *open_calls; /* all that have begun and not gone */
 };
@@ -92,6 +93,8 @@ bool job_ended(const struct job *job);
 /* ---- jobs_run.c ---- */
 
 void job_begin(struct job *job);
+/* Tries to store the ends that the registry did not take, when it is time. */
+void jobs_store_again(struct jobs *jobs);
 /* Asks for its end; it may have ended meanwhile. */
 void job_cancel(struct job *job);
 /* The process stops: no trace is left of the run. */

@@ -134,9 +134,10 @@ static void on_stored(void *ctx, const struct registry_answer *a)
             job->stage = STAGE_IDLE;
             jobs->n_running--;
             job_tell(job);
-        } else {
-            job->not_before_ms = 0;
-            store(job); /* each try takes its time */
+        } else { /* a disk that is full says so at once: not again and again */
+            job->not_before_ms = clock_ms() + JOBS_RETRY_MS;
+            jobs->n_to_store += !job->to_store;
+            job->to_store = true;
         }
     }
     jobs_unref(jobs);
@@ -163,6 +164,18 @@ static void store(struct job *job)
     free(value);
 }
 
+void jobs_store_again(struct jobs *jobs)
+{
+    const int64_t now = clock_ms();
+    for (struct job *job = jobs->oldest; job && jobs->n_to_store; job = job->newer) {
+        if (!job->to_store || job->not_before_ms > now)
+            continue;
+        job->to_store = false;
+        jobs->n_to_store--;
+        store(job);
+    }
+}
+
 static void job_end(struct job *job, enum job_state state)
 {
     job->jobs->n_queued--;
@@ -187,6 +200,8 @@ static void error_note(struct job *job, const struct refusal *r)
 
 /* ---- output ---- */
 
+static void again_later(struct job *job, const struct refusal *r);
+
 static void output_write(void *arg)
 {
     struct job_run *run = arg;
@@ -205,6 +220,10 @@ static void output_written(void *arg)
         log_error("job %s: %s", job->r.id, run->err.text);
         struct refusal r = { .status = run->status };
         snprintf(r.message, sizeof r.message, "its output could not be kept: %s", run->err.text);
+        if (run->status == ST_IO && job->tries < TRIES_MAX && !job->r.error_code && !job->cancelled) {
+            again_later(job, &r); /* a disk that is full may have room again; some minutes in all */
+            return;
+        }
         error_note(job, &r);
         job_end(job, JOB_FAILED);
         return;
@@ -237,10 +256,10 @@ static bool passes(enum status st)
 
 static void again_later(struct job *job, const struct refusal *r)
 {
-    job->tries += r->status == ST_PEER || r->status == ST_TIMEOUT;
+    job->tries += r->status == ST_PEER || r->status == ST_TIMEOUT || r->status == ST_IO;
     job->stage = STAGE_IDLE;
     job->tokens = 0;
-    job->not_before_ms = clock_ms() + AGAIN_MS;
+    job->not_before_ms = clock_ms() + (r->status == ST_IO ? AGAIN_MS << job->tries : AGAIN_MS);
     job->jobs->n_running--;
     run_leave(job);
     log_info("job %s runs again: %s", job->r.id, r->message);

@@ -4,6 +4,7 @@ Streams come back by Last-Event-ID, jobs by their keys, and everything that is t
     CHAOS_SECONDS (60)   of faults; CI has no more time; 600 is a good look
     CHAOS_SEED           which faults, when, and what clients ask for (what processes make of it depends on time)
     CHAOS_JSON           a file for what it took to recover, by kind of fault
+    CHAOS_LOG            a file for the logs of all processes
 """
 
 import http.client
@@ -253,6 +254,9 @@ class Storm:
             longest = max([longest, *gaps])
         return longest
 
+    def clock(self):
+        return f"{time.strftime('%H:%M:%S')}, {time.monotonic() - self.since:6.1f} s"
+
     def blow(self, clients):
         self.since = time.monotonic()
         turn = []
@@ -266,13 +270,13 @@ class Storm:
                 other = turn.pop()
                 name_of = "two at once"
                 both = threading.Thread(target=self.fault, args=(other,))
-                print(f"{since - self.since:6.1f} s: {name} and {other}", end="", flush=True)
+                print(f"{self.clock()}: {name} and {other}", end="", flush=True)
                 both.start()
                 time.sleep(self.random.uniform(0, 1))
                 self.fault(name)
                 both.join()
             else:
-                print(f"{since - self.since:6.1f} s: {name}", end="", flush=True)
+                print(f"{self.clock()}: {name}", end="", flush=True)
                 self.fault(name)
             took = self.recovered(name_of, since, clients)
             print(f": {took and round(took, 2)} s; {self.hosts.lead} leads", flush=True)
@@ -302,6 +306,10 @@ class Chaos(unittest.TestCase):
         except BaseException:
             hosts.kill()
             raise
+        finally:
+            if os.environ.get("CHAOS_LOG"):
+                with open(os.environ["CHAOS_LOG"], "w") as f:
+                    f.writelines(hosts.log_lines)
         hosts.stop()
 
     def idle(self, hosts):
