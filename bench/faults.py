@@ -153,7 +153,7 @@ def gaps(stream, first, last):
 
 def beside(positions, workers, share):
     """A sequence at a worker of its own is lost; `workers` - 1 others have one decode each, or the last of them nothing. -> longest gap of others over their median, before and meanwhile"""
-    with Server(Q4, workers, 1, "--spread-min-tokens", "1000000", "--recovery-share", str(share), "--prefix-sharing", "true") as s:
+    with Server(Q4, workers, 1, "--spread-min-tokens", "1000000", "--recovery-share", str(share)) as s:
         other = Stream(s, prompt(64), 6000)
         other.wait(4)
         stream = Stream(s, prompt(positions), NEW)
@@ -177,7 +177,7 @@ def others(rows, runs, positions):
     print("| tokens of another sequence while one is computed again | median before, ms | longest before, x | median meanwhile, x | p99, x | longest, x | it took, s |\n"
           "|---|---|---|---|---|---|---|")
     for name, workers, share in (("of another step group", 3, 50), ("of the same, --recovery-share 50", 2, 50), ("of the same, --recovery-share 10", 2, 10)):
-        got = [beside(min(positions, 3000), workers, share) for _ in range(runs)]
+        got = [beside(min(positions, 2000), workers, share) for _ in range(runs)]
         usual, longest, middle, p99, most, took = (median(v) for v in zip(*got))
         emit(rows, name, median_ms=usual, longest_before=longest, median_x=middle, p99_x=p99, longest_x=most, took_s=took)
 
