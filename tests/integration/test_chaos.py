@@ -1,7 +1,7 @@
 """Chaos on several hosts: two coordinators at an etcd, three workers, a network between them, and at random moments something dies, hangs, is cut off or gets bad.
 Streams come back by Last-Event-ID, jobs by their keys, and everything that is told is what an undisturbed run told.
 
-    CHAOS_SECONDS (60)   of faults; CI has no more time; 600 is a good look
+    CHAOS_SECONDS (50)   of faults; CI has no more time; 600 is a good look
     CHAOS_SEED           which faults, when, and what clients ask for (what processes make of it depends on time)
     CHAOS_JSON           a file for what it took to recover, by kind of fault
     CHAOS_LOG            a file for the logs of all processes
@@ -22,7 +22,7 @@ from cluster import descriptors, prose, resident_bytes, wait_for
 from hosts import GRPC, Hosts, go_inside
 from test_resume import Reader
 
-SECONDS = float(os.environ.get("CHAOS_SECONDS") or 60)
+SECONDS = float(os.environ.get("CHAOS_SECONDS") or 50)
 SEED = int(os.environ.get("CHAOS_SEED") or 20240918)
 READERS, PLAIN = 3, 1
 NOTICED_S = 2.5  # until then a fault may not have shown
