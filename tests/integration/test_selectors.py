@@ -131,12 +131,12 @@ class Densities(unittest.TestCase):
             tokens, logprobs, answer = c.complete(text, 24, **more)
             return tokens, logprobs, answer["usage"]["prompt_tokens_details"]["cached_tokens"]
 
-        with Cluster(workers=1, model=COPY) as c:
+        with Cluster(*PATIENT, workers=1, model=COPY) as c:
             dense = ask(c)
             code, _, body = c.http("POST", "/v1/completions", {"prompt": "a", "max_tokens": 1, "density": 0.5})
             self.assertEqual((code, body["error"]["param"]), (400, "density"))
         for selector in ("quest", "sketch-walk", "socket", "double-sparsity"):
-            with Cluster("--selector", selector, workers=2, model=COPY) as c:
+            with Cluster("--selector", selector, *PATIENT, workers=2, model=COPY) as c:
                 self.assertEqual(c.status()["selector"].split("@")[0], selector)
                 self.assertEqual(ask(c, density=1), dense)
                 first = ask(c)
