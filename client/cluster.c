@@ -225,7 +225,8 @@ static enum status token_bytes(const struct settings *s, const struct model_conf
     const enum status st = kv_codec_find(s->kv_codec, !strcmp(s->precision, "float32"), &codec, err);
     if (st)
         return st;
-    const struct attn_shape sealed = { c->head_dim, codec, 1 }, open = { c->head_dim, kv_codecs[codec].open, 1 };
+    const struct attn_shape sealed = { c->head_dim, codec, 1, NULL },
+                            open = { c->head_dim, kv_codecs[codec].open, 1, NULL };
     const struct attn_impl *impl = attn_find(&sealed, 0), *open_impl = attn_find(&open, 0);
     if (!impl || !open_impl)
         return error_set(err, ST_UNSUPPORTED, "kv-codec %s takes no heads of %u channels", s->kv_codec, c->head_dim);
@@ -291,7 +292,11 @@ enum status cluster_start(const struct settings *settings, struct cluster **clus
     if (!c)
         return error_set(err, ST_NO_MEMORY, "no memory");
     c->settings = *settings;
-    enum status st = fair_shares(&c->settings, err);
+    char calibration[33];
+    enum status st =
+        settings_calibration(&c->settings, calibration, err); /* missing ones are told here, not by a child */
+    if (!st)
+        st = fair_shares(&c->settings, err);
     if (!st && settings->tls_cert[0] && !settings->tls_ca[0])
         st = error_set(err, ST_INVALID, "tls-ca: is needed beside tls-cert: the cluster is called from here, too");
     const char *key = getenv("LONGSPAN_API_KEY");

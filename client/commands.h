@@ -21,6 +21,7 @@ int command_jobs(int argc, char **argv);
 int command_batch(int argc, char **argv);
 int command_model(int argc, char **argv);
 int command_pack(int argc, char **argv);
+int command_calibrate(int argc, char **argv);
 int command_eval(int argc, char **argv);
 int command_config(int argc, char **argv);
 

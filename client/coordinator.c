@@ -46,6 +46,11 @@ int command_coordinator(int argc, char **argv)
         fprintf(stderr, "longspan: %s\n", err.text);
         return 2;
     }
+    char calibration[33];
+    if (settings_calibration(&s, calibration, &err)) {
+        fprintf(stderr, "longspan: %s\n", err.text);
+        return 1;
+    }
     log_set_name("coordinator");
     settings_state_default(&s);
     const struct coordinator_config config = {
@@ -57,6 +62,7 @@ int command_coordinator(int argc, char **argv)
         .model = s.model,
         .precision = s.precision,
         .kv_codec = s.kv_codec,
+        .calibration = calibration,
         .selector = selector,
         .template_date = s.template_date,
         .chat_template = s.chat_template,

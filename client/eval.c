@@ -1,9 +1,13 @@
 #include <errno.h>
 #include <jansson.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include "client/calibrate_make.h"
 #include "client/commands.h"
 #include "client/eval/report.h"
 #include "client/eval_input.h"
@@ -156,6 +160,61 @@ static enum status run_copies(struct eval *e, const struct settings *of, struct 
     return st;
 }
 
+/* ---- calibrations ---- */
+
+static enum status calibrate_here(const struct eval *e, const struct settings *s, struct error *err)
+{
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    static struct calibrate_made made;
+    const struct calibrate_wanted wanted = {
+        .model_spec = s->model,
+        .kv_codec = s->kv_codec,
+        .method = CALIBRATE_ATTENTION,
+        .text = { e->input.held_out, e->input.n_held_out, EVAL_HELD_OUT },
+        .n_threads = s->threads  ? s->threads
+                     : cores > 1 ? (uint32_t)cores
+                                 : 1,
+        .seed = 1,
+    };
+    const enum status st = calibrate_make(&wanted, &made, err);
+    if (!st)
+        fprintf(stderr, "longspan: eval: %s, by attention weights, of %u tokens that are not scored\n", made.path,
+                e->input.n_held_out * EVAL_HELD_OUT);
+    return st;
+}
+
+/* The codec's calibration, made if there is none; in a process of its own, since this one forks and must have no threads. */
+static enum status calibrate(struct eval *e, const struct settings *s, struct error *err)
+{
+    char digest[33];
+    struct error why = { 0 };
+    const enum status st = settings_calibration(s, digest, &why);
+    const int64_t begun_ms = clock_ms();
+    int how = 0;
+    if (st != ST_NOT_FOUND) {
+        *err = why;
+        return st;
+    }
+    if (!e->input.n_held_out)
+        return error_set(err, ST_NOT_FOUND, "%s; the text is too short to make it from what is not scored", why.text);
+    fprintf(stderr, "longspan: eval: there is no calibration of %s for this model: making it\n", s->kv_codec);
+    fflush(NULL);
+    const pid_t pid = fork();
+    if (pid == 0) {
+        const enum status made = calibrate_here(e, s, &why);
+        if (made)
+            fprintf(stderr, "longspan: eval: %s\n", why.text[0] ? why.text : status_text(made));
+        _exit(made ? 1 : 0);
+    }
+    while (pid > 0 && waitpid(pid, &how, 0) < 0 && errno == EINTR)
+        if (interrupted())
+            kill(pid, SIGTERM);
+    e->progress.begun_ms += clock_ms() - begun_ms; /* not counted */
+    if (pid < 0 || !WIFEXITED(how) || WEXITSTATUS(how))
+        return error_set(err, ST_INTERNAL, "no calibration of %s could be made", s->kv_codec);
+    return ST_OK;
+}
+
 static enum status run_config(struct eval *e, uint32_t i, struct error *err)
 {
     const struct eval_input *in = &e->input;
@@ -170,6 +229,8 @@ static enum status run_config(struct eval *e, uint32_t i, struct error *err)
     packed = s;
     if (!st && c->weights[0])
         st = use_pack(e, c->weights, &packed, err);
+    if (!st)
+        st = calibrate(e, &packed, err);
     if (!st)
         st = eval_run(&packed, &job, rows, e->scores, &f, err);
     e->progress.done += eval_job_tokens(&job);

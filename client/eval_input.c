@@ -142,6 +142,52 @@ static void set_window(struct reading *r, uint32_t i, const int32_t *ids)
     memcpy(to + n_begin(r), ids, (w->length - n_begin(r)) * sizeof *to);
 }
 
+/* ---- what calibrations are made from ---- */
+
+/* Room for sequences beside the windows. */
+static enum status held_out_alloc(struct reading *r, struct error *err)
+{
+    r->out->held_out = malloc((size_t)EVAL_HELD_OUT_MAX * EVAL_HELD_OUT * sizeof(int32_t));
+    return r->out->held_out ? ST_OK : error_set(err, ST_NO_MEMORY, "no memory");
+}
+
+static void hold_out(struct reading *r, const int32_t *ids)
+{
+    int32_t *to = r->out->held_out + (size_t)r->out->n_held_out++ * EVAL_HELD_OUT;
+    to[0] = r->model->bos;
+    memcpy(to + n_begin(r), ids, (EVAL_HELD_OUT - n_begin(r)) * sizeof *to);
+}
+
+/* Whether [a, a + a_size) and [b, b + b_size) share something. */
+static bool overlaps(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size)
+{
+    return a < b + b_size && b < a + a_size;
+}
+
+/* Of n tokens of one text, evenly apart but for the windows. */
+static enum status hold_out_of_text(struct reading *r, const int32_t *ids, uint64_t n, uint64_t window,
+                                    struct error *err)
+{
+    const uint64_t own = EVAL_HELD_OUT - n_begin(r), places = n / own;
+    const enum status st = held_out_alloc(r, err);
+    uint64_t there = 0, taken = 0;
+    for (int pass = 0; pass < 2 && !st; pass++)
+        for (uint64_t p = 0, seen = 0; p < places; p++) {
+            bool scored = false;
+            for (uint32_t i = 0; i < r->out->windows.n_windows; i++)
+                scored = scored || overlaps(p * own, own, eval_window_at(r->seed, i, n, window), window);
+            if (scored)
+                continue;
+            if (pass == 0)
+                there++;
+            else if (seen++ * EVAL_HELD_OUT_MAX >= taken * there && taken < EVAL_HELD_OUT_MAX) {
+                hold_out(r, ids + p * own);
+                taken++;
+            }
+        }
+    return st;
+}
+
 /* Of one text: cut from its tokens at places that the seed draws. */
 static enum status cut_text(struct reading *r, struct error *err)
 {
@@ -160,7 +206,32 @@ static enum status cut_text(struct reading *r, struct error *err)
         st = check_length(r, length, err);
     for (uint32_t i = 0; !st && i < r->out->windows.n_windows; i++)
         set_window(r, i, ids + eval_window_at(r->seed, i, n, length - n_begin(r)));
+    if (!st)
+        st = hold_out_of_text(r, ids, n, length - n_begin(r), err);
     free(ids);
+    return st;
+}
+
+/* Of the corpus: from places that the seed draws, where no window of the file is. windows_at: their first bytes; room: bytes of each */
+static enum status hold_out_of_corpus(struct reading *r, const size_t *windows_at, size_t room, struct error *err)
+{
+    enum { BYTES = EVAL_HELD_OUT * BYTES_PER_TOKEN, TRIES = 4 * EVAL_HELD_OUT_MAX };
+    enum status st = held_out_alloc(r, err);
+    for (uint32_t k = 0; k < TRIES && r->out->n_held_out < EVAL_HELD_OUT_MAX && !st; k++) {
+        const uint32_t f = k % r->sources.n;
+        const size_t bytes = r->sources.file[f].bytes, size = BYTES < bytes ? BYTES : bytes,
+                     at = (size_t)eval_window_at(r->seed, r->out->windows.n_windows + k, bytes, size);
+        bool scored = false;
+        for (uint32_t i = f; i < r->out->windows.n_windows; i += r->sources.n)
+            scored = scored || overlaps(at, size, windows_at[i], room);
+        int32_t *ids = NULL;
+        size_t n = 0;
+        if (!scored)
+            st = encode(r, r->sources.file[f].text + at, size, &ids, &n, err);
+        if (n + n_begin(r) >= EVAL_HELD_OUT)
+            hold_out(r, ids);
+        free(ids);
+    }
     return st;
 }
 
@@ -168,6 +239,7 @@ static enum status cut_text(struct reading *r, struct error *err)
 static enum status cut_corpus(struct reading *r, struct error *err)
 {
     const uint64_t length = length_wanted(r);
+    size_t windows_at[WINDOWS] = { 0 };
     enum status st = check_length(r, length, err);
     for (uint32_t i = 0; !st && i < r->out->windows.n_windows; i++) {
         const uint32_t f = i % r->sources.n;
@@ -183,8 +255,11 @@ static enum status cut_corpus(struct reading *r, struct error *err)
                            r->sources.file[f].name, n, (unsigned long long)length);
         if (!st)
             set_window(r, i, ids);
+        windows_at[i] = from;
         free(ids);
     }
+    if (!st)
+        st = hold_out_of_corpus(r, windows_at, length * BYTES_PER_TOKEN, err);
     return st;
 }
 
@@ -338,5 +413,6 @@ void eval_input_free(struct eval_input *input)
     free(input->samples);
     free(input->copies);
     free(input->tokens);
+    free(input->held_out);
     *input = (struct eval_input){ 0 };
 }

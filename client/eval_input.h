@@ -12,6 +12,8 @@
 extern "C" {
 #endif
 
+enum { EVAL_HELD_OUT = 1024, EVAL_HELD_OUT_MAX = 16 };
+
 struct eval_input {
     char model_name[128], text_name[1200];
     struct eval_windows windows;
@@ -20,6 +22,9 @@ struct eval_input {
     uint32_t n_samples, n_copies;
     uint32_t positions_max, copy_positions; /* contexts that these need */
     int32_t *tokens;                        /* of the windows */
+    /* Sequences of the same texts that no window has, for calibrations: [n_held_out][EVAL_HELD_OUT]; as many as are there, 16 at most */
+    int32_t *held_out;
+    uint32_t n_held_out;
 };
 
 /*

@@ -22,6 +22,7 @@ static const struct command {
     { "batch", "a file of requests (OpenAI's batch format) as jobs, and their answers as a file", command_batch },
     { "model", "what a model is: shape, sizes, memory", command_model },
     { "pack", "a model as a directory that is read in place, its weights coded", command_pack },
+    { "calibrate", "what KV codecs learn from a model over a text", command_calibrate },
     { "eval", "what KV codecs, selectors and weights do to a model's predictions", command_eval },
     { "config", "all settings with their values, as a file", command_config },
 };

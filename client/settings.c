@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "kernels/kernels.h"
+#include "model/calibration.h"
 
 #define TEXT(field)  offsetof(struct settings, field), sizeof(((struct settings *)0)->field)
 #define PLAIN(field) offsetof(struct settings, field), 0
@@ -22,7 +24,8 @@ const struct config_field settings_fields[] = {
     { "model", "models/smollm2-135m-instruct", CONFIG_TEXT, TEXT(model), 0, 0, NULL, SERVE | SCOPE_MODEL | SCOPE_PACK | SCOPE_EVAL,
       "GGUF file or directory, Hugging Face directory, pack, constructed:copy, random:SHAPE[:LAYERS[:SEED]]" },
     { "precision", "bf16", CONFIG_CHOICE, TEXT(precision), 0, 0, "bf16|float32", SERVE | SCOPE_EVAL, "of activations and open blocks; float32 runs the reference kernels" },
-    { "kv-codec", "bf16", CONFIG_CHOICE, TEXT(kv_codec), 0, 0, "bf16|bf16-lossless|fp8|int8|int4-rot|kivi4|kivi2", SERVE | SCOPE_WORKER, "how sealed KV blocks are coded; worker: what the coordinator must serve" },
+    { "kv-codec", "bf16", CONFIG_CHOICE, TEXT(kv_codec), 0, 0, "bf16|bf16-lossless|fp8|int8|int4-rot|kivi4|kivi2|cq-2b|cq-1b", SERVE | SCOPE_WORKER, "how sealed KV blocks are coded; worker: what the coordinator must serve" },
+    { "calibration", "", CONFIG_TEXT, TEXT(calibration), 0, 0, NULL, SERVE | SCOPE_WORKER, "file of the codec's calibration (cq-2b, cq-1b: longspan calibrate makes it); none: the one in MODEL/calibration" },
     { "selector", "dense", CONFIG_TEXT, TEXT(selector), 0, 0, NULL, SERVE | SCOPE_WORKER, "who picks the KV that takes part: dense, quest, socket, double-sparsity or sketch-walk, with @DENSITY for the share of blocks read (0.2), or streaming, with @WINDOW for the positions before a row's block (1024); worker: what the coordinator must serve" },
     { "selector-dense-layers", "default", CONFIG_TEXT, TEXT(selector_dense_layers), 0, 0, NULL, SERVE, "first layers that read everything; default: 2, none with streaming" },
     { "selector-scope", "global", CONFIG_CHOICE, TEXT(selector_scope), 0, 0, "global|local", SERVE, "the best blocks of all, or of each slot its share" },
@@ -252,6 +255,29 @@ enum status settings_selector(const struct settings *s, char text_out[SELECTOR_T
         spec.prompt = !strcmp(s->selector_prompt, "sparse");
     selector_text(&spec, text_out);
     return selector_parse(text_out, &spec, err); /* what does not go together */
+}
+
+enum status settings_calibration(const struct settings *s, char digest_out[33], struct error *err)
+{
+    enum kv_codec codec;
+    struct model *m;
+    struct calibration *c = NULL;
+    enum status st = kv_codec_find(s->kv_codec, !strcmp(s->precision, "float32"), &codec, err);
+    digest_out[0] = 0;
+    if (st || !kv_codecs[codec].calibrated)
+        return st;
+    st = model_open(s->model, &m, err);
+    if (st)
+        return st;
+    const struct calibration_wanted wanted = {
+        .model_spec = s->model, .path = s->calibration, .codec = s->kv_codec, .model = model_digest(m)
+    };
+    st = calibration_open_wanted(&wanted, &c, err);
+    if (!st)
+        digest_text(calibration_digest(c), digest_out);
+    calibration_close(c);
+    model_close(m);
+    return st;
 }
 
 void settings_state_default(struct settings *s)

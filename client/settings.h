@@ -38,6 +38,7 @@ struct settings {
     /* what is served */
     char model[1024], precision[8], kv_codec[16], selector[40], selector_scope[8], selector_prompt[8],
         template_date[16], chat_template[1024];
+    char calibration[1024];
     uint32_t positions_max;
     char selector_dense_layers[8];
     /* where */
@@ -91,6 +92,12 @@ bool settings_read(struct settings *s, uint32_t scope, const char *usage, int ar
 
 /* The selector's settings as one text, for selector_parse(). ST_INVALID. */
 enum status settings_selector(const struct settings *s, char text_out[SELECTOR_TEXT], struct error *err);
+
+/*
+ * The calibration that the KV codec needs: that of --calibration, or the model's own. digest_out: its digest, "" where the codec needs none. Refuses as
+ * calibration_open_wanted.
+ */
+enum status settings_calibration(const struct settings *s, char digest_out[33], struct error *err);
 
 /* Fills in the state directory if none is set: one for each HTTP port, so that clusters on one host never meet. */
 void settings_state_default(struct settings *s);

@@ -139,7 +139,7 @@ static enum status selector_begin(struct coordinator *c, struct error *err)
         return ST_OK;
     if (c->config->sched.positions_max)
         return error_set(err, ST_UNSUPPORTED,
-                         "positions-max: %u, but selector %s takes at most %u blocks (%llu positions)",
+                         "positions-max: %u, but selector %s walks over at most %u blocks (%llu positions)",
                          c->positions_max, impl->name, impl->blocks_max, (unsigned long long)most);
     log_warn("contexts end at %llu positions, the most that selector %s takes; the model was made for %u",
              (unsigned long long)most, impl->name, c->positions_max);
@@ -194,6 +194,8 @@ static struct digest id_context(const struct coordinator *c)
     hasher_add(h, model.byte, sizeof model.byte);
     hasher_add_text(h, c->config->precision);
     hasher_add_text(h, c->config->kv_codec);
+    if (c->config->calibration && *c->config->calibration)
+        hasher_add_text(h, c->config->calibration);
     hasher_add_text(h, c->selector_text);
     return hasher_end(h);
 }
@@ -267,6 +269,7 @@ static enum status control_begin(struct coordinator *c, struct error *err)
         .welcome = { .model = config->model,
                      .precision = config->precision,
                      .kv_codec = config->kv_codec,
+                     .calibration = config->calibration,
                      .selector = c->selector_text,
                      .positions_max = c->positions_max,
                      .step_rows_max = config->sched.step_rows_max,

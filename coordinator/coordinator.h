@@ -23,6 +23,7 @@ struct coordinator_config {
         state; /* directory, made if it is not there, locked; NULL or "": none (then a registry must be named, or there is none) */
     const char *model; /* spec for model_open; workers open the same */
     const char *precision, *kv_codec, *selector;
+    const char *calibration;   /* digest of the codec's calibration, in hexadecimal; NULL or "": it needs none */
     const char *template_date; /* see tokenizer_set_date; NULL: "start" */
     const char *chat_template; /* a file with the template of chats; NULL or "": the model's own */
     /* Of the ways to clients, workers and etcd; none named: in clear. The workers' names all three files or none: both sides show certificates. */

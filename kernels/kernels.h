@@ -135,7 +135,48 @@ void linear_pack_lossless(const struct linear_shape *shape, const struct lossles
 enum { KV_BLOCK = 64, ATTN_ROWS = 16 };
 
 /* Codec of keys and values in a block. Open blocks are BF16 (F32 under float32 precision); sealing makes the codec's form. */
-enum kv_codec { KV_BF16, KV_F32, KV_INT8, KV_INT4_ROT, KV_FP8, KV_KIVI4, KV_KIVI2, KV_BF16_LOSSLESS, KV_CODECS };
+enum kv_codec {
+    KV_BF16,
+    KV_F32,
+    KV_INT8,
+    KV_INT4_ROT,
+    KV_FP8,
+    KV_KIVI4,
+    KV_KIVI2,
+    KV_BF16_LOSSLESS,
+    KV_CQ_2B,
+    KV_CQ_1B,
+    KV_CODECS
+};
+
+/*
+ * Codecs with a calibration: what a part is coded by was learned from the model (model/calibration.h), and is made into a book for the keys, or the values, of
+ * a KV head in a layer.
+ */
+struct calibration;
+struct attn_shape;
+struct kv_calibrated {
+    /* Is it one of this codec for heads of this shape? ST_NOT_FOUND, ST_INVALID: err names what is not. */
+    enum status (*check)(const struct attn_shape *shape, uint32_t n_layers, uint32_t n_kv_heads,
+                         const struct calibration *c, struct error *err);
+    size_t (*book_bytes)(const struct attn_shape *shape); /* of one part; a multiple of 64 */
+    /* c has passed check. book_out: 64-byte aligned */
+    void (*book)(const struct attn_shape *shape, const struct calibration *c, uint32_t layer, uint32_t kv_head,
+                 bool values, void *book_out);
+};
+
+/* Angles of a block's positions: position j of it is turned by the first one's angles and by those of j. Each cos, then sin. */
+struct kv_angles {
+    const float *first[2]; /* [head_dim / 2] */
+    const float *step[2];  /* [head_dim / 2][KV_BLOCK], times the model's rope_scale */
+    float unscale;         /* 1 / rope_scale^2: what turning back with the same angles is multiplied by */
+};
+
+struct kv_book {
+    const void *data;
+    bool values;
+    const struct kv_angles *angles;
+};
 
 /* kernels/kv.c: the codecs by name. */
 struct kv_codec_info {
@@ -143,6 +184,7 @@ struct kv_codec_info {
     uint32_t version;   /* of its rule and its layout: what decides bits */
     enum kv_codec open; /* form of an open block; the codec itself: sealing changes nothing */
     uint32_t granule;   /* positions that are coded together: fewer can not be read, or coded, by themselves */
+    const struct kv_calibrated *calibrated; /* NULL: it needs no calibration */
 };
 extern const struct kv_codec_info kv_codecs[KV_CODECS];
 /* A codec that a user may name, for activations in float32 or bf16. ST_INVALID: there is none (err lists them); ST_UNSUPPORTED: not with that precision. */
@@ -152,6 +194,8 @@ struct attn_shape {
     uint32_t head_dim; /* a multiple of 2; variants ask for 16 or 32 */
     enum kv_codec codec;
     float scale; /* of q.k, 1 / sqrt(head_dim) */
+    /* Of calibrated codecs: to seal, those of keys and of values, [2]; to expand, that of the part. NULL elsewhere. */
+    const struct kv_book *books;
 };
 
 /*

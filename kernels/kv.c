@@ -3,19 +3,22 @@
 
 #include "kernels/cpu/attn.h"
 #include "kernels/cpu/kv.h"
+#include "kernels/cpu/kv_cq.h"
 #include "kernels/cpu/kv_expand.h"
 #include "kernels/cpu/x86/kv_variants.h"
 
 /* fp8 has one power of two a block, kivi scales of 32 positions, bf16-lossless one list of escapes a block; a token by itself is read of the others. */
 const struct kv_codec_info kv_codecs[KV_CODECS] = {
-    [KV_BF16] = { "bf16", 1, KV_BF16, 1 },
-    [KV_F32] = { "float32", 2, KV_F32, 1 },
-    [KV_INT8] = { "int8", 3, KV_BF16, 1 },
-    [KV_INT4_ROT] = { "int4-rot", 4, KV_BF16, 1 },
-    [KV_FP8] = { "fp8", 8, KV_BF16, KV_BLOCK },
-    [KV_KIVI4] = { "kivi4", 9, KV_BF16, KIVI_GROUP },
-    [KV_KIVI2] = { "kivi2", 10, KV_BF16, KIVI_GROUP },
-    [KV_BF16_LOSSLESS] = { "bf16-lossless", 18, KV_BF16, KV_BLOCK },
+    [KV_BF16] = { "bf16", 1, KV_BF16, 1, NULL },
+    [KV_F32] = { "float32", 2, KV_F32, 1, NULL },
+    [KV_INT8] = { "int8", 3, KV_BF16, 1, NULL },
+    [KV_INT4_ROT] = { "int4-rot", 4, KV_BF16, 1, NULL },
+    [KV_FP8] = { "fp8", 8, KV_BF16, KV_BLOCK, NULL },
+    [KV_KIVI4] = { "kivi4", 9, KV_BF16, KIVI_GROUP, NULL },
+    [KV_KIVI2] = { "kivi2", 10, KV_BF16, KIVI_GROUP, NULL },
+    [KV_BF16_LOSSLESS] = { "bf16-lossless", 18, KV_BF16, KV_BLOCK, NULL },
+    [KV_CQ_2B] = { "cq-2b", 20, KV_BF16, 1, &kv_calibrated_cq },
+    [KV_CQ_1B] = { "cq-1b", 21, KV_BF16, 1, &kv_calibrated_cq },
 };
 
 /* "bf16, int8, ..." */
@@ -65,11 +68,11 @@ ACCEPTS(int4_rot, avx512)
 ACCEPTS(int4_rot, avx2)
 ACCEPTS(int4_rot, c)
 
-/* A codec that is attended in its open form: a variant is what expands. */
-#define EXPANDED(name, needs, codec, expand)                                                                           \
+/* A codec that is attended in its open form: a variant is what expands, and may seal. */
+#define EXPANDED(name, needs, codec, seal, expand)                                                                     \
     {                                                                                                                  \
-        name, needs, kv_accepts_##codec, kv_part_bytes_##codec, NULL, NULL, NULL, NULL, NULL, 0, kv_seal_##codec,      \
-            NULL, expand                                                                                               \
+        name, needs, kv_accepts_##codec, kv_part_bytes_##codec, NULL, NULL, NULL, NULL, NULL, 0, kv_seal_##seal, NULL, \
+            expand                                                                                                     \
     }
 
 /* rtol: weights are rounded to 2^-15 of the largest, and a last-bit difference of a score moves them by that much. */
@@ -86,14 +89,17 @@ const struct attn_impl coded_impls[] = {
     CODED("avx2", CPU_AVX2, int4_rot, kv_q_tile_bytes, kv_pack_q_avx2, kv_block_avx2, attn_merge_avx2, 2e-4f,
           kv_rotate_partial),
     CODED("c", 0, int4_rot, kv_q_tile_bytes, kv_pack_q, kv_block_c, attn_merge_c, 0, kv_rotate_partial),
-    EXPANDED("avx512", CPU_AVX512, fp8, kv_expand_fp8_avx512),
-    EXPANDED("avx2", CPU_AVX2, fp8, kv_expand_fp8_avx2),
-    EXPANDED("c", 0, fp8, kv_expand_fp8),
-    EXPANDED("avx512", CPU_AVX512, kivi, kv_expand_kivi_avx512),
-    EXPANDED("avx2", CPU_AVX2, kivi, kv_expand_kivi_avx2),
-    EXPANDED("c", 0, kivi, kv_expand_kivi),
-    EXPANDED("avx512", CPU_AVX512, lossless, kv_expand_lossless_avx512),
-    EXPANDED("avx2", CPU_AVX2, lossless, kv_expand_lossless_avx2),
-    EXPANDED("c", 0, lossless, kv_expand_lossless),
+    EXPANDED("avx512", CPU_AVX512, fp8, fp8, kv_expand_fp8_avx512),
+    EXPANDED("avx2", CPU_AVX2, fp8, fp8, kv_expand_fp8_avx2),
+    EXPANDED("c", 0, fp8, fp8, kv_expand_fp8),
+    EXPANDED("avx512", CPU_AVX512, kivi, kivi, kv_expand_kivi_avx512),
+    EXPANDED("avx2", CPU_AVX2, kivi, kivi, kv_expand_kivi_avx2),
+    EXPANDED("c", 0, kivi, kivi, kv_expand_kivi),
+    EXPANDED("avx512", CPU_AVX512, lossless, lossless, kv_expand_lossless_avx512),
+    EXPANDED("avx2", CPU_AVX2, lossless, lossless, kv_expand_lossless_avx2),
+    EXPANDED("c", 0, lossless, lossless, kv_expand_lossless),
+    EXPANDED("avx512", CPU_AVX512, cq, cq_avx512, kv_expand_cq_avx512),
+    EXPANDED("avx2", CPU_AVX2, cq, cq_avx2, kv_expand_cq_avx2),
+    EXPANDED("c", 0, cq, cq, kv_expand_cq),
 };
 const uint32_t n_coded_impls = sizeof coded_impls / sizeof coded_impls[0];

@@ -366,6 +366,14 @@ enum status calibration_directory(const char *model_spec, char *directory_out, s
     return ST_OK;
 }
 
+static enum status none_in(const char *where, const char *model_spec, const char *codec, struct error *err)
+{
+    return error_set(err, ST_NOT_FOUND,
+                     "%s needs a calibration of this model, and there is none in %s: make it by  longspan calibrate "
+                     "--model %s --kv-codec %s --text FILE",
+                     codec, where, model_spec, codec);
+}
+
 /* Whether a file is a calibration of this codec and model. What is something else is passed over. */
 static bool is_of(const char *path, const char *codec, const char *model)
 {
@@ -405,10 +413,50 @@ enum status calibration_find(const char *model_spec, const char *codec, const st
     if (st)
         return st;
     if (!found[0])
-        return error_set(err, ST_NOT_FOUND,
-                         "%s needs a calibration of this model, and there is none in %s: make it by  longspan "
-                         "calibrate --model %s --kv-codec %s --text FILE",
-                         codec, directory, model_spec, codec);
+        return none_in(directory, model_spec, codec, err);
     memcpy(path_out, found, sizeof found);
     return ST_OK;
+}
+
+/* MODEL/calibration/<codec>-<digest> */
+static enum status path_of(const struct calibration_wanted *w, char *path_out, struct error *err)
+{
+    char directory[CALIBRATION_PATH];
+    const enum status st = calibration_directory(w->model_spec, directory, err);
+    if (st)
+        return st;
+    if (snprintf(path_out, CALIBRATION_PATH, "%s/%s-%.*s", directory, w->codec, NAME_DIGITS, w->digest) >=
+        CALIBRATION_PATH)
+        return error_set(err, ST_TOO_LARGE, "%s: path too long", directory);
+    return file_exists(path_out) ? ST_OK : none_in(path_out, w->model_spec, w->codec, err);
+}
+
+enum status calibration_open_wanted(const struct calibration_wanted *w, struct calibration **calibration_out,
+                                    struct error *err)
+{
+    char path[CALIBRATION_PATH], model[33], is[33];
+    struct calibration *c = NULL;
+    const bool named = w->path && w->path[0], known = w->digest && w->digest[0];
+    enum status st = ST_OK;
+    if (!named)
+        st = known ? path_of(w, path, err) : calibration_find(w->model_spec, w->codec, &w->model, path, err);
+    if (!st)
+        st = calibration_open(named ? w->path : path, &c, err);
+    if (st)
+        return st;
+    digest_text(&w->model, model);
+    digest_text(&c->digest, is);
+    if (strcmp(c->origin.codec, w->codec) != 0)
+        st = error_set(err, ST_INVALID, "%s: a calibration of %s, not of %s", named ? w->path : path, c->origin.codec,
+                       w->codec);
+    else if (strcmp(c->origin.model, model) != 0)
+        st = error_set(err, ST_INVALID, "%s: a calibration of model %s, this one is %s", named ? w->path : path,
+                       c->origin.model, model);
+    else if (known && strcmp(is, w->digest) != 0)
+        st = error_set(err, ST_INVALID, "%s: calibration %s, but %s is served", named ? w->path : path, is, w->digest);
+    if (st)
+        calibration_close(c);
+    else
+        *calibration_out = c;
+    return st;
 }

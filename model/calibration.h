@@ -81,6 +81,17 @@ enum status calibration_directory(const char *model_spec, char *directory_out, s
 enum status calibration_find(const char *model_spec, const char *codec, const struct digest *model, char *path_out,
                              struct error *err);
 
+struct calibration_wanted {
+    const char *model_spec;
+    const char *path;    /* of the file; NULL or "": the one in the model's directory */
+    const char *codec;   /* whose */
+    struct digest model; /* of which model */
+    const char *digest;  /* the calibration's, 32 digits; NULL or "": any */
+};
+/* Finds, opens and compares. Errors of calibration_find and calibration_open; ST_INVALID: it is one of another codec, model or digest. */
+enum status calibration_open_wanted(const struct calibration_wanted *wanted, struct calibration **calibration_out,
+                                    struct error *err);
+
 #ifdef __cplusplus
 }
 #endif

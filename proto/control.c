@@ -75,6 +75,7 @@ static enum status welcome_to_wire(const struct control_welcome *m, struct wire_
     w->model = text_of(m->model);
     w->precision = text_of(m->precision);
     w->kv_codec = text_of(m->kv_codec);
+    w->calibration = text_of(m->calibration);
     w->selector = text_of(m->selector);
     w->positions_max = m->positions_max;
     w->step_rows_max = m->step_rows_max;
@@ -317,6 +318,7 @@ static enum status welcome_check(const Longspan__V1__ControlWelcome *w, struct e
     CHECK(wire_text(w->model, MODEL_MAX_BYTES, "welcome.model", err));
     CHECK(wire_text(w->precision, NAME_MAX_BYTES, "welcome.precision", err));
     CHECK(wire_text(w->kv_codec, NAME_MAX_BYTES, "welcome.kv_codec", err));
+    CHECK(wire_text(w->calibration, NAME_MAX_BYTES, "welcome.calibration", err));
     CHECK(wire_text(w->selector, NAME_MAX_BYTES, "welcome.selector", err));
     CHECK(range(w->positions_max, 1, PLAN_POSITIONS_MAX, "welcome.positions_max", err));
     CHECK(range(w->step_rows_max, 1, PLAN_ROWS_MAX, "welcome.step_rows_max", err));
@@ -488,6 +490,7 @@ static void welcome_pour(struct pour *p, const Longspan__V1__ControlWelcome *w, 
         .model = pour_text(p, w->model),
         .precision = pour_text(p, w->precision),
         .kv_codec = pour_text(p, w->kv_codec),
+        .calibration = pour_text(p, w->calibration),
         .selector = pour_text(p, w->selector),
         .positions_max = w->positions_max,
         .step_rows_max = w->step_rows_max,

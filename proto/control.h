@@ -57,11 +57,12 @@ struct control_hello {
 /* What the worker is to serve. */
 struct control_welcome {
     uint16_t worker_id;
-    const char *model;      /* spec for model_open */
-    const char *precision;  /* "bf16", "float32" */
-    const char *kv_codec;   /* kv_codec_find */
-    const char *selector;   /* "dense" */
-    uint32_t positions_max; /* longest context served */
+    const char *model;       /* spec for model_open */
+    const char *precision;   /* "bf16", "float32" */
+    const char *kv_codec;    /* kv_codec_find */
+    const char *calibration; /* its calibration's digest, in hexadecimal; "": it needs none */
+    const char *selector;    /* "dense" */
+    uint32_t positions_max;  /* longest context served */
     uint32_t step_rows_max;
     uint32_t heartbeat_ms;
     uint32_t silence_ms; /* a side that hears nothing for so long gives the other up */

@@ -30,11 +30,22 @@ struct backend;
 /* Activations of the step: [rows][width]. X is the residual stream in float32; H, A, F are inputs of products (bf16, or float32). */
 enum tensor { TENSOR_X, TENSOR_H, TENSOR_Q, TENSOR_K, TENSOR_V, TENSOR_A, TENSOR_GATE, TENSOR_UP, TENSOR_F, TENSORS };
 
+/*
+ * Who looks at what attention is made of, while it is computed: q [n_heads][head_dim], k, v [n_kv_heads][head_dim] of one row at home, before RoPE. Any of the
+ * backend's threads, rows and layers in any order. CPU only.
+ */
+struct backend_tap {
+    void (*row)(void *ctx, uint32_t layer, uint32_t pos, const float *q, const float *k, const float *v);
+    void *ctx;
+};
+
 struct backend_config {
     uint32_t n_threads;
-    uint32_t step_rows_max; /* rows at home in one step */
-    bool float32;           /* --precision float32: activations and KV in float32, reference kernels */
-    enum kv_codec kv_codec; /* of sealed blocks */
+    uint32_t step_rows_max;                /* rows at home in one step */
+    bool float32;                          /* --precision float32: activations and KV in float32, reference kernels */
+    enum kv_codec kv_codec;                /* of sealed blocks */
+    const struct calibration *calibration; /* of that codec and model, borrowed; NULL: it needs none */
+    const struct backend_tap *tap;         /* NULL: nobody looks */
     _Atomic uint64_t
         *ops_done; /* counted up with every operation, by backends that have them one by one; may be NULL */
 };

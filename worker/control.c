@@ -12,6 +12,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/tls_watch.h"
+#include "model/calibration.h"
 #include "proto/control.h"
 #include "proto/rpc.h"
 #include "worker/worker.h"
@@ -36,7 +37,7 @@ struct outgoing {
 
 /* What the welcome asks for. */
 struct service {
-    char model[1024], precision[16], kv_codec[16], selector[SELECTOR_TEXT];
+    char model[1024], precision[16], kv_codec[16], calibration[40], selector[SELECTOR_TEXT];
     uint32_t step_rows_max, positions_max;
 };
 
@@ -194,6 +195,7 @@ static void welcome_take(struct session *s, const struct control_welcome *w)
         snprintf(s->service.model, sizeof s->service.model, "%s", w->model);
         snprintf(s->service.precision, sizeof s->service.precision, "%s", w->precision);
         snprintf(s->service.kv_codec, sizeof s->service.kv_codec, "%s", w->kv_codec);
+        snprintf(s->service.calibration, sizeof s->service.calibration, "%s", w->calibration ? w->calibration : "");
         snprintf(s->service.selector, sizeof s->service.selector, "%s", w->selector);
         s->service.step_rows_max = w->step_rows_max;
         s->service.positions_max = w->positions_max;
@@ -306,8 +308,8 @@ static void keep_drop(struct keep *k)
 static bool same_service(const struct service *a, const struct service *b)
 {
     return !strcmp(a->model, b->model) && !strcmp(a->precision, b->precision) && !strcmp(a->kv_codec, b->kv_codec) &&
-           !strcmp(a->selector, b->selector) && a->step_rows_max == b->step_rows_max &&
-           a->positions_max == b->positions_max;
+           !strcmp(a->calibration, b->calibration) && !strcmp(a->selector, b->selector) &&
+           a->step_rows_max == b->step_rows_max && a->positions_max == b->positions_max;
 }
 
 /* What sealed blocks are still here, in pieces. */
@@ -369,21 +371,40 @@ static enum status check_expected(const struct session *s, struct error *err)
     return st;
 }
 
+/* Of the codec that is served, and the digest that the coordinator told; NULL: it needs none. */
+static enum status open_calibration(const struct session *s, enum kv_codec kv_codec,
+                                    struct calibration **calibration_out, struct error *err)
+{
+    *calibration_out = NULL;
+    if (!kv_codecs[kv_codec].calibrated)
+        return ST_OK;
+    const struct calibration_wanted wanted = { .model_spec = s->service.model,
+                                               .path = s->config->calibration,
+                                               .codec = kv_codecs[kv_codec].name,
+                                               .model = model_digest(s->keep->model),
+                                               .digest = s->service.calibration };
+    return calibration_open_wanted(&wanted, calibration_out, err);
+}
+
 static enum status serve_new(struct session *s)
 {
     struct error err = { 0 };
     struct worker *w = NULL;
     const bool float32 = !strcmp(s->service.precision, "float32");
     enum kv_codec kv_codec = KV_BF16;
+    struct calibration *calibration = NULL;
     enum status st = check_expected(s, &err);
     if (!st)
         st = kv_codec_find(s->service.kv_codec, float32, &kv_codec, &err);
     if (!st)
         st = model_open(s->service.model, &s->keep->model, &err);
+    if (!st)
+        st = open_calibration(s, kv_codec, &calibration, &err);
     const struct worker_config config = {
         .device = s->config->device,
         .float32 = float32,
         .kv_codec = kv_codec,
+        .calibration = calibration,
         .selector = s->keep->service.selector,
         .n_threads = s->config->n_threads,
         .step_rows_max = s->service.step_rows_max,
@@ -408,6 +429,7 @@ static enum status serve_new(struct session *s)
     s->keep->service = s->service;
     if (!st)
         st = worker_new(&config, s->keep->model, &w, &err);
+    calibration_close(calibration);
     if (st) {
         log_error("%s", err.text);
         keep_drop(s->keep);

@@ -26,6 +26,7 @@ struct worker_process_config {
     uint32_t n_threads; /* 0: one a core */
     uint64_t kv_bytes;
     /* What the coordinator must serve, or the worker ends with the reason; NULL: whatever it does. Of a selector name and density count. */
+    const char *calibration; /* file of the codec's calibration; NULL or "": in the model's directory */
     const char *kv_codec, *selector;
     bool reads_apart;     /* as in worker_config */
     const char *exchange; /* "ucx", "peer" or "nccl": exchange_find */

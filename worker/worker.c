@@ -281,7 +281,13 @@ static enum status exchange_start(struct worker *w, struct error *err)
 static enum status open_parts(struct worker *w, struct error *err)
 {
     const struct worker_config *c = &w->config;
-    const struct backend_config backend = { c->n_threads, c->step_rows_max, c->float32, c->kv_codec, &w->ops_done };
+    const struct backend_config backend = { .n_threads = c->n_threads,
+                                            .step_rows_max = c->step_rows_max,
+                                            .float32 = c->float32,
+                                            .kv_codec = c->kv_codec,
+                                            .calibration = c->calibration,
+                                            .tap = c->tap,
+                                            .ops_done = &w->ops_done };
     w->ops = backend_find(c->device);
     if (!w->ops)
         return error_set(err, ST_UNSUPPORTED, "device %s: this build has no such backend", c->device);

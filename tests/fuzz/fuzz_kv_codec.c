@@ -143,7 +143,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     if (bytes < 2)
         return 0;
     cpu_thread_init();
-    const struct attn_shape shape = { dims[data[0] % 4], codecs[data[0] >> 2 & 7], 0.125f };
+    const struct attn_shape shape = { dims[data[0] % 4], codecs[data[0] >> 2 & 7], 0.125f, NULL };
     if ((data[0] & 0x60) == 0x60) {
         nomad(dims[data[0] % 4], data + 1, bytes - 1);
         return 0;

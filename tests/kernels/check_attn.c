@@ -385,7 +385,7 @@ static void check_merge(struct check *ck)
 /* What each variant stores is the codec's layout as kernels.h gives it, and nothing but its position. */
 static void check_store(struct check *ck)
 {
-    const struct attn_shape shape = { draw_head_dim(ck), check_below(ck, 2) ? KV_BF16 : KV_F32, 1 };
+    const struct attn_shape shape = { draw_head_dim(ck), check_below(ck, 2) ? KV_BF16 : KV_F32, 1, NULL };
     const uint32_t d = shape.head_dim, at = check_below(ck, KV_BLOCK);
     float k[256], v[256];
     for (uint32_t i = 0; i < d; i++) {

@@ -263,7 +263,7 @@ static void draw_scene(struct check *ck, struct scene *s)
     s->n_blocks = (s->pos + s->n_rows + 63) / 64;
     s->n_layers = check_between(ck, 1, 2);
     s->layer = check_below(ck, s->n_layers);
-    s->shape = (struct attn_shape){ d, KV_BF16, 1 / sqrtf((float)d) };
+    s->shape = (struct attn_shape){ d, KV_BF16, 1 / sqrtf((float)d), NULL };
     s->n_vectors = s->n_rows * s->group;
     s->n_tiles = (s->n_vectors + ATTN_ROWS - 1) / ATTN_ROWS;
     s->kv = (struct cuda_kv){ .part_bytes = (size_t)128 * d,
@@ -476,7 +476,7 @@ static void check_join(struct check *ck)
                    n_rows = check_between(ck, 1, 9), n_items = check_between(ck, 1, 40), vectors = n_rows * group,
                    n_tiles = (vectors + 15) / 16;
     const struct cuda_kv kv = { .n_heads = group * n_kv, .n_kv_heads = n_kv, .head_dim = d };
-    const struct attn_shape shape = { d, KV_BF16, 1 };
+    const struct attn_shape shape = { d, KV_BF16, 1, NULL };
     const struct attn_impl *it = attn_find(&shape, 0);
     const size_t tile = 16 * (2 + (size_t)d), floats = (size_t)n_items * n_kv * n_tiles * tile;
     float *p = draw(ck, floats, 1), *got = check_buffer(ck, floats * 4);

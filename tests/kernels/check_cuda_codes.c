@@ -79,8 +79,8 @@ static void draw_scene(struct check *ck, struct scene *s)
     s->n_rows = check_below(ck, 2) ? 1 : check_between(ck, 1, ROWS_MAX);
     s->n_blocks = check_between(ck, 1, check_below(ck, 3) ? 20 : BLOCKS_MAX);
     s->pos = s->n_blocks * 64 - check_between(ck, s->n_rows, 64);
-    s->shape = (struct attn_shape){ d, s->codec == CUDA_INT8 ? KV_INT8 : KV_INT4_ROT, 1 / sqrtf((float)d) };
-    s->open_shape = (struct attn_shape){ d, KV_BF16, s->shape.scale };
+    s->shape = (struct attn_shape){ d, s->codec == CUDA_INT8 ? KV_INT8 : KV_INT4_ROT, 1 / sqrtf((float)d), NULL };
+    s->open_shape = (struct attn_shape){ d, KV_BF16, s->shape.scale, NULL };
     s->open = pool_of(s, n_kv, (size_t)128 * d);
     s->sealed = pool_of(s, n_kv, cuda_code_part_bytes(s->codec, d));
     check_context(ck, "%s, head_dim %u, %u x %u heads, %u rows at %u", kv_codecs[s->shape.codec].name, d, n_kv,

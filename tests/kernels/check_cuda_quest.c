@@ -33,7 +33,7 @@ static void check_sketch(struct check *ck)
                           .n_kv_heads = n_kv,
                           .head_dim = d };
     const struct selector_shape shape = { n_kv, n_kv, d, KV_BF16 };
-    const struct attn_shape open = { d, KV_BF16, 1 };
+    const struct attn_shape open = { d, KV_BF16, 1, NULL };
     const struct attn_impl *it = attn_find(&open, 0);
     const struct selector_impl *quest = selector_find("quest", 0);
     const size_t part = it->part_bytes(&open), each = cuda_quest_bytes(n_kv, d);

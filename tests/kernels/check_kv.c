@@ -27,7 +27,7 @@ struct scene {
 
 static struct attn_shape open_shape(const struct attn_shape *shape)
 {
-    return (struct attn_shape){ shape->head_dim, kv_codecs[shape->codec].open, shape->scale };
+    return (struct attn_shape){ shape->head_dim, kv_codecs[shape->codec].open, shape->scale, NULL };
 }
 
 static void scene_seal(struct scene *s)
@@ -46,7 +46,7 @@ static struct scene draw_scene(struct check *ck)
     struct scene s = { .n = check_below(ck, 3) ? check_between(ck, 1, ATTN_ROWS) : ATTN_ROWS };
     const uint32_t d = dims[check_below(ck, sizeof dims / sizeof *dims)];
     const float spread = check_below(ck, 3) == 0 ? 6.0f : 1.0f, offset = check_below(ck, 3) == 0 ? 5.0f : 0.0f;
-    s.shape = (struct attn_shape){ d, codecs[check_below(ck, 2)], 1.0f / sqrtf((float)d) };
+    s.shape = (struct attn_shape){ d, codecs[check_below(ck, 2)], 1.0f / sqrtf((float)d), NULL };
     s.c = attn_find(&s.shape, 0);
     s.q = check_buffer(ck, (size_t)s.n * d * sizeof(float));
     s.k = check_buffer(ck, (size_t)KV_BLOCK * d * sizeof(float));
@@ -294,7 +294,7 @@ static void check_seal(struct check *ck)
 static void check_outlier(struct check *ck)
 {
     const uint32_t d = check_below(ck, 2) ? 64 : 128;
-    struct scene s = { .shape = { d, KV_INT4_ROT, 1.0f / sqrtf((float)d) }, .n = 1 };
+    struct scene s = { .shape = { d, KV_INT4_ROT, 1.0f / sqrtf((float)d), NULL }, .n = 1 };
     const size_t part = (size_t)KV_BLOCK * d * 2;
     double with = 0, without = 0;
     s.c = attn_find(&s.shape, 0);
@@ -346,7 +346,7 @@ struct bench {
 static struct bench bench_new(struct check *ck, const struct attn_impl *it, enum kv_codec codec, uint32_t d, uint32_t n,
                               size_t n_blocks)
 {
-    struct bench b = { .it = it, .shape = { d, codec, 1.0f / sqrtf((float)d) }, .n = n, .n_blocks = n_blocks };
+    struct bench b = { .it = it, .shape = { d, codec, 1.0f / sqrtf((float)d), NULL }, .n = n, .n_blocks = n_blocks };
     const struct scene s = { .shape = b.shape, .q = check_buffer(ck, (size_t)n * d * sizeof(float)) };
     uint32_t rows[ATTN_ROWS];
     for (uint32_t i = 0; i < ATTN_ROWS; i++)
@@ -380,7 +380,7 @@ static void bench_pass(const struct bench *b, size_t first, size_t n)
 static void bench_codec(struct check *ck, const struct attn_impl *it, enum kv_codec codec, uint32_t d, uint32_t n)
 {
     enum { SLICES = 32, PASSES = 3 };
-    const struct attn_shape plain = { d, KV_BF16, 1.0f / sqrtf((float)d) };
+    const struct attn_shape plain = { d, KV_BF16, 1.0f / sqrtf((float)d), NULL };
     const struct attn_impl *open = attn_find(&plain, ck->caps);
     const size_t n_blocks = ((size_t)256 << 20) / (2 * open->part_bytes(&plain)), per = n_blocks / SLICES;
     const struct bench b[2] = { bench_new(ck, open, KV_BF16, d, n, n_blocks),
@@ -414,7 +414,7 @@ static void check_bench(struct check *ck)
         for (int c = 0; c < 2; c++)
             for (uint32_t d = 64; d <= 128; d *= 2) {
                 const struct attn_impl *it = &coded_impls[v];
-                const struct attn_shape shape = { d, codecs[c], 1 };
+                const struct attn_shape shape = { d, codecs[c], 1, NULL };
                 if (!it->needs || !it->accepts(&shape) || !check_begin(ck, "bench", it->name, it->needs))
                     continue;
                 bench_codec(ck, it, codecs[c], d, d == 64 ? 3 : 4);

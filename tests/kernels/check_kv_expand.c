@@ -33,7 +33,7 @@ static struct scene draw_scene(struct check *ck)
 {
     static const uint32_t dims[] = { 32, 64, 96, 128, 192, 256 };
     const uint32_t d = dims[check_below(ck, sizeof dims / sizeof *dims)], kind = check_below(ck, 5);
-    struct scene s = { .shape = { d, codecs[check_below(ck, N_CODECS)], 1 }, .n = KV_BLOCK * d };
+    struct scene s = { .shape = { d, codecs[check_below(ck, N_CODECS)], 1, NULL }, .n = KV_BLOCK * d };
     const float size = ldexpf(1, (int)check_below(ck, 30) - 20);
     s.c = attn_find(&s.shape, 0);
     for (int part = 0; part < 2; part++) {
@@ -141,7 +141,7 @@ static void check_expand(struct check *ck)
 /* A block of keys and values from the nearest cache: expanded and attended, against the bf16 block as it is. */
 static void bench_variant(struct check *ck, const struct attn_impl *it, enum kv_codec codec, uint32_t d)
 {
-    const struct attn_shape shape = { d, codec, 1 }, open_shape = { d, KV_BF16, 1 };
+    const struct attn_shape shape = { d, codec, 1, NULL }, open_shape = { d, KV_BF16, 1, NULL };
     const struct attn_impl *open = attn_find(&open_shape, it->needs == CPU_AVX512 ? ck->caps : it->needs);
     const size_t part = it->part_bytes(&shape), open_part = open->part_bytes(&open_shape);
     uint8_t *coded = check_buffer(ck, 2 * part), *wide = check_buffer(ck, 2 * open_part), all[ATTN_ROWS];
@@ -171,7 +171,7 @@ static void check_bench(struct check *ck)
         for (int c = 0; c < N_CODECS; c++)
             for (uint32_t d = 64; d <= 128; d *= 2) {
                 const struct attn_impl *it = &coded_impls[v];
-                const struct attn_shape shape = { d, codecs[c], 1 };
+                const struct attn_shape shape = { d, codecs[c], 1, NULL };
                 if (it->expand && it->needs && it->accepts(&shape) && check_begin(ck, "bench", it->name, it->needs))
                     bench_variant(ck, it, codecs[c], d);
             }

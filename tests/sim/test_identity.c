@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -23,6 +24,7 @@
 #include "common/rng.h"
 #include "coordinator/sched.h"
 #include "kernels/selector.h"
+#include "model/calibration.h"
 #include "worker/worker.h"
 
 #define MODEL "random:layers=2,d=64,heads=4,kv=2,head_dim=32,ff=96,vocab=256,positions=2048,codec=%s:2:5"
@@ -157,6 +159,53 @@ static void members_tell(struct cluster *c)
         sched_send(c, (uint16_t)i, &m);
 }
 
+/* Codebooks of any numbers, for calibrated codecs: of each model that asks. NULL: the codec needs none. */
+static struct calibration *calibration_of(const struct model *m, enum kv_codec codec)
+{
+    static struct {
+        const struct model *model;
+        enum kv_codec codec;
+        struct calibration *calibration;
+    } kept[4];
+    static uint16_t centroids[1 << 18];
+    const struct model_config *c = model_config(m);
+    const uint32_t channels = codec == KV_CQ_2B ? 4 : 8, centroid_count = 256;
+    const struct digest digest = model_digest(m);
+    struct calibration_origin origin = { .method = "drawn" };
+    struct calibration_array arrays[2];
+    struct error err = { 0 };
+    char path[] = "/tmp/longspan-identity-XXXXXX";
+    size_t i = 0, n = (size_t)c->n_layers * c->n_kv_heads * c->head_dim * centroid_count;
+    if (!kv_codecs[codec].calibrated)
+        return NULL;
+    for (; i < 4 && kept[i].model; i++)
+        if (kept[i].model == m && kept[i].codec == codec)
+            return kept[i].calibration;
+    assert_true(i < 4 && n <= sizeof centroids / sizeof *centroids);
+    for (size_t j = 0; j < n; j++)
+        centroids[j] = f32_to_bf16((float)(rng_unit(rng_at(codec, j, 0)) * 4 - 2));
+    snprintf(origin.codec, sizeof origin.codec, "%s", kv_codecs[codec].name);
+    digest_text(&digest, origin.model);
+    for (int part = 0; part < 2; part++) {
+        arrays[part] = (struct calibration_array){ .type = CALIBRATION_BF16,
+                                                   .n_dims = 5,
+                                                   .dims = { c->n_layers, c->n_kv_heads, c->head_dim / channels,
+                                                             centroid_count, channels },
+                                                   .data = centroids };
+        snprintf(arrays[part].name, sizeof arrays[part].name, "%s", part ? "values" : "keys");
+    }
+    const int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    if (calibration_write(path, NULL, &origin, arrays, 2, NULL, NULL, &err) ||
+        calibration_open(path, &kept[i].calibration, &err))
+        fail_msg("%s", err.text);
+    unlink(path);
+    kept[i].model = m;
+    kept[i].codec = codec;
+    return kept[i].calibration;
+}
+
 /* A worker joins. */
 static void cluster_join(struct cluster *c)
 {
@@ -174,6 +223,7 @@ static void cluster_join(struct cluster *c)
         .n_blocks = s->n_blocks,
         .open_blocks = s->open_blocks,
         .kv_codec = s->codec,
+        .calibration = calibration_of(c->model, s->codec),
         .selector = s->selector,
         .exchange_ops = &exchange_local,
         .exchange = { .self = v->id, .spin_us = 20, .stash_bytes_max = 64 << 20, .hub = c->hub },
@@ -525,7 +575,8 @@ static void bits_do_not_depend_on_the_cluster(void **state)
         assert_int_equal(model_tensor(models[i], MODEL_FFN_DOWN, 1, &matrix), ST_OK);
         assert_int_equal(matrix.codec, i ? WEIGHT_LOSSLESS_FAST : WEIGHT_BF16);
     }
-    static const enum kv_codec codecs[] = { KV_BF16, KV_INT8, KV_INT4_ROT, KV_KIVI2, KV_FP8, KV_BF16_LOSSLESS };
+    static const enum kv_codec codecs[] = { KV_BF16, KV_INT8,          KV_INT4_ROT, KV_KIVI2,
+                                            KV_FP8,  KV_BF16_LOSSLESS, KV_CQ_2B,    KV_CQ_1B };
     static const char *const selectors[] = { "dense",
                                              "quest@0.4,layers=0",
                                              "sketch-walk@0.5,layers=1",

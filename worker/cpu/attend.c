@@ -114,8 +114,7 @@ bool cpu_units_build(struct backend *b)
 }
 
 /* Query vector v of a job: local ones stand in Q, others in the received window, as they were rounded at their home; then they are unpacked to `to`. */
-const float *cpu_query_vector(const struct backend *b, const struct attend_job *job, uint32_t head, uint32_t v,
-                              float *to)
+static const float *query_vector(struct backend *b, const struct attend_job *job, uint32_t head, uint32_t v, float *to)
 {
     const struct model_config *c = b->config;
     const uint32_t group = c->n_heads / c->n_kv_heads, width = c->n_heads * c->head_dim, row = job->row + v / group,
@@ -137,7 +136,7 @@ static void pack_tile(struct backend *b, struct cpu_member *m, const struct atte
     const uint32_t n = cpu_tile_vectors(b, job, tile);
     const float *q[ATTN_ROWS];
     for (uint32_t i = 0; i < n; i++)
-        q[i] = cpu_query_vector(b, job, head, tile * ATTN_ROWS + i, m->queries + i * b->config->head_dim);
+        q[i] = query_vector(b, job, head, tile * ATTN_ROWS + i, m->queries + i * b->config->head_dim);
     b->attn->pack_q(&b->attn_shape, q, n, q_tile);
     if (open_tile)
         b->open->pack_q(&b->open_shape, q, n, open_tile);
@@ -198,25 +197,32 @@ uint32_t cpu_unit_vectors(const struct backend *b, const struct cpu_unit *u, uin
 }
 
 /* The block's keys and values as they were before sealing, unless they are there from the tile before. */
-static void expand(const struct backend *b, struct cpu_expanded *e, const uint8_t *part, const uint8_t *next_part)
+static void expand(const struct backend *b, struct cpu_expanded *e, const struct cpu_part_id *id, const uint8_t *part,
+                   const uint8_t *next_part)
 {
+    struct attn_shape shape = b->coded_shape;
+    struct cpu_book book;
     if (e->part == part)
         return;
-    b->coded->expand(&b->coded_shape, part, next_part, e->data);
-    b->coded->expand(&b->coded_shape, part + b->part_bytes, next_part ? next_part + b->part_bytes : NULL,
+    shape.books = cpu_book_of(b, id, &book);
+    b->coded->expand(&shape, part, next_part, e->data);
+    shape.books = shape.books ? shape.books + 1 : NULL;
+    b->coded->expand(&shape, part + b->part_bytes, next_part ? next_part + b->part_bytes : NULL,
                      e->data + b->open_part_bytes);
     e->part = part;
 }
 
-/* next: the slot that will be read after this one (UINT32_MAX: none) */
+/* at: where in attend.code the block stands; next: the slot that will be read after this one (UINT32_MAX: none) */
 void cpu_attend_block(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer,
-                      uint32_t slot, uint32_t next, uint32_t depth, uint32_t t, const uint8_t *visible)
+                      uint32_t at, uint32_t next, uint32_t depth, uint32_t t, const uint8_t *visible)
 {
-    const uint8_t *part = kv_pool_part(b->input->pool, slot, layer, u->head);
+    const struct attend *a = b->input->attend;
+    const struct cpu_part_id id = { layer, u->head, a->blocks.v[at] };
+    const uint8_t *part = kv_pool_part(b->input->pool, a->code.v[at], layer, u->head);
     const uint8_t *next_part = next == UINT32_MAX ? NULL : kv_pool_part(b->input->pool, next, layer, u->head);
     const uint8_t *values = part + b->part_bytes;
     if (m->expanded) {
-        expand(b, m->expanded, part, next_part);
+        expand(b, m->expanded, &id, part, next_part);
         part = m->expanded->data;
         values = part + b->open_part_bytes;
         next_part = NULL;
@@ -252,8 +258,7 @@ static void attend_whole(struct backend *b, const struct cpu_member *m, const st
             continue;
         }
         for (uint32_t t = 0; t < u->n_tiles; t++)
-            cpu_attend_block(b, m, u, layer, a->code.v[i], t ? UINT32_MAX : next_slot(a->code.v, i, end), depth, t,
-                             all);
+            cpu_attend_block(b, m, u, layer, i, t ? UINT32_MAX : next_slot(a->code.v, i, end), depth, t, all);
         depth++;
     }
 }
@@ -304,7 +309,7 @@ static void attend_own_block(struct backend *b, const struct cpu_member *m, cons
     float *to = cpu_stack_tile(b, m, u, i, t);
     const bool sealed = own_chosen(b, u, lists, t, first, OWN_SEALED, visible);
     if (sealed)
-        cpu_attend_block(b, m, u, layer, slot, UINT32_MAX, i, t, visible);
+        cpu_attend_block(b, m, u, layer, job->own_begin + i, UINT32_MAX, i, t, visible);
     if (!own_open(b, job, first, &open) || !own_chosen(b, u, lists, t, first, OWN_OPEN, visible)) {
         if (!sealed)
             cpu_partial_clear(b, to);
@@ -335,7 +340,7 @@ static void attend_own(struct backend *b, const struct cpu_member *m, const stru
             if (!b->in_place)
                 attend_own_block(b, m, u, layer, i, t, lists);
             else if (own_chosen(b, u, lists, t, first + i * KV_BLOCK, OWN_ALL, visible))
-                cpu_attend_block(b, m, u, layer, a->code.v[job->own_begin + i],
+                cpu_attend_block(b, m, u, layer, job->own_begin + i,
                                  t || i + 1 == n ? UINT32_MAX : a->code.v[job->own_begin + i + 1], i, t, visible);
             else
                 cpu_partial_clear(b, cpu_stack_tile(b, m, u, i, t));
@@ -385,8 +390,7 @@ static void pack_leaf(struct backend *b, struct cpu_member *m, const struct cpu_
                 tile = part.tile;
                 n = 0;
             }
-            q[n++] =
-                cpu_query_vector(b, &a->jobs[user->job], u->head, part.v, m->queries + part.at * b->config->head_dim);
+            q[n++] = query_vector(b, &a->jobs[user->job], u->head, part.v, m->queries + part.at * b->config->head_dim);
         }
     }
     b->attn->pack_q(&b->attn_shape, q, n, m->q_tiles + tile * b->q_tile_bytes);

@@ -113,8 +113,8 @@ void cpu_attend_whole_sparse(struct backend *b, const struct cpu_member *m, cons
             uint8_t visible[ATTN_ROWS];
             if (!visible_of(lists, t, cpu_unit_vectors(b, u, t), a->blocks.v[i], visible))
                 continue;
-            cpu_attend_block(b, m, u, layer, a->code.v[i], t || next == end ? UINT32_MAX : a->code.v[next],
-                             p.at[depth][t], t, visible);
+            cpu_attend_block(b, m, u, layer, i, t || next == end ? UINT32_MAX : a->code.v[next], p.at[depth][t], t,
+                             visible);
             p.empty[depth][t] = false;
         }
         wanted = next;

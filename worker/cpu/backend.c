@@ -25,6 +25,7 @@ static void cpu_close(struct backend *b)
     if (!b)
         return;
     cpu_weights_free(b);
+    cpu_books_free(b);
     team_free(b->team);
     for (int i = 0; i < TENSORS; i++)
         free(b->tensor[i].data);
@@ -49,7 +50,6 @@ static void cpu_close(struct backend *b)
     free(b->ops);
     free(b->units);
     free(b->lists);
-    cpu_owners_free(b);
     free(b->store);
     free(b->scratch);
     free(b->window);
@@ -147,8 +147,8 @@ static enum status attention_find(struct backend *b, struct error *err)
 {
     const struct model_config *c = b->config;
     const float scale = 1 / sqrtf((float)c->head_dim);
-    b->coded_shape = (struct attn_shape){ c->head_dim, b->codec, scale };
-    b->open_shape = (struct attn_shape){ c->head_dim, kv_codecs[b->codec].open, scale };
+    b->coded_shape = (struct attn_shape){ c->head_dim, b->codec, scale, NULL };
+    b->open_shape = (struct attn_shape){ c->head_dim, kv_codecs[b->codec].open, scale, NULL };
     b->in_place = b->coded_shape.codec == b->open_shape.codec;
     b->coded = attn_find(&b->coded_shape, b->caps);
     b->open = attn_find(&b->open_shape, b->caps);
@@ -167,14 +167,17 @@ static enum status attention_find(struct backend *b, struct error *err)
     return ST_OK;
 }
 
-static enum status open_parts(struct backend *b, void (*progress)(void *ctx, float fraction), void *ctx,
-                              struct error *err)
+static enum status open_parts(struct backend *b, const struct calibration *calibration,
+                              void (*progress)(void *ctx, float fraction), void *ctx, struct error *err)
 {
     b->members = calloc(b->n_threads, sizeof *b->members);
     if (!b->members || team_new(b->n_threads, &b->team))
         return error_set(err, ST_NO_MEMORY, "no memory for %u threads", b->n_threads);
     b->rows = row_find(b->float32 ? 0 : b->caps);
     enum status st = attention_find(b, err);
+    if (st)
+        return st;
+    st = cpu_books_open(b, calibration, err);
     if (st)
         return st;
     st = cpu_weights_load(b, progress, ctx, err);
@@ -199,8 +202,9 @@ static enum status cpu_open(const struct backend_config *config, const struct mo
     b->rows_max = config->step_rows_max > CPU_LOGIT_ROWS ? config->step_rows_max : CPU_LOGIT_ROWS;
     b->float32 = config->float32;
     b->ops_done = config->ops_done;
+    b->tap = config->tap;
     b->codec = config->float32 ? KV_F32 : config->kv_codec;
-    const enum status st = open_parts(b, progress, ctx, err);
+    const enum status st = open_parts(b, config->calibration, progress, ctx, err);
     if (st) {
         cpu_close(b);
         return st;
@@ -227,6 +231,8 @@ static void cpu_fingerprint(const struct backend *b, char *text_out, size_t byte
     hasher_add_text(h, b->open->name);
     hasher_add_text(h, kv_codecs[b->codec].name);
     hasher_add_u64(h, kv_codecs[b->codec].version);
+    if (b->books.data)
+        hasher_add(h, b->books.digest.byte, sizeof b->books.digest.byte);
     hasher_add_text(h, b->rows->name);
     rope_hash(c->inv_freq, c->head_dim, c->rope_scale, h);
     char digest[33];
@@ -409,12 +415,6 @@ static void record_sketch_receive(struct backend *b, uint32_t layer)
 
 static void record_select(struct backend *b, uint32_t layer)
 {
-    if (b->input->select->spread) {
-        record(b, cpu_owners_score)->layer = layer;
-        record(b, cpu_owners_choose)->layer = layer;
-        record(b, cpu_owners_lists)->layer = layer;
-        return;
-    }
     if (select_sketches(b->input->select) && !b->input->select->store.impl->by_row)
         record(b, cpu_select_weights)->layer = layer;
     record(b, cpu_select)->layer = layer;

@@ -72,6 +72,28 @@ struct cpu_expanded {
     uint8_t *data;
 };
 
+/* Of codecs with a calibration: books of all parts, and angles. */
+struct cpu_books {
+    uint8_t *data; /* [n_layers][n_kv_heads][keys, values][bytes]; NULL: the codec has none */
+    size_t bytes;
+    float *first; /* [n_blocks][cos, sin][head_dim / 2] of blocks' first positions */
+    float *step;  /* [cos, sin][head_dim / 2][KV_BLOCK] */
+    uint32_t n_blocks;
+    struct digest digest; /* of the calibration */
+};
+
+/* A part: of which layer and KV head, and of which block of its sequence. */
+struct cpu_part_id {
+    uint32_t layer, head, block;
+};
+
+/* What struct attn_shape.books points to while a part is sealed or expanded. */
+struct cpu_book {
+    struct kv_book of[2];
+    struct kv_angles angles;
+    float first[2][MODEL_HEAD_DIM_MAX / 2]; /* of blocks beyond those that are kept */
+};
+
 struct cpu_member {
     uint8_t *linear_scratch;
     float *stack;                  /* [CPU_STACK][CPU_UNIT_TILES] partial tiles, or [..][CPU_LEAF_TILES] */
@@ -95,6 +117,7 @@ struct backend {
     const struct model_config *config;
     struct team *team;
     _Atomic uint64_t *ops_done;
+    const struct backend_tap *tap;
     uint32_t caps, n_threads, rows_max;
     bool float32;
     enum kv_codec codec;
@@ -107,6 +130,7 @@ struct backend {
     size_t open_part_bytes, open_q_tile_bytes;
     uint8_t *scratch; /* open blocks of one layer: [rows_max / KV_BLOCK][n_kv_heads][keys, values]; NULL: none */
     struct cpu_weights weights;
+    struct cpu_books books;
     struct cpu_tensor tensor[TENSORS];
     float *cos, *sin;    /* [rows_max][head_dim / 2] of this step's rows */
     float *logits;       /* [CPU_LOGIT_ROWS][n_vocab] */
@@ -122,7 +146,6 @@ struct backend {
     bool selects;    /* some row of the step is sparse */
     uint64_t *lists; /* of one layer: struct select says where */
     size_t lists_room;
-    struct cpu_owners *owners;        /* owners.c's, or NULL */
     _Atomic uint64_t parts_skipped;   /* of parts_read in one layer: in all layers together */
     uint64_t open_read;               /* the same of open blocks that are not open in place */
     uint64_t parts_read, parts_dense; /* pairs of a block's keys and values of one KV head, in one layer */
@@ -165,6 +188,12 @@ void cpu_weights_free(struct backend *b);
 cpu_op_fn cpu_embed, cpu_norm, cpu_norm_heads, cpu_linear, cpu_rope_store, cpu_silu_mul, cpu_answer_norm,
     cpu_answer_logits, cpu_answer_sample;
 
+/* books.c. calibration NULL: the codec must need none. */
+enum status cpu_books_open(struct backend *b, const struct calibration *calibration, struct error *err);
+void cpu_books_free(struct backend *b);
+/* Of keys and values, [2]; NULL: the codec has none. */
+const struct kv_book *cpu_book_of(const struct backend *b, const struct cpu_part_id *id, struct cpu_book *book);
+
 /* seal.c */
 cpu_op_fn cpu_seal;
 /* Keys of an open block's KV head; values open_part_bytes behind. slot, open: as in struct step_row. */
@@ -178,14 +207,6 @@ size_t cpu_choices_bytes(const struct backend *b, uint32_t kind, uint32_t messag
 void cpu_choices_put(struct backend *b, uint32_t message, uint8_t *wire);
 void cpu_choices_get(struct backend *b, uint32_t message, uint8_t *wire);
 
-/* owners.c: lists of what several owners score */
-bool cpu_owners_reserve(struct backend *b);
-void cpu_owners_free(struct backend *b);
-cpu_op_fn cpu_owners_score, cpu_owners_choose, cpu_owners_lists;
-/* A thread's scratch for scores (select.c): pointers to sketches, queries, scores [n_kv_heads][blocks]. */
-void cpu_select_scratch(const struct backend *b, uint32_t member, const void ***pointers_out, const float ***q_out,
-                        float **queries_out, float **scores_out);
-
 /* attend_sparse.c */
 /* The lists of the unit's vectors in a layer; false: they read everything. */
 bool cpu_unit_lists(const struct backend *b, const struct cpu_unit *u, uint32_t layer, struct cpu_lists *lists);
@@ -196,14 +217,11 @@ void cpu_attend_whole_sparse(struct backend *b, const struct cpu_member *m, cons
 bool cpu_lists_filter(const struct cpu_lists *lists, uint32_t t, uint32_t n, uint32_t block, uint8_t *visible);
 
 /* attend.c: partials */
-/* A query: of a local job's rows, or of those received, which are turned into `to` [head_dim] if they are bf16. */
-const float *cpu_query_vector(const struct backend *b, const struct attend_job *job, uint32_t head, uint32_t v,
-                              float *to);
 uint32_t cpu_unit_vectors(const struct backend *b, const struct cpu_unit *u, uint32_t t);
 float *cpu_stack_tile(const struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t depth,
                       uint32_t t);
 void cpu_attend_block(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer,
-                      uint32_t slot, uint32_t next, uint32_t depth, uint32_t t, const uint8_t *visible);
+                      uint32_t at, uint32_t next, uint32_t depth, uint32_t t, const uint8_t *visible);
 void cpu_partial_clear(const struct backend *b, float *tile);
 bool cpu_units_build(struct backend *b);
 cpu_op_fn cpu_attend, cpu_attend_join, cpu_attend_finish;

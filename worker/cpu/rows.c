@@ -121,6 +121,8 @@ void cpu_rope_store(struct backend *b, struct cpu_op *op, uint32_t member, uint3
         const float *cosines = b->cos + (size_t)r * (c->head_dim / 2), *sines = b->sin + (size_t)r * (c->head_dim / 2);
         float *k = float_row(&b->tensor[TENSOR_K], r);
         const float *v = float_row(&b->tensor[TENSOR_V], r);
+        if (b->tap)
+            b->tap->row(b->tap->ctx, op->layer, row->pos, float_row(&b->tensor[TENSOR_Q], r), k, v);
         b->rows->rope(float_row(&b->tensor[TENSOR_Q], r), c->n_heads, c->head_dim, cosines, sines);
         b->rows->rope(k, c->n_kv_heads, c->head_dim, cosines, sines);
         for (uint32_t j = 0; j < c->n_kv_heads; j++) {

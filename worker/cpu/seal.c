@@ -18,7 +18,11 @@ void cpu_seal(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_
         const struct step_seal *s = &b->input->seals[i / n_kv_heads];
         const uint8_t *open = cpu_open_part(b, s->slot, s->open, op->layer, i % n_kv_heads);
         uint8_t *part = kv_pool_part(b->input->pool, s->slot, op->layer, i % n_kv_heads);
-        if (!b->coded->seal(&b->coded_shape, open, open + b->open_part_bytes, part, part + b->part_bytes))
+        const struct cpu_part_id id = { op->layer, i % n_kv_heads, s->block };
+        struct attn_shape shape = b->coded_shape;
+        struct cpu_book book;
+        shape.books = cpu_book_of(b, &id, &book);
+        if (!b->coded->seal(&shape, open, open + b->open_part_bytes, part, part + b->part_bytes))
             cpu_fail(b, ST_CORRUPT, UINT16_MAX);
     }
 }

@@ -24,17 +24,7 @@ extern "C" {
 
 enum { EXCHANGE_ADDRESS_MAX = 1024, EXCHANGE_PEERS_MAX = 64 };
 
-/* counts, ranges, pairs, cuts: what owners and home tell each other before they choose (worker/select.h) */
-enum exchange_phase {
-    PHASE_SKETCH,
-    PHASE_QUERY,
-    PHASE_PARTIAL,
-    PHASE_COUNTS,
-    PHASE_RANGES,
-    PHASE_PAIRS,
-    PHASE_CUTS,
-    PHASES
-};
+enum exchange_phase { PHASE_SKETCH, PHASE_QUERY, PHASE_PARTIAL, PHASES };
 
 struct exchange_key {
     uint64_t epoch, plan;

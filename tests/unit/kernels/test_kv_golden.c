@@ -28,7 +28,7 @@ static bool record_read(struct reader *r, struct record *out)
         return false;
     const uint32_t codec = reader_u32(r), d = reader_u32(r);
     assert_true(codec < sizeof codecs / sizeof *codecs && d <= D_MAX);
-    out->shape = (struct attn_shape){ d, codecs[codec], 1 / sqrtf((float)d) };
+    out->shape = (struct attn_shape){ d, codecs[codec], 1 / sqrtf((float)d), NULL };
     const size_t open = (size_t)KV_BLOCK * d * 2, part = attn_find(&out->shape, 0)->part_bytes(&out->shape);
     out->keys = reader_take(r, open);
     out->values = reader_take(r, open);
@@ -48,7 +48,7 @@ static void floats_of(const uint8_t *bf16, uint32_t n, float *out)
 
 static void check_sealed(const struct record *r, uint8_t *k_part, uint8_t *v_part)
 {
-    const struct attn_shape open = { r->shape.head_dim, KV_BF16, r->shape.scale };
+    const struct attn_shape open = { r->shape.head_dim, KV_BF16, r->shape.scale, NULL };
     const struct attn_impl *plain = attn_find(&open, 0), *coded = attn_find(&r->shape, 0);
     const size_t open_bytes = plain->part_bytes(&open), part = coded->part_bytes(&r->shape);
     uint8_t *k = aligned_alloc(64, open_bytes), *v = aligned_alloc(64, open_bytes);
@@ -194,8 +194,8 @@ static void sizes(void **state)
         double most;
     } bounds[] = { { 64, 0.295 }, { 128, 0.275 } };
     for (int i = 0; i < 2; i++) {
-        const struct attn_shape coded = { bounds[i].head_dim, KV_INT4_ROT, 1 },
-                                plain = { bounds[i].head_dim, KV_BF16, 1 };
+        const struct attn_shape coded = { bounds[i].head_dim, KV_INT4_ROT, 1, NULL },
+                                plain = { bounds[i].head_dim, KV_BF16, 1, NULL };
         const double part = (double)attn_find(&coded, 0)->part_bytes(&coded),
                      open = (double)attn_find(&plain, 0)->part_bytes(&plain), n = 32768.0 / KV_BLOCK;
         assert_true((n * part + open) / (n * open) <= bounds[i].most);

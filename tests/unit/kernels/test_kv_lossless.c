@@ -13,7 +13,7 @@
 
 enum { D = 64, N = KV_BLOCK * D };
 
-static const struct attn_shape shape = { D, KV_BF16_LOSSLESS, 1 };
+static const struct attn_shape shape = { D, KV_BF16_LOSSLESS, 1, NULL };
 static uint16_t open[2][N] __attribute__((aligned(64))), again[N] __attribute__((aligned(64)));
 static uint8_t sealed[2][2 * N] __attribute__((aligned(64)));
 

@@ -39,7 +39,8 @@ static struct control_message message_of(enum control_kind kind, struct rng *rng
         m.as.welcome = (struct control_welcome){ .worker_id = 7,
                                                  .model = "models/x",
                                                  .precision = "bf16",
-                                                 .kv_codec = "bf16",
+                                                 .kv_codec = "cq-2b",
+                                                 .calibration = "00112233445566778899aabbccddeeff",
                                                  .selector = "dense",
                                                  .positions_max = 8192,
                                                  .step_rows_max = 2048,
@@ -114,9 +115,10 @@ static bool message_equal(const struct control_message *a, const struct control_
     case CONTROL_WELCOME: {
         const struct control_welcome *x = &a->as.welcome, *y = &b->as.welcome;
         return x->worker_id == y->worker_id && same_text(x->model, y->model) && same_text(x->precision, y->precision) &&
-               same_text(x->kv_codec, y->kv_codec) && same_text(x->selector, y->selector) &&
-               x->positions_max == y->positions_max && x->step_rows_max == y->step_rows_max &&
-               x->heartbeat_ms == y->heartbeat_ms && x->silence_ms == y->silence_ms && x->term == y->term;
+               same_text(x->kv_codec, y->kv_codec) && same_text(x->calibration, y->calibration) &&
+               same_text(x->selector, y->selector) && x->positions_max == y->positions_max &&
+               x->step_rows_max == y->step_rows_max && x->heartbeat_ms == y->heartbeat_ms &&
+               x->silence_ms == y->silence_ms && x->term == y->term;
     }
     case CONTROL_PROGRESS:
         return a->as.progress.fraction == b->as.progress.fraction;

@@ -1,0 +1,415 @@
+#include "client/calibrate_collect.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/bf16.h"
+#include "worker/team.h"
+#include "worker/worker.h"
+
+enum { LEAF = 256, DEADLINE_MS = 600000 };
+
+/* One sequence while it is computed, and what is made of it. */
+struct run {
+    const struct model_config *config;
+    const struct calibrate_text *text;
+    struct calibrate_samples *to;
+    bool weigh;
+    uint32_t sequence;      /* which one */
+    float *q, *k, *v;       /* [n_layers][length][heads of it][head_dim], before RoPE */
+    float *cosines, *sines; /* [length][head_dim / 2] */
+    float *scratch;         /* of each thread: scratch_floats() */
+    struct worker *worker;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    uint32_t results, aborts;
+    uint64_t number; /* of plans */
+};
+
+/* ---- the model ---- */
+
+static void on_row(void *ctx, uint32_t layer, uint32_t pos, const float *q, const float *k, const float *v)
+{
+    struct run *r = ctx;
+    const struct model_config *c = r->config;
+    const size_t at = (size_t)layer * r->text->length + pos, kv = (size_t)c->n_kv_heads * c->head_dim,
+                 heads = (size_t)c->n_heads * c->head_dim;
+    if (r->weigh)
+        memcpy(r->q + at * heads, q, heads * sizeof *q);
+    memcpy(r->k + at * kv, k, kv * sizeof *k);
+    memcpy(r->v + at * kv, v, kv * sizeof *v);
+}
+
+static void on_result(void *ctx, const struct result *result)
+{
+    struct run *r = ctx;
+    (void)result;
+    pthread_mutex_lock(&r->lock);
+    r->results++;
+    pthread_cond_signal(&r->changed);
+    pthread_mutex_unlock(&r->lock);
+}
+
+static void on_abort(void *ctx, const struct control_abort *abort)
+{
+    struct run *r = ctx;
+    (void)abort;
+    pthread_mutex_lock(&r->lock);
+    r->aborts++;
+    pthread_cond_signal(&r->changed);
+    pthread_mutex_unlock(&r->lock);
+}
+
+static void on_copied(void *ctx, const struct control_copied *copied)
+{
+    (void)ctx;
+    (void)copied;
+}
+
+/* As the coordinator would send it. */
+static enum status post(struct run *r, const struct control_message *m, struct error *err)
+{
+    uint8_t *bytes;
+    size_t n;
+    struct control_message *decoded = NULL;
+    enum status st = control_encode(m, &bytes, &n);
+    if (!st) {
+        st = control_decode(bytes, n, &decoded, err);
+        free(bytes);
+    }
+    return st ? st : worker_post(r->worker, decoded);
+}
+
+/* Positions pos .. pos + n - 1 of the sequence, of one leaf; waits until they are computed. */
+static enum status run_leaf(struct run *r, uint32_t pos, uint32_t n, struct error *err)
+{
+    const struct calibrate_text *t = r->text;
+    const uint32_t n_blocks = (pos + n + PLAN_BLOCK - 1) / PLAN_BLOCK, n_leaves = pos / LEAF + 1;
+    const uint16_t self = 0;
+    const uint64_t before = r->sequence; /* ids of sequences begin at 1 */
+    kv_handle table[CALIBRATE_SEQUENCE_MAX / PLAN_BLOCK];
+    uint16_t readers[CALIBRATE_SEQUENCE_MAX / LEAF] = { 0 };
+    for (uint32_t i = 0; i < n_blocks; i++)
+        table[i] = (uint64_t)r->sequence * (CALIBRATE_SEQUENCE_MAX / PLAN_BLOCK) + i + 1;
+    kv_handle drops[CALIBRATE_SEQUENCE_MAX / PLAN_BLOCK];
+    const uint32_t n_drops = pos || !r->sequence ? 0 : (t->length + PLAN_BLOCK - 1) / PLAN_BLOCK;
+    for (uint32_t i = 0; i < n_drops; i++)
+        drops[i] = table[0] - CALIBRATE_SEQUENCE_MAX / PLAN_BLOCK + i;
+    const struct plan_run run = {
+        .pos = pos, .n_rows = n, .tokens = t->ids + (size_t)r->sequence * t->length + pos, .cls = ROW_PROMPT
+    };
+    const struct plan_seq seq = { .id = r->sequence + 1,
+                                  .fresh = pos == 0,
+                                  .n_table = n_blocks,
+                                  .table = table,
+                                  .n_readers = n_leaves,
+                                  .readers = readers };
+    struct plan plan = { .epoch = 1,
+                         .number = ++r->number,
+                         .group = 1,
+                         .leaf_blocks = LEAF / PLAN_BLOCK,
+                         .deadline_ms = DEADLINE_MS,
+                         .n_members = 1,
+                         .members = &self,
+                         .n_seqs = 1,
+                         .seqs = &seq,
+                         .n_runs = 1,
+                         .runs = &run,
+                         .n_drops = n_drops,
+                         .drops = drops,
+                         .n_forgets = n_drops > 0,
+                         .forgets = &before };
+    const struct control_message m = { .kind = CONTROL_PLAN, .as.plan = &plan };
+    const uint32_t results = r->results;
+    const enum status st = post(r, &m, err);
+    pthread_mutex_lock(&r->lock);
+    while (!st && r->results == results && !r->aborts)
+        pthread_cond_wait(&r->changed, &r->lock);
+    pthread_mutex_unlock(&r->lock);
+    if (!st && r->aborts)
+        return error_set(err, ST_INTERNAL, "calibration: the model could not be run over sequence %u", r->sequence);
+    return st;
+}
+
+static enum status introduce(struct run *r, struct error *err)
+{
+    struct control_ready ready;
+    worker_ready(r->worker, &ready);
+    const struct control_member self = { .address = ready.address, .address_bytes = ready.address_bytes };
+    const struct control_message m = { .kind = CONTROL_MEMBERS, .as.members = { .n_members = 1, .members = &self } };
+    return post(r, &m, err);
+}
+
+/* ---- weights ---- */
+
+/* Rotated keys and values as planes, a query, its scores, products with its output, the output; sums of weights. */
+static size_t scratch_floats(const struct run *r)
+{
+    const size_t n = r->text->length, d = r->config->head_dim;
+    return n * (2 * d + 2 + d / CALIBRATE_UNIT + 2) + 3 * d;
+}
+
+struct weighing {
+    const float *v; /* of position t: v + t * stride */
+    size_t stride;
+    float *keys, *values;    /* [head_dim][n] */
+    float *p, *dot, *square; /* [n]; square: |v_t|^2 */
+    float *sum[2];           /* [head_dim / CALIBRATE_UNIT][n]; [n] */
+    float *q, *o, *half;     /* [head_dim] */
+};
+
+static void rotate(const struct run *r, uint32_t pos, const float *x, float *out)
+{
+    const uint32_t half = r->config->head_dim / 2;
+    for (uint32_t i = 0; i < half; i++) {
+        const float c = r->cosines[(size_t)pos * half + i], s = r->sines[(size_t)pos * half + i];
+        out[i] = x[i] * c - x[i + half] * s;
+        out[i + half] = x[i + half] * c + x[i] * s;
+    }
+}
+
+static void weighing_begin(const struct run *r, struct weighing *w, float *scratch, uint32_t layer, uint32_t head)
+{
+    const struct model_config *c = r->config;
+    const uint32_t n = r->text->length, d = c->head_dim;
+    const size_t stride = (size_t)c->n_kv_heads * d, first = (size_t)layer * n * stride + (size_t)head * d;
+    w->v = r->v + first;
+    w->stride = stride;
+    w->keys = scratch;
+    w->values = w->keys + (size_t)n * d;
+    w->p = w->values + (size_t)n * d;
+    w->dot = w->p + n;
+    w->square = w->dot + n;
+    w->sum[1] = w->square + n;
+    w->sum[0] = w->sum[1] + n;
+    w->q = w->sum[0] + (size_t)n * d / CALIBRATE_UNIT;
+    w->o = w->q + d;
+    w->half = w->o + d;
+    memset(w->square, 0, (2 + (size_t)d / CALIBRATE_UNIT) * n * sizeof *scratch);
+    for (uint32_t t = 0; t < n; t++) {
+        rotate(r, t, r->k + first + t * stride, w->q);
+        for (uint32_t i = 0; i < d; i++) {
+            const float x = w->v[t * stride + i];
+            w->keys[(size_t)i * n + t] = w->q[i];
+            w->values[(size_t)i * n + t] = x;
+            w->square[t] += x * x;
+        }
+    }
+}
+
+/* out[t] = sum over i of x[i] planes[i][t] */
+static void products(const float *planes, const float *x, uint32_t d, uint32_t n, uint32_t n_wanted, float *out)
+{
+    memset(out, 0, n_wanted * sizeof *out);
+    for (uint32_t i = 0; i < d; i++)
+        for (uint32_t t = 0; t < n_wanted; t++)
+            out[t] += x[i] * planes[(size_t)i * n + t];
+}
+
+/* p of query position pos over keys 0 .. pos, and the output of attention. */
+static void attend(const struct run *r, struct weighing *w, uint32_t pos)
+{
+    const uint32_t d = r->config->head_dim, n = r->text->length;
+    const float scale = 1 / sqrtf((float)d);
+    float most = -INFINITY, all = 0;
+    products(w->keys, w->q, d, n, pos + 1, w->p);
+    for (uint32_t t = 0; t <= pos; t++)
+        most = fmaxf(most, w->p[t]);
+    for (uint32_t t = 0; t <= pos; t++)
+        all += w->p[t] = expf((w->p[t] - most) * scale);
+    memset(w->o, 0, d * sizeof *w->o);
+    for (uint32_t t = 0; t <= pos; t++) {
+        w->p[t] /= all;
+        for (uint32_t i = 0; i < d; i++)
+            w->o[i] += w->p[t] * w->v[t * w->stride + i];
+    }
+}
+
+/* What one query adds to the weights of earlier blocks. q: before RoPE */
+static void weigh_query(const struct run *r, struct weighing *w, const float *q, uint32_t pos)
+{
+    const uint32_t d = r->config->head_dim, n = r->text->length, before = pos / PLAN_BLOCK * PLAN_BLOCK;
+    float own = 0;
+    if (!before)
+        return;
+    rotate(r, pos, q, w->q);
+    attend(r, w, pos);
+    products(w->values, w->o, d, n, before, w->dot);
+    for (uint32_t i = 0; i < d; i++)
+        own += w->o[i] * w->o[i];
+    for (uint32_t i = 0; i < d; i++)
+        w->half[i] = (q[i] * q[i] + q[(i + d / 2) % d] * q[(i + d / 2) % d]) / 2;
+    for (uint32_t t = 0; t < before; t++) {
+        const float away = fmaxf(w->square[t] - 2 * w->dot[t] + own, 0);
+        w->p[t] *= w->p[t];
+        w->sum[1][t] += w->p[t];
+        w->p[t] *= away;
+    }
+    for (uint32_t u = 0; u < d / CALIBRATE_UNIT; u++) {
+        float size = 0;
+        for (uint32_t e = 0; e < CALIBRATE_UNIT; e++)
+            size += w->half[u * CALIBRATE_UNIT + e];
+        for (uint32_t t = 0; t < before; t++)
+            w->sum[0][(size_t)u * n + t] += size * w->p[t];
+    }
+}
+
+static void weigh_head(const struct run *r, float *scratch, uint32_t layer, uint32_t head)
+{
+    const struct model_config *c = r->config;
+    const uint32_t n = r->text->length, group = c->n_heads / c->n_kv_heads, units = c->head_dim / CALIBRATE_UNIT;
+    const size_t stride = (size_t)c->n_heads * c->head_dim,
+                 to = ((size_t)layer * c->n_kv_heads + head) * units * r->to->n + (size_t)r->sequence * n;
+    struct weighing w;
+    weighing_begin(r, &w, scratch, layer, head);
+    for (uint32_t g = 0; g < group; g++)
+        for (uint32_t pos = (head + g) % CALIBRATE_STRIDE; pos < n; pos += CALIBRATE_STRIDE)
+            weigh_query(r, &w, r->q + ((size_t)layer * n + pos) * stride + (size_t)(head * group + g) * c->head_dim,
+                        pos);
+    for (uint32_t u = 0; u < units; u++)
+        for (uint32_t t = 0; t < n; t++) {
+            r->to->weight[0][to + (size_t)u * r->to->n + t] = bf16_of(w.sum[0][(size_t)u * n + t]);
+            r->to->weight[1][to + (size_t)u * r->to->n + t] = bf16_of(w.sum[1][t]);
+        }
+}
+
+/* ---- all of it ---- */
+
+static void keep_head(const struct run *r, uint32_t layer, uint32_t head)
+{
+    const struct model_config *c = r->config;
+    const uint32_t n = r->text->length, d = c->head_dim;
+    const size_t stride = (size_t)c->n_kv_heads * d, first = (size_t)layer * n * stride + (size_t)head * d,
+                 to = (((size_t)layer * c->n_kv_heads + head) * r->to->n + (size_t)r->sequence * n) * d;
+    for (uint32_t t = 0; t < n; t++)
+        for (uint32_t i = 0; i < d; i++) {
+            r->to->part[0][to + (size_t)t * d + i] = bf16_of(r->k[first + t * stride + i]);
+            r->to->part[1][to + (size_t)t * d + i] = bf16_of(r->v[first + t * stride + i]);
+        }
+}
+
+static void keep_share(void *ctx, uint32_t member, uint32_t n_members)
+{
+    const struct run *r = ctx;
+    const uint32_t heads = r->config->n_kv_heads;
+    for (uint32_t i = member; i < r->config->n_layers * heads; i += n_members) {
+        keep_head(r, i / heads, i % heads);
+        if (r->weigh)
+            weigh_head(r, r->scratch + member * scratch_floats(r), i / heads, i % heads);
+    }
+}
+
+static bool buffers(struct run *r, uint32_t n_threads)
+{
+    const struct model_config *c = r->config;
+    const uint32_t n = r->text->length, half = c->head_dim / 2;
+    const size_t rows = (size_t)c->n_layers * n, all = (size_t)c->n_layers * c->n_kv_heads * r->to->n;
+    r->k = malloc(rows * c->n_kv_heads * c->head_dim * sizeof *r->k);
+    r->v = malloc(rows * c->n_kv_heads * c->head_dim * sizeof *r->v);
+    r->q = r->weigh ? malloc(rows * c->n_heads * c->head_dim * sizeof *r->q) : NULL;
+    r->scratch = r->weigh ? malloc(n_threads * scratch_floats(r) * sizeof *r->scratch) : NULL;
+    r->cosines = malloc((size_t)n * half * sizeof *r->cosines);
+    r->sines = malloc((size_t)n * half * sizeof *r->sines);
+    bool ok = r->k && r->v && (!r->weigh || (r->q && r->scratch)) && r->cosines && r->sines;
+    for (int i = 0; i < 2; i++) {
+        r->to->part[i] = malloc(all * c->head_dim * sizeof(uint16_t));
+        r->to->weight[i] = r->weigh ? malloc(all * (c->head_dim / CALIBRATE_UNIT) * sizeof(uint16_t)) : NULL;
+        ok = ok && r->to->part[i] && (!r->weigh || r->to->weight[i]);
+    }
+    for (uint32_t t = 0; t < n && ok; t++)
+        for (uint32_t i = 0; i < half; i++) {
+            r->cosines[(size_t)t * half + i] = (float)(cos(t * c->inv_freq[i]) * c->rope_scale);
+            r->sines[(size_t)t * half + i] = (float)(sin(t * c->inv_freq[i]) * c->rope_scale);
+        }
+    return ok;
+}
+
+static enum status run_sequences(struct run *r, struct team *team, const struct calibrate_events *events,
+                                 struct error *err)
+{
+    const struct calibrate_text *t = r->text;
+    enum status st = introduce(r, err);
+    for (r->sequence = 0; r->sequence < t->n_sequences && !st; r->sequence++) {
+        for (uint32_t pos = 0; pos < t->length && !st; pos += LEAF) {
+            const uint32_t left = t->length - pos;
+            st = run_leaf(r, pos, left < LEAF ? left : LEAF, err);
+        }
+        if (!st)
+            team_run(team, keep_share, r);
+        if (!st && events->progress)
+            events->progress(events->ctx, "sequences", (float)(r->sequence + 1) / (float)t->n_sequences);
+        if (!st && events->stop && events->stop(events->ctx))
+            st = error_set(err, ST_CANCELLED, "calibration: stopped");
+    }
+    return st;
+}
+
+static enum status start(struct run *r, const struct model *m, uint32_t n_threads, struct exchange_hub *hub,
+                         const struct backend_tap *tap, struct error *err)
+{
+    const struct worker_config config = {
+        .device = "cpu",
+        .kv_codec = KV_BF16,
+        .tap = tap,
+        .n_threads = n_threads,
+        .step_rows_max = LEAF,
+        .positions_max = r->text->length,
+        .n_blocks = 2 * (r->text->length / PLAN_BLOCK + 1),
+        .exchange_ops = &exchange_local,
+        .exchange = { .spin_us = 20, .stash_bytes_max = 1 << 20, .hub = hub },
+        .on_result = on_result,
+        .on_abort = on_abort,
+        .on_copied = on_copied,
+        .ctx = r,
+    };
+    return worker_new(&config, m, &r->worker, err);
+}
+
+enum status calibrate_collect(const struct model *m, const struct calibrate_text *text, bool weigh, uint32_t n_threads,
+                              const struct calibrate_events *events, struct calibrate_samples *samples_out,
+                              struct error *err)
+{
+    const struct model_config *c = model_config(m);
+    struct calibrate_samples samples = { c->n_layers,    c->n_kv_heads, c->head_dim, text->n_sequences * text->length,
+                                         { NULL, NULL }, { NULL, NULL } };
+    struct run r = { .config = c, .text = text, .to = &samples, .weigh = weigh };
+    const struct backend_tap tap = { on_row, &r };
+    struct team *team = NULL;
+    struct exchange_hub *hub = exchange_hub_new();
+    enum status st = ST_OK;
+    if (text->length < CALIBRATE_SEQUENCE_MIN || text->length > CALIBRATE_SEQUENCE_MAX || c->head_dim % CALIBRATE_UNIT)
+        st = error_set(err, ST_INVALID, "calibration: sequences of %u tokens (%d to %d), heads of %u channels",
+                       text->length, CALIBRATE_SEQUENCE_MIN, CALIBRATE_SEQUENCE_MAX, c->head_dim);
+    if (!st && (!hub || team_new(n_threads, &team) || !buffers(&r, n_threads)))
+        st = error_set(err, ST_NO_MEMORY, "calibration: no memory for %u tokens", samples.n);
+    pthread_mutex_init(&r.lock, NULL);
+    pthread_cond_init(&r.changed, NULL);
+    if (!st)
+        st = start(&r, m, n_threads, hub, &tap, err);
+    if (!st)
+        st = run_sequences(&r, team, events, err);
+    worker_free(r.worker);
+    exchange_hub_free(hub);
+    team_free(team);
+    pthread_mutex_destroy(&r.lock);
+    pthread_cond_destroy(&r.changed);
+    float *all[] = { r.q, r.k, r.v, r.cosines, r.sines, r.scratch };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+    if (st)
+        calibrate_samples_free(&samples);
+    else
+        *samples_out = samples;
+    return st;
+}
+
+void calibrate_samples_free(struct calibrate_samples *s)
+{
+    for (int i = 0; i < 2; i++) {
+        free(s->part[i]);
+        free(s->weight[i]);
+        s->part[i] = s->weight[i] = NULL;
+    }
+}
