@@ -139,7 +139,7 @@ static enum status selector_begin(struct coordinator *c, struct error *err)
         return ST_OK;
     if (c->config->sched.positions_max)
         return error_set(err, ST_UNSUPPORTED,
-                         "positions-max: %u, but selector %s walks over at most %u blocks (%llu positions)",
+                         "positions-max: %u, but selector %s takes at most %u blocks (%llu positions)",
                          c->positions_max, impl->name, impl->blocks_max, (unsigned long long)most);
     log_warn("contexts end at %llu positions, the most that selector %s takes; the model was made for %u",
              (unsigned long long)most, impl->name, c->positions_max);

@@ -20,9 +20,9 @@
     }
 #define SOCKET(variant_needs, isa)                                                                                     \
     {                                                                                                                  \
-        .name = "socket", .needs = (variant_needs), .by_row = true, .prompt_dense = true,                              \
-        .sketch_bytes = selector_socket_bytes, .sketch = selector_socket_sketch_##isa, .valid = selector_socket_valid, \
-        .score = selector_socket_score_##isa                                                                           \
+        .name = "socket", .needs = (variant_needs), .by_row = true, .at_owners = true, .prompt_dense = true,           \
+        .blocks_max = SELECTOR_OWNED_BLOCKS, .sketch_bytes = selector_socket_bytes,                                    \
+        .sketch = selector_socket_sketch_##isa, .valid = selector_socket_valid, .score = selector_socket_score_##isa   \
     }
 
 const struct selector_impl selector_impls[] = {
@@ -101,8 +101,7 @@ uint32_t selector_budget(uint32_t own, uint32_t density)
     return (uint32_t)(wanted < least ? least : wanted > visible ? visible : wanted);
 }
 
-/* A number that orders as the score does; NaN is lowest. */
-static uint32_t key_of(float score)
+uint32_t selector_order(float score)
 {
     uint32_t u;
     score += 0.0f;
@@ -166,7 +165,7 @@ static void top_by_slot(const struct selector_choice *c, const float *scores, ui
             for (uint32_t b = leaf * c->leaf_blocks; b < (leaf + 1) * c->leaf_blocks && b < end; b++) {
                 if (b < first)
                     continue;
-                keys[n] = key_of(scores[b]);
+                keys[n] = selector_order(scores[b]);
                 blocks[n++] = b;
             }
         }
@@ -197,7 +196,7 @@ void selector_choose(const struct selector_choice *choice, const float *scores, 
         return;
     }
     for (uint32_t b = 1; b < own - 2; b++) {
-        keys[b - 1] = key_of(scores[b]);
+        keys[b - 1] = selector_order(scores[b]);
         blocks[b - 1] = b;
     }
     top(keys, blocks, own - 3, budget, list_out);

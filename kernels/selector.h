@@ -29,6 +29,8 @@ enum {
     SELECTOR_FORCED = 4,            /* block 0, the two blocks before the row's own, its own */
     SELECTOR_SLOTS = 64,            /* slot = leaf mod slots, for choices by slot */
     SELECTOR_WALK_BLOCKS = 4096,    /* the longest walk */
+    SELECTOR_OWNERS_MAX = 64,       /* who have blocks of a sequence */
+    SELECTOR_OWNED_BLOCKS = 65535,  /* of an owner, as they are counted */
     SELECTOR_WALK_DIM =
         64, /* coordinates of a walk sketch's half, or head_dim rounded up to a power of two if that is less */
 };
@@ -52,9 +54,10 @@ struct selector_impl {
     const char *name;
     uint32_t needs; /* enum cpu_cap */
     bool by_row;    /* a list a row and KV head, from the row's own query; else a list a block, from sketches alone */
+    bool at_owners; /* by row: sketches are too large to travel: who reads a block scores it */
     bool windowed;  /* a list a block, from positions alone: sketch_bytes is 0, and the rest is NULL */
     bool prompt_dense;   /* by default prompt rows read all */
-    uint32_t blocks_max; /* a longer context can not be walked; 0: any */
+    uint32_t blocks_max; /* longer contexts are refused: they can not be walked, or counted; 0: any */
     /* Of one block and layer; a multiple of 4. */
     size_t (*sketch_bytes)(const struct selector_shape *shape);
     void (*sketch)(const struct selector_shape *shape, const struct selector_block *block, void *sketch_out);
@@ -136,6 +139,45 @@ void selector_choose(const struct selector_choice *choice, const float *scores, 
 
 /* list_out [selector_words(own)]: block 0, the `window` blocks before the row's own, and its own. */
 void selector_window(uint32_t own, uint32_t window, uint64_t *list_out);
+
+/* A number that orders as the score does; -0 is +0, NaN is lowest. */
+uint32_t selector_order(float score);
+
+/* ---- the best of what several owners have (selector_merge.c) ---- */
+
+/*
+ * The k-th highest of all owners' keys (selector_order of scores), exactly, in two rounds. Each tells its lowest and highest key, and how many of them are
+ * in each of 16 to 256 equal parts between (n keys: 2 bytes for about four of them). From all of these follows a range that the k-th key is in; each then gives
+ * the keys in its own parts that the range touches, with their blocks. How many these are is known from the counts.
+ * Counts: u32 lowest, u32 highest, u16 [parts]. 1 <= n < 2^16, 1 <= k <= keys in all.
+ */
+struct selector_range {
+    uint32_t low, high;
+};
+struct selector_pair {
+    uint32_t key, block;
+};
+size_t selector_counts_bytes(uint32_t n); /* 0 for none */
+void selector_counts(const uint32_t *keys, uint32_t n, uint8_t *counts_out);
+/* Of what came from outside: they are of n keys. */
+bool selector_counts_valid(const uint8_t *counts, uint32_t n);
+/* counts, n [n_owners], at most SELECTOR_OWNERS_MAX */
+struct selector_range selector_range_of(const uint8_t *const *counts, const uint32_t *n, uint32_t n_owners, uint32_t k);
+/* How many of an owner's keys are in the parts that the range touches; above_out: in parts above. */
+uint32_t selector_range_count(const uint8_t *counts, uint32_t n, struct selector_range range, uint32_t *above_out);
+/* These keys, in their order, `block` being their place among the owner's n; counts are those of keys. -> how many */
+uint32_t selector_range_take(const uint8_t *counts, const uint32_t *keys, uint32_t n, struct selector_range range,
+                             struct selector_pair *pairs_out);
+/* Of what came from outside: all are of parts that the range touches. */
+bool selector_pairs_valid(const uint8_t *counts, uint32_t n, struct selector_range range,
+                          const struct selector_pair *pairs, uint32_t n_pairs);
+/* The k-th best of all pairs, less those that are above; changes their order. */
+struct selector_pair selector_cut(struct selector_pair *pairs, uint32_t n, uint32_t k);
+/* Is a block with this key chosen, the last that is being `cut`? */
+static inline bool selector_chosen(struct selector_pair cut, uint32_t key, uint32_t block)
+{
+    return key > cut.key || (key == cut.key && block <= cut.block);
+}
 
 /* ---- what a deployment says (selector_spec.c) ---- */
 

@@ -140,6 +140,9 @@ enum status selector_parse(const char *text, struct selector_spec *spec_out, str
     }
     if (windowed && spec.by_slot)
         return error_set(err, ST_INVALID, "selector %s: scope=local deals a budget, streaming has a window", text);
+    if (impl && impl->at_owners && spec.by_slot)
+        return error_set(err, ST_INVALID, "selector %s: scope=local is none of %s's, whose owners find one threshold",
+                         text, impl->name);
     *spec_out = spec;
     return ST_OK;
 }

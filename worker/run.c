@@ -373,7 +373,7 @@ void worker_run(struct worker *w, const struct plan *plan)
     if (!st)
         st = attend_build(&w->attend, plan, w->config.exchange.self, &shape, &at, &err);
     if (!st)
-        st = select_build(&w->select, plan, w->config.exchange.self, &w->attend, c->n_kv_heads, &at, &err);
+        st = select_build(&w->select, plan, w->config.exchange.self, &w->attend, c->n_kv_heads, &at, &handles, &err);
     if (!st)
         st = select_catch_up(&w->select, plan, w->config.exchange.self, &at, &handles, w->config.exchange_ops,
                              w->exchange, &input.key, deadline_ns, &peer, &err);

@@ -58,11 +58,16 @@ void select_deinit(struct select *s)
     free(s->gets);
     free(s->sent);
     u32_list_free(&s->leaves);
+    free(s->scope);
+    free(s->told);
+    free(s->asked);
+    free(s->owners);
+    free(s->homes);
+    free(s->voices);
     memset(s, 0, sizeof *s);
 }
 
-/* Room for n items; what was there is kept. */
-static bool reserve(void *p, uint32_t *room, uint32_t n, size_t size)
+bool select_reserve(void *p, uint32_t *room, uint32_t n, size_t size)
 {
     void **at = p;
     if (n <= *room)
@@ -151,7 +156,7 @@ static enum status seq_take(struct select *s, const struct plan *plan, uint32_t 
     /* What a plan says again may be other blocks. Those that it names already are held meanwhile, or they would go and come without what they keep. */
     const uint32_t kept = said->table_from < q->n ? said->table_from : q->n, before = q->n;
     const uint32_t n = said->table_from + said->n_table;
-    if (!reserve(&q->sketches, &q->room, n > before ? n : before, sizeof *q->sketches))
+    if (!select_reserve(&q->sketches, &q->room, n > before ? n : before, sizeof *q->sketches))
         return ST_NO_MEMORY;
     for (uint32_t c = kept; c < n; c++) {
         const kv_handle handle = at->handle(at->ctx, i, c);
@@ -193,7 +198,8 @@ enum status select_take(struct select *s, const struct plan *plan, uint16_t self
         sketch_drop(&s->store, plan->drops[i]);
     for (uint32_t i = 0; i < plan->n_forgets; i++)
         seq_forget(s, plan->forgets[i]);
-    enum status st = reserve(&s->seqs, &s->seqs_room, plan->n_seqs, sizeof(struct select_seq *)) ? ST_OK : ST_NO_MEMORY;
+    enum status st =
+        select_reserve(&s->seqs, &s->seqs_room, plan->n_seqs, sizeof(struct select_seq *)) ? ST_OK : ST_NO_MEMORY;
     for (uint32_t i = 0; i < plan->n_seqs && !st; i++) {
         st = seq_take(s, plan, i, self, at);
         if (!st && s->seqs[i])
@@ -218,8 +224,9 @@ static enum status rows_build(struct select *s, const struct plan *plan, uint16_
         const struct select_seq *q = s->seqs[run->seq];
         if (run->home != self)
             continue;
-        if (!reserve(&s->rows, &s->rows_room, s->n_rows + run->n_rows, sizeof(struct sketch *)) ||
-            !reserve(&s->seals, &s->seals_room, s->n_seals + run->n_rows / PLAN_BLOCK + 1, sizeof(struct sketch *)))
+        if (!select_reserve(&s->rows, &s->rows_room, s->n_rows + run->n_rows, sizeof(struct sketch *)) ||
+            !select_reserve(&s->seals, &s->seals_room, s->n_seals + run->n_rows / PLAN_BLOCK + 1,
+                            sizeof(struct sketch *)))
             return error_set(err, ST_NO_MEMORY, "no memory for the sketches of a plan");
         for (uint32_t pos = run->pos; pos < run->pos + run->n_rows; pos++) {
             const uint32_t c = pos / PLAN_BLOCK;
@@ -248,7 +255,7 @@ static enum status jobs_build(struct select *s, const struct plan *plan, const s
     s->n_units = 0;
     s->list_words = s->own_max = 0;
     s->sparse = false;
-    if (!reserve(&s->jobs, &s->jobs_room, attend->n_jobs, sizeof *s->jobs))
+    if (!select_reserve(&s->jobs, &s->jobs_room, attend->n_jobs, sizeof *s->jobs))
         return error_set(err, ST_NO_MEMORY, "no memory for a plan");
     for (uint32_t j = 0; j < attend->n_jobs; j++) {
         const struct attend_job *job = &attend->jobs[j];
@@ -273,7 +280,7 @@ static enum status jobs_build(struct select *s, const struct plan *plan, const s
         s->list_words += (size_t)out->n_lists * out->words;
         if (!job->local)
             continue;
-        if (!reserve(&s->units, &s->units_room, s->n_units + out->n_lists, sizeof *s->units))
+        if (!select_reserve(&s->units, &s->units_room, s->n_units + out->n_lists, sizeof *s->units))
             return error_set(err, ST_NO_MEMORY, "no memory for a plan");
         for (uint32_t i = 0; i < out->n_lists; i++)
             s->units[s->n_units++] =
@@ -290,10 +297,10 @@ static enum status choices_build(struct select *s, const struct plan *plan, uint
                                  const struct attend_lookup *at)
 {
     s->leaves.n = 0;
-    if (!reserve(&s->refs, &s->refs_room, attend->n_refs, sizeof *s->refs))
+    if (!select_reserve(&s->refs, &s->refs_room, attend->n_refs, sizeof *s->refs))
         return ST_NO_MEMORY;
     for (int kind = SEND_QUERIES; kind <= RECEIVE_QUERIES; kind++) {
-        if (!reserve(&s->choices[kind], &s->choices_room[kind], attend->n_messages[kind], sizeof(size_t)))
+        if (!select_reserve(&s->choices[kind], &s->choices_room[kind], attend->n_messages[kind], sizeof(size_t)))
             return ST_NO_MEMORY;
         for (uint32_t i = 0; i < attend->n_messages[kind]; i++) {
             const struct attend_message *m = &attend->messages[kind][i];
@@ -309,6 +316,8 @@ static enum status choices_build(struct select *s, const struct plan *plan, uint
                     if (readers[l] == reader && u32_list_push(&s->leaves, l))
                         return ST_NO_MEMORY;
                 s->refs[r].leaf_end = s->leaves.n;
+                if (select_at_owners(s))
+                    continue; /* the reader makes them */
                 bytes += (size_t)job->n_lists * selector_words((s->leaves.n - s->refs[r].leaf_begin) * s->leaf_blocks) *
                          sizeof(uint64_t);
             }
@@ -322,11 +331,11 @@ static enum status sketch_sent(struct select *s, struct select_message **message
                                uint16_t peer, struct sketch *sketch)
 {
     if (!*n || (*messages)[*n - 1].peer != peer) {
-        if (!reserve(messages, room, *n + 1, sizeof **messages))
+        if (!select_reserve(messages, room, *n + 1, sizeof **messages))
             return ST_NO_MEMORY;
         (*messages)[(*n)++] = (struct select_message){ peer, s->n_sent, s->n_sent };
     }
-    if (!reserve(&s->sent, &s->sent_room, s->n_sent + 1, sizeof *s->sent))
+    if (!select_reserve(&s->sent, &s->sent_room, s->n_sent + 1, sizeof *s->sent))
         return ST_NO_MEMORY;
     s->sent[s->n_sent++] = sketch;
     (*messages)[*n - 1].end = s->n_sent;
@@ -377,20 +386,23 @@ static enum status sketches_build(struct select *s, const struct plan *plan, uin
 }
 
 enum status select_build(struct select *s, const struct plan *plan, uint16_t self, const struct attend *attend,
-                         uint32_t n_kv_heads, const struct attend_lookup *at, struct error *err)
+                         uint32_t n_kv_heads, const struct attend_lookup *at, const struct select_lookup *handles,
+                         struct error *err)
 {
     if (!select_active(s))
         return ST_OK;
     s->n_rows = s->n_seals = s->n_sends = s->n_gets = s->n_sent = 0;
-    s->awaited = false;
+    s->awaited = s->spread = false;
     enum status st = select_sketches(s) ? rows_build(s, plan, self, err) : ST_OK;
     if (!st)
         st = jobs_build(s, plan, attend, n_kv_heads, err);
     if (st)
         return st;
     st = choices_build(s, plan, self, attend, at);
-    if (!st && select_sketches(s))
+    if (!st && select_sketches(s) && !select_at_owners(s))
         st = sketches_build(s, plan, self);
+    if (!st && select_at_owners(s))
+        return select_owners_build(s, plan, self, attend, n_kv_heads, at, handles, err);
     return st ? error_set(err, st, "plan %llu: the sketches of its blocks", (unsigned long long)plan->number) : ST_OK;
 }
 
@@ -487,7 +499,7 @@ static enum status want_send(struct catch *c, uint16_t peer, uint32_t n)
             return ST_PROTOCOL;
         if (sketch_complete(&c->s->store, q->sketches[block]))
             continue;
-        if (!reserve(&c->wanted, &c->wanted_room, c->n_wanted + 1, sizeof *c->wanted))
+        if (!select_reserve(&c->wanted, &c->wanted_room, c->n_wanted + 1, sizeof *c->wanted))
             return ST_NO_MEMORY;
         c->wanted[c->n_wanted++] = q->sketches[block]->handle;
         c->buffer[i / 8] |= (uint8_t)(1u << i % 8);
@@ -579,7 +591,7 @@ enum status select_catch_up(struct select *s, const struct plan *plan, uint16_t 
     *peer_out = UINT16_MAX;
     for (uint32_t i = 0; i < plan->n_seqs; i++)
         most += plan->seqs[i].fresh ? plan->seqs[i].committed / PLAN_BLOCK : 0;
-    if (!select_sketches(s) || plan->n_members < 2 || !most)
+    if (!select_sketches(s) || select_at_owners(s) || plan->n_members < 2 || !most)
         return ST_OK;
     c.key.phase = PHASE_SKETCH;
     const size_t answer = CATCH_SKETCHES * c.sketch_bytes, want = most / 8 + 1;

@@ -9,6 +9,10 @@
  * completes sends its sketch to them in each layer (PHASE_SKETCH); when a plan says of a sequence all there is to know (fresh), who lacks sketches of
  * committed blocks asks the readers of their leaves for them before the step.
  *
+ * Where sketches stay with owners (selector_impl.at_owners), nothing of that is sent. In a step whose queries travel, who reads blocks scores them for
+ * every row that asks, and four messages a layer settle what the best of all are (kernels/selector.h): counts to the home (PHASE_COUNTS), a range back
+ * (PHASE_RANGES), the keys in it to the home (PHASE_PAIRS), where to cut back (PHASE_CUTS). Each reader then makes its part of the lists itself.
+ *
  * Lists of a job: a bit for each block up to the last own block of its rows. By row: list row * n_kv_heads + head. Else one a block: list
  * (own block of the row) - (own block of the first).
  */
@@ -43,6 +47,29 @@ struct select_job {
     uint32_t n_lists, words;
     size_t at; /* first word in the lists of the step */
     const struct select_seq *seq;
+    /* at owners: what is scored here for it: select.scope[begin .. end - 1]; its keys, [n_lists][end - begin]; its first list among those of all jobs */
+    uint32_t scope_begin, scope_end, first;
+    size_t keys;
+};
+
+/* A block that is scored here. */
+struct select_scope {
+    uint32_t block;
+    const struct sketch *sketch;
+};
+
+/* What one owner says of one list, beside what the home itself has. */
+struct select_voice {
+    uint32_t job, index, own;
+    uint32_t n;    /* blocks that it scores: at least one */
+    uint32_t next; /* of the same list, in select.told; UINT32_MAX: none */
+    size_t at;     /* its counts among all */
+};
+
+/* With one worker: voices begin .. end - 1, whose counts are one message. */
+struct select_talk {
+    uint16_t peer;
+    uint32_t begin, end;
 };
 
 /* Choices to be made here: list `index` of a local job. */
@@ -78,12 +105,20 @@ struct select {
     struct sketch **sent;                /* [n_sent] */
     struct u32_list leaves;
     uint32_t n_rows, n_seals, n_units, n_sends, n_gets, n_sent;
-    size_t list_words; /* of all jobs */
-    uint32_t own_max;  /* of the units */
-    bool awaited;      /* a row here wants a sketch that comes in this step */
-    bool sparse;       /* some row of this step, here or elsewhere, is */
+    /* at owners, if `spread` */
+    bool spread;
+    struct select_scope *scope;
+    struct select_voice *told, *asked; /* by owners, of local jobs; of this one, by homes */
+    struct select_talk *owners, *homes;
+    uint32_t *voices; /* [n_lists]: the first told of a list, or the one asked, or UINT32_MAX */
+    uint32_t n_scope, n_told, n_asked, n_owners, n_homes, n_lists;
+    size_t n_keys, told_bytes, asked_bytes; /* of counts */
+    size_t list_words;                      /* of all jobs */
+    uint32_t own_max;                       /* of the units */
+    bool awaited;                           /* a row here wants a sketch that comes in this step */
+    bool sparse;                            /* some row of this step, here or elsewhere, is */
     uint32_t seqs_room, rows_room, seals_room, jobs_room, units_room, refs_room, choices_room[ATTEND_TRAFFICS],
-        sends_room, gets_room, sent_room;
+        sends_room, gets_room, sent_room, scope_room, told_room, asked_room, owners_room, homes_room, voices_room;
 };
 
 /* spec "dense": nothing is ever selected. ST_UNSUPPORTED: the model and the selector do not fit (err says why). */
@@ -98,6 +133,11 @@ static inline bool select_active(const struct select *s)
 static inline bool select_sketches(const struct select *s)
 {
     return s->store.layer_bytes != 0;
+}
+/* Do sketches stay where their blocks are read? */
+static inline bool select_at_owners(const struct select *s)
+{
+    return s->store.impl && s->store.impl->at_owners;
 }
 /* Is layer one that selects? */
 static inline bool select_layer(const struct select *s, uint32_t layer)
@@ -117,7 +157,22 @@ enum status select_take(struct select *s, const struct plan *plan, uint16_t self
                         struct error *err);
 /* Once the pool has the blocks of the rows here, and attend is built. ST_PROTOCOL: a row selects among blocks that the plan does not name. */
 enum status select_build(struct select *s, const struct plan *plan, uint16_t self, const struct attend *attend,
-                         uint32_t n_kv_heads, const struct attend_lookup *at, struct error *err);
+                         uint32_t n_kv_heads, const struct attend_lookup *at, const struct select_lookup *handles,
+                         struct error *err);
+/* Its part of that where sketches stay with owners (owners.c). */
+enum status select_owners_build(struct select *s, const struct plan *plan, uint16_t self, const struct attend *attend,
+                                uint32_t n_kv_heads, const struct attend_lookup *at,
+                                const struct select_lookup *handles, struct error *err);
+/* Room for n items; what was there is kept. */
+bool select_reserve(void *p, uint32_t *room, uint32_t n, size_t size);
+
+/* Of a job, ascending: how many of its blocks that are scored here a row of block own chooses among. */
+uint32_t select_scope_count(const struct select *s, const struct select_job *job, uint32_t own);
+/* How many blocks rows of block own choose, of those that are scored: 0: none, or all. */
+static inline uint32_t select_wanted(const struct select_job *job, uint32_t own)
+{
+    return selector_reads_all(own, job->density) ? 0 : selector_budget(own, job->density) - SELECTOR_FORCED;
+}
 /*
  * Asks for, and gives, the sketches of committed blocks that a fresh sequence's cast lacks. deadline_ns: clock_ns(). Statuses of the exchange, ST_PROTOCOL,
  * ST_NOT_FOUND (a reader has no sketch of its block); peer_out: whom it waited for.

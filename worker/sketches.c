@@ -155,6 +155,11 @@ void sketch_drop(struct sketches *all, kv_handle handle)
     if (!s)
         return;
     s->held = false;
+    if (all->impl->at_owners) { /* who has the block has the sketch */
+        counted_free(all, s->data);
+        counted_free(all, s->have);
+        s->data = s->have = NULL;
+    }
     free_unless_used(all, s);
 }
 

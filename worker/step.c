@@ -29,14 +29,20 @@ static void attention(const struct backend_ops *ops, struct backend *b, uint32_t
         ops->sketch(b, layer);
     if (s && s->n_gets && s->awaited)
         ops->sketch_receive(b, layer);
-    if (s && s->n_units)
+    const bool spread = s && s->spread; /* lists are made of what readers say of the queries */
+    if (s && s->n_units && !spread)
         ops->select(b, layer);
     if (a->n_messages[SEND_QUERIES])
         ops->send(b, layer, SEND_QUERIES);
+    if (spread && a->n_messages[RECEIVE_QUERIES])
+        ops->receive(b, layer, RECEIVE_QUERIES);
+    if (spread)
+        ops->select(b, layer);
     if (a->n_local)
         ops->attend(b, layer, true);
     if (a->n_messages[RECEIVE_QUERIES]) {
-        ops->receive(b, layer, RECEIVE_QUERIES);
+        if (!spread)
+            ops->receive(b, layer, RECEIVE_QUERIES);
         ops->attend(b, layer, false);
         ops->send(b, layer, SEND_NODES);
     }

@@ -114,7 +114,8 @@ bool cpu_units_build(struct backend *b)
 }
 
 /* Query vector v of a job: local ones stand in Q, others in the received window, as they were rounded at their home; then they are unpacked to `to`. */
-static const float *query_vector(struct backend *b, const struct attend_job *job, uint32_t head, uint32_t v, float *to)
+const float *cpu_query_vector(const struct backend *b, const struct attend_job *job, uint32_t head, uint32_t v,
+                              float *to)
 {
     const struct model_config *c = b->config;
     const uint32_t group = c->n_heads / c->n_kv_heads, width = c->n_heads * c->head_dim, row = job->row + v / group,
@@ -136,7 +137,7 @@ static void pack_tile(struct backend *b, struct cpu_member *m, const struct atte
     const uint32_t n = cpu_tile_vectors(b, job, tile);
     const float *q[ATTN_ROWS];
     for (uint32_t i = 0; i < n; i++)
-        q[i] = query_vector(b, job, head, tile * ATTN_ROWS + i, m->queries + i * b->config->head_dim);
+        q[i] = cpu_query_vector(b, job, head, tile * ATTN_ROWS + i, m->queries + i * b->config->head_dim);
     b->attn->pack_q(&b->attn_shape, q, n, q_tile);
     if (open_tile)
         b->open->pack_q(&b->open_shape, q, n, open_tile);
@@ -390,7 +391,8 @@ static void pack_leaf(struct backend *b, struct cpu_member *m, const struct cpu_
                 tile = part.tile;
                 n = 0;
             }
-            q[n++] = query_vector(b, &a->jobs[user->job], u->head, part.v, m->queries + part.at * b->config->head_dim);
+            q[n++] =
+                cpu_query_vector(b, &a->jobs[user->job], u->head, part.v, m->queries + part.at * b->config->head_dim);
         }
     }
     b->attn->pack_q(&b->attn_shape, q, n, m->q_tiles + tile * b->q_tile_bytes);

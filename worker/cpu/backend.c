@@ -50,6 +50,7 @@ static void cpu_close(struct backend *b)
     free(b->ops);
     free(b->units);
     free(b->lists);
+    cpu_owners_free(b);
     free(b->store);
     free(b->scratch);
     free(b->window);
@@ -415,6 +416,12 @@ static void record_sketch_receive(struct backend *b, uint32_t layer)
 
 static void record_select(struct backend *b, uint32_t layer)
 {
+    if (b->input->select->spread) {
+        record(b, cpu_owners_score)->layer = layer;
+        record(b, cpu_owners_choose)->layer = layer;
+        record(b, cpu_owners_lists)->layer = layer;
+        return;
+    }
     if (select_sketches(b->input->select) && !b->input->select->store.impl->by_row)
         record(b, cpu_select_weights)->layer = layer;
     record(b, cpu_select)->layer = layer;

@@ -146,6 +146,7 @@ struct backend {
     bool selects;    /* some row of the step is sparse */
     uint64_t *lists; /* of one layer: struct select says where */
     size_t lists_room;
+    struct cpu_owners *owners;        /* owners.c's, or NULL */
     _Atomic uint64_t parts_skipped;   /* of parts_read in one layer: in all layers together */
     uint64_t open_read;               /* the same of open blocks that are not open in place */
     uint64_t parts_read, parts_dense; /* pairs of a block's keys and values of one KV head, in one layer */
@@ -207,6 +208,14 @@ size_t cpu_choices_bytes(const struct backend *b, uint32_t kind, uint32_t messag
 void cpu_choices_put(struct backend *b, uint32_t message, uint8_t *wire);
 void cpu_choices_get(struct backend *b, uint32_t message, uint8_t *wire);
 
+/* owners.c: lists of what several owners score */
+bool cpu_owners_reserve(struct backend *b);
+void cpu_owners_free(struct backend *b);
+cpu_op_fn cpu_owners_score, cpu_owners_choose, cpu_owners_lists;
+/* A thread's scratch for scores (select.c): pointers to sketches, queries, scores [n_kv_heads][blocks]. */
+void cpu_select_scratch(const struct backend *b, uint32_t member, const void ***pointers_out, const float ***q_out,
+                        float **queries_out, float **scores_out);
+
 /* attend_sparse.c */
 /* The lists of the unit's vectors in a layer; false: they read everything. */
 bool cpu_unit_lists(const struct backend *b, const struct cpu_unit *u, uint32_t layer, struct cpu_lists *lists);
@@ -217,6 +226,9 @@ void cpu_attend_whole_sparse(struct backend *b, const struct cpu_member *m, cons
 bool cpu_lists_filter(const struct cpu_lists *lists, uint32_t t, uint32_t n, uint32_t block, uint8_t *visible);
 
 /* attend.c: partials */
+/* A query: of a local job's rows, or of those received, which are turned into `to` [head_dim] if they are bf16. */
+const float *cpu_query_vector(const struct backend *b, const struct attend_job *job, uint32_t head, uint32_t v,
+                              float *to);
 uint32_t cpu_unit_vectors(const struct backend *b, const struct cpu_unit *u, uint32_t t);
 float *cpu_stack_tile(const struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t depth,
                       uint32_t t);

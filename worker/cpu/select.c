@@ -37,6 +37,16 @@ static struct scratch scratch_of(const struct backend *b, uint32_t member)
     return x;
 }
 
+void cpu_select_scratch(const struct backend *b, uint32_t member, const void ***pointers_out, const float ***q_out,
+                        float **queries_out, float **scores_out)
+{
+    const struct scratch x = scratch_of(b, member);
+    *pointers_out = x.pointers;
+    *q_out = x.q;
+    *queries_out = x.queries;
+    *scores_out = x.scores;
+}
+
 bool cpu_select_reserve(struct backend *b)
 {
     const struct select *s = b->input->select;
@@ -61,7 +71,7 @@ bool cpu_select_reserve(struct backend *b)
     for (uint32_t i = 0; i < b->n_threads; i++)
         if (!cpu_reserve(&b->members[i].select, &b->members[i].select_room, scratch_bytes(b)))
             return false;
-    return true;
+    return !s->spread || cpu_owners_reserve(b);
 }
 
 static uint32_t sparse_index(const struct select *s, uint32_t layer)

@@ -24,7 +24,17 @@ extern "C" {
 
 enum { EXCHANGE_ADDRESS_MAX = 1024, EXCHANGE_PEERS_MAX = 64 };
 
-enum exchange_phase { PHASE_SKETCH, PHASE_QUERY, PHASE_PARTIAL, PHASES };
+/* counts, ranges, pairs, cuts: what owners and home tell each other before they choose (worker/select.h) */
+enum exchange_phase {
+    PHASE_SKETCH,
+    PHASE_QUERY,
+    PHASE_PARTIAL,
+    PHASE_COUNTS,
+    PHASE_RANGES,
+    PHASE_PAIRS,
+    PHASE_CUTS,
+    PHASES
+};
 
 struct exchange_key {
     uint64_t epoch, plan;

@@ -119,7 +119,7 @@ void message_free(struct message *m)
 
 const char *message_phase_text(uint8_t phase)
 {
-    static const char *const texts[PHASES] = { "sketch", "query", "partial" };
+    static const char *const texts[PHASES] = { "sketch", "query", "partial", "counts", "ranges", "pairs", "cuts" };
     return phase < PHASES ? texts[phase] : "?";
 }
 

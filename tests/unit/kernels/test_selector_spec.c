@@ -76,6 +76,7 @@ static void refused(void **state)
                                        "streaming@16777280",
                                        "streaming@99999999999999999999999",
                                        "streaming@64,scope=local",
+                                       "socket@0.1,scope=local",
                                        "double-sparsity@2",
                                        "socketed" };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
