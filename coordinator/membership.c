@@ -236,8 +236,8 @@ static void on_term_read(void *ctx, const struct registry_answer *answer)
         outvoted(m, "another coordinator has led in between");
         return;
     }
-    if (!own)
-        snprintf(m->before, sizeof m->before, "%s", control);
+    if (!own) /* what was at our own address is gone */
+        snprintf(m->before, sizeof m->before, "%s", strcmp(control, m->control) != 0 ? control : "");
     const uint64_t token = m->token <= MEMBERSHIP_TERM_MAX ? m->token : 0;
     uint64_t term = highest(highest(token, used + 1), m->term + 1);
     if (m->higher >= term) {

@@ -214,6 +214,13 @@ static void terms_ascend(void **state)
     assert_string_equal(c.before, "");
     assert_non_null(strstr(list_all(), "10.0.0.3:3"));
     membership_stop(m);
+    /* who comes after itself has nobody to tell */
+    struct heard d = { 0 };
+    m = start_at("10.0.0.3:3", &d);
+    TURN_UNTIL(d.led);
+    assert_true(d.term > c.term);
+    assert_string_equal(d.before, "");
+    membership_stop(m);
 }
 
 /* Who loses the lead and wins it again ends, if another led in between: it knows nothing of what that one did. */
