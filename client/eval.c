@@ -13,6 +13,7 @@
 #include "client/eval_input.h"
 #include "client/eval_run.h"
 #include "client/interrupt.h"
+#include "client/quantize.h"
 #include "client/settings.h"
 #include "client/terminal.h"
 #include "common/clock.h"
@@ -56,7 +57,9 @@ static enum status config_settings(const struct eval *e, const struct eval_confi
         (st = settings_selector(s, whole, err)))
         return st;
     if (c->weights[0] && !pack_weights_parse(c->weights, &weights))
-        return error_set(err, ST_INVALID, "--configs: weights: '%s' is none of bf16, lossless-fast, as-is", c->weights);
+        return error_set(err, ST_INVALID,
+                         "--configs: weights: '%s' is none of bf16, lossless-fast, df11, leanquant-4, -3, -2, as-is",
+                         c->weights);
     return ST_OK;
 }
 
@@ -105,7 +108,12 @@ static enum status use_pack(struct eval *e, const char *name, struct settings *s
     if (!file_exists(path)) {
         if ((st = model_open(s->model, &m, err)))
             return st;
-        st = pack_write(m, path, &options, NULL, err);
+        struct quantize *quantize = NULL;
+        if (pack_weights_calibrated(options.weights))
+            st = quantize_options(m, "--calibration-text", s->calibration_text, &options, &quantize, err);
+        if (!st)
+            st = pack_write(m, path, &options, NULL, err);
+        quantize_free(quantize);
         model_close(m);
         if (st)
             return st;

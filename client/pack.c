@@ -10,6 +10,7 @@
 #include "client/commands.h"
 #include "client/interrupt.h"
 #include "client/model_kinds.h"
+#include "client/quantize.h"
 #include "client/settings.h"
 #include "client/terminal.h"
 
@@ -63,17 +64,20 @@ static void print_text(const json_t *o)
 
 static enum status pack(const struct settings *s, enum pack_weights weights, struct error *err)
 {
-    const struct pack_options options = { .weights = weights,
-                                          .progress = s->json ? NULL : show_progress,
-                                          .stop = stop };
+    struct pack_options options = { .weights = weights, .progress = s->json ? NULL : show_progress, .stop = stop };
+    struct quantize *quantize = NULL;
     struct model *m, *made;
     uint32_t resumed = 0;
     enum status st = model_open(s->model, &m, err);
     if (st)
         return st;
     interrupt_catch();
-    st = pack_write(m, s->out, &options, &resumed, err);
+    if (pack_weights_calibrated(weights))
+        st = quantize_options(m, "--text", s->text_file, &options, &quantize, err);
+    if (!st)
+        st = pack_write(m, s->out, &options, &resumed, err);
     terminal_bar_end();
+    quantize_free(quantize);
     model_close(m);
     if (st || (st = model_open(s->out, &made, err)))
         return st;
@@ -97,7 +101,8 @@ int command_pack(int argc, char **argv)
     struct error err = { 0 };
     const char *prompt, *positional;
     enum pack_weights weights;
-    if (!settings_read(&s, SCOPE_PACK, "usage: longspan pack --model MODEL --weights CODEC --out DIR [--json]", argc,
+    if (!settings_read(&s, SCOPE_PACK,
+                       "usage: longspan pack --model MODEL --weights CODEC --out DIR [--text FILE] [--json]", argc,
                        argv, &prompt, &positional))
         return 2;
     if (positional || !s.out[0] || !pack_weights_parse(s.weights, &weights)) {

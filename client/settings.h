@@ -70,9 +70,10 @@ struct settings {
     uint32_t max_tokens, top_k;
     /* jobs, batch */
     char key[257], name[129], output[1024];
-    char system[4096];                                                         /* chat */
-    char weights[16], out[1024];                                               /* pack */
-    char configs[4096], text_file[1024], corpus[1024], tasks[1024], svg[1024]; /* eval */
+    char system[4096];           /* chat */
+    char weights[16], out[1024]; /* pack */
+    char configs[4096], text_file[1024], calibration_text[1024], corpus[1024], tasks[1024],
+        svg[1024]; /* eval; text_file: pack too */
     uint32_t length, samples;
     bool quick;
     uint32_t retry_ms;    /* generate, chat */

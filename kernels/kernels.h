@@ -73,12 +73,17 @@ static inline uint16_t f32_to_bf16(float f)
 
 /* ---- linear: y = x W^T over coded weights (cpu/linear_*.c) ---- */
 
+struct df11_code;
+
 struct linear_shape {
     uint32_t n_out, n_in;
     enum weight_codec codec;
     enum dtype x; /* activations */
     /* Of LOSSLESS_FAST only: bits of a class, 3 or 4, and bytes for a group's escapes, a multiple of 64 (model/lossless.h). */
     uint32_t class_bits, escape_room;
+    /* Of DF11 only: the code, kept, and bytes for a group's stream, a multiple of 64 (model/df11.h). */
+    const struct df11_code *df11;
+    uint32_t stream_room;
 };
 
 /*
@@ -108,7 +113,7 @@ struct linear_impl {
     size_t (*group_bytes)(const struct linear_shape *shape); /* a multiple of 64 */
     /*
      * rows[i]: stored row of output group * LINEAR_GROUP + i in shape->codec, NULL past n_out. Groups may be packed in parallel. Rows of
-     * LOSSLESS_FAST are bf16, and need no more than escape_room escapes.
+     * LOSSLESS_FAST and DF11 are bf16, and need no more than escape_room escapes, or stream_room bytes.
      */
     void (*pack)(const struct linear_shape *shape, const void *const rows[LINEAR_GROUP], void *group_out);
     size_t (*scratch_bytes)(const struct linear_shape *shape, uint32_t n_rows);
@@ -129,6 +134,10 @@ struct lossless_group;
  * more escapes than there is room.
  */
 void linear_pack_lossless(const struct linear_shape *shape, const struct lossless_group *group, void *group_out);
+
+struct df11_group;
+/* Likewise of DF11: the group has passed df11_check, has the shape's code and n_in, and a stream for which there is room. */
+void linear_pack_df11(const struct linear_shape *shape, const struct df11_group *group, void *group_out);
 
 /* ---- attention over blocks of KV (cpu/attn_*.c) ---- */
 

@@ -21,6 +21,8 @@ const struct linear_impl linear_impls[] = {
       5e-6f },
     { "amx", CPU_AMX, linear_accepts_q6_amx, linear_group_bytes, linear_pack, linear_scratch_q6_amx, linear_run_q6_amx,
       2e-6f },
+    { "amx", CPU_AMX, linear_accepts_expanded_amx, linear_group_bytes, linear_pack, linear_scratch_expanded_amx,
+      linear_run_expanded_amx, 2e-6f },
     { "avx512", CPU_AVX512 | CPU_VBMI2, linear_accepts_lossless_vbmi2, linear_group_bytes, linear_pack,
       linear_scratch_lossless_vbmi2, linear_run_lossless_vbmi2, 2e-6f },
     { "avx512", CPU_AVX512, any_shape, linear_group_bytes, linear_pack, linear_scratch_avx512, linear_run_avx512,

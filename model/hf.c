@@ -7,6 +7,7 @@
 
 #include "model/directory.h"
 #include "model/json.h"
+#include "model/quantized.h"
 #include "model/safetensors.h"
 
 #define REFUSE(...)      return error_set(err, ST_CORRUPT, __VA_ARGS__)
@@ -53,7 +54,42 @@ static const char *layer_name(const char *name, uint32_t *layer_out, bool *layer
     return p > digits && *p == '.' && !has_zero ? p + 1 : "";
 }
 
-static enum status enter_tensor(struct model *m, const struct safetensor *t, const char *where, struct error *err)
+/* qweight and its kin, in the place of ".weight". *mine_out: it is one. */
+static enum status enter_quantized(struct model *m, const struct quantized_config *q, const struct safetensor *t,
+                                   const char *rest, bool layered, uint32_t layer, const char *where, const char *shown,
+                                   bool *mine_out, struct error *err)
+{
+    enum quantized_part part;
+    size_t stem;
+    *mine_out = quantized_part_of(rest, &stem, &part);
+    if (!*mine_out)
+        return ST_OK;
+    for (size_t i = 0; i < sizeof tensor_names / sizeof *tensor_names; i++) {
+        const enum model_tensor_kind kind = tensor_names[i].kind;
+        const char *name = tensor_names[i].name;
+        if (strncmp(rest, name, stem) != 0 || strcmp(name + stem, ".weight") != 0 ||
+            model_kind_layered(kind) != layered)
+            continue;
+        if (!model_kind_present(&m->config, kind) || (layered && layer >= m->config.n_layers))
+            break;
+        return quantized_enter(m, q, kind, layer, part, t, where, shown, err);
+    }
+    UNSUPPORTED("%s: tensor %s: architecture %s as implemented has no such tensor", where, shown,
+                m->config.architecture);
+}
+
+/* Quantizers write biases of zeros beside matrices that have none. */
+static bool is_zero_bias(const struct safetensor *t)
+{
+    const size_t n = strlen(t->name);
+    bool zero = n > 5 && strcmp(t->name + n - 5, ".bias") == 0;
+    for (uint64_t i = 0; i < t->bytes && zero; i++)
+        zero = t->data[i] == 0;
+    return zero;
+}
+
+static enum status enter_tensor(struct model *m, const struct quantized_config *q, const struct safetensor *t,
+                                const char *where, struct error *err)
 {
     static const enum weight_codec plain[] = { WEIGHT_F32, WEIGHT_F16, WEIGHT_BF16 };
     char shown[72];
@@ -63,6 +99,12 @@ static enum status enter_tensor(struct model *m, const struct safetensor *t, con
     model_printable(shown, sizeof shown, t->name, strlen(t->name));
     if (layered && strcmp(rest, "self_attn.rotary_emb.inv_freq") == 0) /* old files store what the configuration says */
         return ST_OK;
+    if (q->method) {
+        bool mine;
+        const enum status st = enter_quantized(m, q, t, rest, layered, layer, where, shown, &mine, err);
+        if (st || mine)
+            return st;
+    }
     for (size_t i = 0; i < sizeof tensor_names / sizeof *tensor_names; i++) {
         const enum model_tensor_kind kind = tensor_names[i].kind;
         if (strcmp(rest, tensor_names[i].name) != 0 || model_kind_layered(kind) != layered)
@@ -79,6 +121,8 @@ static enum status enter_tensor(struct model *m, const struct safetensor *t, con
                                         err);
         UNSUPPORTED("%s: tensor %s: dtype %s is not supported (BF16, F16, F32 are)", where, shown, t->dtype);
     }
+    if (q->method && is_zero_bias(t))
+        return ST_OK;
     UNSUPPORTED("%s: tensor %s: architecture %s as implemented has no such tensor", where, shown,
                 m->config.architecture);
 }
@@ -91,8 +135,8 @@ static enum status path_join(char path[PATH_BYTES], const char *directory, const
 }
 
 /* map: of the index, tensor -> file name; NULL if there is one file. n_mapped counts the tensors found. */
-static enum status open_shard(struct model *m, const char *directory, const char *name, const json_t *map,
-                              size_t *n_mapped, struct error *err)
+static enum status open_shard(struct model *m, const struct quantized_config *q, const char *directory,
+                              const char *name, const json_t *map, size_t *n_mapped, struct error *err)
 {
     char path[PATH_BYTES], shown[72];
     struct file_map file;
@@ -107,7 +151,7 @@ static enum status open_shard(struct model *m, const char *directory, const char
             st = error_set(err, ST_CORRUPT, "%s: tensor %s: the index puts it elsewhere, or nowhere", path,
                            model_printable(shown, sizeof shown, tensor, strlen(tensor)));
         if (!st)
-            st = enter_tensor(m, &s.tensors[i], path, err);
+            st = enter_tensor(m, q, &s.tensors[i], path, err);
         ++*n_mapped;
     }
     safetensors_free(&s);
@@ -120,7 +164,8 @@ static bool is_plain_name(const char *name)
     return *name && *name != '.' && !strchr(name, '/') && strlen(name) < 256;
 }
 
-static enum status open_shards(struct model *m, const char *directory, const struct json_in *index, struct error *err)
+static enum status open_shards(struct model *m, const struct quantized_config *q, const char *directory,
+                               const struct json_in *index, struct error *err)
 {
     const json_t *map = json_find(index, "weight_map");
     const char *tensor;
@@ -139,7 +184,7 @@ static enum status open_shards(struct model *m, const char *directory, const str
                            model_printable(shown, sizeof shown, tensor, strlen(tensor)));
         if (st || json_object_get(opened, name))
             continue;
-        st = open_shard(m, directory, name, map, &n_mapped, err);
+        st = open_shard(m, q, directory, name, map, &n_mapped, err);
         if (!st && json_object_set_new(opened, name, json_true()))
             st = error_set(err, ST_NO_MEMORY, "%s: out of memory", index->where);
     }
@@ -150,7 +195,8 @@ static enum status open_shards(struct model *m, const char *directory, const str
     return st;
 }
 
-static enum status open_weights(struct model *m, const char *directory, struct error *err)
+static enum status open_weights(struct model *m, const struct quantized_config *q, const char *directory,
+                                struct error *err)
 {
     char path[PATH_BYTES], *text = NULL;
     size_t bytes, n = 0;
@@ -159,7 +205,7 @@ static enum status open_weights(struct model *m, const char *directory, struct e
     if (st)
         return st;
     if (file_exists(path))
-        return open_shard(m, directory, "model.safetensors", NULL, &n, err);
+        return open_shard(m, q, directory, "model.safetensors", NULL, &n, err);
     if ((st = path_join(path, directory, "model.safetensors.index.json", err)))
         return st;
     if (!file_exists(path))
@@ -172,7 +218,7 @@ static enum status open_weights(struct model *m, const char *directory, struct e
     if (st)
         return st;
     const struct json_in index = { root, path, "" };
-    st = open_shards(m, directory, &index, err);
+    st = open_shards(m, q, directory, &index, err);
     json_decref(root);
     return st;
 }
@@ -190,7 +236,7 @@ static enum status read_part(const char *directory, const char *name, size_t byt
     return file_read(path, bytes_max, text_out, bytes_out, err);
 }
 
-static enum status read_config(struct model *m, const char *directory, struct error *err)
+static enum status read_config(struct model *m, struct quantized_config *q, const char *directory, struct error *err)
 {
     char path[PATH_BYTES], *text;
     size_t bytes;
@@ -198,6 +244,8 @@ static enum status read_config(struct model *m, const char *directory, struct er
     if (st)
         return st;
     st = hf_config_parse(text, bytes, path, &m->config, err);
+    if (!st)
+        st = quantized_config_parse(text, bytes, path, q, err);
     free(text);
     if (st || (st = read_part(directory, "generation_config.json", SMALL_FILE_MAX, false, path, &text, &bytes, err)) ||
         !text)
@@ -254,6 +302,7 @@ static bool hf_takes(const char *spec)
 static enum status hf_open(struct model *m, const char *spec, struct error *err)
 {
     struct model_directory d;
+    struct quantized_config q;
     enum status st = model_directory_look(spec, &d, err);
     if (st)
         return st;
@@ -265,10 +314,14 @@ static enum status hf_open(struct model *m, const char *spec, struct error *err)
     for (begin = end; begin && spec[begin - 1] != '/';)
         begin--;
     model_printable(m->config.name, sizeof m->config.name, spec + begin, end - begin);
-    if ((st = read_config(m, spec, err)) || (st = read_tokenizer(m, spec, err)) || (st = read_template(m, spec, err)) ||
-        (st = model_tensors_new(m, err)) || (st = open_weights(m, spec, err)))
+    if ((st = read_config(m, &q, spec, err)) || (st = read_tokenizer(m, spec, err)) ||
+        (st = read_template(m, spec, err)) || (st = model_tensors_new(m, err)))
+        return st;
+    if (q.method && !(m->quantized = model_alloc(m, m->n_tensors, sizeof *m->quantized)))
+        return error_set(err, ST_NO_MEMORY, "%s: out of memory", spec);
+    if ((st = open_weights(m, &q, spec, err)) || (q.method && (st = quantized_finish(m, spec, err))))
         return st;
     return model_finish(m, spec, err);
 }
 
-const struct model_source model_source_hf = { "huggingface", hf_takes, hf_open, NULL };
+const struct model_source model_source_hf = { "huggingface", hf_takes, hf_open, quantized_row };

@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-/* config.json of LlamaForCausalLM: everything in *c but name; eos ids too. */
+/* config.json of LlamaForCausalLM: everything in *c but name; eos ids too. quantization_config is for quantized_config_parse. */
 enum status hf_config_parse(const char *text, size_t bytes, const char *where, struct model_config *c,
                             struct error *err);
 /* generation_config.json: its end-of-generation ids, if it names any, take the place of the configuration's. */

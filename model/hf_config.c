@@ -13,6 +13,7 @@
 /* Read below, or without influence on the result of inference. */
 static const char *const known_keys[] = {
     "architectures",
+    "quantization_config", /* quantized.h */
     "model_type",
     "hidden_size",
     "intermediate_size",

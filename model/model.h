@@ -20,8 +20,9 @@ extern "C" {
 enum { MODEL_HEAD_DIM_MAX = 256, MODEL_EOS_MAX = 8 };
 
 /*
- * How the elements of a stored weight row are coded. Layouts: the GGUF types of the same names; F32, F16, BF16 are plain arrays. LOSSLESS_FAST codes
- * groups of 16 rows together (model/lossless.h); its rows come as BF16.
+ * How the elements of a stored weight row are coded. Layouts: the GGUF types of the same names; F32, F16, BF16 are plain arrays. LOSSLESS_FAST and
+ * DF11 code groups of 16 rows together (model/lossless.h, model/df11.h); their rows come as BF16. Q4_Z is what GPTQ and AWQ checkpoints become: as Q4_1, with the
+ * zero point as f16 in the minimum's place, so that an element is (q - z) d. LEANQUANT_n: a row is its grid of 2^n bf16, then n bits an element, lowest first.
  */
 enum weight_codec {
     WEIGHT_F32,
@@ -36,16 +37,44 @@ enum weight_codec {
     WEIGHT_Q5_K,
     WEIGHT_Q6_K,
     WEIGHT_LOSSLESS_FAST,
+    WEIGHT_DF11,
+    WEIGHT_Q4_Z,
+    WEIGHT_LEANQUANT_4,
+    WEIGHT_LEANQUANT_3,
+    WEIGHT_LEANQUANT_2,
     WEIGHT_CODECS
 };
 
 const char *weight_codec_name(enum weight_codec codec);
-/* Elements that are coded together (1, 32 or 256), and the bytes they take. A row's length is a multiple of the block. */
+/* Elements that are coded together (1, 32 or 256), and the bytes they take (not of LEANQUANT). A row's length is a multiple of the block. */
 uint32_t weight_codec_block(enum weight_codec codec);
 size_t weight_codec_block_bytes(enum weight_codec codec);
 size_t weight_row_bytes(enum weight_codec codec, uint32_t n_cols);
 /* Expands one stored row to float32: each element is rounded once, as ggml's own expansion does. */
 void weight_row_f32(enum weight_codec codec, const void *row, uint32_t n_cols, float *out);
+
+/* Bits of an element's code of LEANQUANT_n; of other codecs 0. */
+static inline uint32_t weight_grid_bits(enum weight_codec codec)
+{
+    return codec >= WEIGHT_LEANQUANT_4 && codec <= WEIGHT_LEANQUANT_2 ? 4 - (uint32_t)(codec - WEIGHT_LEANQUANT_4) : 0;
+}
+
+/* Code of element i of such a row; put: where all its bits are zeros. */
+static inline uint32_t weight_grid_code(uint32_t bits, const uint8_t *row, size_t i)
+{
+    const uint8_t *codes = row + ((size_t)2 << bits) + i * bits / 8;
+    const uint32_t at = (uint32_t)(i * bits % 8);
+    return (uint32_t)(codes[0] | (at + bits > 8 ? codes[1] << 8 : 0)) >> at & ((1u << bits) - 1);
+}
+
+static inline void weight_grid_put(uint32_t bits, uint8_t *row, size_t i, uint32_t code)
+{
+    uint8_t *codes = row + ((size_t)2 << bits) + i * bits / 8;
+    const uint32_t at = (uint32_t)(i * bits % 8);
+    codes[0] = (uint8_t)(codes[0] | code << at);
+    if (at + bits > 8)
+        codes[1] = (uint8_t)(codes[1] | code >> (8 - at));
+}
 
 /* The parts of one stored block of Q5_0, Q5_1 (32 elements) or Q4_K, Q5_K, Q6_K (256), for who packs them anew. */
 struct weight_parts {
@@ -107,6 +136,7 @@ enum model_tensor_kind {
 
 struct model;
 struct lossless_tensor;
+struct df11_tensor;
 
 /* One tensor, borrowed from the model. Plain data; rows are read by model_tensor_row only. */
 struct model_tensor {
@@ -120,10 +150,11 @@ struct model_tensor {
     /* head size if the file holds q/k rows as adjacent RoPE pairs (undone by model_tensor_row), else 0 */
     uint32_t interleaved_dim;
     uint64_t stored_bytes; /* of all rows, as the source holds them */
-    /* Of packs: what its header says of the stored bytes, and those; and of LOSSLESS_FAST the coded groups. NULL elsewhere. */
+    /* Of packs: what its header says of the stored bytes, and those; and of LOSSLESS_FAST and DF11 the coded groups. NULL elsewhere. */
     const struct digest *checksum;
     const void *stored;
     const struct lossless_tensor *lossless;
+    const struct df11_tensor *df11;
 };
 
 /*

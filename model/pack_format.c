@@ -4,7 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const weights_names[PACK_WEIGHTS_KINDS] = { "bf16", "lossless-fast", "as-is" };
+#include "model/df11.h"
+
+static const char *const weights_names[PACK_WEIGHTS_KINDS] = { "bf16",        "lossless-fast", "df11", "leanquant-4",
+                                                               "leanquant-3", "leanquant-2",   "as-is" };
 
 const char *pack_weights_name(enum pack_weights weights)
 {
@@ -37,6 +40,20 @@ bool pack_parts(uint32_t n_rows, uint32_t n_cols, uint32_t class_bits, uint64_t 
     p.starts = aligned(p.records + blocks * sizeof(uint32_t));
     p.escapes = aligned(p.starts + (groups + 1) * sizeof(uint64_t));
     p.bytes = p.escapes + n_escapes;
+    *parts_out = p;
+    return true;
+}
+
+bool pack_df11_parts(uint32_t n_rows, uint32_t n_cols, uint64_t stream_bytes, struct pack_df11_parts *parts_out)
+{
+    const uint64_t groups = df11_groups(n_rows);
+    struct pack_df11_parts p = { .signs = 256 };
+    if (stream_bytes > (uint64_t)1 << 60)
+        return false;
+    p.offsets = p.signs + groups * df11_blocks(n_cols) * DF11_WEIGHTS;
+    p.starts = aligned(p.offsets + groups * df11_tiles(n_cols) * sizeof(uint32_t));
+    p.stream = aligned(p.starts + (groups + 1) * sizeof(uint64_t));
+    p.bytes = p.stream + stream_bytes;
     *parts_out = p;
     return true;
 }

@@ -22,6 +22,12 @@ struct pack_parts {
 bool pack_parts(uint32_t n_rows, uint32_t n_cols, uint32_t class_bits, uint64_t n_escapes,
                 struct pack_parts *parts_out);
 
+/* Likewise of df11: its code lengths begin at 0. */
+struct pack_df11_parts {
+    uint64_t signs, offsets, starts, stream, bytes;
+};
+bool pack_df11_parts(uint32_t n_rows, uint32_t n_cols, uint64_t stream_bytes, struct pack_df11_parts *parts_out);
+
 /* The digest of a header: of its canonical text without the key "checksum". */
 struct digest pack_header_digest(const json_t *header);
 /* 32 hexadecimal digits; false: they are not. */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/bytes.h"
+#include "model/df11.h"
 #include "model/json.h"
 #include "model/pack_format.h"
 
@@ -341,6 +342,37 @@ static enum status read_lossless(struct model *m, struct model_tensor *t, const 
     return ST_OK;
 }
 
+static enum status read_df11(struct model *m, struct model_tensor *t, const struct json_in *in, const struct place *p,
+                             struct error *err)
+{
+    uint64_t stream_bytes;
+    struct pack_df11_parts parts;
+    enum status st;
+    char where[320];
+    if ((st = read_u64(in, "stream", &stream_bytes, err)))
+        return st;
+    if (!pack_df11_parts(t->n_rows, t->n_cols, stream_bytes, &parts) || parts.bytes != p->bytes)
+        REFUSE("%s: key %sstream is %llu, which does not fit its %llu bytes", in->where, in->prefix,
+               (unsigned long long)stream_bytes, (unsigned long long)p->bytes);
+    struct df11_tensor *d = model_alloc(m, 1, sizeof *d);
+    struct df11_code *code = model_alloc(m, 1, sizeof *code);
+    if (!d || !code)
+        return error_set(err, ST_NO_MEMORY, "%s: out of memory", in->where);
+    snprintf(where, sizeof where, "%.200s: %.40sdata", in->where, in->prefix);
+    if ((st = df11_code_of(p->data, where, code, err)))
+        return st;
+    *d = (struct df11_tensor){ .n_rows = t->n_rows,
+                               .n_cols = t->n_cols,
+                               .code = code,
+                               .stream_bytes = stream_bytes,
+                               .signs = p->data + parts.signs,
+                               .offsets = (const uint32_t *)(const void *)(p->data + parts.offsets),
+                               .starts = (const uint64_t *)(const void *)(p->data + parts.starts),
+                               .stream = p->data + parts.stream };
+    t->df11 = d;
+    return ST_OK;
+}
+
 static enum status read_tensor(struct model *m, const struct json_in *in, const struct pack_bytes *b, struct error *err)
 {
     struct place p;
@@ -351,12 +383,14 @@ static enum status read_tensor(struct model *m, const struct json_in *in, const 
         return st;
     if (!pack_digest_parse(text, checksum))
         REFUSE("%s: key %schecksum is not 32 hexadecimal digits", in->where, in->prefix);
-    const bool coded = p.codec == WEIGHT_LOSSLESS_FAST;
+    const bool coded = p.codec == WEIGHT_LOSSLESS_FAST || p.codec == WEIGHT_DF11;
     if ((st = model_tensor_set(m, p.kind, p.layer, p.codec, p.dims, 2, coded ? NULL : p.data, false, in->where,
                                model_kind_name(p.kind), err)))
         return st;
     struct model_tensor *t = &m->tensors[model_slot(p.kind, p.layer)];
-    if (coded && (st = read_lossless(m, t, in, &p, err)))
+    if (p.codec == WEIGHT_LOSSLESS_FAST && (st = read_lossless(m, t, in, &p, err)))
+        return st;
+    if (p.codec == WEIGHT_DF11 && (st = read_df11(m, t, in, &p, err)))
         return st;
     if (!coded && p.bytes != t->stored_bytes)
         REFUSE("%s: key %sbytes is %llu, %u rows of %zu bytes are %llu", in->where, in->prefix,
@@ -492,6 +526,11 @@ static enum status pack_open(struct model *m, const char *spec, struct error *er
 
 static const void *pack_row(const struct model_tensor *t, uint32_t row, void *scratch)
 {
+    if (t->df11) {
+        const struct df11_group coded = df11_group_at(t->df11, row / DF11_OUTS);
+        df11_row(&coded, row % DF11_OUTS, scratch);
+        return scratch;
+    }
     const struct lossless_group g = lossless_group_at(t->lossless, row / LOSSLESS_OUTS);
     lossless_row(&g, row % LOSSLESS_OUTS, t->n_cols, scratch);
     return scratch;

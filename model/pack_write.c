@@ -9,35 +9,11 @@
 #include <unistd.h>
 
 #include "model/json.h"
-#include "model/pack_format.h"
+#include "model/pack_writer.h"
 
-enum { PATH_BYTES = 4096, BUFFER_BYTES = 1 << 20, SYNC_BYTES = 64 << 20, JOURNAL_MAX = 256 << 20 };
+enum { BUFFER_BYTES = 1 << 20, SYNC_BYTES = 64 << 20, JOURNAL_MAX = 256 << 20 };
 
 #define JOURNAL "journal"
-
-/*
- * An attempt. Tensors are written one after the other; what has reached the disk is entered in the journal, a line each, so that an attempt that
- * follows begins behind the last line whose bytes are what it says.
- */
-struct pack {
-    const struct model *m;
-    const struct pack_options *options;
-    char out[PATH_BYTES - 16], partial[PATH_BYTES - 16];
-    int lock;             /* the directory, held under flock */
-    int weights;          /* weights.bin */
-    FILE *journal;        /* appended to */
-    json_t *header;       /* pack.json without tensors */
-    json_t *tensors;      /* entries that are done */
-    size_t n_entered;     /* of these, in the journal */
-    uint64_t at, synced;  /* bytes of weights.bin written, and known to be on the disk */
-    uint64_t done, total; /* weights, for progress */
-    uint8_t *vocabulary;
-    size_t vocabulary_bytes;
-    struct hasher *hasher; /* of the tensor that is being written */
-    uint8_t *buffer;       /* [BUFFER_BYTES] not yet written */
-    size_t buffered;
-    struct error *err;
-};
 
 static enum status fail(struct pack *p, const char *name)
 {
@@ -45,7 +21,7 @@ static enum status fail(struct pack *p, const char *name)
                      "%s/%s: %s (what is written stays for the next attempt)", p->partial, name, strerror(errno));
 }
 
-static enum status no_memory(struct pack *p)
+enum status pack_no_memory(struct pack *p)
 {
     return error_set(p->err, ST_NO_MEMORY, "%s: out of memory", p->out);
 }
@@ -66,8 +42,7 @@ static enum status flush(struct pack *p)
     return ST_OK;
 }
 
-/* data NULL: zeros, which belong to no tensor's checksum if hasher is NULL */
-static enum status put(struct pack *p, const void *data, size_t bytes)
+enum status pack_put(struct pack *p, const void *data, size_t bytes)
 {
     const uint8_t *from = data;
     while (bytes) {
@@ -92,9 +67,9 @@ static enum status put(struct pack *p, const void *data, size_t bytes)
     return ST_OK;
 }
 
-static enum status put_to(struct pack *p, uint64_t offset)
+enum status pack_put_to(struct pack *p, uint64_t offset)
 {
-    return put(p, NULL, (size_t)(offset - p->at));
+    return pack_put(p, NULL, (size_t)(offset - p->at));
 }
 
 /* Everything written is brought to the disk, and then entered. */
@@ -111,7 +86,7 @@ static enum status sync_journal(struct pack *p)
         const bool memory = line != NULL;
         free(line);
         if (!memory)
-            return no_memory(p);
+            return pack_no_memory(p);
         if (!written)
             return fail(p, JOURNAL);
     }
@@ -119,169 +94,6 @@ static enum status sync_journal(struct pack *p)
         return fail(p, JOURNAL);
     p->synced = p->at;
     return ST_OK;
-}
-
-/* ---- tensors ---- */
-
-/* One tensor on its way: what it will be, and memory for a group of rows. */
-struct job {
-    struct model_tensor t;
-    enum weight_codec codec;
-    uint32_t class_bits;
-    float *wide;      /* [n_cols] */
-    uint8_t *stored;  /* [LOSSLESS_OUTS] stored rows */
-    uint16_t *halves; /* [LOSSLESS_OUTS][n_cols] */
-    uint64_t offset, n_escapes;
-};
-
-static uint16_t to_bf16(float x)
-{
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    if ((u & 0x7FFFFFFF) > 0x7F800000) /* a NaN stays one */
-        return (uint16_t)(u >> 16 | 0x40);
-    return (uint16_t)((u + 0x7FFF + (u >> 16 & 1)) >> 16);
-}
-
-static const uint16_t *row_bf16(const struct job *j, uint32_t row, uint32_t slot)
-{
-    const struct model_tensor *t = &j->t;
-    uint16_t *out = j->halves + (size_t)slot * t->n_cols;
-    const void *stored = model_tensor_row(t, row, j->stored + (size_t)slot * ((t->row_bytes + 63) / 64 * 64));
-    if (t->codec == WEIGHT_BF16 || t->codec == WEIGHT_LOSSLESS_FAST)
-        return stored;
-    weight_row_f32(t->codec, stored, t->n_cols, j->wide);
-    for (uint32_t k = 0; k < t->n_cols; k++)
-        out[k] = to_bf16(j->wide[k]);
-    return out;
-}
-
-static enum status moved_on(struct pack *p, uint64_t weights)
-{
-    p->done += weights;
-    if (p->options->stop && p->options->stop(p->options->ctx))
-        return error_set(p->err, ST_CANCELLED, "%s: stopped; the same command goes on from there", p->partial);
-    if (p->options->progress && p->total)
-        p->options->progress(p->options->ctx, (float)((double)p->done / (double)p->total));
-    return ST_OK;
-}
-
-static void group_rows(const struct job *j, uint32_t group, const uint16_t *rows[LOSSLESS_OUTS])
-{
-    for (uint32_t i = 0; i < LOSSLESS_OUTS; i++) {
-        const uint32_t row = group * LOSSLESS_OUTS + i;
-        rows[i] = row < j->t.n_rows ? row_bf16(j, row, i) : NULL;
-    }
-}
-
-/* Counts, and decides between 3 bits, 4 bits and bf16. */
-static enum status choose(struct pack *p, struct job *j)
-{
-    uint64_t escapes[2] = { 0 };
-    for (uint32_t g = 0; g < lossless_groups(j->t.n_rows); g++) {
-        const uint16_t *rows[LOSSLESS_OUTS];
-        group_rows(j, g, rows);
-        for (uint32_t k = 0; k < 2; k++)
-            escapes[k] += lossless_count(rows, j->t.n_cols, 3 + k);
-        const enum status st = moved_on(p, 0);
-        if (st)
-            return st;
-    }
-    j->class_bits = lossless_choose((uint64_t)j->t.n_rows * j->t.n_cols, escapes[0], escapes[1]);
-    j->n_escapes = j->class_bits ? escapes[j->class_bits - 3] : 0;
-    j->codec = j->class_bits ? WEIGHT_LOSSLESS_FAST : WEIGHT_BF16;
-    return ST_OK;
-}
-
-static enum status write_lossless(struct pack *p, struct job *j)
-{
-    const uint32_t n_groups = lossless_groups(j->t.n_rows), n_blocks = lossless_blocks(j->t.n_cols);
-    const size_t planes_bytes = n_blocks * lossless_block_bytes(j->class_bits);
-    struct pack_parts parts;
-    if (!pack_parts(j->t.n_rows, j->t.n_cols, j->class_bits, j->n_escapes, &parts))
-        return no_memory(p);
-    uint8_t *planes = malloc(planes_bytes), *escapes = malloc(j->n_escapes + 1);
-    uint32_t *records = calloc((size_t)n_groups * n_blocks, sizeof *records);
-    uint64_t *starts = calloc((size_t)n_groups + 1, sizeof *starts);
-    enum status st = planes && escapes && records && starts ? ST_OK : no_memory(p);
-    for (uint32_t g = 0; g < n_groups && !st; g++) {
-        const uint16_t *rows[LOSSLESS_OUTS];
-        group_rows(j, g, rows);
-        starts[g + 1] = starts[g] + lossless_encode(rows, j->t.n_cols, j->class_bits, planes,
-                                                    records + (size_t)g * n_blocks, escapes + starts[g]);
-        st = put(p, planes, planes_bytes);
-        if (!st)
-            st = moved_on(p, (uint64_t)LOSSLESS_OUTS * j->t.n_cols);
-    }
-    if (!st && !(st = put(p, records, (size_t)n_groups * n_blocks * sizeof *records)) &&
-        !(st = put_to(p, j->offset + parts.starts)) &&
-        !(st = put(p, starts, ((size_t)n_groups + 1) * sizeof *starts)) && !(st = put_to(p, j->offset + parts.escapes)))
-        st = put(p, escapes, j->n_escapes);
-    free(planes);
-    free(escapes);
-    free(records);
-    free(starts);
-    return st;
-}
-
-static enum status write_rows(struct pack *p, struct job *j)
-{
-    enum status st = ST_OK;
-    for (uint32_t r = 0; r < j->t.n_rows && !st; r++) {
-        if (j->codec == j->t.codec)
-            st = put(p, model_tensor_row(&j->t, r, j->stored), j->t.row_bytes);
-        else
-            st = put(p, row_bf16(j, r, 0), 2 * (size_t)j->t.n_cols);
-        if (!st)
-            st = moved_on(p, j->t.n_cols);
-    }
-    return st;
-}
-
-static enum status enter(struct pack *p, const struct job *j, const struct digest *checksum)
-{
-    char text[33];
-    digest_text(checksum, text);
-    json_t *o = json_pack("{s:s, s:I, s:s, s:I, s:I, s:I, s:I, s:s}", "kind", model_kind_name(j->t.kind), "layer",
-                          (json_int_t)j->t.layer, "codec", weight_codec_name(j->codec), "rows", (json_int_t)j->t.n_rows,
-                          "cols", (json_int_t)j->t.n_cols, "offset", (json_int_t)j->offset, "bytes",
-                          (json_int_t)(p->at - j->offset), "checksum", text);
-    if (o && j->codec == WEIGHT_LOSSLESS_FAST) {
-        json_object_set_new(o, "layout", json_integer(LOSSLESS_LAYOUT_CPU));
-        json_object_set_new(o, "class_bits", json_integer(j->class_bits));
-        json_object_set_new(o, "escapes", json_integer((json_int_t)j->n_escapes));
-    }
-    return !o || json_array_append_new(p->tensors, o) ? no_memory(p) : ST_OK;
-}
-
-static enum status write_tensor(struct pack *p, const struct model_tensor *t)
-{
-    static const enum weight_codec codecs[] = { [PACK_BF16] = WEIGHT_BF16, [PACK_LOSSLESS_FAST] = WEIGHT_BF16 };
-    const bool keep = t->n_rows == 1 || p->options->weights == PACK_AS_IS;
-    struct job j = { .t = *t, .codec = keep ? t->codec : codecs[p->options->weights] };
-    const size_t row_room = (t->row_bytes + 63) / 64 * 64;
-    enum status st;
-    j.wide = malloc(t->n_cols * sizeof *j.wide);
-    j.stored = aligned_alloc(64, LOSSLESS_OUTS * row_room);
-    j.halves = malloc(LOSSLESS_OUTS * (size_t)t->n_cols * sizeof *j.halves);
-    st = j.wide && j.stored && j.halves ? model_tensor_check(t, p->err) : no_memory(p);
-    if (!st && t->n_rows > 1 &&
-        (p->options->weights == PACK_LOSSLESS_FAST || (keep && t->codec == WEIGHT_LOSSLESS_FAST)))
-        st = choose(p, &j);
-    if (!st)
-        st = put_to(p, (p->at + PACK_ALIGN - 1) / PACK_ALIGN * PACK_ALIGN);
-    j.offset = p->at;
-    p->hasher = hasher_new();
-    if (!st)
-        st = j.codec == WEIGHT_LOSSLESS_FAST ? write_lossless(p, &j) : write_rows(p, &j);
-    const struct digest checksum = hasher_end(p->hasher);
-    p->hasher = NULL;
-    if (!st)
-        st = enter(p, &j, &checksum);
-    free(j.wide);
-    free(j.stored);
-    free(j.halves);
-    return st;
 }
 
 /* ---- what an earlier attempt left ---- */
@@ -331,7 +143,7 @@ static bool tensor_at(const struct model *m, uint32_t *i, struct model_tensor *t
 /* -> the model's tensor at which to go on; the journal's text beyond `used_out` is not wanted. */
 static uint32_t take_over(struct pack *p, const char *text, size_t bytes, size_t *used_out)
 {
-    char head[34], path[PATH_BYTES];
+    char head[34], path[PACK_PATH_BYTES];
     struct file_map map;
     struct model_tensor t;
     uint32_t i = 0, next = 0;
@@ -356,7 +168,7 @@ static uint32_t take_over(struct pack *p, const char *text, size_t bytes, size_t
 
 static enum status open_files(struct pack *p, uint32_t *next_out)
 {
-    char path[PATH_BYTES], head[33], *text = NULL;
+    char path[PACK_PATH_BYTES], head[33], *text = NULL;
     size_t bytes = 0, used = 0;
     snprintf(path, sizeof path, "%s/" JOURNAL, p->partial);
     if (file_exists(path) && !file_read(path, JOURNAL_MAX, &text, &bytes, NULL))
@@ -411,7 +223,7 @@ static enum status hold(struct pack *p)
 
 static enum status write_part(struct pack *p, const char *name, const void *data, size_t bytes)
 {
-    char path[PATH_BYTES];
+    char path[PACK_PATH_BYTES];
     snprintf(path, sizeof path, "%s/%s", p->partial, name);
     if (!data)
         return ST_OK;
@@ -427,14 +239,14 @@ static enum status write_header(struct pack *p)
     json_t *whole = json_deep_copy(p->header);
     if (!whole || json_object_set(whole, "tensors", p->tensors)) {
         json_decref(whole);
-        return no_memory(p);
+        return pack_no_memory(p);
     }
     const struct digest d = pack_header_digest(whole);
     digest_text(&d, checksum);
     json_object_set_new(whole, "checksum", json_string(checksum));
     char *text = json_dumps(whole, JSON_INDENT(1) | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
     json_decref(whole);
-    const enum status st = text ? write_part(p, PACK_HEADER, text, strlen(text)) : no_memory(p);
+    const enum status st = text ? write_part(p, PACK_HEADER, text, strlen(text)) : pack_no_memory(p);
     free(text);
     return st;
 }
@@ -450,7 +262,7 @@ static void sync_directory(const char *path)
 
 static void sync_parent(const char *path)
 {
-    char parent[PATH_BYTES];
+    char parent[PACK_PATH_BYTES];
     snprintf(parent, sizeof parent, "%s", path);
     char *slash = strrchr(parent, '/');
     if (slash)
@@ -480,7 +292,7 @@ static enum status give_name(struct pack *p)
 static enum status finish(struct pack *p)
 {
     const struct model_vocab *v = &p->m->vocab;
-    char path[PATH_BYTES];
+    char path[PACK_PATH_BYTES];
     enum status st;
     if ((st = sync_journal(p)) || (st = write_part(p, PACK_VOCABULARY, p->vocabulary, p->vocabulary_bytes)) ||
         (st = write_part(p, PACK_TOKENIZER, v->tokenizer_json, v->tokenizer_json_bytes)) ||
@@ -497,7 +309,7 @@ static enum status write_tensors(struct pack *p, uint32_t next)
     struct model_tensor t;
     enum status st = ST_OK;
     while (!st && tensor_at(p->m, &next, &t)) {
-        st = write_tensor(p, &t);
+        st = pack_write_tensor(p, &t);
         if (!st && p->at - p->synced >= SYNC_BYTES)
             st = sync_journal(p);
     }
@@ -518,6 +330,18 @@ static enum status set_paths(struct pack *p, const char *out)
     return ST_OK;
 }
 
+/* How weights were quantized belongs to what the pack is: another attempt with another text begins anew. */
+static enum status note_calibration(struct pack *p)
+{
+    const struct pack_options *o = p->options;
+    json_t *how = o->quantized ? json_loads(o->quantized, 0, NULL) : NULL;
+    if (!o->quantize || !json_is_object(how)) {
+        json_decref(how);
+        return error_set(p->err, ST_INVALID, "%s: %s takes a calibration", p->out, pack_weights_name(o->weights));
+    }
+    return json_object_set_new(p->header, "quantized", how) ? pack_no_memory(p) : ST_OK;
+}
+
 enum status pack_write(const struct model *m, const char *out, const struct pack_options *options,
                        uint32_t *resumed_out, struct error *err)
 {
@@ -528,7 +352,9 @@ enum status pack_write(const struct model *m, const char *out, const struct pack
     p.buffer = malloc(BUFFER_BYTES);
     p.tensors = json_array();
     p.header = pack_describe(m, options->weights, &p.vocabulary, &p.vocabulary_bytes);
-    enum status st = p.buffer && p.tensors && p.header ? set_paths(&p, out) : no_memory(&p);
+    enum status st = p.buffer && p.tensors && p.header ? set_paths(&p, out) : pack_no_memory(&p);
+    if (!st && pack_weights_calibrated(options->weights))
+        st = note_calibration(&p);
     if (!st && !(st = may_replace(&p)) && !(st = hold(&p)) && !(st = open_files(&p, &next))) {
         if (resumed_out)
             *resumed_out = (uint32_t)json_array_size(p.tensors);

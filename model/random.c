@@ -106,7 +106,7 @@ static enum status parse_pair(const char *spec, const char *key, const char *val
     if (strcmp(key, "codec") == 0) {
         if (!parse_codec(value, &s->codec))
             INVALID("%s: codec=%s is unknown (f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k, "
-                    "lossless-fast)",
+                    "lossless-fast, df11, q4_z, leanquant-4, leanquant-3, leanquant-2)",
                     spec, value);
         return ST_OK;
     }
@@ -263,7 +263,7 @@ static void plain_row(enum weight_codec codec, uint64_t base, uint32_t n, float 
             memcpy((float *)out + at, x, count * sizeof *x);
             continue;
         }
-        if (codec == WEIGHT_BF16 || codec == WEIGHT_LOSSLESS_FAST) {
+        if (codec == WEIGHT_BF16 || codec == WEIGHT_LOSSLESS_FAST || codec == WEIGHT_DF11) {
             uint32_t u[PIECE];
             memcpy(u, x, sizeof u);
             for (uint32_t i = 0; i < PIECE; i++)
@@ -279,6 +279,7 @@ static void plain_row(enum weight_codec codec, uint64_t base, uint32_t n, float 
 /* Random codes under a scale that varies by a factor of two between blocks. sd: of the row's elements. */
 static void block_row(enum weight_codec codec, uint64_t base, uint32_t n, float sd, uint8_t *out)
 {
+    const uint16_t eight = f16_of(8);
     const float code_sd = codec == WEIGHT_Q8_0 ? 73.6f : 4.61f; /* of uniform codes */
     const uint32_t words = codec == WEIGHT_Q8_0 ? 4 : 2;
     for (uint32_t b = 0; b < n / 32; b++) {
@@ -286,8 +287,8 @@ static void block_row(enum weight_codec codec, uint64_t base, uint32_t n, float 
         const uint16_t d = f16_of(vary * sd / code_sd), m = f16_of(-7.5f * vary * sd / code_sd);
         memcpy(out, &d, 2);
         out += 2;
-        if (codec == WEIGHT_Q4_1) {
-            memcpy(out, &m, 2);
+        if (codec == WEIGHT_Q4_1 || codec == WEIGHT_Q4_Z) {
+            memcpy(out, codec == WEIGHT_Q4_1 ? &m : &eight, 2);
             out += 2;
         }
         for (uint32_t w = 0; w < words; w++, out += 8) {
@@ -297,6 +298,18 @@ static void block_row(enum weight_codec codec, uint64_t base, uint32_t n, float 
             for (int i = 0; codec == WEIGHT_Q8_0 && i < 8; i++)
                 out[i] = out[i] == 0x80 ? 0x81 : out[i];
         }
+    }
+}
+
+/* A grid over center +- range, and random codes. */
+static void grid_row(enum weight_codec codec, uint64_t base, uint32_t n, float range, uint8_t *out)
+{
+    const uint32_t n_grid = 1u << weight_grid_bits(codec);
+    const size_t bytes = weight_row_bytes(codec, n);
+    plain_row(WEIGHT_BF16, base, n_grid, 0, range, out);
+    for (size_t i = 2 * n_grid, k = 64; i < bytes; i += 8, k++) {
+        const uint64_t bits = bits_at(base, k);
+        memcpy(out + i, &bits, bytes - i < 8 ? bytes - i : 8);
     }
 }
 
@@ -336,9 +349,11 @@ static const void *random_row(const struct model_tensor *t, uint32_t row, void *
         plain_row(t->codec, base, t->n_cols, 1, 0.1f, scratch);
     else if (is_bias(t->kind))
         plain_row(t->codec, base, t->n_cols, 0, 0.5f, scratch);
+    else if (weight_grid_bits(t->codec))
+        grid_row(t->codec, base, t->n_cols, root3 * sd, scratch);
     else if (weight_codec_block(t->codec) == 1)
         plain_row(t->codec, base, t->n_cols, 0, root3 * sd, scratch);
-    else if (t->codec >= WEIGHT_Q5_0)
+    else if (t->codec >= WEIGHT_Q5_0 && t->codec <= WEIGHT_Q6_K)
         parts_row(t->codec, base, t->n_cols, sd, scratch);
     else
         block_row(t->codec, base, t->n_cols, sd, scratch);

@@ -35,6 +35,7 @@ extern const struct model_source model_source_random, model_source_copy, model_s
     model_source_hf;
 
 struct model_chunk;
+struct quantized_matrix;
 
 struct model {
     const struct model_source *source;
@@ -45,6 +46,7 @@ struct model {
     const char
         *recipe;   /* what rows made on demand depend on, beside configuration and shape; NULL where all are stored */
     uint64_t seed; /* of rows made on demand */
+    struct quantized_matrix *quantized; /* by model_slot, of checkpoints that hold such (quantized.h); else NULL */
     struct file_map *maps;
     uint32_t n_maps;
     struct model_chunk *chunks; /* memory of model_alloc */

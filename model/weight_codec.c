@@ -10,12 +10,23 @@ static const struct {
     uint32_t block;
     size_t block_bytes;
 } codecs[WEIGHT_CODECS] = {
-    [WEIGHT_F32] = { "F32", 1, 4 },       [WEIGHT_F16] = { "F16", 1, 2 },
-    [WEIGHT_BF16] = { "BF16", 1, 2 },     [WEIGHT_Q8_0] = { "Q8_0", 32, 34 },
-    [WEIGHT_Q4_0] = { "Q4_0", 32, 18 },   [WEIGHT_Q4_1] = { "Q4_1", 32, 20 },
-    [WEIGHT_Q5_0] = { "Q5_0", 32, 22 },   [WEIGHT_Q5_1] = { "Q5_1", 32, 24 },
-    [WEIGHT_Q4_K] = { "Q4_K", 256, 144 }, [WEIGHT_Q5_K] = { "Q5_K", 256, 176 },
-    [WEIGHT_Q6_K] = { "Q6_K", 256, 210 }, [WEIGHT_LOSSLESS_FAST] = { "lossless-fast", 1, 2 },
+    [WEIGHT_F32] = { "F32", 1, 4 },
+    [WEIGHT_F16] = { "F16", 1, 2 },
+    [WEIGHT_BF16] = { "BF16", 1, 2 },
+    [WEIGHT_Q8_0] = { "Q8_0", 32, 34 },
+    [WEIGHT_Q4_0] = { "Q4_0", 32, 18 },
+    [WEIGHT_Q4_1] = { "Q4_1", 32, 20 },
+    [WEIGHT_Q5_0] = { "Q5_0", 32, 22 },
+    [WEIGHT_Q5_1] = { "Q5_1", 32, 24 },
+    [WEIGHT_Q4_K] = { "Q4_K", 256, 144 },
+    [WEIGHT_Q5_K] = { "Q5_K", 256, 176 },
+    [WEIGHT_Q6_K] = { "Q6_K", 256, 210 },
+    [WEIGHT_LOSSLESS_FAST] = { "lossless-fast", 1, 2 },
+    [WEIGHT_DF11] = { "df11", 1, 2 },
+    [WEIGHT_Q4_Z] = { "Q4_Z", 32, 20 },
+    [WEIGHT_LEANQUANT_4] = { "leanquant-4", 1, 0 },
+    [WEIGHT_LEANQUANT_3] = { "leanquant-3", 1, 0 },
+    [WEIGHT_LEANQUANT_2] = { "leanquant-2", 1, 0 },
 };
 
 const char *weight_codec_name(enum weight_codec codec)
@@ -38,6 +49,9 @@ size_t weight_codec_block_bytes(enum weight_codec codec)
 
 size_t weight_row_bytes(enum weight_codec codec, uint32_t n_cols)
 {
+    const uint32_t bits = weight_grid_bits(codec);
+    if (bits)
+        return ((size_t)2 << bits) + ((size_t)n_cols * bits + 7) / 8;
     assert(n_cols % weight_codec_block(codec) == 0);
     return (size_t)(n_cols / weight_codec_block(codec)) * weight_codec_block_bytes(codec);
 }
@@ -125,9 +139,26 @@ static void parts_f32(enum weight_codec codec, const uint8_t *p, float *out)
     }
 }
 
+static void row_grid(enum weight_codec codec, const uint8_t *row, uint32_t n_cols, float *out)
+{
+    const uint32_t bits = weight_grid_bits(codec);
+    for (uint32_t i = 0; i < n_cols; i++) {
+        const uint32_t u = (uint32_t)load_u16(row + 2 * (size_t)weight_grid_code(bits, row, i)) << 16;
+        memcpy(out + i, &u, 4);
+    }
+}
+
 static void block_f32(enum weight_codec codec, const uint8_t *p, float *out)
 {
     const float d = f16_to_f32(load_u16(p));
+    if (codec == WEIGHT_Q4_Z) {
+        const float z = f16_to_f32(load_u16(p + 2));
+        for (int i = 0; i < 16; i++) {
+            out[i] = ((float)(p[4 + i] & 15) - z) * d;
+            out[i + 16] = ((float)(p[4 + i] >> 4) - z) * d;
+        }
+        return;
+    }
     if (codec == WEIGHT_Q8_0) {
         for (int i = 0; i < 32; i++)
             out[i] = (float)(int8_t)p[2 + i] * d;
@@ -157,6 +188,7 @@ void weight_row_f32(enum weight_codec codec, const void *row, uint32_t n_cols, f
         return;
     case WEIGHT_BF16:
     case WEIGHT_LOSSLESS_FAST:
+    case WEIGHT_DF11:
         for (uint32_t i = 0; i < n_cols; i++) {
             const uint32_t u = (uint32_t)load_u16(p + 2 * (size_t)i) << 16;
             memcpy(out + i, &u, 4);
@@ -169,6 +201,11 @@ void weight_row_f32(enum weight_codec codec, const void *row, uint32_t n_cols, f
     case WEIGHT_Q6_K:
         for (uint32_t i = 0, block = weight_codec_block(codec); i < n_cols / block; i++)
             parts_f32(codec, p + i * weight_codec_block_bytes(codec), out + (size_t)i * block);
+        return;
+    case WEIGHT_LEANQUANT_4:
+    case WEIGHT_LEANQUANT_3:
+    case WEIGHT_LEANQUANT_2:
+        row_grid(codec, p, n_cols, out);
         return;
     default:
         for (uint32_t i = 0; i < n_cols / 32; i++)

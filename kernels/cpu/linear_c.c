@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "common/f16.h"
-#include "kernels/cpu/linear_layout.h"
+#include "kernels/cpu/linear_expand.h"
 
 /*
  * The definition: with w the weight in float32 (q * d, or q * d + m rounded once, as weight_row_f32 has it),
@@ -20,7 +20,7 @@ static void decode_q(enum weight_codec codec, const uint8_t *group, size_t b, fl
     float d[LINEAR_GROUP], m[LINEAR_GROUP];
     for (int n = 0; n < LINEAR_GROUP; n++) {
         d[n] = f16_to_f32(dh[n]);
-        m[n] = codec == WEIGHT_Q4_1 ? f16_to_f32(mh[n]) : 0.0f;
+        m[n] = linear_has_m(codec) ? f16_to_f32(mh[n]) : 0.0f;
     }
     for (int k = 0; k < LINEAR_BLOCK; k++) {
         uint32_t word[LINEAR_GROUP];
@@ -35,6 +35,9 @@ static void decode_q(enum weight_codec codec, const uint8_t *group, size_t b, fl
         if (codec == WEIGHT_Q4_0)
             for (int n = 0; n < LINEAR_GROUP; n++)
                 w[k][n] = (float)((int32_t)(word[n] >> shift & 15) - 8) * d[n];
+        else if (codec == WEIGHT_Q4_Z)
+            for (int n = 0; n < LINEAR_GROUP; n++)
+                w[k][n] = ((float)(int32_t)(word[n] >> shift & 15) - m[n]) * d[n];
         else
             for (int n = 0; n < LINEAR_GROUP; n++)
                 w[k][n] = (float)(int32_t)(word[n] >> shift & 15) * d[n] + m[n];
@@ -144,13 +147,15 @@ static void add_block(float w[restrict LINEAR_BLOCK][LINEAR_GROUP], const float 
 
 size_t linear_scratch_c(const struct linear_shape *shape, uint32_t n_rows)
 {
-    (void)shape;
-    (void)n_rows;
-    return 0;
+    return linear_is_expanded(shape->codec) ? linear_scratch_expanded(shape, n_rows, linear_scratch_c) : 0;
 }
 
 void linear_run_c(const struct linear_args *a)
 {
+    if (linear_is_expanded(a->shape->codec)) {
+        linear_run_expanded(a, linear_expand_c, linear_scratch_c, linear_run_c);
+        return;
+    }
     const struct linear_shape *s = a->shape;
     const size_t n_blocks = linear_n_blocks(s), stride = linear_group_bytes(s);
     for (uint32_t o = a->out_begin; o < a->out_end; o += LINEAR_GROUP) {

@@ -143,6 +143,8 @@ INLINE __m512 linear_load_m(enum weight_codec codec, const uint8_t *group, size_
         return _mm512_mul_ps(d, _mm512_set1_ps(codec == WEIGHT_Q4_0 ? -24 : -48));
     const __m512 m = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)linear_m(codec, group, b)));
     const __m512 less = _mm512_set1_ps(linear_has_5_bits(codec) ? -32 : -16);
+    if (codec == WEIGHT_Q4_Z)
+        return _mm512_mul_ps(d, _mm512_sub_ps(less, m));
     if (!linear_is_k(codec))
         return _mm512_fmadd_ps(d, less, m);
     const __m128i min = _mm_load_si128((const __m128i *)linear_min(codec, group, b));

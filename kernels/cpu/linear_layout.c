@@ -6,6 +6,10 @@ size_t linear_group_bytes(const struct linear_shape *shape)
 {
     if (shape->codec == WEIGHT_LOSSLESS_FAST)
         return linear_lossless_stride(shape);
+    if (shape->codec == WEIGHT_DF11)
+        return linear_df11_stride(shape);
+    if (weight_grid_bits(shape->codec))
+        return LINEAR_GRIDS + linear_n_blocks(shape) * linear_grid_block(shape->codec);
     return linear_group_stride(shape->codec, linear_n_blocks(shape));
 }
 
@@ -90,12 +94,37 @@ static void pack_blocks(const struct linear_shape *s, const uint8_t *row, uint32
         uint8_t *codes = out + (linear_codes(s->codec, out, b) - out);
         uint8_t *scales = out + ((const uint8_t *)linear_d(s->codec, out, b) - out);
         memcpy(scales + n * 2, row, 2);
-        if (s->codec == WEIGHT_Q4_1)
+        if (linear_has_m(s->codec))
             memcpy(scales + LINEAR_SCALES + n * 2, row + 2, 2);
         if (s->codec == WEIGHT_Q8_0)
             pack_q8(row, n, codes);
         else
-            pack_q4(row + (s->codec == WEIGHT_Q4_1 ? 4 : 2), n, codes);
+            pack_q4(row + (linear_has_m(s->codec) ? 4 : 2), n, codes);
+    }
+}
+
+static void put_bits(uint8_t *line, uint32_t word, uint32_t code, uint32_t at)
+{
+    uint16_t v;
+    memcpy(&v, line + 2 * word, 2);
+    v = (uint16_t)(v | code << at);
+    memcpy(line + 2 * word, &v, 2);
+}
+
+static void pack_grid(const struct linear_shape *s, const uint8_t *row, uint32_t n, uint8_t *out)
+{
+    const uint32_t bits = weight_grid_bits(s->codec);
+    memcpy(out + n * 32, row, (size_t)2 << bits);
+    for (uint32_t k = 0; k < s->n_in; k++) {
+        uint8_t *block = out + LINEAR_GRIDS + k / LINEAR_BLOCK * linear_grid_block(s->codec);
+        const uint32_t code = weight_grid_code(bits, row, k), r = k % LINEAR_BLOCK / 2;
+        const uint32_t v = r / 4 * 4 + n / 4, word = r % 4 * 8 + n % 4 * 2 + k % 2;
+        if (bits == 4)
+            put_bits(block + v / 4 * 64, word, code, v % 4 * 4);
+        else
+            put_bits(block + v / 8 * 64, word, code & 3, v % 8 * 2);
+        if (bits == 3)
+            put_bits(block + 2 * 64, word, code >> 2, v);
     }
 }
 
@@ -121,6 +150,27 @@ void linear_pack_lossless(const struct linear_shape *shape, const struct lossles
     memset(out + planes + group->n_escapes, 0, shape->escape_room - group->n_escapes);
 }
 
+static void encode_df11(const struct linear_shape *s, const void *const rows[LINEAR_GROUP], uint8_t *out)
+{
+    const uint16_t *halves[LINEAR_GROUP];
+    for (uint32_t n = 0; n < LINEAR_GROUP; n++)
+        halves[n] = rows[n];
+    uint8_t *signs = out + linear_df11_offsets(s);
+    df11_encode(s->df11, halves, s->n_in, signs, (uint32_t *)(void *)out, signs + linear_n_blocks(s) * DF11_WEIGHTS);
+}
+
+void linear_pack_df11(const struct linear_shape *shape, const struct df11_group *group, void *group_out)
+{
+    const size_t signs = linear_n_blocks(shape) * DF11_WEIGHTS;
+    uint8_t *out = group_out;
+    memset(out, 0, linear_df11_offsets(shape));
+    memcpy(out, group->offsets, df11_tiles(shape->n_in) * sizeof *group->offsets);
+    out += linear_df11_offsets(shape);
+    memcpy(out, group->signs, signs);
+    memcpy(out + signs, group->stream, group->stream_bytes);
+    memset(out + signs + group->stream_bytes, 0, shape->stream_room - group->stream_bytes);
+}
+
 void linear_pack(const struct linear_shape *shape, const void *const rows[LINEAR_GROUP], void *group_out)
 {
     memset(group_out, 0, linear_group_bytes(shape));
@@ -128,10 +178,16 @@ void linear_pack(const struct linear_shape *shape, const void *const rows[LINEAR
         encode_lossless(shape, rows, group_out);
         return;
     }
+    if (shape->codec == WEIGHT_DF11) {
+        encode_df11(shape, rows, group_out);
+        return;
+    }
     for (uint32_t n = 0; n < LINEAR_GROUP; n++) {
         if (!rows[n])
             continue;
-        if (shape->codec >= WEIGHT_Q5_0)
+        if (weight_grid_bits(shape->codec))
+            pack_grid(shape, rows[n], n, group_out);
+        else if (shape->codec >= WEIGHT_Q5_0 && shape->codec <= WEIGHT_Q6_K)
             pack_parts(shape, rows[n], n, group_out);
         else if (linear_is_q(shape->codec))
             pack_blocks(shape, rows[n], n, group_out);

@@ -26,6 +26,10 @@ bool linear_accepts_lossless_amx(const struct linear_shape *shape);
 size_t linear_scratch_lossless_amx(const struct linear_shape *shape, uint32_t n_rows);
 void linear_run_lossless_amx(const struct linear_args *args);
 
+bool linear_accepts_expanded_amx(const struct linear_shape *shape);
+size_t linear_scratch_expanded_amx(const struct linear_shape *shape, uint32_t n_rows);
+void linear_run_expanded_amx(const struct linear_args *args);
+
 bool linear_accepts_q_amx(const struct linear_shape *shape);
 size_t linear_scratch_q_amx(const struct linear_shape *shape, uint32_t n_rows);
 void linear_run_q_amx(const struct linear_args *args);

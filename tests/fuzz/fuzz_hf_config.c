@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "model/hf.h"
+#include "model/quantized.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
@@ -21,6 +22,15 @@ static enum status config(const char *text, size_t bytes, struct error *err)
     for (uint32_t i = 0; !st && i < c.head_dim / 2; i++)
         if (!isfinite(c.inv_freq[i]))
             abort();
+    return st;
+}
+
+static enum status quantization(const char *text, size_t bytes, struct error *err)
+{
+    struct quantized_config c;
+    const enum status st = quantized_config_parse(text, bytes, "memory", &c, err);
+    if (!st && c.method && (c.bits < 2 || c.bits > 8 || c.group > MODEL_WIDTH_MAX))
+        abort();
     return st;
 }
 
@@ -53,6 +63,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     switch (data[0]) {
     case 'c':
         st = config(text, bytes - 1, &err);
+        break;
+    case 'q':
+        st = quantization(text, bytes - 1, &err);
         break;
     case 'g':
         st = hf_generation_parse(text, bytes - 1, "memory", &c, &err);

@@ -1,5 +1,5 @@
 /*
- * Packs: a header with any fields over any bytes, and groups of lossless-fast that were not checked. Input: u32 bytes of the header, u32 bytes of the
+ * Packs: a header with any fields over any bytes, and groups of lossless-fast and df11 that were not checked. Input: u32 bytes of the header, u32 bytes of the
  * vocabulary, header, vocabulary, weights. Checksums of header and vocabulary are made to fit, or nothing would be seen behind them.
  */
 /* fuzz-libs: longspan_model longspan_common */
@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/bytes.h"
+#include "model/df11.h"
 #include "model/pack_format.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -31,6 +32,17 @@ static json_t *sealed(const void *text, size_t bytes, const void *vocabulary, si
     return root;
 }
 
+static void read_df11(const struct df11_tensor *t)
+{
+    uint16_t *blocks = malloc((size_t)df11_blocks(t->n_cols) * DF11_WEIGHTS * sizeof *blocks);
+    for (uint32_t g = 0; blocks && g < df11_groups(t->n_rows) && g < 8; g++) {
+        const struct df11_group group = df11_group_at(t, g);
+        df11_check(&group, "fuzz", g, NULL);
+        df11_decode(&group, blocks);
+    }
+    free(blocks);
+}
+
 static void read_tensor(const struct model_tensor *t)
 {
     void *scratch = aligned_alloc(64, (t->row_bytes + 63) / 64 * 64);
@@ -39,6 +51,8 @@ static void read_tensor(const struct model_tensor *t)
         model_tensor_row(t, r, scratch);
     free(scratch);
     model_tensor_check(t, NULL);
+    if (t->df11)
+        read_df11(t->df11);
     for (uint32_t g = 0; t->lossless && g < lossless_groups(t->n_rows) && g < 8; g++) {
         const struct lossless_group group = lossless_group_at(t->lossless, g);
         lossless_check(&group, "fuzz", g, NULL);

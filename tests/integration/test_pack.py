@@ -1,4 +1,4 @@
-"""`longspan pack`: sizes, the same answers from bf16 and lossless-fast, going on after SIGKILL, and what it does not overwrite."""
+"""`longspan pack`: sizes, the same answers from bf16, lossless-fast and df11, going on after SIGKILL, and what it does not overwrite."""
 
 import filecmp
 import json
@@ -25,8 +25,8 @@ class Pack(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.directory = tempfile.mkdtemp(prefix="longspan-pack-")
-        cls.bf16, cls.fast = (os.path.join(cls.directory, name) for name in ("bf16", "fast"))
-        cls.sizes = {w: pack(MODEL, w, out) for w, out in (("bf16", cls.bf16), ("lossless-fast", cls.fast))}
+        cls.bf16, cls.fast, cls.df11 = (os.path.join(cls.directory, name) for name in ("bf16", "fast", "df11"))
+        cls.sizes = {w: pack(MODEL, w, out) for w, out in (("bf16", cls.bf16), ("lossless-fast", cls.fast), ("df11", cls.df11))}
 
     @classmethod
     def tearDownClass(cls):
@@ -36,7 +36,8 @@ class Pack(unittest.TestCase):
         plain, fast = self.sizes["bf16"], self.sizes["lossless-fast"]
         self.assertLessEqual(fast["directory_bytes"], 0.72 * plain["directory_bytes"])
         self.assertEqual(fast["parameters"], plain["parameters"])
-        for size, out in ((plain, self.bf16), (fast, self.fast)):
+        self.assertLessEqual(self.sizes["df11"]["directory_bytes"], 0.70 * plain["directory_bytes"])
+        for size, out in ((plain, self.bf16), (fast, self.fast), (self.sizes["df11"], self.df11)):
             self.assertEqual(size["directory_bytes"], sum(e.stat().st_size for e in os.scandir(out)))
             self.assertEqual(size["tensors_resumed"], 0)
         kinds = {t["kind"]: t for t in fast["tensors"]}
@@ -49,7 +50,9 @@ class Pack(unittest.TestCase):
                    ("--raw", "--prompt", "One two three four five six seven. " * 60, "--max-tokens", "6"),
                    ("--prompt", "Name a colour.", "--max-tokens", "12", "--temperature", "1", "--seed", "7"))
         for args in prompts:
-            self.assertEqual(said(self.bf16, *args), said(self.fast, *args), args)
+            plain = said(self.bf16, *args)
+            self.assertEqual(plain, said(self.fast, *args), args)
+            self.assertEqual(plain, said(self.df11, *args), args)
 
     def test_goes_on_after_a_kill(self):
         out = os.path.join(self.directory, "killed")

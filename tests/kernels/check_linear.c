@@ -7,6 +7,7 @@
 #endif
 
 #include "kernels/kernels.h"
+#include "model/df11.h"
 #include "model/lossless.h"
 #include "tests/kernels/check.h"
 
@@ -46,12 +47,28 @@ static bool has_min(enum weight_codec c)
     return c == WEIGHT_Q4_1 || c == WEIGHT_Q5_1 || c == WEIGHT_Q4_K || c == WEIGHT_Q5_K;
 }
 
+static void draw_grid(struct check *ck, const struct linear_shape *s, uint8_t *row)
+{
+    const uint32_t bits = weight_grid_bits(s->codec), n = 1u << bits;
+    const size_t bytes = weight_row_bytes(s->codec, s->n_in);
+    for (uint32_t i = 0; i < n; i++) {
+        const uint16_t h = f32_to_bf16(check_normal(ck) * 0.1f);
+        memcpy(row + 2 * i, &h, 2);
+    }
+    for (size_t i = 2 * n; i < bytes; i++)
+        row[i] = (uint8_t)check_below(ck, 256);
+}
+
 static void draw_weights(struct check *ck, struct problem *p)
 {
     const struct linear_shape *s = &p->shape;
     const size_t block = weight_codec_block_bytes(s->codec);
     for (uint32_t o = 0; o < s->n_out; o++) {
         uint8_t *row = p->w + o * p->row_bytes;
+        if (weight_grid_bits(s->codec)) {
+            draw_grid(ck, s, row);
+            continue;
+        }
         for (size_t i = 0; i < p->row_bytes; i += block) {
             const float f = check_normal(ck) * 0.1f;
             uint16_t h = f32_to_bf16(f);
@@ -61,7 +78,8 @@ static void draw_weights(struct check *ck, struct problem *p)
             }
             if (weight_codec_block(s->codec) == 1) {
                 h = s->codec == WEIGHT_F16 ? f16_of(ck) : h;
-                if (s->codec == WEIGHT_LOSSLESS_FAST && check_below(ck, 64) == 0) /* far from the rest: an escape */
+                if ((s->codec == WEIGHT_LOSSLESS_FAST || s->codec == WEIGHT_DF11) &&
+                    check_below(ck, 64) == 0) /* far from the rest: an escape */
                     h = check_below(ck, 2) ? (uint16_t)((h & 0x807F) | check_below(ck, 130) << 7) : 0;
                 memcpy(row + i, &h, 2);
                 continue;
@@ -70,6 +88,11 @@ static void draw_weights(struct check *ck, struct problem *p)
                 row[i + j] = (uint8_t)check_below(ck, 256);
             h = f16_of(ck);
             memcpy(row + i + (s->codec == WEIGHT_Q6_K ? 208 : 0), &h, 2);
+            if (s->codec == WEIGHT_Q4_Z) { /* the integers 4 .. 15, as f16 */
+                const uint32_t z = check_between(ck, 4, 15), log2 = z < 8 ? 2 : 3;
+                h = (uint16_t)((15 + log2) << 10 | (z << (10 - log2) & 1023));
+                memcpy(row + i + 2, &h, 2);
+            }
             if (has_min(s->codec)) {
                 if (!is_k(s->codec))
                     h ^= 0x8000; /* is added there, taken away here */
@@ -92,6 +115,26 @@ static void draw_lossless(struct check *ck, struct problem *p)
             rows[i] = o + i < s->n_out ? (const uint16_t *)(p->w + (o + i) * p->row_bytes) : NULL;
         const uint32_t room = round_up(lossless_count(rows, s->n_in, s->class_bits), 64);
         s->escape_room = room > s->escape_room ? room : s->escape_room;
+    }
+}
+
+/* The code, which lives as long as the problem, and room for the longest stream. */
+static void draw_df11(struct check *ck, struct problem *p)
+{
+    struct linear_shape *s = &p->shape;
+    struct df11_code *code = check_buffer(ck, sizeof *code);
+    uint64_t counts[256] = { 0 };
+    for (uint32_t o = 0; o < s->n_out; o++)
+        df11_count((const uint16_t *)(p->w + o * p->row_bytes), s->n_in, counts);
+    if (!df11_code_best(counts, code))
+        check_fail(ck, "no code");
+    s->df11 = code;
+    for (uint32_t o = 0; o < s->n_out; o += LINEAR_GROUP) {
+        const uint16_t *rows[LINEAR_GROUP];
+        for (uint32_t i = 0; i < LINEAR_GROUP; i++)
+            rows[i] = o + i < s->n_out ? (const uint16_t *)(p->w + (o + i) * p->row_bytes) : NULL;
+        const uint32_t room = round_up((uint32_t)df11_stream_bytes(code, rows, s->n_in), 64);
+        s->stream_room = room > s->stream_room ? room : s->stream_room;
     }
 }
 
@@ -161,6 +204,8 @@ static struct problem draw_problem(struct check *ck, enum weight_codec codec, en
     draw_weights(ck, &p);
     if (codec == WEIGHT_LOSSLESS_FAST)
         draw_lossless(ck, &p);
+    if (codec == WEIGHT_DF11)
+        draw_df11(ck, &p);
     draw_x(ck, &p);
     check_context(ck, "%s n_in %u n_out %u rows %u x %s x_stride %zu y_stride %zu", weight_codec_name(codec),
                   p.shape.n_in, p.shape.n_out, p.n_rows, x == DTYPE_F32 ? "f32" : "bf16", p.x_stride, p.y_stride);
@@ -208,6 +253,11 @@ static float *run(struct check *ck, const struct linear_impl *it, const struct p
                                    .y_stride = p->y_stride,
                                    .accumulate = fill != NULL,
                                    .scratch = scratch });
+    /* which of two NaNs an instruction passes on depends on the order of its operands, which is the compiler's */
+    for (uint32_t r = 0; r < n_rows; r++)
+        for (uint32_t o = out_begin; o < out_end; o++)
+            if (isnan(y[r * p->y_stride + o]))
+                y[r * p->y_stride + o] = NAN;
     return y;
 }
 
@@ -298,11 +348,21 @@ static void check_identity(struct check *ck, const struct linear_impl *it, const
             check_rows_same(ck, p, "accumulated", sum + r * p->y_stride, before + r * p->y_stride, 1, 0, n_out);
 }
 
-/* lossless-fast has the bits of the same variant's bf16. */
+/* lossless-fast, df11 and grids of bf16 have the bits of the same variant's bf16. */
 static void check_lossless(struct check *ck, const struct linear_impl *it, const struct problem *p, const float *y)
 {
     struct problem plain = *p;
     plain.shape.codec = WEIGHT_BF16;
+    if (weight_grid_bits(p->shape.codec)) { /* whose values are bf16 */
+        plain.row_bytes = 2 * (size_t)p->shape.n_in;
+        plain.w = check_buffer(ck, plain.row_bytes * p->shape.n_out);
+        for (uint32_t o = 0; o < p->shape.n_out; o++)
+            for (uint32_t k = 0; k < p->shape.n_in; k++) {
+                const uint8_t *row = p->w + o * p->row_bytes;
+                memcpy(plain.w + o * plain.row_bytes + 2 * k,
+                       row + 2 * weight_grid_code(weight_grid_bits(p->shape.codec), row, k), 2);
+            }
+    }
     for (uint32_t i = 0; i < n_linear_impls; i++) {
         const struct linear_impl *same = &linear_impls[i];
         if (strcmp(same->name, it->name) || !same->accepts(&plain.shape))
@@ -336,7 +396,7 @@ static void check_shape(struct check *ck, enum weight_codec codec, enum dtype x)
         void *packed = pack(ck, it, &p);
         const float *y = run(ck, it, &p, packed, 0, p.n_rows, 0, p.shape.n_out, NULL);
         check_rows_close(ck, &p, y, want, (double)it->rtol);
-        if (codec == WEIGHT_LOSSLESS_FAST)
+        if (codec == WEIGHT_LOSSLESS_FAST || codec == WEIGHT_DF11 || weight_grid_bits(codec))
             check_lossless(ck, it, &p, y);
         if (!ck->failures)
             check_identity(ck, it, &p, packed, y);
@@ -461,11 +521,20 @@ static uint8_t *bench_pack(struct check *ck, const struct linear_impl *it, const
 }
 
 /* As bench_pack has it: sixteen times the same row. */
-static void bench_lossless(struct problem *p)
+static void bench_lossless(struct check *ck, struct problem *p)
 {
     const uint16_t *rows[LINEAR_GROUP];
     for (uint32_t i = 0; i < LINEAR_GROUP; i++)
         rows[i] = (const uint16_t *)p->w;
+    if (p->shape.codec == WEIGHT_DF11) {
+        struct df11_code *code = check_buffer(ck, sizeof *code);
+        uint64_t counts[256] = { 0 };
+        df11_count(rows[0], p->shape.n_in, counts);
+        if (!df11_code_best(counts, code))
+            check_fail(ck, "no code");
+        p->shape.df11 = code;
+        p->shape.stream_room = round_up((uint32_t)df11_stream_bytes(code, rows, p->shape.n_in), 64);
+    }
     if (p->shape.codec != WEIGHT_LOSSLESS_FAST)
         return;
     p->shape.class_bits = getenv("CHECK_BITS") ? (uint32_t)atoi(getenv("CHECK_BITS")) : 3;
@@ -486,7 +555,7 @@ static void bench_one(struct check *ck, const struct linear_impl *it, enum weigh
     p.shape.n_out = 1;
     draw_weights(ck, &p);
     p.shape.n_out = n_out;
-    bench_lossless(&p);
+    bench_lossless(ck, &p);
     draw_x(ck, &p);
     uint8_t *packed = bench_pack(ck, it, &p);
     const size_t bytes = linear_packed_bytes(it, &p.shape), scratch_bytes = it->scratch_bytes(&p.shape, n_rows);

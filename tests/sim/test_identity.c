@@ -1,6 +1,6 @@
 /*
  * The identity contract, with the real scheduler and real workers in one process: tokens and log-probabilities do not depend on the number of workers, on
- * homes, owners, chunks, batches, codecs of KV, selectors, lossless codes of weights, prefix hits, leaves that are read once for several sequences, leaves that move meanwhile, or pools so small that requests
+ * homes, owners, chunks, batches, codecs of KV, selectors, lossless codes of weights (quantised weights have a truth of their own), prefix hits, leaves that are read once for several sequences, leaves that move meanwhile, or pools so small that requests
  * give way to others and are computed again, nor on workers that die in the midst of all that and others that come. Each life draws all of these from its seed and is
  * compared with every request alone on one worker.
  *
@@ -489,8 +489,30 @@ static void alone_on_one_worker(const struct model *model, enum kv_codec codec, 
 static uint64_t deaths, recoveries, recovered_rows;
 static uint64_t hits, lossless, kv_read, kv_dense, preemptions;
 
-/* models: of the same numbers, in bf16 and in lossless-fast. */
-static void life(struct model *const models[2], uint64_t seed, enum kv_codec codec, const char *selector)
+/*
+ * Models whose products have the same bits: one by one the weights that are no bf16, after those of the same numbers in bf16 and coded without loss. A
+ * set of requests, which is two lives, takes one of the groups.
+ */
+enum { MODELS = 5 };
+static const struct {
+    const char *name;
+    enum weight_codec codec;
+} weights_drawn[MODELS] = { { "bf16", WEIGHT_BF16 },
+                            { "lossless-fast", WEIGHT_LOSSLESS_FAST },
+                            { "df11", WEIGHT_DF11 },
+                            { "q4_z", WEIGHT_Q4_Z },
+                            { "leanquant-3", WEIGHT_LEANQUANT_3 } };
+
+/* The first model of the group of a set, and how many it has. */
+static uint32_t group_of(uint64_t set, uint32_t *n_out)
+{
+    const uint32_t first = set % 6 == 4 ? 3 : set % 6 == 0 ? 4 : 0;
+    *n_out = first ? 1 : 3;
+    return first;
+}
+
+static void life(struct model *const models[], uint32_t n_models, uint64_t seed, enum kv_codec codec,
+                 const char *selector)
 {
     static struct outcome outcome[REQUESTS];
     static const uint32_t chunks[] = { 1, 64, 100, 500, 1024 };
@@ -513,7 +535,7 @@ static void life(struct model *const models[2], uint64_t seed, enum kv_codec cod
         .recovery_share = 20 + rng_below(&rng, 81),
         .replicas = rng_below(&rng, 2),
     };
-    const uint32_t weights = rng_below(&rng, 2);
+    const uint32_t weights = rng_below(&rng, n_models);
     struct cluster *c = cluster_new(models[weights], &shape);
     uint32_t order[REQUESTS], open = 0;
     for (uint32_t i = 0; i < REQUESTS; i++)
@@ -549,7 +571,7 @@ static void life(struct model *const models[2], uint64_t seed, enum kv_codec cod
     for (uint32_t i = 0; i < REQUESTS; i++) {
         compare(&outcome[i], &truth[i], i, seed);
         hits += outcome[i].cached;
-        lossless += weights;
+        lossless += weights > 0;
         kv_read += outcome[i].kv_read;
         kv_dense += outcome[i].kv_dense;
         if (shape.reads_apart && !strcmp(selector, "dense"))
@@ -562,18 +584,17 @@ static void life(struct model *const models[2], uint64_t seed, enum kv_codec cod
 static void bits_do_not_depend_on_the_cluster(void **state)
 {
     (void)state;
-    static const char *const weights[] = { "bf16", "lossless-fast" };
-    struct model *models[2];
+    struct model *models[MODELS];
     struct model_tensor matrix;
     struct error err = { 0 };
     log_set_level(LOG_LEVEL_ERROR);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < MODELS; i++) {
         char spec[160];
-        snprintf(spec, sizeof spec, MODEL, weights[i]);
+        snprintf(spec, sizeof spec, MODEL, weights_drawn[i].name);
         if (model_open(spec, &models[i], &err))
             fail_msg("%s", err.text);
         assert_int_equal(model_tensor(models[i], MODEL_FFN_DOWN, 1, &matrix), ST_OK);
-        assert_int_equal(matrix.codec, i ? WEIGHT_LOSSLESS_FAST : WEIGHT_BF16);
+        assert_int_equal(matrix.codec, weights_drawn[i].codec);
     }
     static const enum kv_codec codecs[] = { KV_BF16, KV_INT8,          KV_INT4_ROT, KV_KIVI2,
                                             KV_FP8,  KV_BF16_LOSSLESS, KV_CQ_2B,    KV_CQ_1B };
@@ -590,16 +611,18 @@ static void bits_do_not_depend_on_the_cluster(void **state)
     for (uint64_t seed = first_seed, set = 0; seed < first_seed + n_lives; seed++) {
         const enum kv_codec codec = codecs[seed / 2 % CODECS];
         const char *selector = selectors[(seed / 2 + seed / (2 * CODECS)) % SELECTORS];
+        uint32_t n_models;
+        const uint32_t first = group_of(1 + seed / 2, &n_models);
         if (set != 1 + seed / 2) {
             set = 1 + seed / 2;
             requests_make(requests, set);
             /* what is lossless has the bits of bf16 */
-            alone_on_one_worker(models[0], codec == KV_BF16_LOSSLESS ? KV_BF16 : codec, selector);
+            alone_on_one_worker(models[first], codec == KV_BF16_LOSSLESS ? KV_BF16 : codec, selector);
         }
-        life(models, seed, codec, selector);
+        life(models + first, n_models, seed, codec, selector);
     }
     print_message("%llu lives of %d requests, %llu tokens from prefix hits, %.0f of %.0f MB of keys and values read, "
-                  "%llu preemptions; %llu requests with lossless-fast weights; %llu deaths, %llu requests placed "
+                  "%llu preemptions; %llu requests with weights coded without loss; %llu deaths, %llu requests placed "
                   "again, %llu rows "
                   "computed again\n",
                   (unsigned long long)n_lives, REQUESTS, (unsigned long long)hits, (double)kv_read / 1e6,
@@ -607,7 +630,7 @@ static void bits_do_not_depend_on_the_cluster(void **state)
                   (unsigned long long)deaths, (unsigned long long)recoveries, (unsigned long long)recovered_rows);
     assert_true(n_lives < 3 || (hits > 0 && kv_read < kv_dense && lossless > 0));
     assert_true(n_lives < 20 || (preemptions > 0 && recoveries > deaths / 2 && recovered_rows > 0));
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < MODELS; i++)
         model_close(models[i]);
 }
 

@@ -21,6 +21,7 @@ struct cpu_weight {
     const struct linear_impl *impl;
     size_t group_bytes;
     uint8_t *packed;
+    struct df11_code *df11; /* of DF11: what shape's points to */
 };
 
 struct cpu_layer {

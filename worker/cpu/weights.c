@@ -1,4 +1,5 @@
 #include "worker/cpu/cpu.h"
+#include "worker/cpu/df11.h"
 #include "worker/cpu/lossless.h"
 
 #include <stdlib.h>
@@ -40,6 +41,7 @@ struct pack_job {
     uint8_t *scratch; /* [n_members][LINEAR_GROUP] rows */
     size_t row_room;
     struct cpu_lossless *lossless; /* NULL: of another codec */
+    struct cpu_df11 *df11;         /* likewise */
 };
 
 static void pack_groups(void *ctx, uint32_t member, uint32_t n_members)
@@ -51,7 +53,8 @@ static void pack_groups(void *ctx, uint32_t member, uint32_t n_members)
     team_share((shape->n_out + LINEAR_GROUP - 1) / LINEAR_GROUP, member, n_members, &begin, &end);
     for (uint32_t g = begin; g < end; g++) {
         uint8_t *out = job->weight->packed + g * job->weight->group_bytes;
-        if (job->lossless && cpu_lossless_pack(job->lossless, shape, g, out))
+        if ((job->lossless && cpu_lossless_pack(job->lossless, shape, g, out)) ||
+            (job->df11 && cpu_df11_pack(job->df11, shape, g, out)))
             continue;
         const void *rows[LINEAR_GROUP];
         for (uint32_t i = 0; i < LINEAR_GROUP; i++) {
@@ -67,6 +70,7 @@ static enum status load_matrix(struct backend *b, enum model_tensor_kind kind, u
 {
     struct model_tensor t;
     struct cpu_lossless lossless;
+    struct cpu_df11 df11;
     enum status st = model_tensor(b->model, kind, layer, &t);
     if (st)
         return error_set(err, st, "the model has no tensor of kind %d in layer %u", (int)kind, layer);
@@ -75,15 +79,23 @@ static enum status load_matrix(struct backend *b, enum model_tensor_kind kind, u
     out->shape = (struct linear_shape){
         .n_out = t.n_rows, .n_in = t.n_cols, .codec = t.codec, .x = b->float32 ? DTYPE_F32 : DTYPE_BF16
     };
-    const bool coded = t.codec == WEIGHT_LOSSLESS_FAST;
-    if (coded && (st = cpu_lossless_begin(b->team, b->n_threads, &t, &out->shape, &lossless, err)))
+    const bool is_lossless = t.codec == WEIGHT_LOSSLESS_FAST, is_df11 = t.codec == WEIGHT_DF11;
+    if (is_lossless && (st = cpu_lossless_begin(b->team, b->n_threads, &t, &out->shape, &lossless, err)))
+        return st;
+    if (is_df11 && !(out->df11 = malloc(sizeof *out->df11)))
+        return error_set(err, ST_NO_MEMORY, "no memory for weights");
+    if (is_df11 && (st = cpu_df11_begin(b->team, b->n_threads, &t, &out->shape, out->df11, &df11, err)))
         return st;
     out->impl = linear_find(&out->shape, b->caps);
     out->group_bytes = out->impl->group_bytes(&out->shape);
     const size_t bytes = linear_packed_bytes(out->impl, &out->shape), row_room = (t.row_bytes + 63) / 64 * 64;
     out->packed = packed_alloc(bytes);
-    struct pack_job job = { out, &t, cpu_alloc(b->n_threads * (size_t)LINEAR_GROUP * row_room), row_room,
-                            coded ? &lossless : NULL };
+    struct pack_job job = { out,
+                            &t,
+                            cpu_alloc(b->n_threads * (size_t)LINEAR_GROUP * row_room),
+                            row_room,
+                            is_lossless ? &lossless : NULL,
+                            is_df11 ? &df11 : NULL };
     if (!out->packed || !job.scratch) {
         free(job.scratch);
         return error_set(err, ST_NO_MEMORY, "no memory for %zu bytes of weights", bytes);
@@ -91,7 +103,9 @@ static enum status load_matrix(struct backend *b, enum model_tensor_kind kind, u
     team_run(b->team, pack_groups, &job);
     free(job.scratch);
     b->weights.bytes += bytes;
-    return coded ? cpu_lossless_end(&lossless, err) : ST_OK;
+    if (is_lossless)
+        return cpu_lossless_end(&lossless, err);
+    return is_df11 ? cpu_df11_end(&df11, err) : ST_OK;
 }
 
 static enum status load_vector(struct backend *b, enum model_tensor_kind kind, uint32_t layer, float **out,
@@ -165,10 +179,12 @@ void cpu_weights_free(struct backend *b)
     for (uint32_t layer = 0; b->weights.layers && layer < b->config->n_layers; layer++) {
         for (int kind = 0; kind < MODEL_TENSOR_KINDS; kind++) {
             free(b->weights.layers[layer].weight[kind].packed);
+            free(b->weights.layers[layer].weight[kind].df11);
             free(b->weights.layers[layer].vector[kind]);
         }
     }
     free(b->weights.layers);
     free(b->weights.output.packed);
+    free(b->weights.output.df11);
     free(b->weights.output_norm);
 }

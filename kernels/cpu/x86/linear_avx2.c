@@ -2,6 +2,7 @@
 
 #include <immintrin.h>
 
+#include "kernels/cpu/linear_expand.h"
 #include "kernels/cpu/linear_rows.h"
 #include "kernels/cpu/x86/lossless_avx2.h"
 
@@ -77,6 +78,8 @@ INLINE __m256 load_m(enum weight_codec codec, const uint8_t *group, size_t b, in
     if (codec == WEIGHT_Q4_0 || codec == WEIGHT_Q5_0)
         return _mm256_mul_ps(d, _mm256_set1_ps(codec == WEIGHT_Q4_0 ? -8 : -16));
     const __m256 m = load_f16(linear_m(codec, group, b) + 8 * h);
+    if (codec == WEIGHT_Q4_Z)
+        return _mm256_mul_ps(d, _mm256_sub_ps(_mm256_setzero_ps(), m));
     if (!linear_is_k(codec))
         return m;
     const __m128i min = _mm_loadl_epi64((const __m128i *)(linear_min(codec, group, b) + 8 * h));
@@ -248,6 +251,7 @@ FNS(Q5_1)
 FNS(Q4_K)
 FNS(Q5_K)
 FNS(Q6_K)
+FNS(Q4_Z)
 
 #define LOSSLESS(rows)                                                                                                 \
     static void tile_avx2_LOSSLESS_FAST_##rows(const struct linear_tile *tile)                                         \
@@ -263,16 +267,22 @@ LOSSLESS(2)
 LOSSLESS(4)
 
 static const struct linear_tile_fns fns[WEIGHT_CODECS] = {
-    ROW(F32, false), ROW(F16, false), ROW(BF16, false), ROW(Q8_0, false), ROW(Q4_0, true),  ROW(Q4_1, true),
-    ROW(Q5_0, true), ROW(Q5_1, true), ROW(Q4_K, true),  ROW(Q5_K, true),  ROW(Q6_K, false), ROW(LOSSLESS_FAST, false),
+    ROW(F32, false),  ROW(F16, false),           ROW(BF16, false), ROW(Q8_0, false), ROW(Q4_0, true),
+    ROW(Q4_1, true),  ROW(Q5_0, true),           ROW(Q5_1, true),  ROW(Q4_K, true),  ROW(Q5_K, true),
+    ROW(Q6_K, false), ROW(LOSSLESS_FAST, false), ROW(Q4_Z, true),
 };
 
 size_t linear_scratch_avx2(const struct linear_shape *shape, uint32_t n_rows)
 {
+    if (linear_is_expanded(shape->codec))
+        return linear_scratch_expanded(shape, n_rows, linear_scratch_avx2);
     return linear_rows_scratch(shape, n_rows, fns[shape->codec].wants_sums);
 }
 
 void linear_run_avx2(const struct linear_args *a)
 {
-    linear_rows_run(a, &fns[a->shape->codec]);
+    if (linear_is_expanded(a->shape->codec))
+        linear_run_expanded(a, linear_expand_avx2, linear_scratch_avx2, linear_run_avx2);
+    else
+        linear_rows_run(a, &fns[a->shape->codec]);
 }

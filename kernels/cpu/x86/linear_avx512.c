@@ -2,6 +2,7 @@
 
 #include <immintrin.h>
 
+#include "kernels/cpu/linear_expand.h"
 #include "kernels/cpu/linear_rows.h"
 #include "kernels/cpu/x86/lossless_avx512.h"
 
@@ -93,12 +94,15 @@ INLINE __m512 load_d(enum weight_codec codec, const uint8_t *group, size_t b, in
 
 INLINE bool has_min(enum weight_codec codec)
 {
-    return codec == WEIGHT_Q4_1 || codec == WEIGHT_Q5_1 || codec == WEIGHT_Q4_K || codec == WEIGHT_Q5_K;
+    return linear_has_m(codec) || codec == WEIGHT_Q4_K || codec == WEIGHT_Q5_K;
 }
 
-INLINE __m512 load_m(enum weight_codec codec, const uint8_t *group, size_t b)
+/* d: its load_d */
+INLINE __m512 load_m(enum weight_codec codec, const uint8_t *group, size_t b, __m512 d)
 {
     const __m512 m = load_f16(linear_m(codec, group, b));
+    if (codec == WEIGHT_Q4_Z)
+        return _mm512_mul_ps(d, _mm512_sub_ps(_mm512_setzero_ps(), m));
     if (!linear_is_k(codec))
         return m;
     const __m512i min = _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i *)linear_min(codec, group, b)));
@@ -161,7 +165,7 @@ INLINE void tile_avx512(const struct linear_tile *tile, enum weight_codec codec,
         for (int r = 0; r < rows; r++)
             acc[r] = _mm512_fmadd_ps(d, t[r], acc[r]);
         if (has_min(codec)) {
-            const __m512 m = load_m(codec, tile->group, b);
+            const __m512 m = load_m(codec, tile->group, b, d);
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++)
                 acc[r] = _mm512_fmadd_ps(m, _mm512_set1_ps(tile->sums[(size_t)r * tile->n_blocks + b]), acc[r]);
@@ -258,6 +262,7 @@ FNS(Q5_1)
 FNS(Q4_K)
 FNS(Q5_K)
 FNS(Q6_K)
+FNS(Q4_Z)
 
 #define LOSSLESS(rows)                                                                                                 \
     static void tile_avx512_LOSSLESS_FAST_##rows(const struct linear_tile *tile)                                       \
@@ -275,16 +280,22 @@ LOSSLESS(8)
 LOSSLESS(16)
 
 static const struct linear_tile_fns fns[WEIGHT_CODECS] = {
-    ROW(F32, false),  ROW(F16, false), ROW(BF16, false), ROW(Q8_0, false), ROW(Q4_0, false), ROW(Q4_1, true),
-    ROW(Q5_0, false), ROW(Q5_1, true), ROW(Q4_K, true),  ROW(Q5_K, true),  ROW(Q6_K, false), ROW(LOSSLESS_FAST, false),
+    ROW(F32, false),  ROW(F16, false),           ROW(BF16, false), ROW(Q8_0, false), ROW(Q4_0, false),
+    ROW(Q4_1, true),  ROW(Q5_0, false),          ROW(Q5_1, true),  ROW(Q4_K, true),  ROW(Q5_K, true),
+    ROW(Q6_K, false), ROW(LOSSLESS_FAST, false), ROW(Q4_Z, true),
 };
 
 size_t linear_scratch_avx512(const struct linear_shape *shape, uint32_t n_rows)
 {
+    if (linear_is_expanded(shape->codec))
+        return linear_scratch_expanded(shape, n_rows, linear_scratch_avx512);
     return linear_rows_scratch(shape, n_rows, fns[shape->codec].wants_sums);
 }
 
 void linear_run_avx512(const struct linear_args *a)
 {
-    linear_rows_run(a, &fns[a->shape->codec]);
+    if (linear_is_expanded(a->shape->codec))
+        linear_run_expanded(a, linear_expand_avx512, linear_scratch_avx512, linear_run_avx512);
+    else
+        linear_rows_run(a, &fns[a->shape->codec]);
 }

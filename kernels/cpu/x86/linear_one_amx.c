@@ -76,11 +76,12 @@ CODEC(Q5_1)
 CODEC(Q4_K)
 CODEC(Q5_K)
 CODEC(Q6_K)
+CODEC(Q4_Z)
 
 static void (*const fns[WEIGHT_CODECS])(const struct linear_args *a, const float *sums, const float *x) = {
     [WEIGHT_Q8_0] = one_row_Q8_0, [WEIGHT_Q4_0] = one_row_Q4_0, [WEIGHT_Q4_1] = one_row_Q4_1,
     [WEIGHT_Q5_0] = one_row_Q5_0, [WEIGHT_Q5_1] = one_row_Q5_1, [WEIGHT_Q4_K] = one_row_Q4_K,
-    [WEIGHT_Q5_K] = one_row_Q5_K, [WEIGHT_Q6_K] = one_row_Q6_K,
+    [WEIGHT_Q5_K] = one_row_Q5_K, [WEIGHT_Q6_K] = one_row_Q6_K, [WEIGHT_Q4_Z] = one_row_Q4_Z,
 };
 
 void linear_one_row_amx(const struct linear_args *a, const float *sums, float *scratch)

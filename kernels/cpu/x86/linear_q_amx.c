@@ -407,6 +407,7 @@ CODEC(Q5_0)
 CODEC(Q5_1)
 CODEC(Q4_K)
 CODEC(Q5_K)
+CODEC(Q4_Z)
 
 static const struct {
     amx_chunk_fn *chunk;
@@ -416,7 +417,7 @@ static const struct {
     [WEIGHT_Q8_0] = { run_chunk_Q8_0, run_few_Q8_0, false }, [WEIGHT_Q4_0] = { run_chunk_Q4_0, run_few_Q4_0, true },
     [WEIGHT_Q4_1] = { run_chunk_Q4_1, run_few_Q4_1, true },  [WEIGHT_Q5_0] = { run_chunk_Q5_0, run_few_Q5_0, true },
     [WEIGHT_Q5_1] = { run_chunk_Q5_1, run_few_Q5_1, true },  [WEIGHT_Q4_K] = { run_chunk_Q4_K, run_few_Q4_K, true },
-    [WEIGHT_Q5_K] = { run_chunk_Q5_K, run_few_Q5_K, true },
+    [WEIGHT_Q5_K] = { run_chunk_Q5_K, run_few_Q5_K, true },  [WEIGHT_Q4_Z] = { run_chunk_Q4_Z, run_few_Q4_Z, true },
 };
 
 bool linear_accepts_q_amx(const struct linear_shape *shape)

@@ -10,6 +10,7 @@ import tempfile
 HERE = os.path.dirname(os.path.abspath(__file__))
 SHAPE = "layers=1,d=16,heads=1,kv=1,head_dim=16,ff=16,vocab=256,positions=64"
 SEEDS = {"bf16": ("bf16", "random:" + SHAPE), "lossless": ("lossless-fast", "random:" + SHAPE + ",qkv_bias=1,qk_norm=1"),
+         "df11": ("df11", "random:" + SHAPE.replace("d=16", "d=32")), "grids": ("as-is", "random:" + SHAPE + ",codec=leanquant-3"),
          "as_is": ("as-is", "random:" + SHAPE.replace("16", "32") + ",codec=q4_1,tied=1")}
 
 os.makedirs(os.path.join(HERE, "pack"), exist_ok=True)

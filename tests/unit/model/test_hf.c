@@ -96,7 +96,6 @@ static void test_config_refusals(void **state)
         { ",\"sliding_window\":256", ST_OK, NULL },
         { ",\"sliding_window\":256,\"use_sliding_window\":true", ST_UNSUPPORTED, "use_sliding_window" },
         { ",\"layer_types\":[\"sliding_attention\"]", ST_UNSUPPORTED, "layer_types" },
-        { ",\"quantization_config\":{\"quant_method\":\"awq\"}", ST_UNSUPPORTED, "quantization_config" },
         { ",\"pretraining_tp\":2", ST_UNSUPPORTED, "pretraining_tp" },
         { ",\"partial_rotary_factor\":0.5", ST_UNSUPPORTED, "partial_rotary_factor" },
         { ",\"num_experts\":8", ST_UNSUPPORTED, "num_experts" },

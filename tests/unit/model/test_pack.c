@@ -56,12 +56,36 @@ static struct model *open_mixed(const char *codec)
     return open_model(spec);
 }
 
+/* Rows that no calibration made: any bytes will do for a pack. */
+static uint8_t made_byte(const struct model_tensor *t, size_t i)
+{
+    return (uint8_t)(t->kind * 31 + t->layer * 17 + i * 13 + i / 256);
+}
+
+static enum status make_rows(void *ctx, const struct model_tensor *t, enum weight_codec codec, const uint8_t **rows_out,
+                             struct error *err)
+{
+    uint8_t **kept = ctx;
+    const size_t bytes = t->n_rows * weight_row_bytes(codec, t->n_cols);
+    (void)err;
+    free(*kept);
+    *kept = malloc(bytes);
+    for (size_t i = 0; i < bytes; i++)
+        (*kept)[i] = made_byte(t, i);
+    *rows_out = *kept;
+    return ST_OK;
+}
+
 static void write_pack(const struct model *m, enum pack_weights weights, const char *to)
 {
     struct error err = { 0 };
-    const struct pack_options options = { .weights = weights };
+    uint8_t *kept = NULL;
+    const struct pack_options options = {
+        .weights = weights, .quantize = make_rows, .quantize_ctx = &kept, .quantized = "{\"method\":\"none\"}"
+    };
     if (pack_write(m, to, &options, NULL, &err))
         fail_msg("%s: %s", to, err.text);
+    free(kept);
 }
 
 static uint16_t rounded(float x)
@@ -83,11 +107,22 @@ static void expect_rows(const struct model *m, const struct model *made, enum pa
                 continue;
             const bool same = a.n_rows == 1 || weights == PACK_AS_IS;
             assert_int_equal(model_tensor_check(&b, NULL), ST_OK);
+            if (pack_weights_calibrated(weights) && a.n_rows > 1 && model_kind_layered((enum model_tensor_kind)k)) {
+                assert_int_equal(b.codec, (int)WEIGHT_LEANQUANT_4 + ((int)weights - (int)PACK_LEANQUANT_4));
+                for (size_t i = 0; i < b.stored_bytes; i++)
+                    assert_int_equal(((const uint8_t *)b.data)[i], made_byte(&a, i));
+                continue;
+            }
             assert_int_equal(b.codec, same                   ? a.codec
                                       : weights == PACK_BF16 ? WEIGHT_BF16
-                                      : b.lossless == NULL   ? WEIGHT_BF16
-                                                             : WEIGHT_LOSSLESS_FAST);
-            if (b.codec == WEIGHT_LOSSLESS_FAST)
+                                      : b.lossless           ? WEIGHT_LOSSLESS_FAST
+                                      : b.df11               ? WEIGHT_DF11
+                                                             : WEIGHT_BF16);
+            assert_true(same || !b.lossless || weights == PACK_LOSSLESS_FAST);
+            assert_true(same || !b.df11 || weights == PACK_DF11);
+            if (!same && weights == PACK_DF11 && (uint64_t)b.n_rows * b.n_cols > 16384)
+                assert_int_equal(b.codec, WEIGHT_DF11);
+            if (b.codec == WEIGHT_LOSSLESS_FAST || b.codec == WEIGHT_DF11)
                 assert_true(b.stored_bytes < (uint64_t)b.n_rows * b.n_cols * 2);
             uint8_t *one = aligned_alloc(64, 4096), *two = aligned_alloc(64, 4096);
             float wide[512];
@@ -143,7 +178,8 @@ static void expect_vocabulary(const struct model_vocab *a, const struct model_vo
 static void test_holds_the_model(void **state)
 {
     (void)state;
-    static const char *const codecs[] = { "bf16", "f32", "f16", "q8_0", "q4_1", "q6_k", "lossless-fast" };
+    static const char *const codecs[] = { "bf16", "f32",           "f16",  "q8_0",        "q4_1",
+                                          "q6_k", "lossless-fast", "df11", "leanquant-3", "q4_z" };
     for (size_t i = 0; i <= sizeof codecs / sizeof *codecs; i++) {
         const bool copy = i == sizeof codecs / sizeof *codecs; /* zeros all over, and angles that are drawn */
         struct model *m = copy ? open_model("constructed:copy") : open_mixed(codecs[i]);
@@ -243,7 +279,7 @@ static void test_goes_on(void **state)
     write_pack(m, PACK_LOSSLESS_FAST, whole);
     uint32_t before = 0;
     for (int stop = 30;; stop = 60) {
-        struct pack_options options = { PACK_LOSSLESS_FAST, NULL, stop_after, &stop };
+        struct pack_options options = { .weights = PACK_LOSSLESS_FAST, .stop = stop_after, .ctx = &stop };
         struct error err = { 0 };
         uint32_t resumed = 0;
         const enum status st = pack_write(m, out, &options, &resumed, &err);
@@ -263,7 +299,7 @@ static void test_goes_on(void **state)
     for (int damage = 0; damage < 3; damage++) {
         int stop = 100;
         uint32_t resumed = 99;
-        struct pack_options options = { PACK_LOSSLESS_FAST, NULL, stop_after, &stop };
+        struct pack_options options = { .weights = PACK_LOSSLESS_FAST, .stop = stop_after, .ctx = &stop };
         assert_int_equal(pack_write(m, out, &options, NULL, NULL), ST_CANCELLED);
         snprintf(path, sizeof path, "%s/%s", partial, damage == 0 ? PACK_WEIGHTS : "journal");
         if (damage == 1) {
@@ -320,6 +356,18 @@ static void test_replaces_only_its_like(void **state)
     assert_int_equal(file_write_atomic(out, "mine", 4, NULL), ST_OK);
     assert_int_equal(pack_write(m, out, &options, NULL, NULL), ST_EXISTS);
     unlink(out);
+    model_close(m);
+}
+
+static void test_calibrated_takes_rows(void **state)
+{
+    (void)state;
+    struct model *m = open_mixed("bf16");
+    const struct pack_options options = { .weights = PACK_LEANQUANT_3 };
+    struct error err = { 0 };
+    assert_int_equal(pack_write(m, out, &options, NULL, &err), ST_INVALID);
+    assert_non_null(strstr(err.text, "leanquant-3 takes a calibration"));
+    assert_false(file_exists(out));
     model_close(m);
 }
 
@@ -508,6 +556,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_goes_on, setup, teardown),
         cmocka_unit_test_setup_teardown(test_replaces_only_its_like, setup, teardown),
         cmocka_unit_test_setup_teardown(test_one_at_a_time, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_calibrated_takes_rows, setup, teardown),
         cmocka_unit_test_setup_teardown(test_full_disk, setup, teardown),
         cmocka_unit_test_setup_teardown(test_flipped_bits, setup, teardown),
         cmocka_unit_test_setup_teardown(test_hostile_header, setup, teardown),

@@ -44,20 +44,33 @@ static void sizes(void **state)
         size_t bytes_of_256;
         uint32_t block;
     } rows[] = {
-        { WEIGHT_F32, "F32", 1024, 1 },    { WEIGHT_F16, "F16", 512, 1 },
-        { WEIGHT_BF16, "BF16", 512, 1 },   { WEIGHT_Q8_0, "Q8_0", 272, 32 },
-        { WEIGHT_Q4_0, "Q4_0", 144, 32 },  { WEIGHT_Q4_1, "Q4_1", 160, 32 },
-        { WEIGHT_Q5_0, "Q5_0", 176, 32 },  { WEIGHT_Q5_1, "Q5_1", 192, 32 },
-        { WEIGHT_Q4_K, "Q4_K", 144, 256 }, { WEIGHT_Q5_K, "Q5_K", 176, 256 },
-        { WEIGHT_Q6_K, "Q6_K", 210, 256 }, { WEIGHT_LOSSLESS_FAST, "lossless-fast", 512, 1 },
+        { WEIGHT_F32, "F32", 1024, 1 },
+        { WEIGHT_F16, "F16", 512, 1 },
+        { WEIGHT_BF16, "BF16", 512, 1 },
+        { WEIGHT_Q8_0, "Q8_0", 272, 32 },
+        { WEIGHT_Q4_0, "Q4_0", 144, 32 },
+        { WEIGHT_Q4_1, "Q4_1", 160, 32 },
+        { WEIGHT_Q5_0, "Q5_0", 176, 32 },
+        { WEIGHT_Q5_1, "Q5_1", 192, 32 },
+        { WEIGHT_Q4_K, "Q4_K", 144, 256 },
+        { WEIGHT_Q5_K, "Q5_K", 176, 256 },
+        { WEIGHT_Q6_K, "Q6_K", 210, 256 },
+        { WEIGHT_LOSSLESS_FAST, "lossless-fast", 512, 1 },
+        { WEIGHT_DF11, "df11", 512, 1 },
+        { WEIGHT_Q4_Z, "Q4_Z", 160, 32 },
+        { WEIGHT_LEANQUANT_4, "leanquant-4", 32 + 128, 1 },
+        { WEIGHT_LEANQUANT_3, "leanquant-3", 16 + 96, 1 },
+        { WEIGHT_LEANQUANT_2, "leanquant-2", 8 + 64, 1 },
     };
     assert_int_equal(sizeof rows / sizeof *rows, WEIGHT_CODECS);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         assert_string_equal(weight_codec_name(rows[i].codec), rows[i].name);
         assert_int_equal(weight_row_bytes(rows[i].codec, 256), rows[i].bytes_of_256);
         assert_int_equal(weight_codec_block(rows[i].codec), rows[i].block);
-        assert_int_equal(weight_codec_block_bytes(rows[i].codec), rows[i].bytes_of_256 * rows[i].block / 256);
-        assert_int_equal(weight_row_bytes(rows[i].codec, 0), 0);
+        const uint32_t bits = weight_grid_bits(rows[i].codec);
+        assert_int_equal(weight_row_bytes(rows[i].codec, 0), bits ? 2 << bits : 0);
+        if (!bits)
+            assert_int_equal(weight_codec_block_bytes(rows[i].codec), rows[i].bytes_of_256 * rows[i].block / 256);
     }
 }
 
@@ -197,12 +210,48 @@ static void golden(void **state)
     fclose(in);
 }
 
+/* Codes of 2, 3 and 4 bits side by side in a row with its grid; zero points. */
+static void test_grids(void **state)
+{
+    (void)state;
+    for (int c = WEIGHT_LEANQUANT_4; c <= WEIGHT_LEANQUANT_2; c++) {
+        const uint32_t bits = weight_grid_bits((enum weight_codec)c);
+        enum { N = 37 };
+        uint8_t row[64] = { 0 };
+        float out[N];
+        assert_int_equal(bits, 4 - (c - WEIGHT_LEANQUANT_4));
+        assert_int_equal(weight_row_bytes((enum weight_codec)c, N), (2u << bits) + (N * bits + 7) / 8);
+        for (uint32_t i = 0; i < 1u << bits; i++) {
+            const uint16_t h = (uint16_t)(0x3F80 + 8 * i); /* 1 + i / 16 */
+            memcpy(row + 2 * i, &h, 2);
+        }
+        for (uint32_t i = 0; i < N; i++)
+            weight_grid_put(bits, row, i, i * 7 % (1u << bits));
+        weight_row_f32((enum weight_codec)c, row, N, out);
+        for (uint32_t i = 0; i < N; i++) {
+            assert_int_equal(weight_grid_code(bits, row, i), i * 7 % (1u << bits));
+            assert_true(out[i] == 1 + (float)(i * 7 % (1u << bits)) / 16);
+        }
+        assert_int_equal(weight_grid_bits((enum weight_codec)(c - 3)), 0);
+    }
+    uint8_t block[20] = { 0, 0x38, 0, 0x47 }; /* 0.5, 7 */
+    float out[32];
+    for (int i = 0; i < 16; i++)
+        block[4 + i] = (uint8_t)(i | (15 - i) << 4);
+    weight_row_f32(WEIGHT_Q4_Z, block, 32, out);
+    for (int i = 0; i < 16; i++) {
+        assert_true(out[i] == 0.5f * (float)(i - 7));
+        assert_true(out[i + 16] == 0.5f * (float)(8 - i));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(f16_is_exact), cmocka_unit_test(sizes),
         cmocka_unit_test(blocks),       cmocka_unit_test(several_blocks_and_floats),
         cmocka_unit_test(places),       cmocka_unit_test(golden),
+        cmocka_unit_test(test_grids),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
