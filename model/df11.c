@@ -37,7 +37,9 @@ static uint16_t weight_at(const struct df11_code *code, const uint16_t *const ro
                           uint32_t block, uint32_t i)
 {
     const uint32_t k = block * DF11_INS + i / DF11_INS * 2 + i % 2, n = i / 2 % DF11_OUTS;
-    return rows[n] && k < n_cols ? rows[n][k] : (uint16_t)(code->first << 7);
+    if (rows[n] && k < n_cols)
+        return rows[n][k];
+    return (uint16_t)(code->first << 7);
 }
 
 size_t df11_stream_bytes(const struct df11_code *code, const uint16_t *const rows[DF11_OUTS], uint32_t n_cols)
