@@ -57,6 +57,7 @@ int command_coordinator(int argc, char **argv)
         .http = s.http,
         .grpc = s.grpc,
         .control = s.control,
+        .control_advertise = s.control_advertise,
         .registry = s.registry,
         .state = s.state,
         .model = s.model,

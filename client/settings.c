@@ -38,6 +38,7 @@ const struct config_field settings_fields[] = {
     { "http", "127.0.0.1:8080", CONFIG_ADDRESS, TEXT(http), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | SCOPE_TOP, "OpenAI-compatible HTTP" },
     { "grpc", "127.0.0.1:9090", CONFIG_ADDRESSES, TEXT(grpc), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR | ASK, "gRPC for clients; to a command that calls: of all coordinators, of which one leads" },
     { "control", "127.0.0.1:9091", CONFIG_ADDRESSES, TEXT(control), 0, 0, NULL, SCOPE_COORDINATOR | SCOPE_WORKER, "where workers attach; to a worker: of all coordinators, of which one leads" },
+    { "control-advertise", "", CONFIG_ADDRESS, TEXT(control_advertise), 0, 0, NULL, SCOPE_COORDINATOR, "where other coordinators reach --control, if it is bound to another address (0.0.0.0)" },
     { "registry", "", CONFIG_TEXT, TEXT(registry), 0, 0, NULL, SCOPE_UP | SCOPE_COORDINATOR, "embedded:FILE, or etcd:HOST:PORT[,HOST:PORT...][/NAMESPACE]; none: embedded, in the state directory" },
     { "tls-cert", "", CONFIG_TEXT, TEXT(tls_cert), 0, 0, NULL, CALL | SCOPE_COORDINATOR, "certificate (PEM) of this side of HTTP and gRPC; none: in clear" },
     { "tls-key", "", CONFIG_TEXT, TEXT(tls_key), 0, 0, NULL, CALL | SCOPE_COORDINATOR, "its key, without a passphrase" },

@@ -42,7 +42,7 @@ struct settings {
     uint32_t positions_max;
     char selector_dense_layers[8];
     /* where */
-    char http[128], grpc[512], control[1024], registry[1024], state[1024], jobs_dir[1024];
+    char http[128], grpc[512], control[1024], control_advertise[256], registry[1024], state[1024], jobs_dir[1024];
     char api_keys[1024], api_key_file[1024];
     char tls_cert[1024], tls_key[1024], tls_client_ca[1024], tls_ca[1024]; /* to clients, and as one */
     char control_cert[1024], control_key[1024], control_ca[1024], etcd_cert[1024], etcd_key[1024], etcd_ca[1024];

@@ -459,7 +459,9 @@ static enum status addresses_tell(struct coordinator *c, struct error *err)
     bound_text(c->config->http, gateway_http_port(c->gateway), bound[0]);
     bound_text(c->config->grpc, gateway_grpc_port(c->gateway), bound[1]);
     bound_text(c->config->control, control_port(c->control), bound[2]);
-    const enum status st = membership_begin(c, bound[0], bound[1], bound[2], err);
+    const char *advertised = c->config->control_advertise;
+    const enum status st =
+        membership_begin(c, bound[0], bound[1], advertised && *advertised ? advertised : bound[2], err);
     if (st)
         return st;
     for (int i = 0; i < 3; i++) {

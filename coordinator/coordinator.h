@@ -18,6 +18,7 @@ extern "C" {
 
 struct coordinator_config {
     const char *http, *grpc, *control; /* host:port; port 0: any */
+    const char *control_advertise;     /* where other coordinators reach control; NULL or "": where it is bound */
     const char *registry;              /* "embedded:FILE"; NULL or "": embedded, in the state directory */
     const char *
         state; /* directory, made if it is not there, locked; NULL or "": none (then a registry must be named, or there is none) */

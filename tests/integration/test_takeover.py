@@ -13,7 +13,7 @@ import unittest
 
 import cluster
 from cluster import LONGSPAN, MODEL, ROOT, is_alive, prose, wait_for
-from etcd import Etcd, Link
+from etcd import Etcd, Link, free_port
 from rpc import Rpc, grpc, pb
 
 PLAIN = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
@@ -40,11 +40,13 @@ class Process:
 
 class Coordinator(Process):
     def __init__(self, site, name, registry, at=None):
-        at = at or dict.fromkeys(("http", "grpc", "control"), "127.0.0.1:0")
-        super().__init__(os.path.join(site.directory, "log"), "coordinator", *(f"--{what}={address}" for what, address in at.items()),
+        """Its control port is bound to all addresses; others find it at the one that it advertises."""
+        at = at or {"http": "127.0.0.1:0", "grpc": "127.0.0.1:0", "control": f"127.0.0.1:{free_port()}"}
+        super().__init__(os.path.join(site.directory, "log"), "coordinator", f"--http={at['http']}", f"--grpc={at['grpc']}",
+                         f"--control=0.0.0.0:{at['control'].split(':')[1]}", f"--control-advertise={at['control']}",
                          f"--registry=etcd:{registry}", f"--state={site.directory}/{name}", f"--jobs-dir={site.directory}/jobs",
                          "--lease-ms=2000", "--workers=2", f"--model={MODEL}", "--log-level=info", "--spread-min-tokens=300")
-        self.at = dict(self.process.stdout.readline().decode().split() for _ in range(3))
+        self.at = dict(self.process.stdout.readline().decode().split() for _ in range(3)) | {"control": at["control"]}
 
     def http(self, method, path, body=None, timeout=60):
         host, port = self.at["http"].split(":")
@@ -172,7 +174,7 @@ class Takeover(unittest.TestCase):
 
     def begin(self, registry_of_first=None):
         self.first = self.coordinator("a", registry_of_first)
-        wait_for("the first leads", lambda: "election/coordinator" in self.etcd.ctl("get", "--prefix", "longspan/", "--keys-only"))
+        wait_for("the first leads", lambda: f'"control":"{self.first.at["control"]}"' in self.etcd.ctl("get", "longspan/election/coordinator"))
         self.second = self.coordinator("b")
         addresses = f"{self.first.at['control']},{self.second.at['control']}"
         self.addresses = addresses
