@@ -139,18 +139,6 @@ enum status calibration_write(const char *path, const char *directory, const str
 
 /* ---- reading ---- */
 
-static enum status read_text(const struct json_in *in, const char *key, char *out, size_t room, struct error *err)
-{
-    const char *text;
-    const enum status st = json_read_text(in, key, &text, NULL, err);
-    if (st)
-        return st;
-    if (strlen(text) >= room)
-        REFUSE("%s: key %s%s is longer than %zu bytes", in->where, in->prefix, key, room - 1);
-    model_printable(out, room, text, strlen(text));
-    return ST_OK;
-}
-
 static enum status read_u64(const struct json_in *in, const char *key, uint64_t *out, struct error *err)
 {
     const json_t *v = json_find(in, key);
@@ -163,11 +151,11 @@ static enum status read_u64(const struct json_in *in, const char *key, uint64_t 
 static enum status read_origin(const struct json_in *in, struct calibration_origin *o, struct error *err)
 {
     enum status st;
-    if ((st = read_text(in, "codec", o->codec, sizeof o->codec, err)) ||
-        (st = read_text(in, "method", o->method, sizeof o->method, err)) ||
-        (st = read_text(in, "model", o->model, sizeof o->model, err)) ||
-        (st = read_text(in, "text", o->text, sizeof o->text, err)) ||
-        (st = read_text(in, "weights", o->weights, sizeof o->weights, err)) ||
+    if ((st = json_read_printable(in, "codec", o->codec, sizeof o->codec, err)) ||
+        (st = json_read_printable(in, "method", o->method, sizeof o->method, err)) ||
+        (st = json_read_printable(in, "model", o->model, sizeof o->model, err)) ||
+        (st = json_read_printable(in, "text", o->text, sizeof o->text, err)) ||
+        (st = json_read_printable(in, "weights", o->weights, sizeof o->weights, err)) ||
         (st = read_u64(in, "tokens", &o->tokens, err)) || (st = json_read_u32(in, "sequence", &o->sequence, NULL, err)))
         return st;
     return read_u64(in, "seed", &o->seed, err);
@@ -214,7 +202,7 @@ static enum status read_array(struct calibration *c, const json_t *entry, const 
     enum status st = ST_OK;
     if (!json_is_object(entry))
         REFUSE("%s: key arrays: entry %u is no object", where, c->n_arrays);
-    if ((st = read_text(&in, "name", a->name, sizeof a->name, err)) ||
+    if ((st = json_read_printable(&in, "name", a->name, sizeof a->name, err)) ||
         (st = json_read_text(&in, "type", &type, NULL, err)) || (st = read_shape(&in, a, err)))
         return st;
     for (a->type = 0; a->type < CALIBRATION_TYPES && strcmp(type, types[a->type].name) != 0;)

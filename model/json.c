@@ -100,6 +100,19 @@ enum status json_read_text(const struct json_in *in, const char *key, const char
     return ST_OK;
 }
 
+enum status json_read_printable(const struct json_in *in, const char *key, char *out, size_t room, struct error *err)
+{
+    const char *text;
+    const enum status st = json_read_text(in, key, &text, NULL, err);
+    if (st)
+        return st;
+    if (strlen(text) >= room)
+        return error_set(err, ST_CORRUPT, "%s: key %s%s is longer than %zu bytes", in->where, in->prefix, key,
+                         room - 1);
+    model_printable(out, room, text, strlen(text));
+    return ST_OK;
+}
+
 const char *json_show(char *buffer, size_t room, const json_t *value)
 {
     char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_ENSURE_ASCII);

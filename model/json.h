@@ -39,6 +39,8 @@ enum status json_read_bool(const struct json_in *in, const char *key, bool *valu
 /* Borrowed from the object. */
 enum status json_read_text(const struct json_in *in, const char *key, const char **text_out, bool *found_out,
                            struct error *err);
+/* Copied, what cannot be printed replaced; out [room]. ST_CORRUPT: it is longer than room - 1 bytes. */
+enum status json_read_printable(const struct json_in *in, const char *key, char *out, size_t room, struct error *err);
 
 /* A short printable rendering of a value, for errors. Returns buffer. */
 const char *json_show(char *buffer, size_t room, const json_t *value);

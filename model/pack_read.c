@@ -15,18 +15,6 @@ enum { PATH_BYTES = 4096, HEADER_MAX = 256 << 20 };
 
 /* ---- configuration ---- */
 
-static enum status read_name(const struct json_in *in, const char *key, char *out, size_t room, struct error *err)
-{
-    const char *text;
-    const enum status st = json_read_text(in, key, &text, NULL, err);
-    if (st)
-        return st;
-    if (strlen(text) >= room)
-        REFUSE("%s: key %s%s is longer than %zu bytes", in->where, in->prefix, key, room - 1);
-    model_printable(out, room, text, strlen(text));
-    return ST_OK;
-}
-
 static enum status read_ids(const struct json_in *in, struct model_config *c, struct error *err)
 {
     const json_t *eos = json_find(in, "eos"), *v;
@@ -91,9 +79,9 @@ static enum status read_config(const json_t *o, const char *where, struct model_
     for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
         if ((st = json_read_bool(&in, flags[i].key, flags[i].to, NULL, err)))
             return st;
-    if ((st = read_name(&in, "architecture", c->architecture, sizeof c->architecture, err)) ||
-        (st = read_name(&in, "name", c->name, sizeof c->name, err)) ||
-        (st = read_name(&in, "rope_name", c->rope_name, sizeof c->rope_name, err)) ||
+    if ((st = json_read_printable(&in, "architecture", c->architecture, sizeof c->architecture, err)) ||
+        (st = json_read_printable(&in, "name", c->name, sizeof c->name, err)) ||
+        (st = json_read_printable(&in, "rope_name", c->rope_name, sizeof c->rope_name, err)) ||
         (st = json_read_f64(&in, "rms_eps", &eps, NULL, err)) ||
         (st = json_read_f64(&in, "rope_scale", &c->rope_scale, NULL, err)) || (st = read_angles(&in, c, err)) ||
         (st = read_ids(&in, c, err)))
@@ -553,8 +541,8 @@ enum status pack_identify(const char *directory, char *source_out, char *weights
     if (st)
         return st;
     const struct json_in in = { root, path, "" };
-    if (!(st = check_header(&in, err)) && !(st = read_name(&in, "source", source_out, 128, err)))
-        st = read_name(&in, "weights", weights_out, 128, err);
+    if (!(st = check_header(&in, err)) && !(st = json_read_printable(&in, "source", source_out, 128, err)))
+        st = json_read_printable(&in, "weights", weights_out, 128, err);
     json_decref(root);
     return st;
 }
