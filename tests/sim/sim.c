@@ -230,6 +230,28 @@ struct sim *sim_new(const struct sim_options *options)
     return sim;
 }
 
+struct sim_options sim_usual(const char *replay, uint32_t n_workers, uint32_t n_blocks)
+{
+    struct sim_options o = { .seed = 1,
+                             .replay = replay,
+                             .n_workers = n_workers,
+                             .leaf_blocks = 2,
+                             .delay_max_ms = 1,
+                             .step_max_ms = 5,
+                             .config = { .positions_max = 100000,
+                                         .step_rows_max = 512,
+                                         .prefill_chunk_rows = 128,
+                                         .sequences_max = 16,
+                                         .queue_max = 100,
+                                         .spread_min_tokens = 1000,
+                                         .step_deadline_ms = 500,
+                                         .plans_ahead = 2,
+                                         .prefix_sharing = true } };
+    for (uint32_t i = 0; i < n_workers; i++)
+        o.n_blocks[i] = n_blocks;
+    return o;
+}
+
 void sim_free(struct sim *sim)
 {
     for (uint32_t i = 0; i < sim->n_requests; i++)
@@ -444,6 +466,15 @@ int sim_submit(struct sim *sim, const struct sim_want *want, enum status *st_out
     return (int)sim->n_requests++;
 }
 
+uint32_t sim_accepted(struct sim *sim, struct sim_want want)
+{
+    enum status st;
+    const int i = sim_submit(sim, &want, &st);
+    if (i < 0)
+        sim_wrong(sim, "refused: %s", status_text(st));
+    return (uint32_t)i;
+}
+
 void sim_cancel(struct sim *sim, uint32_t request)
 {
     struct sim_request *r = &sim->requests[request];
@@ -518,4 +549,11 @@ void sim_check_empty(struct sim *sim)
     }
     if (sim->s->dir.n_blocks)
         sim_wrong(sim, "the directory has %u blocks", sim->s->dir.n_blocks);
+}
+
+void sim_end(struct sim *sim)
+{
+    sim_finish(sim, 1000000);
+    sim_check_empty(sim);
+    sim_free(sim);
 }

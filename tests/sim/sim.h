@@ -83,12 +83,16 @@ struct sim {
     uint64_t n_steps, n_rows, n_copies, n_shipped_rows, n_plans, n_spread_steps, n_aborts, n_vain;
 };
 
+/* What tests of single cases begin with: leaves of two blocks, quick workers of n_blocks each; replay: the program. */
+struct sim_options sim_usual(const char *replay, uint32_t n_workers, uint32_t n_blocks);
 struct sim *sim_new(const struct sim_options *options);
 void sim_free(struct sim *sim);
 void sim_wrong(struct sim *sim, const char *format, ...) __attribute__((format(printf, 2, 3), noreturn));
 
 /* -> its number, or -1: refused with *st_out */
 int sim_submit(struct sim *sim, const struct sim_want *want, enum status *st_out);
+/* -> its number; wrong if it is refused. */
+uint32_t sim_accepted(struct sim *sim, struct sim_want want);
 void sim_cancel(struct sim *sim, uint32_t request);
 /* A worker joins (at once). -> its id */
 uint16_t sim_join(struct sim *sim, uint32_t n_blocks);
@@ -107,6 +111,8 @@ void sim_advance(struct sim *sim, int64_t ms);
 void sim_finish(struct sim *sim, int64_t limit_ms);
 /* Nothing runs: the accounts of the coordinator and what workers hold must agree, and be nothing once the cache is evicted. */
 void sim_check_empty(struct sim *sim);
+/* All requests end, nothing is left; frees it. */
+void sim_end(struct sim *sim);
 /* The token after these. */
 int32_t sim_oracle(const int32_t *tokens, uint32_t n);
 

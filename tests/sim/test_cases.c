@@ -63,22 +63,8 @@ static void spy(void *ctx, uint16_t worker, const struct control_message *m)
 
 static struct sim_options usual(uint32_t n_workers, uint32_t n_blocks, struct seen *seen)
 {
-    struct sim_options o = { .seed = 1, .replay = "sim_test_cases", .n_workers = n_workers, .leaf_blocks = 2 };
-    for (uint32_t i = 0; i < n_workers; i++)
-        o.n_blocks[i] = n_blocks;
-    o.delay_max_ms = 1;
-    o.step_max_ms = 5;
-    o.config = (struct sched_config){
-        .positions_max = 100000,
-        .step_rows_max = 512,
-        .prefill_chunk_rows = 128,
-        .sequences_max = 16,
-        .queue_max = 20,
-        .spread_min_tokens = 1000,
-        .step_deadline_ms = 500,
-        .plans_ahead = 2,
-        .prefix_sharing = true,
-    };
+    struct sim_options o = sim_usual("sim_test_cases", n_workers, n_blocks);
+    o.config.queue_max = 20;
     *seen = (struct seen){ 0 };
     o.spy = spy;
     o.spy_ctx = seen;
@@ -87,19 +73,7 @@ static struct sim_options usual(uint32_t n_workers, uint32_t n_blocks, struct se
 
 static uint32_t submit(struct sim *sim, const int32_t *tokens, uint32_t n, uint32_t max_tokens)
 {
-    enum status st;
-    const struct sim_want w = { .tokens = tokens, .n_tokens = n, .max_tokens = max_tokens };
-    const int i = sim_submit(sim, &w, &st);
-    if (i < 0)
-        fail_msg("refused: %s", status_text(st));
-    return (uint32_t)i;
-}
-
-static void end(struct sim *sim)
-{
-    sim_finish(sim, 100000);
-    sim_check_empty(sim);
-    sim_free(sim);
+    return sim_accepted(sim, (struct sim_want){ .tokens = tokens, .n_tokens = n, .max_tokens = max_tokens });
 }
 
 static uint32_t blocks_at(const struct sim_request *r, uint16_t worker)
@@ -126,7 +100,7 @@ static void test_local(void **state)
     assert_int_equal(blocks_at(&sim->requests[b], first ? 1 : 0), (300 + 39) / 64);
     assert_int_equal(seen.copies, 0);
     assert_true(seen.sampled_before > 40); /* plans are made before results are back */
-    end(sim);
+    sim_end(sim);
 }
 
 /* A long one is dealt by leaves; growing leaves go to their owners as they are full. */
@@ -152,7 +126,7 @@ static void test_spread(void **state)
     }
     assert_int_equal(got, blocks);
     assert_true(seen.copies >= 5);
-    end(sim);
+    sim_end(sim);
 }
 
 /* The same prompt again, and the next turn of a talk: all but the last block are there. */
@@ -183,7 +157,7 @@ static void test_hits(void **state)
         assert_int_equal(stats.prompt_tokens, 640 + 640 + 790);
         assert_int_equal(stats.completion_tokens, 120);
         assert_int_equal(stats.requests_done, 3);
-        end(sim);
+        sim_end(sim);
     }
 }
 
@@ -201,7 +175,7 @@ static void test_no_hits(void **state)
     sim_finish(sim, 10000);
     assert_int_equal(sim->requests[b].cached, 0);
     assert_int_equal(sim->requests[b].n_scored, 639);
-    end(sim);
+    sim_end(sim);
     o.config.prefix_sharing = false;
     sim = sim_new(&o);
     submit(sim, text, 640, 10);
@@ -213,7 +187,7 @@ static void test_no_hits(void **state)
     struct sched_worker_stats stats;
     sched_worker_stats(sim->s, &stats, 1);
     assert_int_equal(stats.blocks_used, 0);
-    end(sim);
+    sim_end(sim);
 }
 
 /* Many on one prefix: the second worker gets copies, and stays a group of its own. */
@@ -233,7 +207,7 @@ static void test_copies(void **state)
     for (uint32_t i = 1; i < 9; i++)
         assert_int_equal(sim->requests[i].cached, 256);
     assert_true(seen.steps_of[0] > 20 && seen.steps_of[1] > 20);
-    end(sim);
+    sim_end(sim);
 }
 
 /* A copy that comes to nothing: the request runs without it. */
@@ -251,7 +225,7 @@ static void test_copies_fail(void **state)
     sim_finish(sim, 10000);
     assert_true(seen.copies > 0);
     sim->options.copy_faults = 0;
-    end(sim);
+    sim_end(sim);
 }
 
 /* A block must not come before the drop that makes its room has arrived. */
@@ -274,7 +248,7 @@ static void test_copy_waits_for_drop(void **state)
     assert_int_equal(seen.copies, 9);
     assert_int_equal(sim->requests[a].cached, 9 * 64);
     assert_int_equal(blocks_at(&sim->requests[a], 1), 10);
-    end(sim);
+    sim_end(sim);
 }
 
 /* A worker that hangs: its requests go on elsewhere with the same tokens (sim.c compares); the others do not notice; it is told to stop. */
@@ -301,7 +275,7 @@ static void test_hang(void **state)
     assert_int_equal(seen.stops, 1);
     assert_int_equal(seen.stopped, 1);
     submit(sim, other, 500, 20);
-    end(sim);
+    sim_end(sim);
 }
 
 /* In a group of two one hangs: all goes on at the other. */
@@ -323,7 +297,7 @@ static void test_hang_in_group(void **state)
         assert_in_range(sim->requests[a].again, 500, 1100); /* half of its leaves, and the open one */
         assert_int_equal((sim->requests[b].again > 0) + (sim->requests[c].again > 0), 1);
         assert_int_equal(seen.stops, 1);
-        end(sim);
+        sim_end(sim);
     }
 }
 
@@ -344,7 +318,7 @@ static void test_pause(void **state)
     sim_finish(sim, 10000);
     assert_int_equal(sim->requests[b].reason, FINISH_LENGTH);
     assert_int_equal(seen.stops, 0);
-    end(sim);
+    sim_end(sim);
 }
 
 /* In a group of three one dies: what it had is computed again, no more; who had nothing there goes on after the change of epoch. */
@@ -380,7 +354,7 @@ static void test_crash(void **state)
     const uint32_t b = submit(sim, text, 1500, 40);
     sim_finish(sim, 10000);
     assert_int_equal(sim->requests[b].reason, FINISH_LENGTH);
-    end(sim);
+    sim_end(sim);
 }
 
 /* A worker that joins takes its part of the leaves over while the sequence runs; when it dies before it has one, nobody notices. */
@@ -408,7 +382,7 @@ static void test_join(void **state)
     assert_in_range(blocks_at(&sim->requests[a], second), 10, 17); /* of 49 */
     sched_stats(sim->s, &stats);
     assert_true(stats.leaves_moved >= 5);
-    end(sim);
+    sim_end(sim);
 }
 
 /* With second copies nothing but the open block is computed again, and what was copied is nobody's once all have ended. */
@@ -433,7 +407,7 @@ static void test_replicas(void **state)
     }
     sched_stats(sim->s, &stats);
     assert_true(stats.recovered_copies >= 7);
-    end(sim);
+    sim_end(sim);
 }
 
 /* Two workers do not reach each other: the sequence on both goes on at one of them, and alone they serve. */
@@ -465,7 +439,7 @@ static void test_cut(void **state)
     const uint32_t d = submit(sim, text, 1500, 20);
     sim_finish(sim, 100000);
     assert_int_equal(sim->requests[d].reason, FINISH_LENGTH);
-    end(sim);
+    sim_end(sim);
 }
 
 /* Nobody is left: all ends, nothing more is taken, until one comes. */
@@ -487,7 +461,7 @@ static void test_all_lost(void **state)
     assert_int_equal(st, ST_PEER);
     sim_join(sim, 20);
     submit(sim, text, 100, 4);
-    end(sim);
+    sim_end(sim);
 }
 
 /* What can never fit is refused, exactly; what does not fit now waits, first come first served. */
@@ -511,7 +485,7 @@ static void test_memory(void **state)
     sim_finish(sim, 10000);
     assert_true(sim->requests[a].ended_ms <= sim->requests[b].ended_ms);
     assert_int_equal(sim->requests[c].reason, FINISH_LENGTH);
-    end(sim);
+    sim_end(sim);
 }
 
 /* Two pools hold what one does not, however short sequences must be to be spread; unequal pools are used whole. */
@@ -534,7 +508,7 @@ static void test_capacity(void **state)
     assert_int_equal(blocks_at(&sim->requests[0], 1), 8);
     /* and with all of it in the cache, something else */
     submit(sim, other, 27 * 64, 30);
-    end(sim);
+    sim_end(sim);
 }
 
 /* Decode rows first; prompts ride along in small chunks, and are computed in large ones when they are alone. */
@@ -553,7 +527,7 @@ static void test_batching(void **state)
     assert_true(seen.mixed > 0);
     assert_true(seen.chunk_max <= 128);
     assert_true(seen.decode_runs_max >= 5);
-    end(sim);
+    sim_end(sim);
 }
 
 static void test_queue_full(void **state)
@@ -573,7 +547,7 @@ static void test_queue_full(void **state)
     sim_cancel(sim, 4);
     sim_cancel(sim, 0);
     submit(sim, text, 10, 1);
-    end(sim);
+    sim_end(sim);
 }
 
 /* At every moment of a life: cancel, and all is free. */
@@ -590,7 +564,7 @@ static void test_cancel(void **state)
         sim_advance(sim, ms);
         sim_cancel(sim, 0);
         sim_cancel(sim, 1);
-        end(sim);
+        sim_end(sim);
     }
 }
 
@@ -629,7 +603,7 @@ static void test_forced(void **state)
     assert_true(sim_submit(sim, &w, NULL) >= 0);
     w = (struct sim_want){ .tokens = text, .n_tokens = 1, .score = true, .logits = true };
     assert_true(sim_submit(sim, &w, NULL) >= 0);
-    end(sim);
+    sim_end(sim);
 }
 
 /* A worker that drains finishes what runs and gets nothing new. */
@@ -655,7 +629,7 @@ static void test_drain(void **state)
     sched_worker_drain(sim->s, 1);
     assert_int_equal(sim_submit(sim, &w, &st), -1);
     assert_int_equal(st, ST_PEER);
-    end(sim);
+    sim_end(sim);
 }
 
 /* Groups form when a long sequence comes, and part when it has gone. */
@@ -680,7 +654,7 @@ static void test_groups(void **state)
     assert_false(sim->requests[0].ended);
     sched_stats(sim->s, &stats);
     assert_int_equal(stats.groups, 4);
-    end(sim);
+    sim_end(sim);
 }
 
 /* Workers whose bits differ share neither groups nor blocks. */
@@ -703,7 +677,7 @@ static void test_fingerprints(void **state)
     assert_int_equal(sim->requests[b].cached,
                      640 - 64 + 64); /* 640 and 9 more rows of the one before complete ten blocks */
     assert_int_equal(seen.members_max, 1);
-    end(sim);
+    sim_end(sim);
 }
 
 int main(void)

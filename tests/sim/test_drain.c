@@ -18,32 +18,14 @@ static int32_t text[4][TOKENS];
 
 static struct sim *cluster(uint32_t n_workers, uint32_t n_blocks, bool prefix_sharing)
 {
-    struct sim_options o = { .seed = 3, .replay = "sim_test_drain", .n_workers = n_workers, .leaf_blocks = 2 };
-    for (uint32_t i = 0; i < n_workers; i++)
-        o.n_blocks[i] = n_blocks;
-    o.delay_max_ms = 1;
-    o.step_max_ms = 5;
-    o.config = (struct sched_config){
-        .positions_max = 100000,
-        .step_rows_max = 512,
-        .prefill_chunk_rows = 128,
-        .sequences_max = 16,
-        .queue_max = 20,
-        .spread_min_tokens = 1000,
-        .step_deadline_ms = 500,
-        .plans_ahead = 2,
-        .prefix_sharing = prefix_sharing,
-    };
+    struct sim_options o = sim_usual("sim_test_drain", n_workers, n_blocks);
+    o.config.prefix_sharing = prefix_sharing;
     return sim_new(&o);
 }
 
 static uint32_t submit(struct sim *sim, uint32_t which, uint32_t n, uint32_t max_tokens)
 {
-    enum status st;
-    const struct sim_want w = { .tokens = text[which], .n_tokens = n, .max_tokens = max_tokens };
-    const int i = sim_submit(sim, &w, &st);
-    assert_true(i >= 0);
-    return (uint32_t)i;
+    return sim_accepted(sim, (struct sim_want){ .tokens = text[which], .n_tokens = n, .max_tokens = max_tokens });
 }
 
 static struct sched_worker_stats of(const struct sim *sim, uint16_t worker)

@@ -22,43 +22,19 @@ static int32_t text[TOKENS], other[TOKENS];
 
 static struct sim_options usual(uint32_t n_workers)
 {
-    struct sim_options o = { .seed = 1,
-                             .replay = "sim_test_load",
-                             .n_workers = n_workers,
-                             .leaf_blocks = 4,
-                             .delay_max_ms = 0,
-                             .step_max_ms = 1,
-                             .row_us = 1000,
-                             .config = { .positions_max = 100000,
-                                         .step_rows_max = 1024,
-                                         .prefill_chunk_rows = 128,
-                                         .step_target_ms = 40,
-                                         .sequences_max = 64,
-                                         .queue_max = 1024,
-                                         .spread_min_tokens = 100000,
-                                         .step_deadline_ms = 4000,
-                                         .plans_ahead = 2,
-                                         .recovery_share = 50,
-                                         .prefix_sharing = true } };
-    for (uint32_t i = 0; i < n_workers; i++)
-        o.n_blocks[i] = 1000;
+    struct sim_options o = sim_usual("sim_test_load", n_workers, 1000);
+    o.leaf_blocks = 4;
+    o.delay_max_ms = 0;
+    o.step_max_ms = 1;
+    o.row_us = 1000;
+    o.config.step_rows_max = 1024;
+    o.config.step_target_ms = 40;
+    o.config.sequences_max = 64;
+    o.config.queue_max = 1024;
+    o.config.spread_min_tokens = 100000;
+    o.config.step_deadline_ms = 4000;
+    o.config.recovery_share = 50;
     return o;
-}
-
-static uint32_t submit(struct sim *sim, struct sim_want w)
-{
-    enum status st;
-    const int i = sim_submit(sim, &w, &st);
-    if (i < 0)
-        fail_msg("refused: %s", status_text(st));
-    return (uint32_t)i;
-}
-
-static void end(struct sim *sim)
-{
-    sim_finish(sim, 1000000);
-    sim_check_empty(sim);
-    sim_free(sim);
 }
 
 /* ---- more load than can be served ---- */
@@ -154,9 +130,9 @@ static void test_shed(void **state)
     o.config.queue_wait_ms = 300;
     o.config.sequences_max = 1;
     struct sim *sim = sim_new(&o);
-    submit(sim, (struct sim_want){ .tokens = text, .n_tokens = 10, .max_tokens = 500 });
+    sim_accepted(sim, (struct sim_want){ .tokens = text, .n_tokens = 10, .max_tokens = 500 });
     sim_advance(sim, 50);
-    const uint32_t b = submit(sim, (struct sim_want){ .tokens = other, .n_tokens = 10, .max_tokens = 2 });
+    const uint32_t b = sim_accepted(sim, (struct sim_want){ .tokens = other, .n_tokens = 10, .max_tokens = 2 });
     sim_advance(sim, 290);
     assert_false(sim->requests[b].ended);
     sim_advance(sim, 30);
@@ -164,7 +140,7 @@ static void test_shed(void **state)
     assert_int_equal(sim->requests[b].status, ST_BUSY);
     assert_non_null(strstr(sim->requests[b].message, "waited"));
     assert_false(sim->requests[0].ended);
-    end(sim);
+    sim_end(sim);
 }
 
 /* Who is in a better class, or another tenant's, does not wait behind all, and is not refused for them. */
@@ -178,7 +154,8 @@ static void test_turns(void **state)
     struct sim *sim = sim_new(&o);
     const struct sim_want w = { .tokens = text, .n_tokens = 100, .max_tokens = 2, .tenant = "a" };
     for (uint32_t i = 0; i < 3; i++) { /* what one takes is known: 0.1 s */
-        submit(sim, (struct sim_want){ .tokens = other + 100 * i, .n_tokens = 100, .max_tokens = 2, .tenant = "a" });
+        sim_accepted(sim,
+                     (struct sim_want){ .tokens = other + 100 * i, .n_tokens = 100, .max_tokens = 2, .tenant = "a" });
         sim_finish(sim, 1000);
     }
     uint32_t n = 0;
@@ -189,11 +166,11 @@ static void test_turns(void **state)
     assert_true(sched_retry_ms(sim->s) > 0 && sched_retry_ms(sim->s) < 500);
     struct sim_want better = w;
     better.priority = -1;
-    submit(sim, better);
+    sim_accepted(sim, better);
     better = w;
     better.tenant = "b";
-    submit(sim, better);
-    end(sim);
+    sim_accepted(sim, better);
+    sim_end(sim);
 }
 
 /* ---- one long prompt among short ones ---- */
@@ -207,12 +184,12 @@ static int64_t ttft_p99(bool with_long)
     int64_t ttft[N];
     uint32_t ids[N];
     struct rng rng = { .seed = 5 };
-    submit(sim, (struct sim_want){ .tokens = other + 9000, .n_tokens = 64, .max_tokens = 2 });
+    sim_accepted(sim, (struct sim_want){ .tokens = other + 9000, .n_tokens = 64, .max_tokens = 2 });
     sim_finish(sim, 1000);
     for (uint32_t i = 0; i < N; i++) {
         if (i == 4 && with_long)
-            submit(sim, (struct sim_want){ .tokens = other, .n_tokens = 8000, .max_tokens = 16 });
-        ids[i] = submit(sim, (struct sim_want){ .tokens = text + 20 * i, .n_tokens = 64, .max_tokens = 16 });
+            sim_accepted(sim, (struct sim_want){ .tokens = other, .n_tokens = 8000, .max_tokens = 16 });
+        ids[i] = sim_accepted(sim, (struct sim_want){ .tokens = text + 20 * i, .n_tokens = 64, .max_tokens = 16 });
         sim_advance(sim, 50 + rng_below(&rng, 400)); /* 4 a second */
     }
     sim_finish(sim, 100000);
@@ -281,11 +258,11 @@ static void test_others_go_on(void **state)
         o.config.step_row_ms = 20;
         o.config.recovery_share = 10 + 80 * seed / SEEDS;
         struct sim *sim = sim_new(&o);
-        const uint32_t a = submit(sim, (struct sim_want){ .tokens = text, .n_tokens = 1500, .max_tokens = 600 });
+        const uint32_t a = sim_accepted(sim, (struct sim_want){ .tokens = text, .n_tokens = 1500, .max_tokens = 600 });
         uint32_t others[3];
         for (uint32_t i = 0; i < 3; i++)
             others[i] =
-                submit(sim, (struct sim_want){ .tokens = other + 500 * i, .n_tokens = 100, .max_tokens = 2200 });
+                sim_accepted(sim, (struct sim_want){ .tokens = other + 500 * i, .n_tokens = 100, .max_tokens = 2200 });
         while (sim->requests[a].n_tokens < 100)
             sim_advance(sim, 10);
         for (uint32_t i = 0; i < 3; i++)
@@ -322,7 +299,7 @@ static void test_others_go_on(void **state)
             together += shares[i];
             apart += !shares[i];
         }
-        end(sim);
+        sim_end(sim);
     }
     printf("gaps of other step groups over their median: %.2f at most, in %u; %u shared their steps\n", worst, apart,
            together);
@@ -337,7 +314,7 @@ static int64_t rebuild_ms(uint32_t n_workers, bool home, uint32_t replicas, int6
     o.config.step_row_ms = 20;
     o.config.replicas = replicas;
     struct sim *sim = sim_new(&o);
-    const uint32_t a = submit(sim, (struct sim_want){ .tokens = text, .n_tokens = 7000, .max_tokens = 1000 });
+    const uint32_t a = sim_accepted(sim, (struct sim_want){ .tokens = text, .n_tokens = 7000, .max_tokens = 1000 });
     while (sim->requests[a].n_tokens < 300)
         sim_advance(sim, 10);
     uint16_t worker = 0;
@@ -351,7 +328,7 @@ static int64_t rebuild_ms(uint32_t n_workers, bool home, uint32_t replicas, int6
     sim_finish(sim, 100000);
     const int64_t ms = sim->requests[a].gap_ms;
     *again_out = sim->requests[a].again;
-    end(sim);
+    sim_end(sim);
     return ms;
 }
 
@@ -361,10 +338,10 @@ static int64_t prefill_ms(uint32_t n_workers)
     o.config.spread_min_tokens = 1000;
     o.config.step_row_ms = 20;
     struct sim *sim = sim_new(&o);
-    const uint32_t a = submit(sim, (struct sim_want){ .tokens = text, .n_tokens = 7000, .max_tokens = 1 });
+    const uint32_t a = sim_accepted(sim, (struct sim_want){ .tokens = text, .n_tokens = 7000, .max_tokens = 1 });
     sim_finish(sim, 100000);
     const int64_t ms = sim->requests[a].first_ms - sim->requests[a].submitted_ms;
-    end(sim);
+    sim_end(sim);
     return ms;
 }
 

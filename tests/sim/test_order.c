@@ -18,38 +18,7 @@ static int32_t text[4][TOKENS];
 
 static struct sim_options usual(uint32_t n_blocks)
 {
-    return (struct sim_options){ .seed = 1,
-                                 .replay = "sim_test_order",
-                                 .n_workers = 1,
-                                 .leaf_blocks = 2,
-                                 .n_blocks = { n_blocks },
-                                 .delay_max_ms = 1,
-                                 .step_max_ms = 5,
-                                 .config = { .positions_max = 100000,
-                                             .step_rows_max = 512,
-                                             .prefill_chunk_rows = 128,
-                                             .sequences_max = 16,
-                                             .queue_max = 100,
-                                             .spread_min_tokens = 1000,
-                                             .step_deadline_ms = 500,
-                                             .plans_ahead = 2,
-                                             .prefix_sharing = true } };
-}
-
-static uint32_t submit(struct sim *sim, struct sim_want w)
-{
-    enum status st;
-    const int i = sim_submit(sim, &w, &st);
-    if (i < 0)
-        fail_msg("refused: %s", status_text(st));
-    return (uint32_t)i;
-}
-
-static void end(struct sim *sim)
-{
-    sim_finish(sim, 1000000);
-    sim_check_empty(sim);
-    sim_free(sim);
+    return sim_usual("sim_test_order", 1, n_blocks);
 }
 
 /* Lower classes first, each in the order of arrival. */
@@ -62,12 +31,12 @@ static void test_priority(void **state)
     static const int32_t classes[] = { 0, 5, 0, -3, 5, -3, 0 };
     static const uint32_t order[] = { 0, 3, 5, 2, 6, 1, 4 };
     for (uint32_t i = 0; i < 7; i++)
-        submit(sim,
-               (struct sim_want){ .tokens = text[0] + i, .n_tokens = 100, .max_tokens = 5, .priority = classes[i] });
+        sim_accepted(
+            sim, (struct sim_want){ .tokens = text[0] + i, .n_tokens = 100, .max_tokens = 5, .priority = classes[i] });
     sim_finish(sim, 100000);
     for (uint32_t i = 1; i < 7; i++)
         assert_true(sim->requests[order[i]].ended_ms > sim->requests[order[i - 1]].ended_ms);
-    end(sim);
+    sim_end(sim);
 }
 
 /* Without weights equal shares, whoever asks more; with them by weight; and who comes late is not owed what it did not ask for. */
@@ -79,16 +48,18 @@ static void tenants(const char *weights, double share_least, double share_most)
     o.config.tenant_weights = weights;
     struct sim *sim = sim_new(&o);
     for (uint32_t i = 0; i < 60; i++)
-        submit(sim, (struct sim_want){ .tokens = text[0] + i, .n_tokens = 100, .max_tokens = 20, .tenant = "much" });
+        sim_accepted(sim,
+                     (struct sim_want){ .tokens = text[0] + i, .n_tokens = 100, .max_tokens = 20, .tenant = "much" });
     for (uint32_t i = 0; i < 20; i++)
-        submit(sim, (struct sim_want){ .tokens = text[1] + i, .n_tokens = 100, .max_tokens = 20, .tenant = "few" });
+        sim_accepted(sim,
+                     (struct sim_want){ .tokens = text[1] + i, .n_tokens = 100, .max_tokens = 20, .tenant = "few" });
     while (!sim->requests[79].ended)
         sim_advance(sim, 5);
     uint32_t much = 0;
     for (uint32_t i = 0; i < 60; i++)
         much += sim->requests[i].ended;
     assert_true(much >= 20 * share_least && much <= 20 * share_most);
-    end(sim);
+    sim_end(sim);
 }
 
 static void test_tenants(void **state)
@@ -115,15 +86,15 @@ static void test_starving(void **state)
         o.config.sequences_max = 1;
         o.config.starve_ms = bound ? 1000 : 0;
         struct sim *sim = sim_new(&o);
-        submit(sim, (struct sim_want){ .tokens = text[0], .n_tokens = 100, .max_tokens = 5 });
+        sim_accepted(sim, (struct sim_want){ .tokens = text[0], .n_tokens = 100, .max_tokens = 5 });
         const uint32_t poor =
-            submit(sim, (struct sim_want){ .tokens = text[1], .n_tokens = 100, .max_tokens = 5, .priority = 9 });
+            sim_accepted(sim, (struct sim_want){ .tokens = text[1], .n_tokens = 100, .max_tokens = 5, .priority = 9 });
         for (uint32_t i = 0; i < 100; i++) {
-            submit(sim, (struct sim_want){ .tokens = text[2] + i, .n_tokens = 100, .max_tokens = 20 });
+            sim_accepted(sim, (struct sim_want){ .tokens = text[2] + i, .n_tokens = 100, .max_tokens = 20 });
             sim_advance(sim, 40);
         }
         assert_int_equal(sim->requests[poor].ended && sim->requests[poor].ended_ms < 3000, bound);
-        end(sim);
+        sim_end(sim);
     }
 }
 
@@ -139,14 +110,14 @@ static void test_common_prefix(void **state)
         memcpy(tokens, text[0], sizeof tokens);
         for (uint32_t j = 1280; j < 1300; j++)
             tokens[j] = text[1][i * 20 + j - 1280];
-        submit(sim, (struct sim_want){ .tokens = tokens, .n_tokens = 1300, .max_tokens = 10 });
+        sim_accepted(sim, (struct sim_want){ .tokens = tokens, .n_tokens = 1300, .max_tokens = 10 });
     }
     sim_finish(sim, 100000);
     sched_stats(sim->s, &stats);
     assert_int_equal(stats.prompt_rows, 1300 + 7 * 20);
     for (uint32_t i = 1; i < 8; i++)
         assert_int_equal(sim->requests[i].cached, 1280);
-    end(sim);
+    sim_end(sim);
 }
 
 /* Of those that wait, who shares a prefix with what runs comes first, and overtakes the first of them so often and no more. */
@@ -156,16 +127,16 @@ static void test_grouped(void **state)
     struct sim_options o = usual(400);
     o.config.sequences_max = 1;
     struct sim *sim = sim_new(&o);
-    submit(sim, (struct sim_want){ .tokens = text[0], .n_tokens = 600, .max_tokens = 30 });
-    const uint32_t other = submit(sim, (struct sim_want){ .tokens = text[1], .n_tokens = 600, .max_tokens = 30 });
+    sim_accepted(sim, (struct sim_want){ .tokens = text[0], .n_tokens = 600, .max_tokens = 30 });
+    const uint32_t other = sim_accepted(sim, (struct sim_want){ .tokens = text[1], .n_tokens = 600, .max_tokens = 30 });
     for (uint32_t i = 0; i < 12; i++)
-        submit(sim, (struct sim_want){ .tokens = text[0], .n_tokens = 600 + i, .max_tokens = 30 });
+        sim_accepted(sim, (struct sim_want){ .tokens = text[0], .n_tokens = 600 + i, .max_tokens = 30 });
     sim_finish(sim, 100000);
     uint32_t before = 0;
     for (uint32_t i = 2; i < 14; i++)
         before += sim->requests[i].ended_ms < sim->requests[other].ended_ms;
     assert_in_range(before, 0, 8);
-    end(sim);
+    sim_end(sim);
 }
 
 /* Memory for one: who comes first has it, the other goes on afterwards as if nothing had been. The checks of tokens are sim.c's. */
@@ -178,19 +149,19 @@ static void test_preemption(void **state)
         o.config.preemption = true;
         o.seed = ms;
         struct sim *sim = sim_new(&o);
-        const uint32_t a = submit(
+        const uint32_t a = sim_accepted(
             sim, (struct sim_want){
                      .tokens = text[0], .n_tokens = 500, .max_tokens = 150, .priority = 1, .score = ms % 3 == 0 });
         sim_advance(sim, ms);
         const bool over = sim->requests[a].ended;
-        const uint32_t b = submit(sim, (struct sim_want){ .tokens = text[1], .n_tokens = 400, .max_tokens = 50 });
+        const uint32_t b = sim_accepted(sim, (struct sim_want){ .tokens = text[1], .n_tokens = 400, .max_tokens = 50 });
         sim_finish(sim, 100000);
         sched_stats(sim->s, &stats);
         assert_int_equal(stats.preemptions, !over);
         assert_true(over || sim->requests[b].ended_ms < sim->requests[a].ended_ms);
         assert_int_equal(sim->requests[a].n_tokens, 150);
         assert_int_equal(stats.completion_tokens, 200);
-        end(sim);
+        sim_end(sim);
     }
 }
 
@@ -209,20 +180,21 @@ static void test_preemption_again(void **state)
         o.config.preemption = true;
         o.config.starve_ms = seed % 4 ? 300 : 0;
         struct sim *sim = sim_new(&o);
-        submit(sim, (struct sim_want){
-                        .tokens = text[0], .n_tokens = 1500, .max_tokens = 500, .n_forced = 100, .priority = 20 });
+        sim_accepted(sim,
+                     (struct sim_want){
+                         .tokens = text[0], .n_tokens = 1500, .max_tokens = 500, .n_forced = 100, .priority = 20 });
         for (uint32_t i = 0; i < 12; i++) {
             sim_advance(sim, 60);
-            submit(sim, (struct sim_want){ .tokens = text[i % 3],
-                                           .n_tokens = 900 + 50 * i,
-                                           .max_tokens = 60,
-                                           .priority = 10 - (int32_t)(i % 8) });
+            sim_accepted(sim, (struct sim_want){ .tokens = text[i % 3],
+                                                 .n_tokens = 900 + 50 * i,
+                                                 .max_tokens = 60,
+                                                 .priority = 10 - (int32_t)(i % 8) });
         }
         sim_finish(sim, 200000);
         sched_stats(sim->s, &stats);
         assert_true(stats.preemptions > 1);
         assert_int_equal(sim->requests[0].n_tokens, 500);
-        end(sim);
+        sim_end(sim);
     }
 }
 
@@ -236,12 +208,12 @@ static void test_deadline(void **state)
     const struct sim_want late = { .tokens = text[0], .n_tokens = 10, .max_tokens = 1, .timeout_ms = -5 };
     assert_int_equal(sim_submit(sim, &late, &st), -1);
     assert_int_equal(st, ST_TIMEOUT);
-    const uint32_t a =
-        submit(sim, (struct sim_want){ .tokens = text[0], .n_tokens = 300, .max_tokens = 1000, .timeout_ms = 500 });
+    const uint32_t a = sim_accepted(
+        sim, (struct sim_want){ .tokens = text[0], .n_tokens = 300, .max_tokens = 1000, .timeout_ms = 500 });
     const uint32_t b =
-        submit(sim, (struct sim_want){ .tokens = text[1], .n_tokens = 300, .max_tokens = 10, .timeout_ms = 200 });
-    const uint32_t c =
-        submit(sim, (struct sim_want){ .tokens = text[1], .n_tokens = 300, .max_tokens = 10, .timeout_ms = 5000 });
+        sim_accepted(sim, (struct sim_want){ .tokens = text[1], .n_tokens = 300, .max_tokens = 10, .timeout_ms = 200 });
+    const uint32_t c = sim_accepted(
+        sim, (struct sim_want){ .tokens = text[1], .n_tokens = 300, .max_tokens = 10, .timeout_ms = 5000 });
     sim_finish(sim, 10000);
     const struct sim_request *r = sim->requests;
     assert_int_equal(r[a].status, ST_TIMEOUT);
@@ -251,7 +223,7 @@ static void test_deadline(void **state)
     assert_in_range(r[b].ended_ms - r[b].submitted_ms, 200, 230);
     assert_true(!r[b].n_tokens && strstr(r[b].message, "while it waited"));
     assert_int_equal(r[c].reason, FINISH_LENGTH);
-    end(sim);
+    sim_end(sim);
 }
 
 int main(void)
