@@ -59,13 +59,12 @@ static enum copied copied(const struct block *b, uint64_t there)
 }
 
 /* A leaf's blocks go to one worker: whom the map gives it, among those that stay. false: no room. */
-static bool copy_begin(struct sched *s, const struct sched_request *r, uint32_t leaf, struct block *b, uint64_t there)
+static bool copy_begin(struct sched *s, uint32_t leaf, struct block *b, uint64_t there)
 {
     uint8_t slots[SCHED_SLOTS];
     const uint32_t n = place_order(s, there, slots);
     struct copy *source = directory_source(b);
     const uint8_t slot = n ? slots[kv_slot_owner(leaf % PLAN_SLOTS, PLAN_SLOTS, n)] : SCHED_NO_SLOT;
-    (void)r;
     if (!source || slot == SCHED_NO_SLOT || directory_copy_at(b, slot) || !directory_promise(&s->dir, slot, 1))
         return false;
     transfer_start(s, b, source, slot)->transfer->replica = true;
@@ -82,7 +81,7 @@ static uint32_t copy_all(struct sched *s, struct sched_request *r)
         struct block *b = r->copies[i] ? directory_find(&s->dir, &r->copies[i]->block->id) : NULL;
         const enum copied state = b ? copied(b, there) : COPIED;
         if (state == MISSING && s->n_replicas < COPIES_MAX)
-            copy_begin(s, r, i / r->leaf_blocks, b, there);
+            copy_begin(s, i / r->leaf_blocks, b, there);
         left += state != COPIED;
     }
     return left;
