@@ -261,8 +261,9 @@ static enum status fair_shares(struct settings *s, struct error *err)
     if (!s->threads)
         s->threads = cores / s->workers > 1 ? (uint32_t)(cores / s->workers) : 1;
     if (!s->kv_bytes) {
-        const uint64_t room = available > all ? (available - all) / 3 / s->workers : 0,
-                       wanted = 16 * positions * token / s->workers;
+        const uint64_t sealed = 16 * positions * token / s->workers,
+                       wanted = sealed + KV_BLOCK * open * worker_open_blocks(sealed, KV_BLOCK * open),
+                       room = available > all ? (available - all) / 3 / s->workers : 0;
         s->kv_bytes = room < wanted ? room : wanted;
         const uint64_t least = 128 * token + KV_BLOCK * open * worker_open_blocks(0, KV_BLOCK * open);
         if (s->kv_bytes < least)

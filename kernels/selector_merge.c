@@ -79,9 +79,16 @@ bool selector_counts_valid(const uint8_t *counts, uint32_t n)
 {
     const struct counts c = header_of(counts, n);
     uint64_t sum = 0;
-    for (uint32_t i = 0; i < c.bins; i++)
+    if (c.low > c.high)
+        return false;
+    for (uint32_t i = 0; i < c.bins; i++) {
+        /* the least key that may be in bin i or after it: where there are fewer keys than bins, some bins have none */
+        const uint64_t least = ((uint64_t)i * c.span + c.bins - 1) / c.bins;
+        if (count_at(counts, i) && (least >= c.span || bin_of(&c, c.low + (uint32_t)least) != i))
+            return false;
         sum += count_at(counts, i);
-    return c.low <= c.high && sum == n;
+    }
+    return sum == n && count_at(counts, 0) && count_at(counts, bin_of(&c, c.high));
 }
 
 /* An owner's keys from each bin on. */
