@@ -25,7 +25,13 @@ void request_again(struct sched *s, struct sched_request *r)
 
 static void recover(struct sched *s, struct sched_request *r, bool apart, const char *message)
 {
-    r->n_vain = r->done > r->told ? 0 : r->n_vain + 1;
+    const int64_t now = sched_now_ms(s);
+    if (r->done > r->told) {
+        r->n_vain = 0;
+    } else if (now - r->vain_ms >= SCHED_VAIN_APART_MS) {
+        r->n_vain++;
+        r->vain_ms = now;
+    }
     if (r->n_vain >= SCHED_VAIN_MAX) {
         request_end(s, r, FINISH_ERROR, ST_PEER, message);
         return;
@@ -36,7 +42,7 @@ static void recover(struct sched *s, struct sched_request *r, bool apart, const 
     r->near = r->near || apart;
     r->urgent = true; /* it was admitted before all that wait */
     if (!r->lost_ms)
-        r->lost_ms = sched_now_ms(s);
+        r->lost_ms = now;
     s->stats.recoveries++;
     request_again(s, r);
 }

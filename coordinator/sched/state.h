@@ -47,8 +47,9 @@ enum {
     SCHED_HEAVY_US = 20000,     /* or fewer, if they take so long */
     SCHED_LOGIT_ROWS =
         16, /* of a run whose logit rows are wanted whole: a result of megabytes, behind which heartbeats wait */
-    SCHED_COST_GENERATED = 2, /* of a generated token, where one of a prompt costs 1 */
-    SCHED_VAIN_MAX = 3,       /* recoveries of a request that bring it no further */
+    SCHED_COST_GENERATED = 2,  /* of a generated token, where one of a prompt costs 1 */
+    SCHED_VAIN_MAX = 3,        /* recoveries of a request that bring it no further */
+    SCHED_VAIN_APART_MS = 250, /* workers that are lost together are one reason for them */
 };
 #define SCHED_NO_SLOT   UINT8_MAX
 #define SCHED_BIT(slot) ((uint64_t)1 << (slot))
@@ -137,6 +138,7 @@ struct sched_request {
 
     /* recovery */
     uint32_t n_recovered, n_vain; /* of these, in a row without a position more */
+    int64_t vain_ms;              /* when the last of them was counted */
     bool near;                    /* its workers did not reach each other: one worker holds it if it can */
     int64_t give_up_ms;           /* the workers that are left cannot hold it: when it ends; 0: they can */
     uint32_t n_again;             /* rows computed again */

@@ -1,6 +1,7 @@
 """A real etcd of one member, for tests: killed, stopped and started again."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,9 +17,15 @@ for program in ("etcd", "etcdctl"):
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """Of those that the kernel gives nobody by itself, so that it is free still when it is bound."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                pass
 
 
 class Etcd:
@@ -73,9 +80,13 @@ class Link:
         while True:
             try:
                 near, _ = self.listener.accept()
-                far = socket.create_connection(self.to)
             except OSError:
                 return
+            try:
+                far = socket.create_connection(self.to)
+            except OSError:
+                near.close()
+                continue
             self.sockets += [near, far]
             for a, b in ((near, far), (far, near)):
                 threading.Thread(target=self._pump, args=(a, b), daemon=True).start()

@@ -43,7 +43,7 @@ class Arguments(unittest.TestCase):
     def test_help(self):
         out, _ = run("--help")
         commands = re.findall(r"^  (\w+) +\S", out, re.M)
-        self.assertEqual(commands, ["up", "coordinator", "worker", "generate", "chat", "status", "drain", "rebalance", "top", "bench", "jobs", "batch", "model", "pack", "eval", "config"])
+        self.assertEqual(commands, ["up", "coordinator", "worker", "generate", "chat", "status", "drain", "rebalance", "top", "bench", "jobs", "batch", "model", "pack", "calibrate", "eval", "config"])
         for c in commands:
             out, _ = run(c, "--help")
             self.assertIn("usage: longspan " + c, out)

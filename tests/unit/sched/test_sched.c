@@ -377,6 +377,7 @@ static void test_abort(void **state)
         abort.epoch = w.plan.epoch;
         abort.plan = w.plan.number;
         assert_int_equal(sched_abort(w.s, 9, &abort), ST_OK);
+        w.now += 1000; /* workers that fail together count once */
         sched_run(w.s);
     }
     assert_int_equal(w.dones, 1);
