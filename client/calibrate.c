@@ -15,7 +15,7 @@
 enum { TEXT_BYTES_MAX = 1 << 28 };
 
 struct options {
-    char model[1024], kv_codec[16], text[1024], method[16], weights[1024], out[1024];
+    char config[1024], model[1024], kv_codec[16], text[1024], method[16], weights[1024], out[1024];
     uint32_t tokens, sequence, seed, threads;
     bool json;
 };
@@ -25,6 +25,7 @@ struct options {
 
 /* clang-format off */
 static const struct config_field fields[] = {
+    { "config", "", CONFIG_TEXT, TEXT(config), 0, 0, NULL, 1, "file of these settings (YAML); flags win" },
     { "model", "models/smollm2-135m-instruct", CONFIG_TEXT, TEXT(model), 0, 0, NULL, 1, "the model, as up takes it" },
     { "kv-codec", "cq-2b", CONFIG_CHOICE, TEXT(kv_codec), 0, 0, "cq-2b|cq-1b", 1, "whose codebooks are learned" },
     { "text", "", CONFIG_TEXT, TEXT(text), 0, 0, NULL, 1, "file of plain text that the model is run over: as mixed as what will be served" },
@@ -43,6 +44,20 @@ static const struct config_field fields[] = {
 static const char usage[] =
     "usage: longspan calibrate --model DIR --kv-codec CODEC --text FILE [--tokens N] [--method M] [--weights FILE]";
 
+/* The file that flags name, and then the flags once more. */
+static enum status read_all(struct options *o, int argc, char **argv, int *index, struct error *err)
+{
+    enum status st = config_defaults(fields, o, err);
+    if (st)
+        return st;
+    struct options flags_only = *o;
+    st = config_flags(fields, &flags_only, 1, argc, argv, index, err);
+    if (!st && flags_only.config[0])
+        st = config_file(fields, o, flags_only.config, err);
+    *index = 1;
+    return st ? st : config_flags(fields, o, 1, argc, argv, index, err);
+}
+
 static bool read_options(struct options *o, int argc, char **argv)
 {
     struct error err = { 0 };
@@ -53,9 +68,7 @@ static bool read_options(struct options *o, int argc, char **argv)
             config_help(fields, 1, stdout);
             exit(0);
         }
-    enum status st = config_defaults(fields, o, &err);
-    if (!st)
-        st = config_flags(fields, o, 1, argc, argv, &index, &err);
+    enum status st = read_all(o, argc, argv, &index, &err);
     if (!st && index < argc)
         st = error_set(&err, ST_INVALID, "calibrate takes no argument '%s'", argv[index]);
     if (!st && !o->text[0] == !o->weights[0])

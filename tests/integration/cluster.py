@@ -58,7 +58,19 @@ def main(needs_model=True):
     sys.exit(0 if ok else 1)
 
 
-# ---- waiting ----
+# ---- waiting and ports ----
+
+
+def free_port():
+    """Of those that the kernel gives nobody by itself, so that it is free still when it is bound."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                pass
 
 
 def wait_for(what, probe, timeout_s=30):

@@ -1,7 +1,6 @@
 """A real etcd of one member, for tests: killed, stopped and started again."""
 
 import os
-import random
 import shutil
 import signal
 import socket
@@ -16,22 +15,10 @@ for program in ("etcd", "etcdctl"):
         cluster.lacking(f"{program} is not installed (scripts/install.sh)")
 
 
-def free_port():
-    """Of those that the kernel gives nobody by itself, so that it is free still when it is bound."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as s:
-            try:
-                s.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                pass
-
-
 class Etcd:
     def __init__(self):
         self.directory = tempfile.mkdtemp(prefix="longspan-etcd-")
-        self.client, self.peer = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        self.client, self.peer = (f"127.0.0.1:{cluster.free_port()}" for _ in range(2))
         self.start()
 
     def start(self):

@@ -6,13 +6,12 @@ what it said. And workers that expect a configuration of their own.
 
 import os
 import random
-import socket
 import subprocess
 import tempfile
 import unittest
 
 import cluster
-from cluster import LONGSPAN, Cluster, run, wait_for
+from cluster import LONGSPAN, Cluster, free_port, run, wait_for
 
 COPY = "constructed:copy"
 CONFIGURATIONS = (
@@ -25,12 +24,6 @@ CONFIGURATIONS = (
     ("int8", "sketch-walk@0.3"),
     ("bf16", "dense"),
 )
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class Apart(Cluster):

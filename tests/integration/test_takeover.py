@@ -12,8 +12,8 @@ import time
 import unittest
 
 import cluster
-from cluster import LONGSPAN, MODEL, ROOT, is_alive, prose, wait_for
-from etcd import Etcd, Link, free_port
+from cluster import LONGSPAN, MODEL, ROOT, free_port, is_alive, prose, wait_for
+from etcd import Etcd, Link
 from rpc import Rpc, grpc, pb
 
 PLAIN = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
