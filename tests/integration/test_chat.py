@@ -7,7 +7,6 @@ import re
 import select
 import signal
 import tempfile
-import termios
 import time
 import unittest
 

@@ -14,7 +14,7 @@ import unittest
 
 import cluster
 from cluster import Cluster, run, wait_for
-from rpc import Rpc, grpc, pb
+from rpc import Rpc, grpc
 
 openai, httpx = cluster.need_module("openai"), cluster.need_module("httpx")
 for program in ("openssl", "etcd"):

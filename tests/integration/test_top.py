@@ -14,7 +14,7 @@ import time
 import unittest
 
 import cluster
-from cluster import Cluster, run
+from cluster import Cluster, run, wait_for
 
 
 class Top(unittest.TestCase):
