@@ -138,6 +138,12 @@ static void on_grant(void *ctx, const struct registry_answer *a)
         again_later(e, STAGE_GRANT);
         return;
     }
+    /* The store was away meanwhile: the lease may have run since it was asked for, and would be taken for lost at the first look. Now another comes at once. */
+    if (clock_ms() - e->kept_ms > e->config.ttl_ms / 2) {
+        e->r->ops->lease_revoke(e->r, a->lease, NULL, NULL);
+        begin(e);
+        return;
+    }
     e->lease = a->lease;
     if (!e->defers) {
         try_put(e, REGISTRY_ABSENT, 0);
