@@ -13,6 +13,7 @@
 #include "common/bytes.h"
 #include "kernels/cpu/kv_expand.h"
 #include "kernels/kernels.h"
+#include "tests/unit/kernels/golden_fixture.h"
 
 enum { D_MAX = 256 };
 
@@ -40,12 +41,6 @@ static bool record_read(struct reader *r, struct record *out)
     return true;
 }
 
-static void floats_of(const uint8_t *bf16, uint32_t n, float *out)
-{
-    for (uint32_t i = 0; i < n; i++)
-        out[i] = bf16_to_f32((uint16_t)(bf16[2 * i] | bf16[2 * i + 1] << 8));
-}
-
 static void check_sealed(const struct record *r, uint8_t *k_part, uint8_t *v_part)
 {
     const struct attn_shape open = { r->shape.head_dim, KV_BF16, r->shape.scale, NULL };
@@ -66,16 +61,6 @@ static void check_sealed(const struct record *r, uint8_t *k_part, uint8_t *v_par
                      r->v_part[i]);
     free(k);
     free(v);
-}
-
-static double distance(const float *a, const float *b, uint32_t n)
-{
-    double off = 0, size = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        off += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
-        size += (double)b[i] * (double)b[i];
-    }
-    return sqrt(off / size);
 }
 
 static void check_attended(const struct record *r, const struct attn_impl *it, const uint8_t *k_part,
