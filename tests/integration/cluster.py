@@ -3,15 +3,18 @@
 LONGSPAN is the program (build/release/longspan if unset). A test that lacks something it needs ends with 77, "skipped"; under CI=true it fails.
 """
 
+import array
 import http.client
 import importlib
 import json
+import math
 import os
 import random
 import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -56,6 +59,21 @@ def main(needs_model=True):
             print(f"---- log of {' '.join(c.command)}\n" + "".join(c.log_lines[-200:]))
         c.kill()
     sys.exit(0 if ok else 1)
+
+
+# ---- logits ----
+
+
+def logit_rows(path, vocabulary):
+    """(position, logits) of what --dump-logits wrote."""
+    with open(path, "rb") as f:
+        while head := f.read(4):
+            yield struct.unpack("<I", head)[0], array.array("f", f.read(4 * vocabulary))
+
+
+def distance(got, want):
+    """Of two rows, over the length of what is wanted."""
+    return math.sqrt(sum((a - b) ** 2 for a, b in zip(got, want)) / sum(b * b for b in want))
 
 
 # ---- waiting and ports ----

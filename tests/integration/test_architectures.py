@@ -2,15 +2,13 @@
 
 import array
 import json
-import math
 import os
 import shutil
-import struct
 import tempfile
 import unittest
 
 import gguf_file
-from cluster import ROOT, generate, main, run
+from cluster import ROOT, distance, generate, logit_rows, main, run
 
 GOLDEN = os.path.join(ROOT, "tests/golden/architectures")
 TOKENIZER = os.path.join(ROOT, "tests/golden/spec/toy/tokenizer.json")
@@ -26,10 +24,6 @@ def floats(data):
 def references():
     with open(os.path.join(GOLDEN, "logits.bin"), "rb") as file:
         return {case["name"]: [floats(file.read(4 * VOCABULARY)) for _ in WANT["rows"]] for case in WANT["cases"]}
-
-
-def distance(got, want):
-    return math.sqrt(sum((a - b) ** 2 for a, b in zip(got, want)) / sum(b * b for b in want))
 
 
 class Architectures(unittest.TestCase):
@@ -52,10 +46,7 @@ class Architectures(unittest.TestCase):
         answer = generate("--model", model, "--workers", workers, "--precision", precision, "--raw", "--prompt", WANT["prompt"],
                           "--max-tokens", 0, "--score", "--dump-logits", path)
         self.assertEqual(answer["usage"]["prompt_tokens"], len(WANT["prompt"]))
-        found = {}
-        with open(path, "rb") as file:
-            while head := file.read(4):
-                found[struct.unpack("<I", head)[0]] = floats(file.read(4 * VOCABULARY))
+        found = dict(logit_rows(path, VOCABULARY))
         return [found[row] for row in WANT["rows"]]
 
     def check(self, case, reference):

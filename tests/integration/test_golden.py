@@ -5,11 +5,10 @@ import concurrent.futures
 import json
 import math
 import os
-import struct
 import tempfile
 import unittest
 
-from cluster import MODEL, ROOT, Cluster, generate, lacking, main, run
+from cluster import MODEL, ROOT, Cluster, distance, generate, lacking, logit_rows, main, run
 
 GOLDEN = os.path.join(ROOT, "tests/golden/model")
 with open(os.path.join(GOLDEN, "golden.json"), encoding="utf-8") as f:
@@ -34,17 +33,10 @@ def reference_rows():
 def dumped_rows(path, wanted):
     n = json.loads(run("model", "--json")[0])["vocabulary"]
     rows = {}
-    with open(path, "rb") as file:
-        while head := file.read(4):
-            (position,) = struct.unpack("<I", head)
-            row = array.array("f", file.read(4 * n))
-            if position in wanted:
-                rows[position] = row[:: WANT["stride"]]
+    for position, row in logit_rows(path, n):
+        if position in wanted:
+            rows[position] = row[:: WANT["stride"]]
     return rows
-
-
-def distance(got, want):
-    return math.sqrt(sum((a - b) ** 2 for a, b in zip(got, want)) / sum(b * b for b in want))
 
 
 class Golden(unittest.TestCase):

@@ -2,24 +2,19 @@
 
 import array
 import json
-import math
 import os
 import shutil
 import struct
 import tempfile
 import unittest
 
-from cluster import ROOT, generate, main, run
+from cluster import ROOT, distance, generate, logit_rows, main, run
 
 GOLDEN = os.path.join(ROOT, "tests/golden/quantized")
 TOKENIZER = os.path.join(ROOT, "tests/golden/spec/toy/tokenizer.json")
 VOCABULARY = 256
 with open(os.path.join(GOLDEN, "quantized.json"), encoding="utf-8") as f:
     WANT = json.load(f)
-
-
-def distance(got, want):
-    return math.sqrt(sum((a - b) ** 2 for a, b in zip(got, want)) / sum(b * b for b in want))
 
 
 def header(path):
@@ -50,10 +45,7 @@ class Quantized(unittest.TestCase):
         path = os.path.join(self.directory, "logits")
         generate("--model", model, "--workers", workers, "--precision", precision, "--raw", "--prompt", WANT["prompt"], "--max-tokens", 0, "--score",
                  "--dump-logits", path)
-        found = {}
-        with open(path, "rb") as file:
-            while head := file.read(4):
-                found[struct.unpack("<I", head)[0]] = array.array("f", file.read(4 * VOCABULARY))
+        found = dict(logit_rows(path, VOCABULARY))
         return [found[row] for row in WANT["rows"]]
 
     def test_logits(self):

@@ -2,13 +2,11 @@
 
 import array
 import json
-import math
 import os
-import struct
 import tempfile
 import unittest
 
-from cluster import ROOT, generate, main
+from cluster import ROOT, distance, generate, logit_rows, main
 
 GOLDEN = os.path.join(ROOT, "tests/golden/spec")
 VOCABULARY = 256
@@ -25,16 +23,6 @@ def reference(name):
         return {row: floats(file.read(4 * VOCABULARY)) for row in SPEC["rows"]}
 
 
-def dumped(path):
-    with open(path, "rb") as file:
-        while head := file.read(4):
-            yield struct.unpack("<I", head)[0], floats(file.read(4 * VOCABULARY))
-
-
-def distance(got, want):
-    return math.sqrt(sum((a - b) ** 2 for a, b in zip(got, want)) / sum(b * b for b in want))
-
-
 class Specification(unittest.TestCase):
     def distances(self, precision, workers, golden):
         """1100 positions are four leaves and a growing one; the workers share them."""
@@ -43,7 +31,7 @@ class Specification(unittest.TestCase):
             path = os.path.join(directory, "logits")
             answer = generate("--model", os.path.join(GOLDEN, "toy"), "--workers", workers, "--precision", precision, "--raw", "--prompt",
                               SPEC["prompt"], "--max-tokens", 0, "--score", "--dump-logits", path)
-            got = {position: row for position, row in dumped(path) if position in want}
+            got = {position: row for position, row in logit_rows(path, VOCABULARY) if position in want}
         self.assertEqual(answer["usage"]["prompt_tokens"], len(SPEC["prompt"]))
         self.assertEqual(sorted(got), SPEC["rows"])
         far = sorted(distance(got[row], want[row]) for row in SPEC["rows"])

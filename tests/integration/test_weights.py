@@ -1,14 +1,13 @@
 """GGUF files of mixed weight types, as llama.cpp's Q4_K_M and Q5_K_M are, against the same weights expanded here to float32."""
 
 import array
-import math
 import os
 import random
 import struct
 import tempfile
 import unittest
 
-from cluster import generate, main
+from cluster import distance, generate, logit_rows, main
 
 LAYERS, D, HEADS, KV_HEADS, FF = 2, 256, 4, 2, 512
 HEAD = D // HEADS
@@ -190,15 +189,7 @@ def logits(model, directory, precision, workers, text=PROMPT, vocabulary=VOCABUL
         file.write(text)
     generate("--workers", workers, "--model", model, "--raw", "--prompt-file", prompt, "--max-tokens", 0, "--score", "--dump-logits", path,
              "--precision", precision)
-    rows = {}
-    with open(path, "rb") as file:
-        while head := file.read(4):
-            rows[struct.unpack("<I", head)[0]] = array.array("f", file.read(4 * vocabulary))
-    return rows
-
-
-def distance(got, want):
-    return math.sqrt(sum((a - b) ** 2 for a, b in zip(got, want)) / sum(b * b for b in want))
+    return dict(logit_rows(path, vocabulary))
 
 
 def like_q4_k_m(name):
