@@ -20,9 +20,12 @@
 enum { TTL_MS = 5000, AGAIN_MS = 200, WORKERS_MAX = PLAN_WORKERS_MAX };
 static const char term_key[] = "election/term";
 
+/* One write of a key is under way at a time: two together may take effect in either order. */
 struct entry {
+    struct membership *m; /* NULL: free */
     uint16_t id;
-    char *value; /* JSON */
+    char *value; /* JSON; NULL: to be removed */
+    bool writing, again;
 };
 
 struct membership {
@@ -47,7 +50,6 @@ struct membership {
     bool dirty;     /* a write failed: what the registry holds under this lease is not known */
     bool led, failed, stopping;
     struct entry entries[WORKERS_MAX];
-    uint32_t n_entries;
 };
 
 /* Said once when it begins to fail and once when it works again. */
@@ -61,28 +63,41 @@ static void note(struct membership *m, const struct registry_answer *answer)
     m->failed = failed;
 }
 
+static void entry_write(struct entry *e);
+
 static void on_written(void *ctx, const struct registry_answer *answer)
 {
-    struct membership *m = ctx;
+    struct entry *e = ctx;
+    struct membership *m = e->m;
     note(m, answer);
     m->dirty = m->dirty || (answer->status && answer->status != ST_NOT_FOUND);
     if (answer->status == ST_NOT_FOUND)
         m->lease = 0; /* it ended meanwhile; the next tick takes another and writes all again */
-}
-
-static void entry_key(uint16_t id, char key_out[32])
-{
-    snprintf(key_out, 32, "worker/%u", id);
-}
-
-static void entry_write(struct membership *m, const struct entry *e)
-{
-    char key[32];
-    if (!m->lease)
+    e->writing = false;
+    if (m->stopping)
         return;
-    entry_key(e->id, key);
+    if (e->again)
+        entry_write(e);
+    else if (!e->value)
+        *e = (struct entry){ 0 };
+}
+
+/* Brings the registry to what the entry says; without a lease it waits for the next. */
+static void entry_write(struct entry *e)
+{
+    struct membership *m = e->m;
+    e->again = e->writing;
+    if (e->writing || (e->value && !m->lease))
+        return;
+    char key[32];
+    snprintf(key, sizeof key, "worker/%u", e->id);
+    e->writing = true;
+    if (!e->value) {
+        m->registry->ops->remove(m->registry, key, REGISTRY_ANY, 0, on_written, e);
+        return;
+    }
     const struct registry_put put = { .key = key, .value = e->value, .bytes = strlen(e->value), .lease = m->lease };
-    m->registry->ops->put(m->registry, &put, on_written, m);
+    m->registry->ops->put(m->registry, &put, on_written, e);
 }
 
 static void on_granted(void *ctx, const struct registry_answer *answer)
@@ -93,8 +108,9 @@ static void on_granted(void *ctx, const struct registry_answer *answer)
     if (answer->status)
         return;
     m->lease = answer->lease;
-    for (uint32_t i = 0; i < m->n_entries; i++)
-        entry_write(m, &m->entries[i]);
+    for (uint32_t i = 0; i < WORKERS_MAX; i++)
+        if (m->entries[i].m)
+            entry_write(&m->entries[i]);
 }
 
 static void on_kept(void *ctx, const struct registry_answer *answer)
@@ -396,38 +412,43 @@ void membership_confirm(void *membership, void (*done)(void *ctx, bool leads), v
     m->registry->ops->list(m->registry, "election/coordinator", true, on_confirmed, c);
 }
 
+/* The worker's entry, or a free one; NULL: there is none left. */
 static struct entry *entry_find(struct membership *m, uint16_t id)
 {
-    for (uint32_t i = 0; i < m->n_entries; i++)
-        if (m->entries[i].id == id)
-            return &m->entries[i];
-    return NULL;
-}
-
-static void entry_remove(struct membership *m, struct entry *e)
-{
-    char key[32];
-    entry_key(e->id, key);
-    m->registry->ops->remove(m->registry, key, REGISTRY_ANY, 0, on_written, m);
-    free(e->value);
-    *e = m->entries[--m->n_entries];
+    struct entry *room = NULL;
+    for (uint32_t i = 0; i < WORKERS_MAX; i++) {
+        struct entry *e = &m->entries[i];
+        if (e->m && e->id == id)
+            return e;
+        if (!e->m && !room)
+            room = e;
+    }
+    return room;
 }
 
 void membership_worker(struct membership *m, const struct gateway_worker *w)
 {
     struct entry *e = entry_find(m, w->id);
-    if (e)
-        entry_remove(m, e);
-    if (!strcmp(w->state, "lost") || m->n_entries == WORKERS_MAX)
+    const bool lost = !strcmp(w->state, "lost");
+    if (!e || (lost && !e->m))
         return;
+    if (lost) {
+        free(e->value);
+        e->value = NULL;
+        entry_write(e);
+        return;
+    }
     json_t *json = json_pack("{s:i, s:s, s:s, s:i}", "pid", (int)w->pid, "address", w->address, "fingerprint",
                              w->fingerprint, "n_blocks", (int)w->n_blocks);
     char *value = json ? json_dumps(json, JSON_COMPACT) : NULL;
     json_decref(json);
     if (!value)
         return;
-    m->entries[m->n_entries] = (struct entry){ w->id, value };
-    entry_write(m, &m->entries[m->n_entries++]);
+    free(e->value);
+    e->m = m;
+    e->id = w->id;
+    e->value = value;
+    entry_write(e);
 }
 
 void membership_stop(struct membership *m)
@@ -441,7 +462,7 @@ void membership_stop(struct membership *m)
     if (m->lease)
         m->registry->ops->lease_revoke(m->registry, m->lease, NULL, NULL); /* the entries go with it */
     registry_close(m->registry);
-    for (uint32_t i = 0; i < m->n_entries; i++)
+    for (uint32_t i = 0; i < WORKERS_MAX; i++)
         free(m->entries[i].value);
     free(m->value);
     free(m);

@@ -72,7 +72,10 @@ enum registry_change { REGISTRY_PUT, REGISTRY_REMOVED, REGISTRY_SYNCED };
 /* Of a removed key only the key and the revision of its removal are given. */
 typedef void registry_watch_fn(void *ctx, enum registry_change change, const struct registry_item *item);
 
-/* What an implementation does. done may be NULL; it is called once, not inside the call itself, and at the latest by close. */
+/*
+ * What an implementation does. done may be NULL; it is called once, not inside the call itself, and at the latest by close. Calls that are under
+ * way together may take effect in any order: what must come after another waits for its answer.
+ */
 struct registry_ops {
     void (*put)(struct registry *r, const struct registry_put *put, registry_done *done, void *ctx);
     /* at: REGISTRY_ANY or REGISTRY_AT. A key that is not there is removed already (ST_OK), unless REGISTRY_AT asks for it (ST_STALE). */

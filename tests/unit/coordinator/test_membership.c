@@ -166,6 +166,28 @@ static void others_see_who_is_here(void **state)
     assert_null(strstr(list_all(), "worker/"));
 }
 
+/* Workers that come and go faster than the registry answers: what was said last stands. */
+static void the_last_word_stands(void **state)
+{
+    (void)state;
+    struct membership *m = start();
+    TURN_UNTIL(membership_led(m));
+    struct gateway_worker w = { .address = "127.0.0.1:4", .fingerprint = "f" };
+    for (uint32_t i = 0; i < 300; i++) {
+        w.id = (uint16_t)(1 + i % 3);
+        w.pid = (int)i;
+        snprintf(w.state, sizeof w.state, "%s", (i / 3) % 2 ? "lost" : "ready");
+        membership_worker(m, &w);
+    }
+    w.id = 1;
+    snprintf(w.state, sizeof w.state, "ready");
+    w.pid = 1000;
+    membership_worker(m, &w);
+    TURN_UNTIL(strstr(list_all(), "worker/1 {\"pid\":1000,"));
+    TURN_UNTIL(!strstr(list_all(), "worker/2") && !strstr(list_all(), "worker/3"));
+    membership_stop(m);
+}
+
 static void one_leads_at_a_time(void **state)
 {
     (void)state;
@@ -295,9 +317,10 @@ int main(void)
 {
     log_set_level(LOG_LEVEL_ERROR);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(others_see_who_is_here), cmocka_unit_test(one_leads_at_a_time),
-        cmocka_unit_test(terms_ascend),           cmocka_unit_test(another_led_in_between),
-        cmocka_unit_test(a_worker_knows_better),  cmocka_unit_test(bad_specs_are_refused),
+        cmocka_unit_test(others_see_who_is_here), cmocka_unit_test(the_last_word_stands),
+        cmocka_unit_test(one_leads_at_a_time),    cmocka_unit_test(terms_ascend),
+        cmocka_unit_test(another_led_in_between), cmocka_unit_test(a_worker_knows_better),
+        cmocka_unit_test(bad_specs_are_refused),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
