@@ -15,7 +15,7 @@
 enum { TEXT_BYTES_MAX = 1 << 28 };
 
 struct options {
-    char config[1024], model[1024], kv_codec[16], text[1024], method[16], weights[1024], out[1024];
+    char config[1024], model[1024], kv_codec[16], selector[24], text[1024], method[16], weights[1024], out[1024];
     uint32_t tokens, sequence, seed, threads;
     bool json;
 };
@@ -28,6 +28,7 @@ static const struct config_field fields[] = {
     { "config", "", CONFIG_TEXT, TEXT(config), 0, 0, NULL, 1, "file of these settings (YAML); flags win" },
     { "model", "models/smollm2-135m-instruct", CONFIG_TEXT, TEXT(model), 0, 0, NULL, 1, "the model, as up takes it" },
     { "kv-codec", "cq-2b", CONFIG_CHOICE, TEXT(kv_codec), 0, 0, "cq-2b|cq-1b", 1, "whose codebooks are learned" },
+    { "selector", "none", CONFIG_CHOICE, TEXT(selector), 0, 0, "none|double-sparsity", 1, "whose channels are learned, instead of codebooks: by |q k|" },
     { "text", "", CONFIG_TEXT, TEXT(text), 0, 0, NULL, 1, "file of plain text that the model is run over: as mixed as what will be served" },
     { "tokens", "16384", CONFIG_U32, PLAIN(tokens), 256, 1 << 22, NULL, 1, "how many of it, in sequences that are spread over the text" },
     { "sequence", "1024", CONFIG_U32, PLAIN(sequence), CALIBRATE_SEQUENCE_MIN, CALIBRATE_SEQUENCE_MAX, NULL, 1, "tokens of a sequence" },
@@ -41,8 +42,9 @@ static const struct config_field fields[] = {
 };
 /* clang-format on */
 
-static const char usage[] =
-    "usage: longspan calibrate --model DIR --kv-codec CODEC --text FILE [--tokens N] [--method M] [--weights FILE]";
+static const char usage[] = "usage: longspan calibrate --model DIR (--kv-codec CODEC | --selector SELECTOR) --text "
+                            "FILE [--tokens N] [--method M] "
+                            "[--weights FILE]";
 
 /* The file that flags name, and then the flags once more. */
 static enum status read_all(struct options *o, int argc, char **argv, int *index, struct error *err)
@@ -73,6 +75,10 @@ static bool read_options(struct options *o, int argc, char **argv)
         st = error_set(&err, ST_INVALID, "calibrate takes no argument '%s'", argv[index]);
     if (!st && !o->text[0] == !o->weights[0])
         st = error_set(&err, ST_INVALID, "either --text or --weights is wanted");
+    if (!st && !strcmp(o->selector, "none"))
+        o->selector[0] = 0;
+    else if (!st && o->weights[0])
+        st = error_set(&err, ST_INVALID, "--weights: of selector %s only --text is looked at", o->selector);
     if (st)
         fprintf(stderr, "longspan: %s\n%s (--help shows the flags)\n", err.text, usage);
     return !st;
@@ -143,6 +149,11 @@ static enum status print(const struct options *o, const struct calibrate_made *m
     char digest[33];
     const struct calibration_origin *from = &made->origin;
     digest_text(&made->digest, digest);
+    if (!o->json && o->selector[0]) {
+        printf("%s: channels of %s by mean |q k|, %llu tokens in sequences of %u; they hold %.2f %% of it\n",
+               made->path, from->codec, (unsigned long long)from->tokens, from->sequence, 100 * made->held);
+        return ST_OK;
+    }
     if (!o->json) {
         printf(
             "%s: %s by %s, %llu tokens in sequences of %u, seed %llu; squares lost: keys %.2f %%, values %.2f %%%s\n",
@@ -156,6 +167,11 @@ static enum status print(const struct options *o, const struct calibrate_made *m
                   "codec", from->codec, "method", from->method, "model", from->model, "text", from->text, "weights",
                   from->weights, "tokens", (json_int_t)from->tokens, "sequence", (json_int_t)from->sequence, "seed",
                   (json_int_t)from->seed, "keys_lost", made->lost[0], "values_lost", made->lost[1]);
+    if (o->selector[0] && all) {
+        json_object_del(all, "keys_lost");
+        json_object_del(all, "values_lost");
+        json_object_set_new(all, "held", json_real(made->held));
+    }
     char *text = all ? json_dumps(all, JSON_INDENT(2)) : NULL;
     if (text)
         puts(text);
@@ -177,6 +193,7 @@ int command_calibrate(int argc, char **argv)
     enum status st = o.text[0] ? read_text(&o, &text, &err) : ST_OK;
     const struct calibrate_wanted wanted = { .model_spec = o.model,
                                              .kv_codec = o.kv_codec,
+                                             .selector = o.selector,
                                              .method = o.weights[0]                    ? CALIBRATE_FISHER
                                                        : strcmp(o.method, "attention") ? CALIBRATE_KMEANS
                                                                                        : CALIBRATE_ATTENTION,

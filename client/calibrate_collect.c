@@ -16,7 +16,7 @@ struct run {
     const struct model_config *config;
     const struct calibrate_text *text;
     struct calibrate_samples *to;
-    bool weigh;
+    enum calibrate_look look;
     uint32_t sequence;      /* which one */
     float *q, *k, *v;       /* [n_layers][length][heads of it][head_dim], before RoPE */
     float *cosines, *sines; /* [length][head_dim / 2] */
@@ -36,10 +36,11 @@ static void on_row(void *ctx, uint32_t layer, uint32_t pos, const float *q, cons
     const struct model_config *c = r->config;
     const size_t at = (size_t)layer * r->text->length + pos, kv = (size_t)c->n_kv_heads * c->head_dim,
                  heads = (size_t)c->n_heads * c->head_dim;
-    if (r->weigh)
+    if (r->look != CALIBRATE_VECTORS)
         memcpy(r->q + at * heads, q, heads * sizeof *q);
     memcpy(r->k + at * kv, k, kv * sizeof *k);
-    memcpy(r->v + at * kv, v, kv * sizeof *v);
+    if (r->look != CALIBRATE_CHANNELS)
+        memcpy(r->v + at * kv, v, kv * sizeof *v);
 }
 
 static void on_result(void *ctx, const struct result *result)
@@ -275,6 +276,33 @@ static void weigh_head(const struct run *r, float *scratch, uint32_t layer, uint
         }
 }
 
+/* ---- channels ---- */
+
+/* Of a query q and the keys before its block, sum |q_i k_i| is |q_i| times sum |k_i|. */
+static void channels_head(const struct run *r, float *scratch, uint32_t layer, uint32_t head)
+{
+    const struct model_config *c = r->config;
+    const uint32_t n = r->text->length, d = c->head_dim, group = c->n_heads / c->n_kv_heads;
+    const size_t kv = (size_t)c->n_kv_heads * d, heads = (size_t)c->n_heads * d, first = (size_t)layer * n;
+    double *to = r->to->importance + ((size_t)layer * c->n_kv_heads + head) * d;
+    float *keys = scratch, *open = keys + d, *x = open + d; /* sums of |k_i|: of earlier blocks, of this one */
+    memset(keys, 0, 2 * (size_t)d * sizeof *keys);
+    for (uint32_t pos = 0; pos < n; pos++) {
+        for (uint32_t i = 0; i < d && pos % PLAN_BLOCK == 0; i++) {
+            keys[i] += open[i];
+            open[i] = 0;
+        }
+        rotate(r, pos, r->k + (first + pos) * kv + (size_t)head * d, x);
+        for (uint32_t i = 0; i < d; i++)
+            open[i] += fabsf(x[i]);
+        for (uint32_t g = 0; g < group; g++) {
+            rotate(r, pos, r->q + (first + pos) * heads + ((size_t)head * group + g) * d, x);
+            for (uint32_t i = 0; i < d; i++)
+                to[i] += (double)fabsf(x[i]) * (double)keys[i];
+        }
+    }
+}
+
 /* ---- all of it ---- */
 
 static void keep_head(const struct run *r, uint32_t layer, uint32_t head)
@@ -295,8 +323,12 @@ static void keep_share(void *ctx, uint32_t member, uint32_t n_members)
     const struct run *r = ctx;
     const uint32_t heads = r->config->n_kv_heads;
     for (uint32_t i = member; i < r->config->n_layers * heads; i += n_members) {
+        if (r->look == CALIBRATE_CHANNELS) {
+            channels_head(r, r->scratch + member * scratch_floats(r), i / heads, i % heads);
+            continue;
+        }
         keep_head(r, i / heads, i % heads);
-        if (r->weigh)
+        if (r->look == CALIBRATE_WEIGHTS)
             weigh_head(r, r->scratch + member * scratch_floats(r), i / heads, i % heads);
     }
 }
@@ -307,16 +339,20 @@ static bool buffers(struct run *r, uint32_t n_threads)
     const uint32_t n = r->text->length, half = c->head_dim / 2;
     const size_t rows = (size_t)c->n_layers * n, all = (size_t)c->n_layers * c->n_kv_heads * r->to->n;
     r->k = malloc(rows * c->n_kv_heads * c->head_dim * sizeof *r->k);
-    r->v = malloc(rows * c->n_kv_heads * c->head_dim * sizeof *r->v);
-    r->q = r->weigh ? malloc(rows * c->n_heads * c->head_dim * sizeof *r->q) : NULL;
-    r->scratch = r->weigh ? malloc(n_threads * scratch_floats(r) * sizeof *r->scratch) : NULL;
+    const bool queries = r->look != CALIBRATE_VECTORS, vectors = r->look != CALIBRATE_CHANNELS,
+               weights = r->look == CALIBRATE_WEIGHTS;
+    r->v = vectors ? malloc(rows * c->n_kv_heads * c->head_dim * sizeof *r->v) : NULL;
+    r->q = queries ? malloc(rows * c->n_heads * c->head_dim * sizeof *r->q) : NULL;
+    r->scratch = queries ? malloc(n_threads * scratch_floats(r) * sizeof *r->scratch) : NULL;
+    r->to->importance = vectors ? NULL : calloc((size_t)c->n_layers * c->n_kv_heads * c->head_dim, sizeof(double));
     r->cosines = malloc((size_t)n * half * sizeof *r->cosines);
     r->sines = malloc((size_t)n * half * sizeof *r->sines);
-    bool ok = r->k && r->v && (!r->weigh || (r->q && r->scratch)) && r->cosines && r->sines;
-    for (int i = 0; i < 2; i++) {
+    bool ok = r->k && (!queries || (r->q && r->scratch)) && r->cosines && r->sines &&
+              (vectors ? r->v != NULL : r->to->importance != NULL);
+    for (int i = 0; i < 2 && vectors; i++) {
         r->to->part[i] = malloc(all * c->head_dim * sizeof(uint16_t));
-        r->to->weight[i] = r->weigh ? malloc(all * (c->head_dim / CALIBRATE_UNIT) * sizeof(uint16_t)) : NULL;
-        ok = ok && r->to->part[i] && (!r->weigh || r->to->weight[i]);
+        r->to->weight[i] = weights ? malloc(all * (c->head_dim / CALIBRATE_UNIT) * sizeof(uint16_t)) : NULL;
+        ok = ok && r->to->part[i] && (!weights || r->to->weight[i]);
     }
     for (uint32_t t = 0; t < n && ok; t++)
         for (uint32_t i = 0; i < half; i++) {
@@ -367,14 +403,16 @@ static enum status start(struct run *r, const struct model *m, uint32_t n_thread
     return worker_new(&config, m, &r->worker, err);
 }
 
-enum status calibrate_collect(const struct model *m, const struct calibrate_text *text, bool weigh, uint32_t n_threads,
-                              const struct calibrate_events *events, struct calibrate_samples *samples_out,
-                              struct error *err)
+enum status calibrate_collect(const struct model *m, const struct calibrate_text *text, enum calibrate_look look,
+                              uint32_t n_threads, const struct calibrate_events *events,
+                              struct calibrate_samples *samples_out, struct error *err)
 {
     const struct model_config *c = model_config(m);
-    struct calibrate_samples samples = { c->n_layers,    c->n_kv_heads, c->head_dim, text->n_sequences * text->length,
-                                         { NULL, NULL }, { NULL, NULL } };
-    struct run r = { .config = c, .text = text, .to = &samples, .weigh = weigh };
+    struct calibrate_samples samples = { .n_layers = c->n_layers,
+                                         .n_kv_heads = c->n_kv_heads,
+                                         .head_dim = c->head_dim,
+                                         .n = text->n_sequences * text->length };
+    struct run r = { .config = c, .text = text, .to = &samples, .look = look };
     const struct backend_tap tap = { on_row, &r };
     struct team *team = NULL;
     struct exchange_hub *hub = exchange_hub_new();
@@ -412,4 +450,6 @@ void calibrate_samples_free(struct calibrate_samples *s)
         free(s->weight[i]);
         s->part[i] = s->weight[i] = NULL;
     }
+    free(s->importance);
+    s->importance = NULL;
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/rng.h"
+#include "client/calibrate_channels.h"
 #include "kernels/codebook.h"
 #include "model/bf16.h"
 #include "worker/team.h"
@@ -148,16 +149,21 @@ static void account(const struct books *b, double lost_out[2])
         lost_out[part] = all[part] > 0 ? lost[part] / all[part] : 0;
 }
 
-static enum status write_books(const struct books *b, struct calibrate_made *made, struct error *err)
+static enum status write_arrays(const struct calibrate_wanted *w, const struct calibration_array *arrays, uint32_t n,
+                                struct calibrate_made *made, struct error *err)
 {
-    const struct calibrate_wanted *w = b->wanted;
-    const struct calibrate_samples *s = b->samples;
-    struct calibration_array arrays[2];
     char directory[CALIBRATION_PATH] = "";
     const bool named = w->out && w->out[0];
     const enum status st = named ? ST_OK : calibration_directory(w->model_spec, directory, err);
-    if (st)
-        return st;
+    return st ? st
+              : calibration_write(named ? w->out : NULL, directory, &made->origin, arrays, n, &made->digest, made->path,
+                                  err);
+}
+
+static enum status write_books(const struct books *b, struct calibrate_made *made, struct error *err)
+{
+    const struct calibrate_samples *s = b->samples;
+    struct calibration_array arrays[2];
     for (int part = 0; part < 2; part++)
         arrays[part] =
             (struct calibration_array){ .type = CALIBRATION_BF16,
@@ -166,8 +172,7 @@ static enum status write_books(const struct books *b, struct calibrate_made *mad
                                         .data = b->centroids[part] };
     snprintf(arrays[0].name, sizeof arrays[0].name, "keys");
     snprintf(arrays[1].name, sizeof arrays[1].name, "values");
-    return calibration_write(named ? w->out : NULL, directory, &made->origin, arrays, 2, &made->digest, made->path,
-                             err);
+    return write_arrays(b->wanted, arrays, 2, made, err);
 }
 
 /* ---- weights of a file ---- */
@@ -217,13 +222,18 @@ static enum status take_weights(const struct calibration *c, struct calibrate_sa
 
 /* ---- all of it ---- */
 
+static bool for_selector(const struct calibrate_wanted *w)
+{
+    return w->selector && w->selector[0];
+}
+
 static void describe(const struct calibrate_wanted *w, const struct model *m, const struct calibrate_text *text,
                      const struct calibration *weights, struct calibration_origin *o)
 {
     const struct digest model = model_digest(m),
                         ids = digest_of(text->ids, (size_t)text->n_sequences * text->length * sizeof *text->ids);
-    snprintf(o->codec, sizeof o->codec, "%s", w->kv_codec);
-    snprintf(o->method, sizeof o->method, "%s", method_names[w->method]);
+    snprintf(o->codec, sizeof o->codec, "%s", for_selector(w) ? w->selector : w->kv_codec);
+    snprintf(o->method, sizeof o->method, "%s", for_selector(w) ? CALIBRATE_CHANNELS_METHOD : method_names[w->method]);
     digest_text(&model, o->model);
     digest_text(&ids, o->text);
     if (weights)
@@ -237,6 +247,8 @@ static enum status check(const struct calibrate_wanted *w, const struct model_co
                          struct error *err)
 {
     enum kv_codec codec;
+    if (for_selector(w))
+        return calibrate_channels_check(w->selector, c, err);
     const enum status st = kv_codec_find(w->kv_codec, false, &codec, err);
     if (st)
         return st;
@@ -260,7 +272,8 @@ static enum status make(const struct calibrate_wanted *w, const struct model *m,
         .wanted = w, .samples = &samples, .channels = channels, .n_groups = model_config(m)->head_dim / channels
     };
     enum status st =
-        calibrate_collect(m, text, w->method == CALIBRATE_ATTENTION, w->n_threads, &w->events, &samples, err);
+        calibrate_collect(m, text, w->method == CALIBRATE_ATTENTION ? CALIBRATE_WEIGHTS : CALIBRATE_VECTORS,
+                          w->n_threads, &w->events, &samples, err);
     if (!st && weights)
         st = take_weights(weights, &samples, err);
     if (!st)
@@ -271,6 +284,23 @@ static enum status make(const struct calibrate_wanted *w, const struct model *m,
     if (!st)
         account(&books, made->lost);
     books_free(&books);
+    calibrate_samples_free(&samples);
+    return st;
+}
+
+static enum status make_channels(const struct calibrate_wanted *w, const struct model *m, struct calibrate_made *made,
+                                 struct error *err)
+{
+    struct calibrate_samples samples = { 0 };
+    struct calibration_array array;
+    uint8_t *channels = NULL;
+    enum status st = calibrate_collect(m, &w->text, CALIBRATE_CHANNELS, w->n_threads, &w->events, &samples, err);
+    if (!st)
+        st = calibrate_channels(&samples, &channels, &array, &made->held, err);
+    describe(w, m, &w->text, NULL, &made->origin);
+    if (!st)
+        st = write_arrays(w, &array, 1, made, err);
+    free(channels);
     calibrate_samples_free(&samples);
     return st;
 }
@@ -286,13 +316,13 @@ enum status calibrate_make(const struct calibrate_wanted *w, struct calibrate_ma
     if (st)
         return st;
     st = check(w, model_config(m), &channels, err);
-    if (!st && w->method == CALIBRATE_FISHER) {
+    if (!st && !for_selector(w) && w->method == CALIBRATE_FISHER) {
         st = calibration_open(w->weights, &weights, err);
         if (!st)
             st = read_weights(weights, m, &text, err);
     }
     if (!st)
-        st = make(w, m, weights, &text, channels, &made, err);
+        st = for_selector(w) ? make_channels(w, m, &made, err) : make(w, m, weights, &text, channels, &made, err);
     calibration_close(weights);
     model_close(m);
     if (!st)

@@ -293,9 +293,13 @@ enum status cluster_start(const struct settings *settings, struct cluster **clus
     if (!c)
         return error_set(err, ST_NO_MEMORY, "no memory");
     c->settings = *settings;
-    char calibration[33];
+    char calibration[33], selector[SELECTOR_TEXT];
     enum status st =
         settings_calibration(&c->settings, calibration, err); /* missing ones are told here, not by a child */
+    if (!st)
+        st = settings_selector(&c->settings, selector, err);
+    if (!st)
+        st = settings_channels(&c->settings, selector, err);
     if (!st)
         st = fair_shares(&c->settings, err);
     if (!st && settings->tls_cert[0] && !settings->tls_ca[0])

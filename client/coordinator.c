@@ -47,7 +47,7 @@ int command_coordinator(int argc, char **argv)
         return 2;
     }
     char calibration[33];
-    if (settings_calibration(&s, calibration, &err)) {
+    if (settings_calibration(&s, calibration, &err) || settings_channels(&s, selector, &err)) {
         fprintf(stderr, "longspan: %s\n", err.text);
         return 1;
     }

@@ -158,6 +158,7 @@ static enum status run_copies(struct eval *e, const struct settings *of, struct 
     struct eval_figures figures = { 0 };
     struct settings s = *of;
     snprintf(s.model, sizeof s.model, "constructed:copy:%u", in->copy_positions);
+    snprintf(s.selector_channels, sizeof s.selector_channels, "block"); /* it has no calibration */
     s.positions_max = in->copy_positions;
     if (strtoul(s.selector_dense_layers, NULL, 10) < COPY_DENSE_LAYERS) /* "default" too */
         snprintf(s.selector_dense_layers, sizeof s.selector_dense_layers, "%d", COPY_DENSE_LAYERS);
@@ -170,13 +171,15 @@ static enum status run_copies(struct eval *e, const struct settings *of, struct 
 
 /* ---- calibrations ---- */
 
-static enum status calibrate_here(const struct eval *e, const struct settings *s, struct error *err)
+static enum status calibrate_here(const struct eval *e, const struct settings *s, const char *selector,
+                                  struct error *err)
 {
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
     static struct calibrate_made made;
     const struct calibrate_wanted wanted = {
         .model_spec = s->model,
         .kv_codec = s->kv_codec,
+        .selector = selector,
         .method = CALIBRATE_ATTENTION,
         .text = { e->input.held_out, e->input.n_held_out, EVAL_HELD_OUT },
         .n_threads = s->threads  ? s->threads
@@ -186,30 +189,23 @@ static enum status calibrate_here(const struct eval *e, const struct settings *s
     };
     const enum status st = calibrate_make(&wanted, &made, err);
     if (!st)
-        fprintf(stderr, "longspan: eval: %s, by attention weights, of %u tokens that are not scored\n", made.path,
-                e->input.n_held_out * EVAL_HELD_OUT);
+        fprintf(stderr, "longspan: eval: %s, by %s, of %u tokens that are not scored\n", made.path,
+                selector ? "mean |q k|" : "attention weights", e->input.n_held_out * EVAL_HELD_OUT);
     return st;
 }
 
-/* The codec's calibration, made if there is none; in a process of its own, since this one forks and must have no threads. */
-static enum status calibrate(struct eval *e, const struct settings *s, struct error *err)
+/* In a process of its own, since this one forks and must have no threads. selector: whose channels; NULL: the codec's books */
+static enum status calibrate_apart(struct eval *e, const struct settings *s, const char *selector, struct error *err)
 {
-    char digest[33];
-    struct error why = { 0 };
-    const enum status st = settings_calibration(s, digest, &why);
+    const char *whose = selector ? selector : s->kv_codec;
     const int64_t begun_ms = clock_ms();
+    struct error why = { 0 };
     int how = 0;
-    if (st != ST_NOT_FOUND) {
-        *err = why;
-        return st;
-    }
-    if (!e->input.n_held_out)
-        return error_set(err, ST_NOT_FOUND, "%s; the text is too short to make it from what is not scored", why.text);
-    fprintf(stderr, "longspan: eval: there is no calibration of %s for this model: making it\n", s->kv_codec);
+    fprintf(stderr, "longspan: eval: there is no calibration of %s for this model: making it\n", whose);
     fflush(NULL);
     const pid_t pid = fork();
     if (pid == 0) {
-        const enum status made = calibrate_here(e, s, &why);
+        const enum status made = calibrate_here(e, s, selector, &why);
         if (made)
             fprintf(stderr, "longspan: eval: %s\n", why.text[0] ? why.text : status_text(made));
         _exit(made ? 1 : 0);
@@ -219,8 +215,47 @@ static enum status calibrate(struct eval *e, const struct settings *s, struct er
             kill(pid, SIGTERM);
     e->progress.begun_ms += clock_ms() - begun_ms; /* not counted */
     if (pid < 0 || !WIFEXITED(how) || WEXITSTATUS(how))
-        return error_set(err, ST_INTERNAL, "no calibration of %s could be made", s->kv_codec);
+        return error_set(err, ST_INTERNAL, "no calibration of %s could be made", whose);
     return ST_OK;
+}
+
+/* The codec's calibration, made if there is none. */
+static enum status calibrate(struct eval *e, const struct settings *s, struct error *err)
+{
+    char digest[33];
+    struct error why = { 0 };
+    const enum status st = settings_calibration(s, digest, &why);
+    if (st != ST_NOT_FOUND) {
+        *err = why;
+        return st;
+    }
+    if (!e->input.n_held_out)
+        return error_set(err, ST_NOT_FOUND, "%s; the text is too short to make it from what is not scored", why.text);
+    return calibrate_apart(e, s, NULL, err);
+}
+
+/* The selector's, made where it takes one and nothing else was said, and the model is of files, or it was asked for. */
+static enum status calibrate_channels_of(struct eval *e, struct settings *s, struct error *err)
+{
+    char text[SELECTOR_TEXT], directory[CALIBRATION_PATH];
+    struct selector_spec spec;
+    struct error why = { 0 };
+    const bool asked = strcmp(s->selector_channels, "default") != 0;
+    if (!asked && (!e->input.n_held_out || calibration_directory(s->model, directory, NULL)))
+        return ST_OK;
+    if (!asked)
+        snprintf(s->selector_channels, sizeof s->selector_channels, "calibrated");
+    enum status st = settings_selector(s, text, err);
+    if (st || (st = selector_parse(text, &spec, err)))
+        return st;
+    st = settings_channels(s, text, &why);
+    if (st != ST_NOT_FOUND || settings_channels_file(s)[0]) {
+        *err = why;
+        return st;
+    }
+    if (!e->input.n_held_out)
+        return error_set(err, ST_NOT_FOUND, "%s; the text is too short to make it from what is not scored", why.text);
+    return calibrate_apart(e, s, spec.name, err);
 }
 
 static enum status run_config(struct eval *e, uint32_t i, struct error *err)
@@ -239,6 +274,8 @@ static enum status run_config(struct eval *e, uint32_t i, struct error *err)
         st = use_pack(e, c->weights, &packed, err);
     if (!st)
         st = calibrate(e, &packed, err);
+    if (!st)
+        st = calibrate_channels_of(e, &packed, err);
     if (!st)
         st = eval_run(&packed, &job, rows, e->scores, &f, err);
     e->progress.done += eval_job_tokens(&job);

@@ -30,6 +30,7 @@ const struct config_field settings_fields[] = {
     { "selector-dense-layers", "default", CONFIG_TEXT, TEXT(selector_dense_layers), 0, 0, NULL, SERVE, "first layers that read everything; default: 2, none with streaming" },
     { "selector-scope", "global", CONFIG_CHOICE, TEXT(selector_scope), 0, 0, "global|local", SERVE, "the best blocks of all, or of each slot its share" },
     { "selector-prompt", "default", CONFIG_CHOICE, TEXT(selector_prompt), 0, 0, "default|dense|sparse", SERVE, "rows of prompts; default: sparse with sketch-walk and streaming, else dense" },
+    { "selector-channels", "default", CONFIG_TEXT, TEXT(selector_channels), 0, 0, NULL, SERVE | SCOPE_WORKER | SCOPE_EVAL, "of double-sparsity, the channels of keys that are kept: calibrated: as longspan calibrate learned them for this model, or a file of that; block: each block's largest; default: calibrated if MODEL/calibration has them" },
     { "template-date", "start", CONFIG_TEXT, TEXT(template_date), 0, 0, NULL, SERVE,
       "day that chat templates may ask for: start (of the coordinator, UTC), YYYY-MM-DD, none; a new one changes the first tokens of every chat" },
     { "chat-template", "", CONFIG_TEXT, TEXT(chat_template), 0, 0, NULL, SERVE, "file with the Jinja template of chats; none: the model's own" },
@@ -280,6 +281,50 @@ enum status settings_calibration(const struct settings *s, char digest_out[33], 
     calibration_close(c);
     model_close(m);
     return st;
+}
+
+const char *settings_channels_file(const struct settings *s)
+{
+    static const char *const words[] = { "default", "calibrated", "block" };
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (!strcmp(s->selector_channels, words[i]))
+            return "";
+    return s->selector_channels;
+}
+
+enum status settings_channels(const struct settings *s, char selector[SELECTOR_TEXT], struct error *err)
+{
+    struct selector_spec spec;
+    struct model *m;
+    struct calibration *c = NULL;
+    struct error why = { 0 };
+    char directory[CALIBRATION_PATH];
+    const bool if_there = !strcmp(s->selector_channels, "default");
+    enum status st = selector_parse(selector, &spec, err);
+    const struct selector_impl *impl = st ? NULL : selector_find(spec.name, 0);
+    if (!impl || !impl->calibrated || !strcmp(s->selector_channels, "block"))
+        return st;
+    if (if_there && calibration_directory(s->model, directory, NULL))
+        return ST_OK; /* a model that is no file has none */
+    if ((st = model_open(s->model, &m, err)))
+        return st;
+    const struct calibration_wanted wanted = { .model_spec = s->model,
+                                               .path = settings_channels_file(s),
+                                               .codec = spec.name,
+                                               .model = model_digest(m),
+                                               .flag = "selector" };
+    st = calibration_open_wanted(&wanted, &c, &why);
+    model_close(m);
+    if (st == ST_NOT_FOUND && if_there)
+        return ST_OK;
+    if (st) {
+        *err = why;
+        return st;
+    }
+    digest_text(calibration_digest(c), spec.channels);
+    calibration_close(c);
+    selector_text(&spec, selector);
+    return ST_OK;
 }
 
 void settings_state_default(struct settings *s)

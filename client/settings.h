@@ -38,7 +38,7 @@ struct settings {
     /* what is served */
     char model[1024], precision[8], kv_codec[16], selector[40], selector_scope[8], selector_prompt[8],
         template_date[16], chat_template[1024];
-    char calibration[1024];
+    char calibration[1024], selector_channels[1024];
     uint32_t positions_max;
     char selector_dense_layers[8];
     /* where */
@@ -99,6 +99,13 @@ enum status settings_selector(const struct settings *s, char text_out[SELECTOR_T
  * calibration_open_wanted.
  */
 enum status settings_calibration(const struct settings *s, char digest_out[33], struct error *err);
+/*
+ * selector: what settings_selector made. Where it may be calibrated, names the calibration that --selector-channels says: the model's own if there is one (default)
+ * or in any case (calibrated), that file, or none (block). Refuses as calibration_open_wanted; err says which command makes what is missing.
+ */
+enum status settings_channels(const struct settings *s, char selector[SELECTOR_TEXT], struct error *err);
+/* The file that --selector-channels names; "": none. */
+const char *settings_channels_file(const struct settings *s);
 
 /* Fills in the state directory if none is set: one for each HTTP port, so that clusters on one host never meet. */
 void settings_state_default(struct settings *s);

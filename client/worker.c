@@ -65,6 +65,7 @@ int command_worker(int argc, char **argv)
         .kv_bytes = s.kv_bytes ? s.kv_bytes : (uint64_t)1 << 30,
         .reads_apart = !s.share_reads,
         .calibration = s.calibration,
+        .channels = settings_channels_file(&s),
         .kv_codec = said("kv-codec", s.kv_codec, argc, argv) ? s.kv_codec : NULL,
         .selector = said("selector", s.selector, argc, argv) ? selector : NULL,
         .exchange = s.exchange,

@@ -14,7 +14,7 @@
     }
 #define LABELS(variant_needs, variant_score)                                                                           \
     {                                                                                                                  \
-        .name = "double-sparsity", .needs = (variant_needs), .by_row = true, .prompt_dense = true,                     \
+        .name = "double-sparsity", .needs = (variant_needs), .by_row = true, .calibrated = true, .prompt_dense = true, \
         .sketch_bytes = selector_labels_bytes, .sketch = selector_labels_sketch, .valid = selector_labels_valid,       \
         .score = (variant_score)                                                                                       \
     }

@@ -52,10 +52,11 @@ struct selector_block {
 
 struct selector_impl {
     const char *name;
-    uint32_t needs; /* enum cpu_cap */
-    bool by_row;    /* a list a row and KV head, from the row's own query; else a list a block, from sketches alone */
-    bool at_owners; /* by row: sketches are too large to travel: who reads a block scores it */
-    bool windowed;  /* a list a block, from positions alone: sketch_bytes is 0, and the rest is NULL */
+    uint32_t needs;  /* enum cpu_cap */
+    bool by_row;     /* a list a row and KV head, from the row's own query; else a list a block, from sketches alone */
+    bool at_owners;  /* by row: sketches are too large to travel: who reads a block scores it */
+    bool windowed;   /* a list a block, from positions alone: sketch_bytes is 0, and the rest is NULL */
+    bool calibrated; /* channels of a calibration may be named: selector_block.channels */
     bool prompt_dense;   /* by default prompt rows read all */
     uint32_t blocks_max; /* longer contexts are refused: they can not be walked, or counted; 0: any */
     /* Of one block and layer; a multiple of 4. */
@@ -91,6 +92,9 @@ static inline uint32_t selector_labels(uint32_t head_dim)
     const uint32_t n = head_dim / 8 < 4 ? 4 : head_dim / 8;
     return n < head_dim ? n : head_dim;
 }
+
+/* The n channels of the greatest importance [head_dim], ascending; ties to the lower. n: 1 .. head_dim. channels_out [n] */
+void selector_channels(const float *importance, uint32_t head_dim, uint32_t n, uint8_t *channels_out);
 
 /* out [head_dim]: the mean over heads of a row's queries q [n_heads][head_dim], each rounded as attention rounds it; heads ascending. */
 void selector_q_mean(const struct selector_shape *shape, const float *q, float *out);
@@ -182,7 +186,7 @@ static inline bool selector_chosen(struct selector_pair cut, uint32_t key, uint3
 /* ---- what a deployment says (selector_spec.c) ---- */
 
 enum {
-    SELECTOR_TEXT = 80,
+    SELECTOR_TEXT = 128,
     SELECTOR_DENSITY_DEFAULT = 200000,
     SELECTOR_DENSE_LAYERS = 2, /* the first layers attend everywhere; of streaming none do */
     SELECTOR_WINDOW_DEFAULT = 1024,
@@ -196,11 +200,13 @@ struct selector_spec {
     uint32_t dense_layers; /* layers 0 .. dense_layers - 1 are dense */
     bool by_slot;          /* scope=local, else global */
     bool prompt;           /* prompt=sparse: prompt rows are sparse too; the default of sketch-walk and streaming */
+    char channels
+        [33]; /* double-sparsity: digest of the calibration that says which channels are kept; "": each block's own keys */
 };
 
 /*
- * "dense", or NAME[@DENSITY][,layers=N][,scope=global|local][,prompt=dense|sparse], or streaming[@WINDOW] and the same options: flags, the configuration
- * that workers are sent, and the context of block ids are this text. ST_INVALID: err says what is wrong.
+ * "dense", or NAME[@DENSITY][,layers=N][,scope=global|local][,prompt=dense|sparse], or streaming[@WINDOW] and the same options; of double-sparsity also
+ * channels=DIGEST: flags, the configuration that workers are sent, and the context of block ids are this text. ST_INVALID: err says what is wrong.
  */
 enum status selector_parse(const char *text, struct selector_spec *spec_out, struct error *err);
 /* All of it, so that equal specs are equal texts. */

@@ -52,14 +52,16 @@ static bool window_parse(const char *text, size_t n, uint32_t *window_out)
     return value && value <= SELECTOR_WINDOW_MAX && value % KV_BLOCK == 0;
 }
 
-static bool option(const char **at, const char *name, char value_out[16])
+enum { OPTION_TEXT = 40, CHANNELS_DIGITS = 32 };
+
+static bool option(const char **at, const char *name, char value_out[OPTION_TEXT])
 {
     const size_t n = strlen(name);
     if (strncmp(*at, name, n) != 0 || (*at)[n] != '=')
         return false;
     const char *value = *at + n + 1;
     const size_t length = strcspn(value, ",");
-    if (length == 0 || length > 15)
+    if (length == 0 || length >= OPTION_TEXT)
         return false;
     memcpy(value_out, value, length);
     value_out[length] = 0;
@@ -69,7 +71,7 @@ static bool option(const char **at, const char *name, char value_out[16])
 
 static enum status option_read(const char *text, const char **at, struct selector_spec *spec, struct error *err)
 {
-    char value[16], *end;
+    char value[OPTION_TEXT], *end;
     if (option(at, "layers", value)) {
         const unsigned long layers = strtoul(value, &end, 10);
         if (*end || value[0] == '-' || layers > 4096)
@@ -83,6 +85,11 @@ static enum status option_read(const char *text, const char **at, struct selecto
         spec->prompt = !strcmp(value, "sparse");
         if (!spec->prompt && strcmp(value, "dense") != 0)
             return error_set(err, ST_INVALID, "selector %s: prompt=%s, there are dense and sparse", text, value);
+    } else if (option(at, "channels", value)) {
+        if (strlen(value) != CHANNELS_DIGITS || strspn(value, "0123456789abcdef") != CHANNELS_DIGITS)
+            return error_set(err, ST_INVALID, "selector %s: channels=%s, the %d digits of a calibration are wanted",
+                             text, value, CHANNELS_DIGITS);
+        memcpy(spec->channels, value, CHANNELS_DIGITS + 1);
     } else {
         return error_set(err, ST_INVALID, "selector %s: what follows NAME[@DENSITY] is layers=N, scope=S or prompt=P",
                          text);
@@ -140,6 +147,8 @@ enum status selector_parse(const char *text, struct selector_spec *spec_out, str
     }
     if (windowed && spec.by_slot)
         return error_set(err, ST_INVALID, "selector %s: scope=local deals a budget, streaming has a window", text);
+    if (spec.channels[0] && !impl->calibrated)
+        return error_set(err, ST_INVALID, "selector %s: channels= is double-sparsity's", text);
     if (impl && impl->at_owners && spec.by_slot)
         return error_set(err, ST_INVALID, "selector %s: scope=local is none of %s's, whose owners find one threshold",
                          text, impl->name);
@@ -166,6 +175,7 @@ void selector_text(const struct selector_spec *spec, char text_out[SELECTOR_TEXT
                 break;
         }
     }
-    snprintf(text_out, SELECTOR_TEXT, "%.15s@%s,layers=%u,scope=%s,prompt=%s", spec->name, amount, spec->dense_layers,
-             spec->by_slot ? "local" : "global", spec->prompt ? "sparse" : "dense");
+    snprintf(text_out, SELECTOR_TEXT, "%.15s@%s,layers=%u,scope=%s,prompt=%s%s%s", spec->name, amount,
+             spec->dense_layers, spec->by_slot ? "local" : "global", spec->prompt ? "sparse" : "dense",
+             spec->channels[0] ? ",channels=" : "", spec->channels);
 }

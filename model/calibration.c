@@ -354,12 +354,13 @@ enum status calibration_directory(const char *model_spec, char *directory_out, s
     return ST_OK;
 }
 
-static enum status none_in(const char *where, const char *model_spec, const char *codec, struct error *err)
+static enum status none_in(const char *where, const char *model_spec, const char *flag, const char *codec,
+                           struct error *err)
 {
     return error_set(err, ST_NOT_FOUND,
                      "%s needs a calibration of this model, and there is none in %s: make it by  longspan calibrate "
-                     "--model %s --kv-codec %s --text FILE",
-                     codec, where, model_spec, codec);
+                     "--model %s --%s %s --text FILE",
+                     codec, where, model_spec, flag, codec);
 }
 
 /* Whether a file is a calibration of this codec and model. What is something else is passed over. */
@@ -373,8 +374,8 @@ static bool is_of(const char *path, const char *codec, const char *model)
     return is;
 }
 
-enum status calibration_find(const char *model_spec, const char *codec, const struct digest *model, char *path_out,
-                             struct error *err)
+static enum status find(const char *model_spec, const char *flag, const char *codec, const struct digest *model,
+                        char *path_out, struct error *err)
 {
     char directory[CALIBRATION_PATH], found[CALIBRATION_PATH] = "", digest[33];
     const struct dirent *entry;
@@ -392,7 +393,7 @@ enum status calibration_find(const char *model_spec, const char *codec, const st
             !is_of(path, codec, digest))
             continue;
         if (found[0])
-            st = error_set(err, ST_INVALID, "kv-codec %s: there are several calibrations, %s and %s: name one", codec,
+            st = error_set(err, ST_INVALID, "%s %s: there are several calibrations, %s and %s: name one", flag, codec,
                            found, entry->d_name);
         memcpy(found, path, strlen(path) + 1);
     }
@@ -401,9 +402,20 @@ enum status calibration_find(const char *model_spec, const char *codec, const st
     if (st)
         return st;
     if (!found[0])
-        return none_in(directory, model_spec, codec, err);
+        return none_in(directory, model_spec, flag, codec, err);
     memcpy(path_out, found, sizeof found);
     return ST_OK;
+}
+
+enum status calibration_find(const char *model_spec, const char *codec, const struct digest *model, char *path_out,
+                             struct error *err)
+{
+    return find(model_spec, "kv-codec", codec, model, path_out, err);
+}
+
+static const char *flag_of(const struct calibration_wanted *w)
+{
+    return w->flag ? w->flag : "kv-codec";
 }
 
 /* MODEL/calibration/<codec>-<digest> */
@@ -416,7 +428,7 @@ static enum status path_of(const struct calibration_wanted *w, char *path_out, s
     if (snprintf(path_out, CALIBRATION_PATH, "%s/%s-%.*s", directory, w->codec, NAME_DIGITS, w->digest) >=
         CALIBRATION_PATH)
         return error_set(err, ST_TOO_LARGE, "%s: path too long", directory);
-    return file_exists(path_out) ? ST_OK : none_in(path_out, w->model_spec, w->codec, err);
+    return file_exists(path_out) ? ST_OK : none_in(path_out, w->model_spec, flag_of(w), w->codec, err);
 }
 
 enum status calibration_open_wanted(const struct calibration_wanted *w, struct calibration **calibration_out,
@@ -427,7 +439,7 @@ enum status calibration_open_wanted(const struct calibration_wanted *w, struct c
     const bool named = w->path && w->path[0], known = w->digest && w->digest[0];
     enum status st = ST_OK;
     if (!named)
-        st = known ? path_of(w, path, err) : calibration_find(w->model_spec, w->codec, &w->model, path, err);
+        st = known ? path_of(w, path, err) : find(w->model_spec, flag_of(w), w->codec, &w->model, path, err);
     if (!st)
         st = calibration_open(named ? w->path : path, &c, err);
     if (st)

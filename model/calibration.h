@@ -26,10 +26,10 @@ enum { CALIBRATION_VERSION = 1, CALIBRATION_DIMS_MAX = 6, CALIBRATION_ARRAYS_MAX
 
 /* What it was learned from. Texts are "" where there is nothing to say. */
 struct calibration_origin {
-    char codec[32];    /* whose it is, by the codec's name; "weights": those of tokens, for others to use */
-    char method[64];   /* how: "kmeans", "attention", "fisher" ... */
-    char model[33];    /* digest of the model */
-    char text[33];     /* digest of the token ids */
+    char codec[32];  /* whose it is, by the codec's or selector's name; "weights": those of tokens, for others to use */
+    char method[64]; /* how: "kmeans", "attention", "fisher" ... */
+    char model[33];  /* digest of the model */
+    char text[33];   /* digest of the token ids */
     char weights[33];  /* digest of the file of weights that were used */
     uint64_t tokens;   /* how many vectors each codebook was learned from */
     uint32_t sequence; /* tokens of a sequence */
@@ -87,6 +87,7 @@ struct calibration_wanted {
     const char *codec;   /* whose */
     struct digest model; /* of which model */
     const char *digest;  /* the calibration's, 32 digits; NULL or "": any */
+    const char *flag;    /* what its name is a value of, for messages: "selector"; NULL: "kv-codec" */
 };
 /* Finds, opens and compares. Errors of calibration_find and calibration_open; ST_INVALID: it is one of another codec, model or digest. */
 enum status calibration_open_wanted(const struct calibration_wanted *wanted, struct calibration **calibration_out,

@@ -386,13 +386,30 @@ static enum status open_calibration(const struct session *s, enum kv_codec kv_co
     return calibration_open_wanted(&wanted, calibration_out, err);
 }
 
+/* The same of the channels that the selector's text names. */
+static enum status open_channels(const struct session *s, struct calibration **channels_out, struct error *err)
+{
+    struct selector_spec spec;
+    *channels_out = NULL;
+    const enum status st = selector_parse(s->service.selector, &spec, err);
+    if (st || !spec.channels[0])
+        return st;
+    const struct calibration_wanted wanted = { .model_spec = s->service.model,
+                                               .path = s->config->channels,
+                                               .codec = spec.name,
+                                               .model = model_digest(s->keep->model),
+                                               .digest = spec.channels,
+                                               .flag = "selector" };
+    return calibration_open_wanted(&wanted, channels_out, err);
+}
+
 static enum status serve_new(struct session *s)
 {
     struct error err = { 0 };
     struct worker *w = NULL;
     const bool float32 = !strcmp(s->service.precision, "float32");
     enum kv_codec kv_codec = KV_BF16;
-    struct calibration *calibration = NULL;
+    struct calibration *calibration = NULL, *channels = NULL;
     enum status st = check_expected(s, &err);
     if (!st)
         st = kv_codec_find(s->service.kv_codec, float32, &kv_codec, &err);
@@ -400,11 +417,14 @@ static enum status serve_new(struct session *s)
         st = model_open(s->service.model, &s->keep->model, &err);
     if (!st)
         st = open_calibration(s, kv_codec, &calibration, &err);
+    if (!st)
+        st = open_channels(s, &channels, &err);
     const struct worker_config config = {
         .device = s->config->device,
         .float32 = float32,
         .kv_codec = kv_codec,
         .calibration = calibration,
+        .channels = channels,
         .selector = s->keep->service.selector,
         .n_threads = s->config->n_threads,
         .step_rows_max = s->service.step_rows_max,
@@ -430,6 +450,7 @@ static enum status serve_new(struct session *s)
     if (!st)
         st = worker_new(&config, s->keep->model, &w, &err);
     calibration_close(calibration);
+    calibration_close(channels);
     if (st) {
         log_error("%s", err.text);
         keep_drop(s->keep);

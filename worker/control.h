@@ -27,6 +27,7 @@ struct worker_process_config {
     uint64_t kv_bytes;
     /* What the coordinator must serve, or the worker ends with the reason; NULL: whatever it does. Of a selector name and density count. */
     const char *calibration; /* file of the codec's calibration; NULL or "": in the model's directory */
+    const char *channels;    /* the same of the selector's calibration */
     const char *kv_codec, *selector;
     bool reads_apart;     /* as in worker_config */
     const char *exchange; /* "ucx", "peer" or "nccl": exchange_find */

@@ -7,6 +7,7 @@
 #include "common/bytes.h"
 #include "common/hash.h"
 #include "common/rng.h"
+#include "model/calibration.h"
 
 enum { SKETCH_MAGIC = 0x3253534c /* "LSS2" */, SKETCH_HEADER = 32, BUCKETS_FIRST = 1024 };
 
@@ -21,6 +22,34 @@ enum status sketches_init(struct sketches *all, const struct selector_impl *impl
     all->buckets = calloc(BUCKETS_FIRST, sizeof(struct sketch *));
     all->n_buckets = BUCKETS_FIRST;
     return all->buckets ? ST_OK : ST_NO_MEMORY;
+}
+
+enum status sketches_calibrate(struct sketches *all, const struct calibration *c, uint32_t n_model_layers,
+                               struct error *err)
+{
+    const uint32_t heads = all->shape.n_kv_heads, n = selector_labels(all->shape.head_dim),
+                   dims[3] = { n_model_layers, heads, n };
+    const void *data;
+    const enum status st = calibration_array(c, "channels", CALIBRATION_U8, 3, dims, NULL, &data, err);
+    if (st)
+        return st;
+    for (uint32_t i = 0; i < n_model_layers * heads; i++) {
+        const uint8_t *row = (const uint8_t *)data + (size_t)i * n;
+        for (uint32_t k = 0; k < n; k++)
+            if (row[k] >= all->shape.head_dim || (k && row[k] <= row[k - 1]))
+                return error_set(err, ST_INVALID,
+                                 "selector %s: calibration: array channels: layer %u, KV head %u: channels ascend and "
+                                 "are below %u",
+                                 all->spec.name, i / heads, i % heads, all->shape.head_dim);
+    }
+    const size_t bytes = (size_t)n_model_layers * heads * n;
+    uint8_t *copy = malloc(bytes);
+    if (!copy)
+        return error_set(err, ST_NO_MEMORY, "no memory for %zu channels", bytes);
+    memcpy(copy, data, bytes);
+    free(all->channels);
+    all->channels = copy;
+    return ST_OK;
 }
 
 static void counted_free(struct sketches *all, void *p)
@@ -72,6 +101,7 @@ void sketches_deinit(struct sketches *all)
         }
     }
     free(all->buckets);
+    free(all->channels);
     memset(all, 0, sizeof *all);
 }
 

@@ -51,6 +51,7 @@ struct sketches {
     struct selector_shape shape;
     uint32_t n_layers; /* sparse ones */
     size_t layer_bytes;
+    uint8_t *channels; /* [n_model_layers][n_kv_heads][selector_labels(head_dim)]: those of a calibration; NULL: none */
     struct sketch **buckets;
     uint32_t n_buckets, n;
     _Atomic uint64_t bytes; /* of all that is kept */
@@ -64,6 +65,20 @@ struct sketches {
 enum status sketches_init(struct sketches *all, const struct selector_impl *impl, const struct selector_spec *spec,
                           const struct selector_shape *shape, uint32_t n_model_layers);
 void sketches_deinit(struct sketches *all);
+
+struct calibration;
+/*
+ * Channels that a calibration learned (array "channels", u8 [n_model_layers][n_kv_heads][selector_labels(head_dim)], each row ascending and below head_dim) are
+ * kept by every sketch from now on; before the first one is made. ST_INVALID: they do not fit, err says which; ST_NOT_FOUND, ST_NO_MEMORY.
+ */
+enum status sketches_calibrate(struct sketches *all, const struct calibration *c, uint32_t n_model_layers,
+                               struct error *err);
+/* Those of a layer of the model, or NULL. */
+static inline const uint8_t *sketches_channels(const struct sketches *all, uint32_t layer)
+{
+    return all->channels ? all->channels + (size_t)layer * all->shape.n_kv_heads * selector_labels(all->shape.head_dim)
+                         : NULL;
+}
 
 /* NULL: not here. */
 struct sketch *sketch_find(const struct sketches *all, kv_handle handle);

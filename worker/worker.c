@@ -9,6 +9,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "model/calibration.h"
 #include "worker/internal.h"
 
 struct mail {
@@ -253,6 +254,28 @@ static enum status selector_known(const struct worker *w, const char *text, stru
                      (int)n, text, has[0], has[1]);
 }
 
+/* The calibration that the selector's text names: of this selector, model and digest. */
+static enum status channels_open(struct worker *w, struct error *err)
+{
+    const struct selector_spec *spec = &w->select.store.spec;
+    const struct calibration *c = w->config.channels;
+    const struct digest model = model_digest(w->model);
+    char of[33], is[33];
+    if (!spec->channels[0])
+        return ST_OK;
+    if (!c)
+        return error_set(err, ST_INVALID, "selector %s: calibration %s is served, and none is here", spec->name,
+                         spec->channels);
+    digest_text(&model, of);
+    digest_text(calibration_digest(c), is);
+    if (strcmp(calibration_origin(c)->codec, spec->name) != 0 || strcmp(calibration_origin(c)->model, of) != 0 ||
+        strcmp(is, spec->channels) != 0)
+        return error_set(err, ST_INVALID, "selector %s: calibration %s of %s and model %s is not %s of model %s",
+                         spec->name, is, calibration_origin(c)->codec, calibration_origin(c)->model, spec->channels,
+                         of);
+    return sketches_calibrate(&w->select.store, c, model_config(w->model)->n_layers, err);
+}
+
 static enum status selector_open(struct worker *w, struct error *err)
 {
     const struct model_config *c = model_config(w->model);
@@ -267,7 +290,7 @@ static enum status selector_open(struct worker *w, struct error *err)
     st = select_init(&w->select, text, &shape, c->n_layers, w->config.positions_max, w->ops->leaf_blocks,
                      w->config.float32 ? 0 : cpu_caps(), err);
     w->select.store.device_queries = w->ops->kv_memory != NULL;
-    return st;
+    return st ? st : channels_open(w, err);
 }
 
 static enum status exchange_start(struct worker *w, struct error *err)

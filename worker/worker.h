@@ -27,9 +27,11 @@ struct worker_config {
     bool float32;
     enum kv_codec kv_codec;                /* of sealed blocks; KV_BF16 */
     const struct calibration *calibration; /* of that codec and model; NULL: it needs none. For worker_new only */
-    const struct backend_tap *tap;         /* kept; NULL */
-    const char *selector;                  /* as selector_parse() takes it; NULL: "dense" */
-    bool reads_apart;                      /* every sequence reads its blocks by itself: shows what sharing saves */
+    const struct calibration *
+        channels; /* of that selector, model and digest (selector_spec.channels); NULL: it names none. For worker_new only */
+    const struct backend_tap *tap; /* kept; NULL */
+    const char *selector;          /* as selector_parse() takes it; NULL: "dense" */
+    bool reads_apart;              /* every sequence reads its blocks by itself: shows what sharing saves */
     uint32_t n_threads;
     uint32_t step_rows_max, positions_max;
     uint64_t kv_bytes; /* pool; 0: n_blocks says it */

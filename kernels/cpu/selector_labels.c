@@ -10,24 +10,29 @@ size_t selector_labels_bytes(const struct selector_shape *shape)
     return shape->n_kv_heads * labels_head_bytes(shape->head_dim);
 }
 
-/* The channels of the greatest mean magnitude in the block, ascending; ties to the lower. */
-static void choose(enum kv_codec open, const void *k_part, uint32_t dim, uint32_t n, uint8_t *channels_out)
+void selector_channels(const float *importance, uint32_t head_dim, uint32_t n, uint8_t *channels_out)
 {
-    float sum[SELECTOR_HEAD_DIM_MAX] = { 0 };
     bool kept[SELECTOR_HEAD_DIM_MAX] = { false };
-    for (uint32_t d = 0; d < dim; d++)
-        for (uint32_t p = 0; p < KV_BLOCK; p++)
-            sum[d] += fabsf(selector_key(open, k_part, p, d));
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t best = dim;
-        for (uint32_t d = 0; d < dim; d++)
-            if (!kept[d] && (best == dim || sum[d] > sum[best]))
+        uint32_t best = head_dim;
+        for (uint32_t d = 0; d < head_dim; d++)
+            if (!kept[d] && (best == head_dim || importance[d] > importance[best]))
                 best = d;
         kept[best] = true;
     }
-    for (uint32_t d = 0, i = 0; d < dim; d++)
+    for (uint32_t d = 0, i = 0; d < head_dim; d++)
         if (kept[d])
             channels_out[i++] = (uint8_t)d;
+}
+
+/* The channels of the greatest mean magnitude in the block. */
+static void choose(enum kv_codec open, const void *k_part, uint32_t dim, uint32_t n, uint8_t *channels_out)
+{
+    float sum[SELECTOR_HEAD_DIM_MAX] = { 0 };
+    for (uint32_t d = 0; d < dim; d++)
+        for (uint32_t p = 0; p < KV_BLOCK; p++)
+            sum[d] += fabsf(selector_key(open, k_part, p, d));
+    selector_channels(sum, dim, n, channels_out);
 }
 
 void selector_labels_sketch(const struct selector_shape *shape, const struct selector_block *block, void *sketch_out)

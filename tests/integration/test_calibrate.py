@@ -64,6 +64,34 @@ class Calibrate(unittest.TestCase):
         coded, open_ = (generate(*said, "--kv-codec", c, "--workers", "1", "--score") for c in ("cq-1b", "bf16"))
         self.assertNotEqual(coded["prompt_logprobs"], open_["prompt_logprobs"])  # it does lose something
 
+    def test_channels(self):
+        """double-sparsity's: learned, found, told by digest; a choice of their own, the same for any number of workers."""
+        self.forget()
+        said = ("--model", self.model, "--selector", "double-sparsity@0.4", "--selector-dense-layers", 1, "--selector-prompt", "sparse",
+                "--raw", "--max-tokens", "40", "--ignore-eos", "--kv-bytes", "8M")
+        with open(self.text) as f:
+            prompt = ("--prompt", f.read()[:900])
+        blocks = generate(*said, *prompt, "--workers", "1")
+        missing = self.refused("generate", "--local", *map(str, said), "--prompt", "a", "--selector-channels", "calibrated")
+        self.assertIn(f"longspan calibrate --model {self.model} --selector double-sparsity --text FILE", missing.stderr)
+        args = ("--selector", "double-sparsity", "--text", self.text, "--tokens", "512", "--sequence", "256")
+        first = calibrate(self.model, *args)
+        self.assertEqual((first["codec"], first["method"], first["tokens"]), ("double-sparsity", "qk", 512))
+        self.assertTrue(4 / 32 <= first["held"] < 1, first)  # no less than any four channels
+        self.assertEqual(self.made(), ["double-sparsity-" + first["digest"][:16]])
+        self.assertEqual(calibrate(self.model, *args), first)
+        one, two = (generate(*said, *prompt, "--workers", n) for n in ("1", "2"))
+        self.assertEqual((one["tokens"], one["logprobs"]), (two["tokens"], two["logprobs"]))
+        self.assertNotEqual(one["logprobs"], blocks["logprobs"])
+        again = generate(*said, *prompt, "--workers", "1", "--selector-channels", "block")
+        self.assertEqual((again["tokens"], again["logprobs"]), (blocks["tokens"], blocks["logprobs"]))
+        codec = calibrate(self.model, "--kv-codec", "cq-2b", "--method", "kmeans", *args[2:])
+        wrong = self.refused("generate", "--local", *map(str, said), "--prompt", "a", "--selector-channels", codec["out"])
+        self.assertIn("a calibration of cq-2b, not of double-sparsity", wrong.stderr)
+        both = generate(*said, *prompt, "--workers", "1", "--kv-codec", "cq-2b", "--selector-channels", first["out"])
+        self.assertEqual(len(both["tokens"]), 40)
+        self.assertIn("--weights", self.refused("calibrate", "--model", self.model, "--selector", "double-sparsity", "--weights", "x").stderr)
+
     def test_refused(self):
         self.forget()
         args = ("--text", self.text, "--tokens", "512", "--sequence", "256", "--method", "kmeans")

@@ -109,8 +109,9 @@ void cpu_sketch_make(struct backend *b, struct cpu_op *op, uint32_t member, uint
         }
         const struct selector_block block = { .k_parts = parts,
                                               .v_parts = parts + heads,
-                                              .q_means = sketch->queries ? sketch_queries(&s->store, sketch, op->layer)
-                                                                         : NULL };
+                                              .q_means =
+                                                  sketch->queries ? sketch_queries(&s->store, sketch, op->layer) : NULL,
+                                              .channels = sketches_channels(&s->store, op->layer) };
         s->store.impl->sketch(&s->store.shape, &block, sketch_layer(&s->store, sketch, op->layer));
         sketch->have[sparse_index(s, op->layer)] = 1;
     }

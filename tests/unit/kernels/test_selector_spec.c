@@ -24,6 +24,8 @@ static void texts(void **state)
         { "quest,scope=local,layers=7", "quest@0.2,layers=7,scope=local,prompt=dense" },
         { "socket@0.05", "socket@0.05,layers=2,scope=global,prompt=dense" },
         { "double-sparsity,prompt=sparse", "double-sparsity@0.2,layers=2,scope=global,prompt=sparse" },
+        { "double-sparsity@0.05,channels=0123456789abcdef0123456789abcdef,layers=3",
+          "double-sparsity@0.05,layers=3,scope=global,prompt=dense,channels=0123456789abcdef0123456789abcdef" },
         { "streaming", "streaming@1024,layers=0,scope=global,prompt=sparse" },
         { "streaming@64,layers=1,prompt=dense", "streaming@64,layers=1,scope=global,prompt=dense" },
         { "streaming@16777216", "streaming@16777216,layers=0,scope=global,prompt=sparse" },
@@ -78,6 +80,11 @@ static void refused(void **state)
                                        "streaming@64,scope=local",
                                        "socket@0.1,scope=local",
                                        "double-sparsity@2",
+                                       "double-sparsity,channels=",
+                                       "double-sparsity,channels=0123456789abcdef0123456789abcde",
+                                       "double-sparsity,channels=0123456789abcdef0123456789abcdef0",
+                                       "double-sparsity,channels=0123456789ABCDEF0123456789ABCDEG",
+                                       "quest,channels=0123456789abcdef0123456789abcdef",
                                        "socketed" };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         struct selector_spec spec;

@@ -14,11 +14,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <pthread.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "common/clock.h"
 #include "common/rng.h"
+#include "model/calibration.h"
 #include "worker/sketches.h"
 #include "worker/worker.h"
 
@@ -312,6 +314,7 @@ static void refused(void **state)
         { "questing", "there are dense, quest", 1024 },
         { "sketch-walk", "262144", 262145 },
         { "streaming@1000", "a multiple of 64", 1024 },
+        { "double-sparsity,layers=1,channels=0123456789abcdef0123456789abcdef", "none is here", 1024 },
     };
     struct model *model;
     struct error err = { 0 };
@@ -334,6 +337,73 @@ static void refused(void **state)
         exchange_hub_free(hub);
     }
     model_close(model);
+}
+
+/* ---- channels of a calibration ---- */
+
+/* One of a file with this array; calibration_close it. */
+static struct calibration *calibration_with(const char *name, enum calibration_type type, uint32_t layers,
+                                            uint32_t heads, uint32_t n, const uint8_t *data)
+{
+    char path[64];
+    struct calibration_origin origin = { .codec = "double-sparsity", .method = "drawn" };
+    struct calibration_array array = { .type = type, .n_dims = 3, .dims = { layers, heads, n }, .data = data };
+    struct calibration *c;
+    struct error err = { 0 };
+    snprintf(array.name, sizeof array.name, "%s", name);
+    snprintf(path, sizeof path, "/tmp/longspan-channels-%d", (int)getpid());
+    if (calibration_write(path, NULL, &origin, &array, 1, NULL, NULL, &err) || calibration_open(path, &c, &err))
+        fail_msg("%s", err.text);
+    remove(path);
+    return c;
+}
+
+static void channels_are_checked(void **state)
+{
+    (void)state;
+    enum { LAYERS = 3, HEADS = 2, DIM = 32, N = 4 };
+    static const struct {
+        const char *name, *reason;
+        uint32_t layers, heads, n, at; /* at: which channel is changed, of value `to` */
+        uint8_t to;
+        enum status st;
+    } bad[] = {
+        { "labels", "channels", LAYERS, HEADS, N, 0, 1, ST_NOT_FOUND },
+        { "channels", "channels", LAYERS - 1, HEADS, N, 0, 1, ST_INVALID },
+        { "channels", "channels", LAYERS, HEADS + 1, N, 0, 1, ST_INVALID },
+        { "channels", "channels", LAYERS, HEADS, N - 1, 0, 1, ST_INVALID },
+        { "channels", "layer 0, KV head 0", LAYERS, HEADS, N, 3, DIM, ST_INVALID },
+        { "channels", "layer 1, KV head 1", LAYERS, HEADS, N, 13, 1, ST_INVALID },
+        { "channels", "layer 2, KV head 1", LAYERS, HEADS, N, 23, 17, ST_INVALID },
+    };
+    const struct selector_shape shape = { 4, HEADS, DIM, KV_BF16 };
+    struct selector_spec spec;
+    struct sketches all;
+    struct error err = { 0 };
+    uint8_t data[LAYERS * (HEADS + 1) * N];
+    for (uint32_t i = 0; i < sizeof data; i++)
+        data[i] = (uint8_t)(i % N * 8 + i / N);
+    assert_int_equal(selector_parse("double-sparsity,layers=1", &spec, &err), ST_OK);
+    assert_int_equal(sketches_init(&all, selector_find(spec.name, 0), &spec, &shape, LAYERS), ST_OK);
+    assert_null(sketches_channels(&all, 1));
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        const uint8_t before = data[bad[i].at];
+        data[bad[i].at] = bad[i].to;
+        struct calibration *c =
+            calibration_with(bad[i].name, CALIBRATION_U8, bad[i].layers, bad[i].heads, bad[i].n, data);
+        data[bad[i].at] = before;
+        err = (struct error){ 0 };
+        assert_int_equal(sketches_calibrate(&all, c, LAYERS, &err), bad[i].st);
+        if (!strstr(err.text, bad[i].reason))
+            fail_msg("%zu: %s", i, err.text);
+        assert_null(sketches_channels(&all, 0));
+        calibration_close(c);
+    }
+    struct calibration *c = calibration_with("channels", CALIBRATION_U8, LAYERS, HEADS, N, data);
+    assert_int_equal(sketches_calibrate(&all, c, LAYERS, &err), ST_OK);
+    calibration_close(c);
+    assert_memory_equal(sketches_channels(&all, 2), data + 2 * HEADS * N, HEADS * N);
+    sketches_deinit(&all);
 }
 
 /* ---- sketches on the wire ---- */
@@ -407,6 +477,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_budget_is_read),
         cmocka_unit_test(sketches_follow),
         cmocka_unit_test(refused),
+        cmocka_unit_test(channels_are_checked),
         cmocka_unit_test(wire_is_checked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
