@@ -8,13 +8,13 @@
 
 #include "client/remote.h"
 #include "client/terminal.h"
+#include "common/text.h"
 
 struct answer {
     const struct settings *settings;
     bool (*stop)(void);
     FILE *logits;
-    char *text;
-    size_t text_bytes, text_room;
+    struct text text;
     json_t *tokens, *logprobs, *prompt_logprobs;
     json_t *object; /* the finished answer */
     bool failed;
@@ -51,22 +51,6 @@ static json_t *float_json(float v)
         return json_null();
     snprintf(text, sizeof text, "%.9g", (double)v);
     return json_real(strtod(text, NULL));
-}
-
-static bool append_text(struct answer *a, const char *text)
-{
-    const size_t n = strlen(text);
-    if (a->text_bytes + n + 1 > a->text_room) {
-        const size_t room = (a->text_bytes + n + 1) * 2;
-        char *bigger = realloc(a->text, room);
-        if (!bigger)
-            return false;
-        a->text = bigger;
-        a->text_room = room;
-    }
-    memcpy(a->text + a->text_bytes, text, n + 1);
-    a->text_bytes += n;
-    return true;
 }
 
 static bool write_logits(struct answer *a, const Longspan__V1__LogitRow *row)
@@ -113,13 +97,13 @@ static void finish(struct answer *a, const Longspan__V1__GenerateDone *done)
         return;
     }
     a->object =
-        json_pack("{s:s, s:O, s:O, s:s, s:{s:i, s:i, s:i, s:i}, s:{s:f, s:f, s:f, s:f}, s:f, s:I, s:o}", "text",
-                  a->text ? a->text : "", "tokens", a->tokens, "logprobs", a->logprobs, "finish_reason",
-                  finish_text(done->finish_reason), "usage", "prompt_tokens", (int)u->prompt_tokens, "cached_tokens",
-                  (int)u->cached_tokens, "completion_tokens", (int)u->completion_tokens, "recomputed_tokens",
-                  (int)u->recomputed_tokens, "timings", "queued_ms", t->queued_ms, "prefill_ms", t->prefill_ms,
-                  "decode_ms", t->decode_ms, "total_ms", t->total_ms, "density", kv->density, "kv_bytes_per_token",
-                  (json_int_t)kv->bytes_per_token, "workers", workers_json(done));
+        json_pack("{s:s%, s:O, s:O, s:s, s:{s:i, s:i, s:i, s:i}, s:{s:f, s:f, s:f, s:f}, s:f, s:I, s:o}", "text",
+                  a->text.n ? a->text.data : "", a->text.n, "tokens", a->tokens, "logprobs", a->logprobs,
+                  "finish_reason", finish_text(done->finish_reason), "usage", "prompt_tokens", (int)u->prompt_tokens,
+                  "cached_tokens", (int)u->cached_tokens, "completion_tokens", (int)u->completion_tokens,
+                  "recomputed_tokens", (int)u->recomputed_tokens, "timings", "queued_ms", t->queued_ms, "prefill_ms",
+                  t->prefill_ms, "decode_ms", t->decode_ms, "total_ms", t->total_ms, "density", kv->density,
+                  "kv_bytes_per_token", (json_int_t)kv->bytes_per_token, "workers", workers_json(done));
     if (a->object && a->settings->score)
         json_object_set(a->object, "prompt_logprobs", a->prompt_logprobs);
 }
@@ -144,7 +128,8 @@ static bool on_response(void *ctx, const Longspan__V1__GenerateResponse *r)
         terminal_bar("prefill", (float)r->progress->done / (float)r->progress->total);
     if (r->text && r->text[0]) {
         if (a->settings->json) {
-            if (!append_text(a, r->text))
+            text_str(&a->text, r->text);
+            if (a->text.bad)
                 return false;
         } else {
             terminal_bar_end();
@@ -259,6 +244,6 @@ enum status answer_print(const char *address, const struct settings *s, const ch
     json_decref(a.logprobs);
     json_decref(a.prompt_logprobs);
     json_decref(a.object);
-    free(a.text);
+    text_free(&a.text);
     return st;
 }

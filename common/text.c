@@ -51,6 +51,15 @@ void text_str(struct text *t, const char *s)
     text_add(t, s, strlen(s));
 }
 
+const char *text_terminated(struct text *t)
+{
+    char *at = text_room(t, 1);
+    if (!at)
+        return NULL;
+    *at = '\0';
+    return t->data;
+}
+
 void text_printf(struct text *t, const char *format, ...)
 {
     va_list args, again;

@@ -23,6 +23,8 @@ struct text {
 void text_free(struct text *t);
 void text_add(struct text *t, const void *data, size_t bytes);
 void text_str(struct text *t, const char *s);
+/* data with a NUL behind it, which does not count; good until the next addition. NULL if bad, or if the NUL has no room. */
+const char *text_terminated(struct text *t);
 void text_printf(struct text *t, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* A JSON string in quotes. Bytes that are not valid UTF-8 become U+FFFD. */

@@ -1,38 +1,36 @@
 #include "client/bench/sse.h"
 
-#include <stdlib.h>
 #include <string.h>
 
-static enum status append(char **to, size_t *bytes, size_t *room, size_t max, const char *data, size_t n,
-                          struct error *err)
+static enum status append(struct text *to, size_t max, const char *data, size_t n, struct error *err)
 {
-    if (n > max || *bytes > max - n)
+    if (n > max || to->n > max - n)
         return error_set(err, ST_TOO_LARGE, "an event of over %zu bytes", max);
-    if (*bytes + n + 1 > *room) {
-        const size_t want = (*bytes + n + 1) * 2;
-        char *bigger = realloc(*to, want);
-        if (!bigger)
-            return error_set(err, ST_NO_MEMORY, "no memory");
-        *to = bigger;
-        *room = want;
-    }
-    memcpy(*to + *bytes, data, n);
-    *bytes += n;
-    (*to)[*bytes] = 0;
+    text_add(to, data, n);
+    return to->bad ? error_set(err, ST_NO_MEMORY, "no memory") : ST_OK;
+}
+
+static enum status send_event(struct sse *s, sse_event_fn *on_event, void *user, struct error *err)
+{
+    const char *data = text_terminated(&s->data);
+    if (!data)
+        return error_set(err, ST_NO_MEMORY, "no memory");
+    on_event(user, data, s->data.n);
     return ST_OK;
 }
 
 static enum status whole_line(struct sse *s, sse_event_fn *on_event, void *user, struct error *err)
 {
-    const char *line = s->line_bytes ? s->line : "";
-    size_t n = s->line_bytes;
-    s->line_bytes = 0;
+    const char *line = s->line.data;
+    size_t n = s->line.n;
+    enum status st = ST_OK;
+    s->line.n = 0;
     if (!n) { /* an empty line sends the event */
         if (s->has_data)
-            on_event(user, s->data_bytes ? s->data : "", s->data_bytes);
-        s->data_bytes = 0;
+            st = send_event(s, on_event, user, err);
+        s->data.n = 0;
         s->has_data = false;
-        return ST_OK;
+        return st;
     }
     if (n < 4 || memcmp(line, "data", 4) != 0 || (n > 4 && line[4] != ':'))
         return ST_OK;
@@ -42,11 +40,10 @@ static enum status whole_line(struct sse *s, sse_event_fn *on_event, void *user,
         line++;
         n--;
     }
-    enum status st = ST_OK;
     if (s->has_data)
-        st = append(&s->data, &s->data_bytes, &s->data_room, s->event_max, "\n", 1, err);
+        st = append(&s->data, s->event_max, "\n", 1, err);
     s->has_data = true;
-    return st ? st : append(&s->data, &s->data_bytes, &s->data_room, s->event_max, line, n, err);
+    return st ? st : append(&s->data, s->event_max, line, n, err);
 }
 
 /* Lines end in LF, CR or CR LF. */
@@ -65,7 +62,7 @@ enum status sse_feed(struct sse *s, const char *data, size_t bytes, sse_event_fn
         size_t n = 0;
         while (at + n < bytes && data[at + n] != '\n' && data[at + n] != '\r')
             n++;
-        st = append(&s->line, &s->line_bytes, &s->line_room, s->event_max, data + at, n, err);
+        st = append(&s->line, s->event_max, data + at, n, err);
         at += n;
         if (st || at == bytes)
             break;
@@ -78,7 +75,7 @@ enum status sse_feed(struct sse *s, const char *data, size_t bytes, sse_event_fn
 void sse_free(struct sse *s)
 {
     const size_t event_max = s->event_max;
-    free(s->line);
-    free(s->data);
+    text_free(&s->line);
+    text_free(&s->data);
     *s = (struct sse){ .event_max = event_max };
 }

@@ -7,6 +7,7 @@
 #include <stddef.h>
 
 #include "common/error.h"
+#include "common/text.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -15,8 +16,7 @@ extern "C" {
 /* Zeroed but for event_max: at the start. */
 struct sse {
     size_t event_max; /* bytes of one event's data, and of one line */
-    char *line, *data;
-    size_t line_bytes, line_room, data_bytes, data_room;
+    struct text line, data;
     bool after_cr, has_data;
 };
 

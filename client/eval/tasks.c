@@ -6,8 +6,8 @@
 #include <string.h>
 
 #include "client/eval/draw.h"
-#include "common/text.h"
 #include "common/rng.h"
+#include "common/text.h"
 
 enum { BLOCK = 64 };
 enum haystack { NOISE, ESSAY, NEEDLES };
@@ -24,14 +24,13 @@ struct eval_task {
 
 static bool done(struct text *t, struct eval_question *q)
 {
-    text_add(t, "", 1); /* as a string; its end does not count */
-    if (t->bad) {
+    if (!text_terminated(t)) {
         text_free(t);
         q->prompt = NULL;
         return false;
     }
     q->prompt = t->data;
-    q->bytes = t->n - 1;
+    q->bytes = t->n;
     return true;
 }
 

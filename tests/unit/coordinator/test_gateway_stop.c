@@ -99,8 +99,9 @@ static void json_is(const char *data, size_t n, const char *want)
 {
     struct text t = { 0 };
     text_json(&t, data, n);
-    text_add(&t, "", 1);
-    assert_string_equal(t.data, want);
+    const size_t bytes = t.n;
+    assert_string_equal(text_terminated(&t), want);
+    assert_int_equal(t.n, bytes);
     text_free(&t);
 }
 
@@ -112,12 +113,16 @@ static void test_text(void **state)
     json_is("\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80", 9, "\"\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\"");
     json_is("\xC3(\xED\xA0\x80\xC0\x80", 7,
             "\"\xEF\xBF\xBD(\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\"");
+    struct text empty = { 0 };
+    assert_string_equal(text_terminated(&empty), "");
+    empty.bad = true;
+    assert_null(text_terminated(&empty));
+    text_free(&empty);
     static const float values[] = { -1, -0.1f, -1e-30f, -123456.789f, -1e20f, 0, -3.4028235e38f };
     for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
         struct text t = { 0 };
         text_float(&t, values[i]);
-        text_add(&t, "", 1);
-        assert_true(strtof(t.data, NULL) == values[i]);
+        assert_true(strtof(text_terminated(&t), NULL) == values[i]);
         text_free(&t);
     }
 }

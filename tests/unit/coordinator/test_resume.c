@@ -21,8 +21,7 @@ static void ids_go_there_and_back(void **state)
         r.n = n;
         r.usage = n % 2;
         resume_write(&r, "cmpl-7", &id);
-        text_add(&id, "", 1);
-        assert_int_equal(resume_read(id.data, "cmpl-7", &back), ST_OK);
+        assert_int_equal(resume_read(text_terminated(&id), "cmpl-7", &back), ST_OK);
         assert_int_equal(back.n, n);
         assert_int_equal(back.usage, r.usage);
         assert_memory_equal(back.places, r.places, n * sizeof *r.places);
