@@ -2,14 +2,12 @@
 
 import http.client
 import json
-import os
-import signal
-import threading
 import time
 import unittest
 
 import cluster
-from cluster import Cluster, prose, wait_for
+from cluster import Cluster, prose
+from readers import no_prompt_on_disk, read_through_kills
 
 
 class Reader:
@@ -18,7 +16,7 @@ class Reader:
     def __init__(self, cluster, path, body, key):
         self.cluster, self.path, self.key = cluster, path, key
         self.body = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}})
-        self.events, self.last_id, self.done, self.connection = [], None, False, None
+        self.told, self.last_id, self.done, self.connection = [], None, False, None
 
     def open(self):
         headers = {"Content-Type": "application/json", "Idempotency-Key": self.key}
@@ -44,7 +42,7 @@ class Reader:
                     if "error" in event:
                         return False
                     self.last_id = event_id
-                    self.events.append(event)
+                    self.told.append(event)
                     events -= 1
                     if not events:
                         return True
@@ -77,7 +75,7 @@ class Reader:
     def answer(self):
         """Everything that was told, put together: by choice (role, text, log-probabilities, reasons), and usage."""
         choices, usage = {}, []
-        for e in self.events:
+        for e in self.told:
             for c in e["choices"]:
                 got = choices.setdefault(c["index"], {"roles": 0, "text": "", "logprobs": [], "reasons": [], "calls": ""})
                 delta = c.get("delta", {})
@@ -115,9 +113,9 @@ class Resume(unittest.TestCase):
                 reader = Reader(c, path, body, "b")
                 self.assertEqual(reader.finish(40).answer(), want)
                 # from the last event on nothing is left but the end
-                reader.events, reader.done = [], False
+                reader.told, reader.done = [], False
                 reader.finish()
-                self.assertEqual(reader.events, [])
+                self.assertEqual(reader.told, [])
                 # the same request again is the same answer
                 self.assertEqual(Reader(c, path, body, "b").finish().answer(), want)
 
@@ -170,27 +168,11 @@ class Resume(unittest.TestCase):
         with Cluster("--spread-min-tokens", 300, workers=2) as c:
             want = {path: self.whole(c, path, body) for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", TEXT))}
             readers = [Reader(c, path, body, f"k{i}") for i in range(2) for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", TEXT))]
-            threads = [threading.Thread(target=r.finish) for r in readers]
-            for t in threads:
-                t.start()
-            for least in (10, 60):
-                wait_for("all have read some", lambda: all(len(r.events) > least or r.done for r in readers), 60)
-                old = c.coordinator()
-                os.kill(old, signal.SIGKILL)
-                wait_for("a new coordinator", lambda: c.coordinator() not in (None, old))
-            for t in threads:
-                t.join(90)
-                self.assertFalse(t.is_alive())
+            read_through_kills(self, c, readers, (10, 60))
             for r in readers:
-                self.assertTrue(r.done)
                 self.assertEqual(r.answer(), want[r.path])
             c.check_quiet()
-            # nothing of a prompt is on the disk
-            streams = os.path.join(c.directory, "state", "streams")
-            self.assertGreaterEqual(len(os.listdir(streams)), 4)
-            for name in os.listdir(streams):
-                with open(os.path.join(streams, name), "rb") as f:
-                    self.assertNotIn(b"rivers", f.read())
+            no_prompt_on_disk(self, c, b"rivers")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """Generate over gRPC with an idempotency_key, taken up again by resume_from: nothing is lost and nothing told twice, whether the connection was lost or the coordinator killed."""
 
-import os
-import signal
-import threading
 import time
 import unittest
 
 import cluster
-from cluster import Cluster, prose, wait_for
+from cluster import Cluster, prose
+from readers import no_prompt_on_disk, read_through_kills
 from rpc import Rpc, grpc, pb
 
 Code = grpc.StatusCode
@@ -18,7 +16,7 @@ class Reader:
 
     def __init__(self, cluster, key, fields):
         self.cluster, self.key, self.fields = cluster, key, fields
-        self.messages, self.place, self.done, self.ids = [], "", False, set()
+        self.told, self.place, self.done, self.ids = [], "", False, set()
 
     def open(self):
         self.rpc = Rpc(self.cluster.grpc)
@@ -30,7 +28,7 @@ class Reader:
             for m in self.call:
                 assert m.place, m
                 self.place = m.place
-                self.messages.append(m)
+                self.told.append(m)
                 self.ids |= {m.id} if m.id else set()
                 messages -= 1
                 if not messages:
@@ -59,7 +57,7 @@ class Reader:
     def answer(self):
         """Everything that was told, put together, by choice."""
         choices = {}
-        for m in self.messages:
+        for m in self.told:
             got = choices.setdefault(m.index, {"text": "", "ids": [], "logprobs": [], "tops": [], "scores": [], "ends": []})
             got["text"] += m.text
             got["ids"] += m.token_ids
@@ -97,9 +95,9 @@ class ResumeGrpc(unittest.TestCase):
                 reader = Reader(c, "b", fields)
                 self.assertEqual(reader.finish(35).answer(), want)
                 # behind the last place nothing is left but the end
-                reader.messages, reader.done = [], False
+                reader.told, reader.done = [], False
                 reader.finish()
-                self.assertEqual(reader.messages, [])
+                self.assertEqual(reader.told, [])
 
             # a prompt that is echoed and scored; a seed that nobody named
             scored = {**TEXT, "max_tokens": 24, "score": True, "echo": True}
@@ -171,29 +169,11 @@ class ResumeGrpc(unittest.TestCase):
             kinds = (CHAT, TEXT)
             want = [Reader(c, "undisturbed", fields).finish().answer() for fields in kinds]
             readers = [Reader(c, f"k{i}{j}", kinds[j]) for i in range(2) for j in range(2)]
-            threads = [threading.Thread(target=r.finish) for r in readers]
-            for t in threads:
-                t.start()
-            for least in (10, 45):
-                wait_for("all have read some", lambda: all(len(r.messages) > least or r.done for r in readers), 60)
-                if least == 10:
-                    self.assertFalse(any(r.done for r in readers))
-                old = c.coordinator()
-                os.kill(old, signal.SIGKILL)
-                wait_for("a new coordinator", lambda: c.coordinator() not in (None, old))
-            for t in threads:
-                t.join(90)
-                self.assertFalse(t.is_alive())
+            read_through_kills(self, c, readers, (10, 45))
             for i, r in enumerate(readers):
-                self.assertTrue(r.done)
                 self.assertEqual(r.answer(), want[i % 2])
             c.check_quiet()
-            # nothing of a prompt is on the disk
-            streams = os.path.join(c.directory, "state", "streams")
-            self.assertGreaterEqual(len(os.listdir(streams)), 4)
-            for name in os.listdir(streams):
-                with open(os.path.join(streams, name), "rb") as f:
-                    self.assertNotIn(b"rivers", f.read())
+            no_prompt_on_disk(self, c, b"rivers")
 
 
 if __name__ == "__main__":
