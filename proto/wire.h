@@ -2,7 +2,7 @@
 #define LONGSPAN_PROTO_WIRE_H
 
 /*
- * What plan.c and control.c share, and nobody else sees: memory for one pass of encoding or decoding, and the two halves of putting a decoded
+ * What plans, results and control messages share, and nobody else sees: memory for one pass of encoding or decoding, and the two halves of putting a decoded
  * message into one allocation: its size, then its parts.
  */
 
@@ -57,7 +57,7 @@ enum status wire_text(const char *text, size_t bytes_max, const char *field, str
 /* Packs into malloc'd memory. */
 enum status wire_pack(const ProtobufCMessage *message, uint8_t **bytes_out, size_t *n_out);
 
-/* Plans and results, shared with control.c. to_wire: the columns live in the arena. check before size, size before fill. */
+/* Plans and results, which are messages too. to_wire: the columns live in the arena. check before size, size before fill. */
 enum status plan_to_wire(const struct plan *plan, struct wire_arena *arena, Longspan__V1__ControlPlan *wire_out);
 enum status plan_wire_check(const Longspan__V1__ControlPlan *wire, struct wire_arena *arena, struct error *err);
 void plan_wire_size(const Longspan__V1__ControlPlan *wire, struct wire_size *size);
@@ -67,6 +67,10 @@ enum status result_to_wire(const struct result *result, struct wire_arena *arena
 enum status result_wire_check(const Longspan__V1__ControlResult *wire, struct error *err);
 void result_wire_size(const Longspan__V1__ControlResult *wire, struct wire_size *size);
 struct result *result_wire_fill(const Longspan__V1__ControlResult *wire, struct wire_room *room);
+
+/* Messages: what control_decode promises, plans and results included. */
+enum { WIRE_REASON_MAX = 1023 }; /* bytes of an abort's reason */
+enum status control_wire_check(const Longspan__V1__ControlMessage *wire, struct wire_arena *arena, struct error *err);
 
 #ifdef __cplusplus
 }
