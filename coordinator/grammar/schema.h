@@ -55,6 +55,9 @@ const json_t *schema_find(const struct compiler *c, const char *reference);
 node_id schema_any_of(struct compiler *c, const json_t *schema, const char *keyword, const json_t *list, node_id next);
 node_id schema_all_of(struct compiler *c, const json_t *schema, node_id next);
 
+/* What has type array, object (schema_lists.c). */
+node_id schema_array(struct compiler *c, const json_t *schema, node_id next);
+node_id schema_object(struct compiler *c, const json_t *schema, node_id next);
 /* What has type string, integer, number (schema_values.c). */
 node_id schema_string(struct compiler *c, const json_t *schema, node_id next);
 node_id schema_integer(struct compiler *c, const json_t *schema, node_id next);
