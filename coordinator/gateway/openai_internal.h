@@ -32,6 +32,9 @@ enum status openai_number(struct openai_parse *p, const char *field, const json_
 /* At most how many values JSON text holds: each but the first comes after a mark. */
 size_t openai_values(const char *text, size_t bytes);
 
+/* All fields of a body, and what they say together (openai_fields.c). */
+enum status openai_read_fields(struct openai_parse *p, const json_t *root);
+
 /* Readers of the fields prompt, tokens (openai_prompt.c); messages, chat_template_kwargs, tools, tool_choice, parallel_tool_calls (openai_chat.c). */
 enum status openai_read_prompt(struct openai_parse *p, const char *field, const json_t *v);
 enum status openai_read_tokens(struct openai_parse *p, const char *field, const json_t *v);
