@@ -15,6 +15,7 @@
 #include "model/calibration.h"
 #include "proto/control.h"
 #include "proto/rpc.h"
+#include "worker/sender.h"
 #include "worker/worker.h"
 
 enum {
@@ -26,13 +27,6 @@ enum {
     ADDRESSES_MAX = 16,
     ADDRESS_MAX = 160,
     MESSAGE_BYTES_MAX = 256 << 20
-};
-
-/* An encoded message on its way out. */
-struct outgoing {
-    struct outgoing *next;
-    size_t n;
-    uint8_t *bytes;
 };
 
 /* What the welcome asks for. */
@@ -51,7 +45,7 @@ struct keep {
 
 /*
  * One attachment. Callbacks of the stream come on gRPC's thread, of the worker on its step thread; the rest is the main thread's, but for
- * sending: gRPC writes to the socket in the thread that sends, which is a quarter of a millisecond that the step thread can use better.
+ * sending (sender.h).
  */
 struct session {
     const struct worker_process_config *config;
@@ -73,12 +67,7 @@ struct session {
     enum rpc_code code;    /* of the end */
     _Atomic int64_t heard_ms;
 
-    pthread_t sender;
-    bool sends;               /* there is a sender */
-    pthread_mutex_t out_lock; /* of what follows */
-    pthread_cond_t out_changed;
-    struct outgoing *out_first, **out_last;
-    bool out_end;
+    struct sender out; /* messages on their way */
 };
 
 static volatile sig_atomic_t stopping; /* now */
@@ -92,70 +81,9 @@ static void on_signal(int number)
     leaving = 1;
 }
 
-/* ---- out ---- */
-
 static void session_send(struct session *s, const struct control_message *message)
 {
-    struct outgoing *out = malloc(sizeof *out);
-    if (!out || control_encode(message, &out->bytes, &out->n)) {
-        log_error("no memory for a message to the coordinator");
-        free(out);
-        return;
-    }
-    out->next = NULL;
-    pthread_mutex_lock(&s->out_lock);
-    *s->out_last = out;
-    s->out_last = &out->next;
-    pthread_mutex_unlock(&s->out_lock);
-    pthread_cond_signal(&s->out_changed);
-}
-
-/* -> what waits, in order; NULL at the end */
-static struct outgoing *out_take(struct session *s)
-{
-    pthread_mutex_lock(&s->out_lock);
-    while (!s->out_first && !s->out_end)
-        pthread_cond_wait(&s->out_changed, &s->out_lock);
-    struct outgoing *first = s->out_first;
-    s->out_first = NULL;
-    s->out_last = &s->out_first;
-    pthread_mutex_unlock(&s->out_lock);
-    return first;
-}
-
-static void *sender_main(void *arg)
-{
-    struct session *s = arg;
-    struct outgoing *out;
-    while ((out = out_take(s))) {
-        while (out) {
-            struct outgoing *next = out->next;
-            rpc_call_send(s->call, out->bytes, out->n);
-            free(out->bytes);
-            free(out);
-            out = next;
-        }
-    }
-    return NULL;
-}
-
-static bool sender_start(struct session *s)
-{
-    s->sends = !pthread_create(&s->sender, NULL, sender_main, s);
-    if (!s->sends)
-        log_error("no thread for messages to the coordinator");
-    return s->sends;
-}
-
-/* What was sent before goes out first. */
-static void sender_end(struct session *s)
-{
-    pthread_mutex_lock(&s->out_lock);
-    s->out_end = true;
-    pthread_mutex_unlock(&s->out_lock);
-    pthread_cond_signal(&s->out_changed);
-    if (s->sends)
-        pthread_join(s->sender, NULL);
+    sender_send(&s->out, message);
 }
 
 /* ---- from the worker ---- */
@@ -547,7 +475,7 @@ static bool session_run(struct session *s)
         log_error("control %s: %s", s->address, err.text);
         return false;
     }
-    if (!sender_start(s))
+    if (!sender_start(&s->out, s->call))
         return false;
     send_hello(s);
     if (await_welcome(s)) {
@@ -572,15 +500,14 @@ static void session_end(struct session *s)
         log_error("%s", err.text);
         keep_drop(s->keep);
     }
-    sender_end(s);
+    sender_end(&s->out);
     if (s->call)
         rpc_call_unref(s->call);
     if (s->channel)
         rpc_channel_close(s->channel); /* no callback after this */
     pthread_cond_destroy(&s->changed);
     pthread_mutex_destroy(&s->lock);
-    pthread_cond_destroy(&s->out_changed);
-    pthread_mutex_destroy(&s->out_lock);
+    sender_deinit(&s->out);
 }
 
 /* "host:port,host:port": -> how many; 0: err says what is wrong */
@@ -642,16 +569,14 @@ int worker_process_run(const struct worker_process_config *config)
                              .tls = tls,
                              .address = addresses[turn % n_addresses],
                              .others = n_addresses > 1,
-                             .keep = &keep,
-                             .out_last = &s.out_first };
+                             .keep = &keep };
         pthread_condattr_t monotonic;
         pthread_condattr_init(&monotonic);
         pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
         pthread_mutex_init(&s.lock, NULL);
         pthread_cond_init(&s.changed, &monotonic);
         pthread_condattr_destroy(&monotonic);
-        pthread_mutex_init(&s.out_lock, NULL);
-        pthread_cond_init(&s.out_changed, NULL);
+        sender_init(&s.out);
         const bool served = session_run(&s);
         session_end(&s);
         refused = !leaving && (!served || mine.once);
