@@ -127,6 +127,7 @@ static enum status ask(struct run *r, struct remote *remote, bool logits, struct
     r->in_window = true;
     q.ignore_eos = true;
     q.logits = logits;
+    q.logits_from = logits ? w->length - EVAL_ROWS - 1 : 0;
     q.n_forced_token_ids = EVAL_ROWS;
     q.forced_token_ids = ids.ids + ids.n_ids;
     const enum status st = remote_generate(remote, &q, &events, err);
@@ -228,7 +229,7 @@ static enum status with_cluster(const char *address, const struct settings *s, c
     if (st)
         return st;
     for (r->window = 0; r->windows && r->window < r->windows->n_windows && !st; r->window++) {
-        /* the second finds the first one's blocks, so that only rows of the last block of the prompt come with logits */
+        /* the second finds the first one's blocks: logits are wanted of rows behind them only */
         st = ask(r, remote, false, err);
         if (!st)
             st = ask(r, remote, true, err);

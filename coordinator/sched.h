@@ -87,6 +87,8 @@ struct sched_want {
     uint8_t n_top; /* alternatives a token */
     bool score;    /* log-probabilities of prompt tokens 1.. (then no prefix hit is taken: every row is computed) */
     bool logits;   /* whole logit rows of every computed row (tests, --dump-logits) */
+    uint32_t
+        logits_from; /* with logits: of rows from this position on, before which prefix hits are taken; below the number of rows */
     const int32_t *forced; /* tests and replay: generated tokens that are forced, not sampled */
     uint32_t n_forced;
     const int32_t *

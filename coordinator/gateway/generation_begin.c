@@ -163,6 +163,7 @@ static enum status submit(struct generation *g, struct refusal *r)
         .n_top = w->n_top,
         .score = w->score,
         .logits = w->logits,
+        .logits_from = w->logits_from,
         .forced = w->forced,
         .n_forced = (uint32_t)w->n_forced,
         .told = p->told_ids,

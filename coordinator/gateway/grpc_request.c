@@ -59,7 +59,8 @@ static const struct known {
                        [42] = { "cache_salt", KIND_STRING },
                        [43] = { "idempotency_key", KIND_STRING },
                        [44] = { "resume_from", KIND_STRING },
-                       [45] = { "abandon", KIND_SKIP } },
+                       [45] = { "abandon", KIND_SKIP },
+                       [46] = { "logits_from", KIND_SKIP } },
   chat_fields[] = { [1] = { "chat.messages", KIND_MESSAGE } },
   message_fields[] = { [1] = { "chat.messages.role", KIND_STRING }, [2] = { "chat.messages.content", KIND_STRING } };
 
@@ -358,11 +359,14 @@ static enum status read_request(struct want *w, const Longspan__V1__GenerateRequ
     w->score = m->score;
     w->echo = m->echo;
     w->logits = m->logits;
+    w->logits_from = m->logits_from;
     w->progress = m->progress;
     w->stream = true;
     w->keyed = *m->idempotency_key || *m->resume_from || m->abandon;
     if (w->keyed && w->logits)
         return refuse(r, ST_UNSUPPORTED, "logits", "logits are not kept: they do not go with idempotency_key");
+    if (w->logits_from && !w->logits)
+        return refuse(r, ST_INVALID, "logits_from", "logits_from is only with logits");
     for (size_t i = 0; i < m->n_stop; i++)
         if (want_add_stop(w, m->stop[i], strlen(m->stop[i]), r))
             return r->status;

@@ -83,6 +83,7 @@ struct want {
     bool logprobs; /* show them; n_top alternatives */
     uint8_t n_top;
     bool echo, score, logits, progress;
+    uint32_t logits_from; /* of rows from this position on */
     const int32_t *forced;
     size_t n_forced;
     bool stream, include_usage;

@@ -61,7 +61,7 @@ static void run_wants(const struct sched_request *r, struct plan_run *run, uint3
     *n_scored_out = 0;
     if (end <= r->told)
         return;
-    run->want = r->logits ? WANT_LOGITS : 0;
+    run->want = r->logits && run->pos >= r->logits_from ? WANT_LOGITS : 0;
     if (speaks && end >= forced_end)
         run->want |= WANT_SAMPLE;
     if ((r->score && run->cls == ROW_PROMPT) || (speaks && end < forced_end) ||
@@ -115,7 +115,12 @@ static uint32_t prefill_end(const struct sched_request *r)
 static uint32_t rows_add(struct sched *s, struct flight *f, struct sched_request *r, uint32_t end, uint32_t n)
 {
     uint32_t added = 0;
-    if (r->logits && n > SCHED_LOGIT_ROWS)
+    if (r->logits && !r->density)
+        request_skip(r, &r->ahead);
+    /* A plan has rows before the first that comes whole, or few from there on. */
+    if (r->ahead < r->logits_from && end > r->logits_from)
+        end = r->logits_from;
+    else if (r->logits && r->ahead >= r->logits_from && n > SCHED_LOGIT_ROWS)
         n = SCHED_LOGIT_ROWS;
     while (added < n) {
         /* Who selects needs the sketches of all blocks before: of those that were brought it asks where a plan tells all of it. */

@@ -52,6 +52,7 @@ enum status request_new(struct sched *s, const struct sched_want *want, struct s
     r->n_rows = request_rows(want);
     r->score = want->score;
     r->logits = want->logits;
+    r->logits_from = want->logits ? want->logits_from : 0;
     r->edits = want->edits;
     r->history = want->history;
     r->n_top = want->n_top;
@@ -67,8 +68,8 @@ enum status request_new(struct sched *s, const struct sched_want *want, struct s
     r->tokens_cap = r->n_known + PLAN_BLOCK;
     r->tokens = malloc(r->tokens_cap * sizeof *r->tokens);
     r->eos = calloc(want->n_eos + 1, sizeof *r->eos);
-    if (s->config.prefix_sharing && !r->score && !r->logits)
-        r->n_ids = (r->n_prompt - 1) / PLAN_BLOCK;
+    if (s->config.prefix_sharing && !r->score)
+        r->n_ids = (r->logits && r->logits_from < r->n_prompt ? r->logits_from : r->n_prompt - 1) / PLAN_BLOCK;
     r->ids = calloc(r->n_ids + 1, sizeof *r->ids);
     if (!r->tokens || !r->eos || !r->ids) {
         request_free(r);

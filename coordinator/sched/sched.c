@@ -118,6 +118,8 @@ static enum status want_check(struct sched *s, const struct sched_want *want, st
         if (want->forced[i] < 0)
             return error_set(err, ST_INVALID, "forced token %u is negative", i);
     }
+    if (want->logits && want->logits_from >= request_rows(want))
+        return error_set(err, ST_INVALID, "logits_from %u: there are %u rows", want->logits_from, request_rows(want));
     if (want->n_told && (want->n_told >= want->max_tokens || want->score || want->logits))
         return error_set(err, ST_INVALID, "%u tokens were told of %u, or more is asked than goes on behind them",
                          want->n_told, want->max_tokens);

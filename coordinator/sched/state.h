@@ -106,8 +106,9 @@ struct sched_request {
     uint32_t density;   /* of its sparse rows, millionths; 0: no selector */
     struct digest salt; /* zeros: none */
     bool score, logits;
-    bool edits, history; /* of logits */
-    struct digest *ids;  /* [n_ids] of the prompt's blocks that a hit may cover, for ids_context; n_ids_known so far */
+    uint32_t logits_from; /* rows before it are silent; 0 without logits */
+    bool edits, history;  /* of logits */
+    struct digest *ids;   /* [n_ids] of the prompt's blocks that a hit may cover, for ids_context; n_ids_known so far */
     struct digest ids_context;
     uint32_t n_ids, n_ids_known;
     bool alone; /* a copy for it has failed: take no more */

@@ -103,6 +103,16 @@ class Grpc(unittest.TestCase):
         for position, token in ((2, ids[0]), (3, ids[1])):
             row = list(rows[position])
             self.assertEqual((len(row), row.index(max(row))), (49152, token))
+        # from a position on: the same rows, and those before it are not sent
+        late = {}
+        for m in self.rpc.generate(token_ids=pb.TokenIds(ids=prompt), max_tokens=2, temperature=0, logits=True, logits_from=2):
+            late.update((r.position, r.logits) for r in m.logits)
+        self.assertEqual(late, {p: rows[p] for p in (2, 3)})
+        for wrong in ({"logits_from": 1}, {"logits_from": 4, "logits": True}):
+            with self.assertRaises(grpc.RpcError) as refused:
+                self.rpc.whole(token_ids=pb.TokenIds(ids=prompt), max_tokens=2, **wrong)
+            self.assertEqual(refused.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
+            self.assertIn("logits_from", refused.exception.details())
 
     def test_characters_stay_whole(self):
         """Tokens that are parts of characters, forced one by one: every message's text is whole."""

@@ -396,7 +396,7 @@ static void on_done(void *user, const struct sched_done *done)
         sim_wrong(r->sim, "done counts %u + %u tokens, not %u + %u", done->prompt_tokens, done->completion_tokens,
                   r->n_prompt, r->n_tokens);
     if (done->cached_tokens > (r->n_prompt - 1) / PLAN_BLOCK * PLAN_BLOCK ||
-        (done->cached_tokens && (r->score || r->logits)))
+        (done->cached_tokens && (r->score || (r->logits && done->cached_tokens > r->logits_from))))
         sim_wrong(r->sim, "%u of %u prompt tokens by prefix hit", done->cached_tokens, r->n_prompt);
     if (done->reason == FINISH_CANCELLED && !r->cancelled)
         sim_wrong(r->sim, "cancelled by nobody");
@@ -409,7 +409,8 @@ static void on_done(void *user, const struct sched_done *done)
         sim_wrong(r->sim, "finished for reason %d after %u of %u tokens", done->reason, r->n_tokens, r->n_expected);
     if (r->score && r->n_scored != r->n_prompt - 1)
         sim_wrong(r->sim, "%u positions of %u scored", r->n_scored, r->n_prompt - 1);
-    if (r->logits && r->n_logits != r->n_prompt + (r->n_tokens ? r->n_tokens - 1 : 0))
+    const uint32_t n_rows = r->n_prompt + (r->n_tokens ? r->n_tokens - 1 : 0);
+    if (r->logits && r->n_logits != (n_rows > r->logits_from ? n_rows : r->logits_from))
         sim_wrong(r->sim, "%u rows of logits", r->n_logits);
 }
 
@@ -427,6 +428,8 @@ int sim_submit(struct sim *sim, const struct sim_want *want, enum status *st_out
                                .eos = want->eos,
                                .score = want->score,
                                .logits = want->logits,
+                               .logits_from = want->logits_from,
+                               .n_logits = want->logits_from,
                                .cancel_at = want->cancel_at,
                                .submitted_ms = sim->now,
                                .timeout_ms = want->timeout_ms,
@@ -449,6 +452,7 @@ int sim_submit(struct sim *sim, const struct sim_want *want, enum status *st_out
                                   .n_eos = want->eos,
                                   .score = want->score,
                                   .logits = want->logits,
+                                  .logits_from = want->logits_from,
                                   .forced = r->tokens + r->n_prompt,
                                   .n_forced = r->n_forced,
                                   .label = "sim",

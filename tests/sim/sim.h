@@ -37,6 +37,7 @@ struct sim_want {
     const int32_t *tokens;
     uint32_t n_tokens, max_tokens;
     bool eos, score, logits;
+    uint32_t logits_from;
     uint32_t n_forced; /* forced ones are those that would be sampled */
     int32_t priority;
     const char *tenant;
@@ -49,6 +50,7 @@ struct sim_request {
     int32_t *tokens; /* prompt, then what the oracle says */
     uint32_t n_prompt, max_tokens, n_forced, n_expected;
     bool eos, score, logits;
+    uint32_t logits_from;
     uint32_t cancel_at;
     uint32_t n_tokens, n_scored, n_logits, cached, again; /* seen so far */
     enum finish_reason reason;

@@ -597,6 +597,24 @@ static void test_forced(void **state)
     assert_true(sim_submit(sim, &w, NULL) >= 0);
     sim_finish(sim, 10000);
     assert_true(seen.plans < 100);
+    /* rows before the first whose logits are wanted are found, or computed many at a time */
+    w = (struct sim_want){
+        .tokens = text, .n_tokens = 200, .max_tokens = 70, .n_forced = 70, .logits = true, .logits_from = 190
+    };
+    const uint32_t found = sim_accepted(sim, w);
+    sim_finish(sim, 10000);
+    assert_int_equal(sim->requests[found].cached, 128);
+    w.tokens = text + 300;
+    w.n_tokens = 1000;
+    w.logits_from = 999;
+    const uint32_t before = seen.plans;
+    sim_accepted(sim, w);
+    sim_finish(sim, 10000);
+    assert_in_range(seen.plans - before, 1, 40);
+    enum status st;
+    w.logits_from = 1069;
+    sim_submit(sim, &w, &st);
+    assert_int_equal(st, ST_INVALID);
     w = (struct sim_want){ .tokens = text, .n_tokens = 64, .max_tokens = 3, .n_forced = 3, .score = true };
     assert_true(sim_submit(sim, &w, NULL) >= 0);
     w = (struct sim_want){ .tokens = text, .n_tokens = 1, .score = true };

@@ -111,6 +111,7 @@ static void submit(struct life *l, struct totals *t)
     w.eos = draw(l, 3) > 0;
     w.score = draw(l, 8) == 0;
     w.logits = draw(l, 12) == 0;
+    w.logits_from = w.logits ? w.n_tokens % 3 * (w.n_tokens - 1) / 2 : 0;
     w.max_tokens = draw(l, 3) ? 1 + draw(l, 60) : 1 + draw(l, 500);
     if ((w.score || w.logits) && draw(l, 2))
         w.max_tokens = 0;
