@@ -91,7 +91,7 @@ def free_port():
                 pass
 
 
-def wait_for(what, probe, timeout_s=30):
+def wait_for(what, probe, timeout_s=120):
     """The first true value of probe(), polled; TimeoutError names what was waited for."""
     until = time.monotonic() + timeout_s
     while True:
@@ -148,7 +148,7 @@ def resident_bytes(pid):
         return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def run(*args, timeout_s=120, check=0, stdin=None, env=None, cwd=ROOT):
+def run(*args, timeout_s=300, check=0, stdin=None, env=None, cwd=ROOT):
     """longspan with args -> (stdout, stderr); check: the exit status it must have (None: any)."""
     done = subprocess.run([LONGSPAN, *map(str, args)], capture_output=True, timeout=timeout_s, input=stdin, cwd=cwd,
                           env={**os.environ, **(env or {})})
@@ -194,7 +194,7 @@ class Cluster:
             self.log_lines.append("")
             self.log_changed.notify_all()
 
-    def wait_log(self, pattern, timeout_s=10, start=0):
+    def wait_log(self, pattern, timeout_s=60, start=0):
         """The first match of pattern in a line of the log from line start on."""
         until = time.monotonic() + timeout_s
         with self.log_changed:
@@ -323,7 +323,7 @@ class Cluster:
     # ---- status ----
 
     def status(self):
-        return json.loads(run("status", "--grpc", self.grpc, "--json", timeout_s=20)[0])
+        return json.loads(run("status", "--grpc", self.grpc, "--json", timeout_s=60)[0])
 
     def workers(self, state="ready"):
         try:
@@ -331,7 +331,7 @@ class Cluster:
         except AssertionError:  # the coordinator is away
             return []
 
-    def wait_workers(self, n=None, timeout_s=30):
+    def wait_workers(self, n=None, timeout_s=60):
         n = self.n_workers if n is None else n
         return wait_for(f"{n} workers ready", lambda: (w := self.workers()) and len(w) == n and w, timeout_s)
 
@@ -339,7 +339,7 @@ class Cluster:
         s = self.status()["scheduler"]
         return s["running"] == 0 and s["waiting"] == 0
 
-    def check_quiet(self, timeout_s=10):
+    def check_quiet(self, timeout_s=60):
         """No request is left, and no block but those that are cache."""
 
         def held():

@@ -49,7 +49,7 @@ class Golden(unittest.TestCase):
             with open(prompt, "w", encoding="utf-8") as file:
                 file.write(text()[: WANT["head_chars"]])
             generate("--workers", 1, "--raw", "--prompt-file", prompt, "--max-tokens", 0, "--score", "--dump-logits", path,
-                     "--precision", precision, timeout_s=250)
+                     "--precision", precision, timeout_s=500)
             got = dumped_rows(path, want)
         self.assertEqual(sorted(got), sorted(want))
         far = sorted(distance(got[row], want[row]) for row in want)
@@ -70,7 +70,7 @@ class Golden(unittest.TestCase):
         with Cluster("--precision", "float32", "--sequences-max", 16, workers=1) as c:
             def ask(p):
                 out, _ = run("generate", "--grpc", c.grpc, "--raw", "--json", "--prompt", p["prompt"], "--max-tokens",
-                             len(p["greedy"]), "--ignore-eos", timeout_s=280)
+                             len(p["greedy"]), "--ignore-eos", timeout_s=500)
                 return json.loads(out)["tokens"]
 
             with concurrent.futures.ThreadPoolExecutor(len(WANT["prompts"])) as pool:
@@ -90,7 +90,7 @@ class Golden(unittest.TestCase):
             prompt.write(text())
             prompt.flush()
             o = generate("--workers", 2, "--raw", "--prompt-file", prompt.name, "--max-tokens", 0, "--score", "--model", MODEL,
-                         timeout_s=250)
+                         timeout_s=500)
         scored = o["prompt_logprobs"][: WANT["text_tokens"] - 1]
         perplexity = math.exp(-sum(scored) / len(scored))
         print(f"perplexity {perplexity:.4f}, transformers {WANT['perplexity']:.4f}")
