@@ -34,6 +34,14 @@ static uint64_t hash_of(const int32_t *tokens, uint32_t n)
     return hash;
 }
 
+void sim_texts(int32_t *text_out, int32_t *other_out, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        text_out[i] = (int32_t)(mix64(i) % SIM_VOCAB);
+        other_out[i] = (int32_t)(mix64(i + 1000000) % SIM_VOCAB);
+    }
+}
+
 int32_t sim_oracle(const int32_t *tokens, uint32_t n)
 {
     return sim_token(hash_of(tokens, n));

@@ -115,6 +115,8 @@ void sim_finish(struct sim *sim, int64_t limit_ms);
 void sim_check_empty(struct sim *sim);
 /* All requests end, nothing is left; frees it. */
 void sim_end(struct sim *sim);
+/* Two texts of n tokens that have nothing in common. */
+void sim_texts(int32_t *text_out, int32_t *other_out, uint32_t n);
 /* The token after these. */
 int32_t sim_oracle(const int32_t *tokens, uint32_t n);
 

@@ -373,10 +373,7 @@ static void test_rebuilt(void **state)
 int main(void)
 {
     log_set_level(LOG_LEVEL_ERROR);
-    for (uint32_t i = 0; i < TOKENS; i++) {
-        text[i] = (int32_t)(mix64(i) % SIM_VOCAB);
-        other[i] = (int32_t)(mix64(i + 1000000) % SIM_VOCAB);
-    }
+    sim_texts(text, other, TOKENS);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_goodput),          cmocka_unit_test(test_shed),         cmocka_unit_test(test_turns),
         cmocka_unit_test(test_long_among_short), cmocka_unit_test(test_others_go_on), cmocka_unit_test(test_rebuilt),

@@ -3,7 +3,6 @@
 /* ctest-serial */
 #include "worker/exchange/exchange.h"
 
-#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,144 +10,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 #include <cmocka.h>
 
 #include "common/clock.h"
-#include "common/log.h"
 #include "common/rng.h"
+#include "tests/unit/exchange/nodes.h"
 #include "worker/exchange/message.h"
-
-#define MS 1000000ll
-
-struct kind {
-    const char *name, *ops, *lanes, *lane;
-};
-static const struct kind kinds[] = {
-    { "local", "local", NULL, "local" },
-    { "ucx shm", "ucx", "shm", "posix" },
-    { "ucx tcp", "ucx", "tcp", "tcp" },
-    { "ucx best", "ucx", NULL, "posix" },
-};
-static const struct kind *kind;
-
-struct block_log {
-    unsigned n;
-    uint16_t source;
-    size_t bytes;
-    uint64_t sum;
-};
-
-struct node {
-    const struct exchange_ops *ops;
-    struct exchange *x;
-    uint16_t id;
-    uint8_t address[EXCHANGE_ADDRESS_MAX];
-    size_t address_bytes;
-    struct block_log blocks;
-    unsigned sent;
-    enum status sent_st;
-};
-
-static struct exchange_hub *hub;
-static size_t stash_bytes_max, message_bytes_max;
-
-static void on_block(void *ctx, uint16_t source, const uint8_t *data, size_t bytes)
-{
-    struct node *n = ctx;
-    n->blocks = (struct block_log){ n->blocks.n + 1, source, bytes, checksum64(data, bytes) };
-}
 
 static void on_sent(void *ctx, enum status st)
 {
     struct node *n = ctx;
     n->sent++;
     n->sent_st = st;
-}
-
-static void node_open(struct node *n, uint16_t id)
-{
-    struct error err = { 0 };
-    const struct exchange_config config = { .self = id,
-                                            .bind = "127.0.0.1",
-                                            .lanes = kind->lanes,
-                                            .spin_us = 20,
-                                            .stash_bytes_max = stash_bytes_max,
-                                            .message_bytes_max = message_bytes_max,
-                                            .on_block = on_block,
-                                            .ctx = n,
-                                            .hub = hub };
-    *n = (struct node){ .ops = exchange_find(kind->ops), .id = id };
-    assert_non_null(n->ops);
-    const enum status st = n->ops->open(&config, &n->x, &err);
-    if (st)
-        print_message("%s\n", err.text);
-    assert_int_equal(st, ST_OK);
-    n->address_bytes = n->ops->address(n->x, n->address);
-    assert_in_range(n->address_bytes, 1, EXCHANGE_ADDRESS_MAX);
-}
-
-static void node_close(struct node *n)
-{
-    n->ops->close(n->x);
-    n->x = NULL;
-}
-
-static enum status node_meets(struct node *n, const struct node *other)
-{
-    struct error err = { 0 };
-    const struct exchange_peer peer = { .id = other->id,
-                                        .address = other->address,
-                                        .address_bytes = other->address_bytes };
-    return n->ops->peers_set(n->x, &peer, 1, &err);
-}
-
-enum { NODES_MAX = 12 };
-
-static void nodes_open(struct node *nodes, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        node_open(&nodes[i], (uint16_t)(10 + i));
-    for (size_t i = 0; i < n; i++) {
-        for (size_t j = 0; j < n; j++)
-            assert_int_equal(node_meets(&nodes[i], &nodes[j]), ST_OK);
-    }
-}
-
-/* All of them are this thread's, so all must progress while one waits. */
-static void nodes_progress(struct node *nodes, size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        if (nodes[i].x)
-            nodes[i].ops->progress(nodes[i].x);
-    }
-}
-
-#define UNTIL(nodes, n, condition)                                                                                     \
-    do {                                                                                                               \
-        const int64_t until_ = clock_ns() + 8000 * MS;                                                                 \
-        while (!(condition) && clock_ns() < until_)                                                                    \
-            nodes_progress(nodes, n);                                                                                  \
-        assert_true(condition);                                                                                        \
-    } while (0)
-
-static struct exchange_key key_of(uint64_t plan, uint16_t layer, uint16_t peer)
-{
-    return (struct exchange_key){
-        .epoch = 5, .plan = plan, .group = 3, .layer = layer, .phase = PHASE_QUERY, .peer = peer
-    };
-}
-
-static enum status send_bytes(struct node *n, struct exchange_key key, const void *data, size_t bytes)
-{
-    const struct iovec part = { (void *)data, bytes };
-    return n->ops->send(n->x, &key, &part, 1);
-}
-
-static enum status recv_bytes(struct node *n, struct exchange_key key, void *out, size_t bytes, int timeout_ms)
-{
-    return n->ops->recv(n->x, &key, out, bytes, clock_ns() + timeout_ms * MS);
 }
 
 static uint64_t dropped(struct node *n)
@@ -575,174 +449,6 @@ static void test_close_and_replace(void **state)
         node_close(&nodes[i]);
 }
 
-/* ---- threads ---- */
-
-struct player {
-    struct node *node;
-    uint16_t n, turns;
-    uint64_t seed;
-    pthread_t thread;
-    unsigned failed;
-};
-
-static size_t played_bytes(uint64_t seed, uint16_t from, uint16_t to, uint16_t turn)
-{
-    const uint64_t r = rng_at(seed, (uint64_t)from << 16 | to, turn);
-    return r % 5 ? r % 3000 : r % 60000;
-}
-
-/* Everybody to everybody, turn by turn, as the layers of a step do. */
-static void *play(void *arg)
-{
-    struct player *p = arg;
-    struct node *me = p->node;
-    uint8_t *data = malloc(60000), *out = malloc(60000);
-    for (uint16_t turn = 0; turn < p->turns && !p->failed; turn++) {
-        for (uint16_t i = 0; i < p->n; i++) {
-            const uint16_t to = (uint16_t)(10 + i);
-            if (to == me->id)
-                continue;
-            const size_t bytes = played_bytes(p->seed, me->id, to, turn);
-            memset(data, (uint8_t)(me->id + turn), bytes);
-            p->failed += send_bytes(me, key_of(turn / 30u, turn, to), data, bytes) != ST_OK;
-        }
-        for (uint16_t i = 0; i < p->n; i++) {
-            const uint16_t from = (uint16_t)(10 + i);
-            if (from == me->id)
-                continue;
-            const size_t bytes = played_bytes(p->seed, from, me->id, turn);
-            p->failed += recv_bytes(me, key_of(turn / 30u, turn, from), out, bytes, 15000) != ST_OK;
-            for (size_t k = 0; k < bytes; k++)
-                p->failed += out[k] != (uint8_t)(from + turn);
-        }
-    }
-    free(data);
-    free(out);
-    /* the others may still need bytes that wait here */
-    const int64_t until = clock_ns() + 200 * MS;
-    while (clock_ns() < until)
-        me->ops->sleep(me->x, -1, 5);
-    return NULL;
-}
-
-static void test_many_threads(void **state)
-{
-    (void)state;
-    enum { N = 5 };
-    struct node nodes[N];
-    struct player players[N];
-    nodes_open(nodes, N);
-    for (int i = 0; i < N; i++) {
-        players[i] = (struct player){ .node = &nodes[i], .n = N, .turns = 60, .seed = 7 };
-        assert_int_equal(pthread_create(&players[i].thread, NULL, play, &players[i]), 0);
-    }
-    for (int i = 0; i < N; i++) {
-        pthread_join(players[i].thread, NULL);
-        assert_int_equal(players[i].failed, 0);
-    }
-    for (int i = 0; i < N; i++)
-        node_close(&nodes[i]);
-}
-
-struct abort_later {
-    struct node *node;
-    int after_ms, fd;
-    uint64_t epoch;
-};
-
-static void *abort_later(void *arg)
-{
-    const struct abort_later *a = arg;
-    usleep((useconds_t)a->after_ms * 1000);
-    if (a->fd >= 0) {
-        const uint64_t one = 1;
-        assert_int_equal(write(a->fd, &one, 8), 8);
-    } else {
-        a->node->ops->abort(a->node->x, 3, a->epoch);
-    }
-    return NULL;
-}
-
-static void test_abort(void **state)
-{
-    (void)state;
-    struct node nodes[2];
-    uint8_t byte = 1, out = 0;
-    nodes_open(nodes, 2);
-    struct exchange_key from = key_of(1, 0, 10), to = key_of(1, 0, 11);
-    for (int after_ms = 0; after_ms <= 40; after_ms += 20) {
-        pthread_t thread;
-        struct abort_later a = { &nodes[1], after_ms, -1, from.epoch };
-        assert_int_equal(pthread_create(&thread, NULL, abort_later, &a), 0);
-        const int64_t start = clock_ns();
-        assert_int_equal(recv_bytes(&nodes[1], from, &out, 1, 8000), ST_STALE);
-        assert_true(clock_ns() - start < (after_ms + 80) * MS * 5);
-        pthread_join(thread, NULL);
-        assert_int_equal(recv_bytes(&nodes[1], from, &out, 1, 8000), ST_STALE); /* and later */
-        from.epoch--;
-        assert_int_equal(recv_bytes(&nodes[1], from, &out, 1, 8000), ST_STALE); /* and epochs before it */
-        from.epoch += 2;
-        to.epoch = from.epoch;
-        assert_int_equal(send_bytes(&nodes[0], to, &byte, 1), ST_OK);
-        UNTIL(nodes, 2, nodes[1].ops->ready(nodes[1].x, &from));
-        assert_int_equal(recv_bytes(&nodes[1], from, &out, 1, 1000), ST_OK);
-    }
-    /* an abort of another group ends nothing */
-    struct exchange_key other = from;
-    other.group = 9;
-    nodes[1].ops->abort(nodes[1].x, 3, 1000);
-    assert_int_equal(recv_bytes(&nodes[1], other, &out, 1, 30), ST_TIMEOUT);
-    node_close(&nodes[0]);
-    node_close(&nodes[1]);
-}
-
-static void test_sleep(void **state)
-{
-    (void)state;
-    struct node nodes[2];
-    nodes_open(nodes, 2);
-    int64_t start = clock_ns();
-    while (clock_ns() - start < 30 * MS)
-        nodes_progress(nodes, 2); /* whatever connecting takes */
-    start = clock_ns();
-    nodes[1].ops->sleep(nodes[1].x, -1, 40);
-    assert_in_range(clock_ns() - start, 0, 1000 * MS);
-    pthread_t thread;
-    const int fd = eventfd(0, EFD_CLOEXEC);
-    struct abort_later a = { &nodes[1], 20, fd, 0 };
-    assert_int_equal(pthread_create(&thread, NULL, abort_later, &a), 0);
-    start = clock_ns();
-    uint64_t count = 0;
-    for (bool readable = false; !readable && clock_ns() - start < 5000 * MS;) {
-        nodes[1].ops->sleep(nodes[1].x, fd, 5000);
-        fd_set set;
-        FD_ZERO(&set);
-        FD_SET(fd, &set);
-        struct timeval none = { 0, 0 };
-        readable = select(fd + 1, &set, NULL, NULL, &none) == 1;
-    }
-    assert_true(clock_ns() - start < 4000 * MS);
-    assert_int_equal(read(fd, &count, 8), 8);
-    pthread_join(thread, NULL);
-    close(fd);
-    node_close(&nodes[0]);
-    node_close(&nodes[1]);
-}
-
-static int choose(void **state)
-{
-    (void)state;
-    hub = exchange_hub_new();
-    return hub ? 0 : -1;
-}
-
-static int leave(void **state)
-{
-    (void)state;
-    exchange_hub_free(hub);
-    return 0;
-}
-
 /* Links between GPUs are asked for by name; with them or without, messages through hosts are the same. */
 static void test_table(void **state)
 {
@@ -761,12 +467,6 @@ static void test_table(void **state)
 int main(int argc, char **argv)
 {
     (void)argc;
-    /* UCX's allocation hooks crash at the exit of a thread under TSan; it reads this when it is loaded */
-    if (!getenv("UCX_MEM_EVENTS")) {
-        setenv("UCX_MEM_EVENTS", "n", 1);
-        execv("/proc/self/exe", argv);
-    }
-    log_set_level(getenv("EXCHANGE_LOG") ? LOG_LEVEL_TRACE : LOG_LEVEL_ERROR);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_table),
         cmocka_unit_test(test_sizes_and_order),
@@ -781,20 +481,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_drop_and_return),
         cmocka_unit_test(test_one_sided_drop),
         cmocka_unit_test(test_close_and_replace),
-        cmocka_unit_test(test_many_threads),
-        cmocka_unit_test(test_abort),
-        cmocka_unit_test(test_sleep),
     };
-    int failed = 0;
-    const char *only = getenv("EXCHANGE_KIND"), *test = getenv("EXCHANGE_TEST");
-    if (test)
-        cmocka_set_test_filter(test);
-    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
-        kind = &kinds[i];
-        if (only && strcmp(only, kind->name))
-            continue;
-        print_message("---- %s\n", kind->name);
-        failed += cmocka_run_group_tests(tests, choose, leave);
-    }
-    return failed != 0;
+    return nodes_main(argv, tests, sizeof tests / sizeof *tests);
 }
