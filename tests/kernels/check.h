@@ -63,6 +63,14 @@ bool check_close(struct check *ck, const char *what, const float *got, const flo
 /* The same bits. */
 bool check_same(struct check *ck, const char *what, const void *got, const void *want, size_t bytes);
 
+/* run_NAME: check_NAME, which has nothing to time. */
+#define CHECK_UNLESS_BENCH(name)                                                                                       \
+    static void run_##name(struct check *ck)                                                                           \
+    {                                                                                                                  \
+        if (!ck->bench)                                                                                                \
+            check_##name(ck);                                                                                          \
+    }
+
 /* Draws. */
 uint32_t check_below(struct check *ck, uint32_t n);                 /* 0 .. n-1 */
 uint32_t check_between(struct check *ck, uint32_t lo, uint32_t hi); /* lo .. hi */

@@ -595,17 +595,11 @@ static void check_bench(struct check *ck)
 }
 
 /* Under --bench only the last one speaks. */
-#define UNLESS_BENCH(name)                                                                                             \
-    static void run_##name(struct check *ck)                                                                           \
-    {                                                                                                                  \
-        if (!ck->bench)                                                                                                \
-            check_##name(ck);                                                                                          \
-    }
-UNLESS_BENCH(block)
-UNLESS_BENCH(masked)
-UNLESS_BENCH(poison)
-UNLESS_BENCH(merge)
-UNLESS_BENCH(store)
+CHECK_UNLESS_BENCH(block)
+CHECK_UNLESS_BENCH(masked)
+CHECK_UNLESS_BENCH(poison)
+CHECK_UNLESS_BENCH(merge)
+CHECK_UNLESS_BENCH(store)
 
 int main(int argc, char **argv)
 {

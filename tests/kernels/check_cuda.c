@@ -583,16 +583,10 @@ static void check_join(struct check *ck)
     cuda_scene_free(&s);
 }
 
-#define UNLESS_BENCH(name)                                                                                             \
-    static void run_##name(struct check *ck)                                                                           \
-    {                                                                                                                  \
-        if (!ck->bench)                                                                                                \
-            check_##name(ck);                                                                                          \
-    }
-UNLESS_BENCH(linear)
-UNLESS_BENCH(rows)
-UNLESS_BENCH(attend_)
-UNLESS_BENCH(join)
+CHECK_UNLESS_BENCH(linear)
+CHECK_UNLESS_BENCH(rows)
+CHECK_UNLESS_BENCH(attend_)
+CHECK_UNLESS_BENCH(join)
 
 int main(int argc, char **argv)
 {

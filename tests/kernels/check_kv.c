@@ -422,15 +422,9 @@ static void check_bench(struct check *ck)
             }
 }
 
-#define UNLESS_BENCH(name)                                                                                             \
-    static void run_##name(struct check *ck)                                                                           \
-    {                                                                                                                  \
-        if (!ck->bench)                                                                                                \
-            check_##name(ck);                                                                                          \
-    }
-UNLESS_BENCH(block)
-UNLESS_BENCH(seal)
-UNLESS_BENCH(outlier)
+CHECK_UNLESS_BENCH(block)
+CHECK_UNLESS_BENCH(seal)
+CHECK_UNLESS_BENCH(outlier)
 
 int main(int argc, char **argv)
 {

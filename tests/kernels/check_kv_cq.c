@@ -284,15 +284,9 @@ static void check_bench(struct check *ck)
             }
 }
 
-#define UNLESS_BENCH(name)                                                                                             \
-    static void run_##name(struct check *ck)                                                                           \
-    {                                                                                                                  \
-        if (!ck->bench)                                                                                                \
-            check_##name(ck);                                                                                          \
-    }
-UNLESS_BENCH(seal)
-UNLESS_BENCH(expand)
-UNLESS_BENCH(nearest)
+CHECK_UNLESS_BENCH(seal)
+CHECK_UNLESS_BENCH(expand)
+CHECK_UNLESS_BENCH(nearest)
 
 int main(int argc, char **argv)
 {

@@ -328,15 +328,9 @@ static void check_bench(struct check *ck)
         }
 }
 
-#define UNLESS_BENCH(name)                                                                                             \
-    static void run_##name(struct check *ck)                                                                           \
-    {                                                                                                                  \
-        if (!ck->bench)                                                                                                \
-            check_##name(ck);                                                                                          \
-    }
-UNLESS_BENCH(seal)
-UNLESS_BENCH(block)
-UNLESS_BENCH(by_hand)
+CHECK_UNLESS_BENCH(seal)
+CHECK_UNLESS_BENCH(block)
+CHECK_UNLESS_BENCH(by_hand)
 
 int main(int argc, char **argv)
 {

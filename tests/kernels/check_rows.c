@@ -301,20 +301,14 @@ static void bench(struct check *ck)
     }
 }
 
-#define UNLESS_BENCH(name)                                                                                             \
-    static void run_##name(struct check *ck)                                                                           \
-    {                                                                                                                  \
-        if (!ck->bench)                                                                                                \
-            check_##name(ck);                                                                                          \
-    }
-UNLESS_BENCH(exp)
-UNLESS_BENCH(rmsnorm)
-UNLESS_BENCH(rmsnorm_heads)
-UNLESS_BENCH(add)
-UNLESS_BENCH(rope)
-UNLESS_BENCH(silu_mul)
-UNLESS_BENCH(attn_finish)
-UNLESS_BENCH(logit_max_sum)
+CHECK_UNLESS_BENCH(exp)
+CHECK_UNLESS_BENCH(rmsnorm)
+CHECK_UNLESS_BENCH(rmsnorm_heads)
+CHECK_UNLESS_BENCH(add)
+CHECK_UNLESS_BENCH(rope)
+CHECK_UNLESS_BENCH(silu_mul)
+CHECK_UNLESS_BENCH(attn_finish)
+CHECK_UNLESS_BENCH(logit_max_sum)
 
 static void run_bench(struct check *ck)
 {
