@@ -446,3 +446,12 @@ void attend_free(struct attend *a)
     tree_plan_free(&a->tree);
     *a = (struct attend){ 0 };
 }
+
+size_t attend_message_max(const struct attend *a)
+{
+    size_t most = 0;
+    for (int kind = 0; kind < ATTEND_TRAFFICS; kind++)
+        for (uint32_t i = 0; i < a->n_messages[kind]; i++)
+            most = a->messages[kind][i].bytes > most ? a->messages[kind][i].bytes : most;
+    return most;
+}

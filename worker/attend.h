@@ -133,6 +133,8 @@ struct attend_lookup {
 enum status attend_build(struct attend *a, const struct plan *plan, uint16_t self, const struct attend_shape *shape,
                          const struct attend_lookup *at, struct error *err);
 void attend_free(struct attend *a);
+/* Bytes of the longest of its messages; 0: none. */
+size_t attend_message_max(const struct attend *a);
 
 #ifdef __cplusplus
 }

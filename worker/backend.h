@@ -111,6 +111,17 @@ struct step_input {
     struct exchange_key key; /* epoch, plan, group of the step's messages */
 };
 
+/* Room for answers and what they point into, which lives until the next begin. Zeroed at first. */
+struct step_answers {
+    struct step_answer *list;
+    struct sample_top *tops;
+    float *logits;
+    size_t list_room, tops_room, logits_room; /* bytes */
+};
+/* An answer for each ask of the input, with room for its alternatives and logits. false: no memory. */
+bool step_answers_reserve(struct step_answers *a, const struct step_input *input, uint32_t n_vocab);
+void step_answers_free(struct step_answers *a);
+
 struct step_cost {
     int64_t busy_ns, wait_ns;
     uint64_t bytes_sent, bytes_received;

@@ -55,9 +55,7 @@ static void cpu_close(struct backend *b)
     free(b->scratch);
     free(b->window);
     free(b->wire);
-    free(b->answers);
-    free(b->tops);
-    free(b->kept_logits);
+    step_answers_free(&b->answers);
     free(b);
 }
 
@@ -297,43 +295,6 @@ static void angles(struct backend *b)
     }
 }
 
-/* Answers point into buffers that live until the next begin. */
-static bool answers_reserve(struct backend *b)
-{
-    size_t n_tops = 0, n_logits = 0;
-    for (uint32_t i = 0; i < b->input->n_asks; i++) {
-        n_tops += b->input->asks[i].n_top;
-        n_logits += b->input->asks[i].logits ? b->config->n_vocab : 0;
-    }
-    size_t answer_bytes = b->answers_room * sizeof *b->answers, top_bytes = b->tops_room, kept_bytes = b->kept_room;
-    const bool ok = cpu_reserve(&b->answers, &answer_bytes, b->input->n_asks * sizeof *b->answers) &&
-                    cpu_reserve(&b->tops, &top_bytes, n_tops * sizeof *b->tops) &&
-                    cpu_reserve(&b->kept_logits, &kept_bytes, n_logits * sizeof(float));
-    b->answers_room = (uint32_t)(answer_bytes / sizeof *b->answers);
-    b->tops_room = top_bytes;
-    b->kept_room = kept_bytes;
-    if (!ok)
-        return false;
-    n_tops = n_logits = 0;
-    for (uint32_t i = 0; i < b->input->n_asks; i++) {
-        const struct step_ask *ask = &b->input->asks[i];
-        b->answers[i] = (struct step_answer){ .top = ask->n_top ? b->tops + n_tops : NULL,
-                                              .logits = ask->logits ? b->kept_logits + n_logits : NULL };
-        n_tops += ask->n_top;
-        n_logits += ask->logits ? b->config->n_vocab : 0;
-    }
-    return true;
-}
-
-static size_t wire_bytes(const struct attend *a)
-{
-    size_t most = 0;
-    for (int kind = 0; kind < ATTEND_TRAFFICS; kind++)
-        for (uint32_t i = 0; i < a->n_messages[kind]; i++)
-            most = a->messages[kind][i].bytes > most ? a->messages[kind][i].bytes : most;
-    return most;
-}
-
 static enum status cpu_begin(struct backend *b, const struct step_input *input)
 {
     const struct attend *a = input->attend;
@@ -343,9 +304,9 @@ static enum status cpu_begin(struct backend *b, const struct step_input *input)
     b->input = input;
     b->n_ops = 0;
     b->overflow = false;
-    if (!cpu_units_build(b) || !answers_reserve(b) ||
+    if (!cpu_units_build(b) || !step_answers_reserve(&b->answers, input, b->config->n_vocab) ||
         !cpu_reserve(&b->window, &b->window_room, a->n_remote_rows * query) ||
-        !cpu_reserve(&b->wire, &b->wire_room, wire_bytes(a)) || !cpu_select_reserve(b))
+        !cpu_reserve(&b->wire, &b->wire_room, attend_message_max(a)) || !cpu_select_reserve(b))
         return ST_NO_MEMORY;
     angles(b);
     return ST_OK;
@@ -518,7 +479,7 @@ static enum status cpu_run(struct backend *b, const struct exchange_ops *exchang
     const uint64_t open = 2 * (uint64_t)b->open_part_bytes * b->config->n_layers * b->open_read;
     b->cost.kv_bytes_read = b->parts_read * part + open - 2 * (uint64_t)b->part_bytes * atomic_load(&b->parts_skipped);
     b->cost.kv_bytes_dense = b->parts_dense * part + open;
-    *answers_out = b->answers;
+    *answers_out = b->answers.list;
     *cost_out = b->cost;
     *peer_out = b->failed_peer;
     return (enum status)atomic_load(&b->failed);
@@ -551,12 +512,3 @@ const struct backend_ops backend_cpu = {
     .answer = record_answer,
     .run = cpu_run,
 };
-
-const struct backend_ops *backend_find(const char *device)
-{
-#ifdef LONGSPAN_CUDA
-    if (!strcmp(device, "cuda"))
-        return &backend_cuda;
-#endif
-    return !strcmp(device, "cpu") ? &backend_cpu : NULL;
-}

@@ -157,12 +157,7 @@ struct backend {
     size_t window_room;
     uint8_t *wire; /* one message */
     size_t wire_room;
-    struct step_answer *answers;
-    uint32_t answers_room;
-    struct sample_top *tops;
-    size_t tops_room;
-    float *kept_logits;
-    size_t kept_room;
+    struct step_answers answers;
     bool overflow; /* recording ran out of memory: run says so */
 
     /* run */

@@ -169,7 +169,7 @@ void cpu_answer_sample(struct backend *b, struct cpu_op *op, uint32_t member, ui
     for (uint32_t i = op->begin + member; i < op->end; i += n_members) {
         const struct step_ask *ask = &b->input->asks[i];
         const float *logits = b->logits + (size_t)(i - op->begin) * n_vocab;
-        struct step_answer *answer = &b->answers[i];
+        struct step_answer *answer = &b->answers.list[i];
         sample_row(b->rows, logits, n_vocab, &ask->sampling, ask->edited ? &ask->edits : NULL, ask->pos, ask->target,
                    ask->n_top, (struct sample_top *)(uintptr_t)answer->top, b->members[member].sample_scratch,
                    &answer->result);

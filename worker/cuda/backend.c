@@ -32,28 +32,6 @@ static struct gpu_op *record(struct backend *b, gpu_op_fn *fn)
     return op;
 }
 
-static bool answers_reserve(struct backend *b)
-{
-    size_t n_tops = 0, n_logits = 0;
-    for (uint32_t i = 0; i < b->input->n_asks; i++) {
-        n_tops += b->input->asks[i].n_top;
-        n_logits += b->input->asks[i].logits ? b->config->n_vocab : 0;
-    }
-    if (!gpu_host_reserve(&b->answers, &b->answers_room, b->input->n_asks * sizeof *b->answers) ||
-        !gpu_host_reserve(&b->tops, &b->tops_room, n_tops * sizeof *b->tops) ||
-        !gpu_host_reserve(&b->kept_logits, &b->kept_room, n_logits * sizeof(float)))
-        return false;
-    n_tops = n_logits = 0;
-    for (uint32_t i = 0; i < b->input->n_asks; i++) {
-        const struct step_ask *ask = &b->input->asks[i];
-        b->answers[i] = (struct step_answer){ .top = ask->n_top ? b->tops + n_tops : NULL,
-                                              .logits = ask->logits ? b->kept_logits + n_logits : NULL };
-        n_tops += ask->n_top;
-        n_logits += ask->logits ? b->config->n_vocab : 0;
-    }
-    return true;
-}
-
 static size_t choices_most(const struct backend *b)
 {
     size_t most = 0;
@@ -66,7 +44,7 @@ static size_t choices_most(const struct backend *b)
 static enum status gpu_begin(struct backend *b, const struct step_input *input)
 {
     const struct attend *a = input->attend;
-    size_t wire = 0;
+    const size_t wire = attend_message_max(a);
     if (input->n_rows > b->rows_max)
         return ST_TOO_LARGE;
     if (a->n_leaves) /* reads_apart is this backend's wish */
@@ -74,10 +52,7 @@ static enum status gpu_begin(struct backend *b, const struct step_input *input)
     b->input = input;
     b->n_ops = 0;
     b->overflow = false;
-    for (int kind = 0; kind < ATTEND_TRAFFICS; kind++)
-        for (uint32_t i = 0; i < a->n_messages[kind]; i++)
-            wire = a->messages[kind][i].bytes > wire ? a->messages[kind][i].bytes : wire;
-    if (!answers_reserve(b))
+    if (!step_answers_reserve(&b->answers, input, b->config->n_vocab))
         return ST_NO_MEMORY;
     enum status st = gpu_sync(b, "step before"); /* an abandoned one may still read the arena */
     if (!st)
@@ -326,7 +301,7 @@ static enum status gpu_run(struct backend *b, const struct exchange_ops *exchang
     b->cost.kv_bytes_dense =
         (b->parts_read * b->part_bytes + b->open_read * b->open_part_bytes) * 2 * b->config->n_layers;
     b->cost.kv_bytes_read = b->cost.kv_bytes_dense - 2 * b->part_bytes * (st ? 0 : b->host_outcome->skipped);
-    *answers_out = b->answers;
+    *answers_out = b->answers.list;
     *cost_out = b->cost;
     *peer_out = b->failed_peer;
     return st;

@@ -164,10 +164,7 @@ struct backend {
     uint32_t *job_store; /* [attend.n_jobs]: where a job's items stand; one more than it says, where blocks are coded */
     size_t job_store_room;
     uint64_t parts_read, open_read;
-    struct step_answer *answers;
-    struct sample_top *tops;
-    float *kept_logits;
-    size_t answers_room, tops_room, kept_room;
+    struct step_answers answers;
     bool overflow;
     bool selects;         /* some row of the step is sparse */
     uint32_t own_max;     /* blocks that a score has room for */

@@ -229,7 +229,7 @@ static void sample_share(void *ctx, uint32_t member, uint32_t n_members)
     for (uint32_t i = b->sample_begin + member; i < b->sample_end; i += n_members) {
         const struct step_ask *ask = &b->input->asks[i];
         const float *logits = b->host_logits + (size_t)(i - b->sample_begin) * n_vocab;
-        struct step_answer *answer = &b->answers[i];
+        struct step_answer *answer = &b->answers.list[i];
         sample_row(b->rows, logits, n_vocab, &ask->sampling, ask->edited ? &ask->edits : NULL, ask->pos, ask->target,
                    ask->n_top, (struct sample_top *)(uintptr_t)answer->top, b->scratch[member], &answer->result);
         if (answer->logits)

@@ -102,9 +102,7 @@ void gpu_close(struct backend *b)
     for (int i = 0; i < SECTIONS; i++)
         free(b->list[i].data);
     free(b->ops);
-    free(b->answers);
-    free(b->tops);
-    free(b->kept_logits);
+    step_answers_free(&b->answers);
     free(b->job_store);
     free(b);
 }
