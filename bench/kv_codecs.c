@@ -5,7 +5,9 @@
  * only read the same bytes, sketches included. Processor time of the slowest thread, medians of the rounds; how many times as fast: the median of the
  * rounds' ratios. GB/s are of the codec's bytes, all threads together. nomad: keys by tables, values of int8 (kernels/cpu/kv_nomad.h).
  *
- *   kv_codecs [--threads N] [--rounds N] [--positions N]
+ *   kv_codecs [--table] [--threads N] [--rounds N] [--positions N]
+ *
+ * --table: in Markdown, what each codec costs to decode and to seal; of 16384 positions if none are said.
  */
 #include <math.h>
 #include <pthread.h>
@@ -17,6 +19,7 @@
 #include <unistd.h>
 
 #include "common/rng.h"
+#include "kernels/cpu/kv_cq.h"
 #include "kernels/cpu/kv_nomad.h"
 #include "kernels/kernels.h"
 #include "kernels/selector.h"
@@ -27,7 +30,8 @@ enum { NOMAD = KV_CODECS, DISTINCT = 16 /* sealed blocks, over and over */, OPEN
 
 struct layer {
     const char *codec, *variant;
-    struct attn_shape shape, attn_shape; /* of what seals; of what attends */
+    struct attn_shape shape, attn_shape; /* of what seals, and expands keys; of what attends */
+    struct kv_book *books;               /* of codecs with a calibration: keys', values'; else NULL */
     const struct attn_impl *it,
         *attn; /* the codec's; what attends: the same, or that of the open form that it expands to */
     const struct kv_nomad_impl *nomad; /* NULL: not nomad */
@@ -102,8 +106,10 @@ static void attend_block(struct member *m, const uint8_t *k, const uint8_t *next
         l->it->block(&l->shape, m->tile, GROUP, visible, k, k + l->part, next, out);
         return;
     }
+    struct attn_shape values = l->shape;
+    values.books = l->books ? l->books + 1 : NULL;
     l->it->expand(&l->shape, k, next, m->wide);
-    l->it->expand(&l->shape, k + l->part, next ? next + l->part : NULL, m->wide + OPEN_BYTES);
+    l->it->expand(&values, k + l->part, next ? next + l->part : NULL, m->wide + OPEN_BYTES);
     l->attn->block(&l->attn_shape, m->tile, GROUP, visible, m->wide, m->wide + OPEN_BYTES, NULL, out);
 }
 
@@ -219,6 +225,46 @@ static float normal(uint64_t seed, uint64_t i)
     return sum - 6;
 }
 
+/* Random centroids for the keys and the values of one head, which all heads use one after the other, and the angles of some block. */
+static void learn(struct layer *l)
+{
+    const uint32_t n = HEAD_DIM * CQ_CENTROIDS, half = HEAD_DIM / 2;
+    float *at = zeroed(HEAD_DIM * sizeof *at), *step = zeroed((size_t)HEAD_DIM * KV_BLOCK * sizeof *step);
+    struct kv_angles *angles = zeroed(sizeof *angles);
+    for (uint32_t i = 0; i < half * KV_BLOCK; i++) {
+        const float turn = powf(10000, -(float)(i / KV_BLOCK) / half), by = (float)(i % KV_BLOCK) * turn;
+        at[i / KV_BLOCK] = cosf(4096 * turn);
+        at[half + i / KV_BLOCK] = sinf(4096 * turn);
+        step[i] = cosf(by);
+        step[half * KV_BLOCK + i] = sinf(by);
+    }
+    *angles = (struct kv_angles){ { at, at + half }, { step, step + (size_t)half * KV_BLOCK }, 1 };
+    l->books = zeroed(2 * sizeof *l->books);
+    for (uint32_t part = 0, c = cq_channels(&l->shape); part < 2; part++) {
+        float *planes = zeroed((size_t)n * 6);
+        uint16_t *centroids = (uint16_t *)(void *)(planes + n);
+        for (uint32_t i = 0; i < n; i++) {
+            centroids[i] = f32_to_bf16(normal(7 + part, i));
+            planes[(i / c / CQ_CENTROIDS * c + i % c) * CQ_CENTROIDS + i / c % CQ_CENTROIDS] =
+                bf16_to_f32(centroids[i]);
+        }
+        l->books[part] = (struct kv_book){ planes, part == 1, angles };
+    }
+    l->shape.books = l->books;
+}
+
+static void forget(struct layer *l)
+{
+    if (!l->books)
+        return;
+    free((void *)l->books[0].angles->first[0]);
+    free((void *)l->books[0].angles->step[0]);
+    free((void *)l->books[0].angles);
+    free((void *)l->books[0].data);
+    free((void *)l->books[1].data);
+    free(l->books);
+}
+
 static struct layer codec_of(int codec)
 {
     struct layer l = { .shape = { .head_dim = HEAD_DIM, .codec = codec == NOMAD ? KV_INT8 : (enum kv_codec)codec } };
@@ -226,6 +272,8 @@ static struct layer codec_of(int codec)
     l.attn_shape = l.shape;
     l.it = l.attn = attn_find(&l.shape, cpu_caps());
     l.part = l.it->part_bytes(&l.shape);
+    if (codec == KV_CQ_2B || codec == KV_CQ_1B)
+        learn(&l);
     l.codec = codec == NOMAD ? "nomad" : kv_codecs[codec].name;
     if (l.it->expand) {
         l.attn_shape.codec = kv_codecs[codec].open;
@@ -365,14 +413,35 @@ static void members_free(struct member *members, uint32_t n)
     }
 }
 
-static void measure(size_t positions, uint32_t n_threads, uint32_t n_rounds)
+struct figure {
+    size_t positions;
+    uint32_t n_threads, density;
+    double ms, floor_ms, bytes, times; /* bytes: of bf16's; times as fast as bf16 */
+};
+
+/* table: one of Markdown, a block and KV head a row; with a density nothing. */
+static void print(const struct layer *l, const struct figure *f, bool table)
 {
-    static const int codecs[] = { KV_BF16, KV_BF16_LOSSLESS, KV_FP8, KV_INT8, KV_INT4_ROT, KV_KIVI4, KV_KIVI2, NOMAD };
+    const double pairs = (double)l->n_blocks * KV_HEADS, rate = pairs * 2 * (double)l->part / f->ms / 1e6;
+    if (table && !f->density)
+        printf("| `%s` | %s | %.1f %% | %.2f | %.2f | %.1f | %.1f |\n", l->codec, l->variant, 100 * f->bytes,
+               f->ms * 1e3 * f->n_threads / pairs, f->times, rate, l->seal_us);
+    if (!table)
+        printf("%7zu positions, %u threads: %-13s %-6s %-12s %7.2f ms a layer (floor %6.2f), %5.1f GB/s, a block %.3f "
+               "of bf16: %.2f times as fast; sealing %6.1f us\n",
+               f->positions, f->n_threads, l->codec, l->variant, f->density ? "quest, 10 %" : "", f->ms, f->floor_ms,
+               f->density ? 0.0 : rate, f->bytes, f->times, l->seal_us);
+}
+
+static void measure(size_t positions, uint32_t n_threads, uint32_t n_rounds, bool table)
+{
+    static const int codecs[] = { KV_BF16,  KV_BF16_LOSSLESS, KV_FP8,   KV_INT8,  KV_INT4_ROT,
+                                  KV_KIVI4, KV_KIVI2,         KV_CQ_2B, KV_CQ_1B, NOMAD };
     static const struct {
         int codec; /* place in codecs */
         uint32_t density;
-    } subjects[] = { { 0, 0 }, { 1, 0 }, { 2, 0 }, { 3, 0 },     { 4, 0 },
-                     { 5, 0 }, { 6, 0 }, { 7, 0 }, { 0, TENTH }, { 4, TENTH } };
+    } subjects[] = { { 0, 0 }, { 1, 0 }, { 2, 0 }, { 3, 0 }, { 4, 0 },     { 5, 0 },
+                     { 6, 0 }, { 7, 0 }, { 8, 0 }, { 9, 0 }, { 0, TENTH }, { 4, TENTH } };
     enum { N = sizeof subjects / sizeof *subjects, CODECS = sizeof codecs / sizeof *codecs };
     struct layer layers[CODECS];
     struct member members[THREADS_MAX];
@@ -392,19 +461,24 @@ static void measure(size_t positions, uint32_t n_threads, uint32_t n_rounds)
             floor_ms[s][r] = pass(members, n_threads, l, subjects[s].density, true);
             ratio[s][r] = ms[0][r] / ms[s][r];
         }
+    if (table)
+        printf(
+            "Decode attention over %zu positions, %u threads, processor time:\n\n"
+            "| codec | variant | bytes | decode, us a block and KV head | times bf16's speed | GB/s of coded bytes | "
+            "sealing, us a block and KV head |\n| --- | --- | --- | --- | --- | --- | --- |\n",
+            positions, n_threads);
     for (int s = 0; s < N; s++) {
         const struct layer *l = &layers[subjects[s].codec];
         const double took = median(ms[s], n_rounds), floor_took = median(floor_ms[s], n_rounds);
-        printf(
-            "%7zu positions, %u threads: %-13s %-6s %-12s %7.2f ms a layer (floor %6.2f), %5.1f GB/s, a block %.3f of "
-            "bf16: %.2f times as fast; sealing %6.1f us\n",
-            positions, n_threads, l->codec, l->variant, subjects[s].density ? "quest, 10 %" : "", took, floor_took,
-            subjects[s].density ? 0.0 : (double)(l->n_blocks * KV_HEADS * 2 * l->part) / took / 1e6,
-            (double)l->part / (double)layers[0].part, median(ratio[s], n_rounds), l->seal_us);
+        print(l,
+              &(struct figure){ positions, n_threads, subjects[s].density, took, floor_took,
+                                (double)l->part / (double)layers[0].part, median(ratio[s], n_rounds) },
+              table);
     }
     for (int c = 0; c < CODECS; c++) {
         free(layers[c].blocks);
         free(layers[c].book);
+        forget(&layers[c]);
     }
     free(sketches.data);
     free(sketches.of);
@@ -415,14 +489,15 @@ int main(int argc, char **argv)
 {
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
     uint32_t threads = cores > 1 ? (uint32_t)cores : 1, rounds = 9, positions = 0;
-    for (int i = 1; i + 1 < argc; i += 2) {
+    const bool table = argc % 2 == 0 && !strcmp(argv[1], "--table");
+    for (int i = table ? 2 : 1; i < argc; i += 2) {
         uint32_t *to = !strcmp(argv[i], "--threads")     ? &threads
                        : !strcmp(argv[i], "--rounds")    ? &rounds
                        : !strcmp(argv[i], "--positions") ? &positions
                                                          : NULL;
-        const long value = strtol(argv[i + 1], NULL, 10);
+        const long value = i + 1 < argc ? strtol(argv[i + 1], NULL, 10) : 0;
         if (!to || value < 1 || value > 1 << 24) {
-            fprintf(stderr, "usage: kv_codecs [--threads N] [--rounds N] [--positions N]\n");
+            fprintf(stderr, "usage: kv_codecs [--table] [--threads N] [--rounds N] [--positions N]\n");
             return 2;
         }
         *to = (uint32_t)value;
@@ -430,12 +505,12 @@ int main(int argc, char **argv)
     threads = threads < THREADS_MAX ? threads : THREADS_MAX;
     rounds = rounds < ROUNDS_MAX ? rounds : ROUNDS_MAX;
     cpu_caps();
-    if (positions) {
-        measure((positions + 255) / 256 * 256, threads, rounds);
+    if (positions || table) {
+        measure(positions ? (positions + 255) / 256 * 256 : 16384, threads, rounds, table);
         return 0;
     }
-    measure(16384, threads, rounds);
-    measure(32768, threads, rounds);
-    measure(131072, threads, rounds);
+    measure(16384, threads, rounds, false);
+    measure(32768, threads, rounds, false);
+    measure(131072, threads, rounds, false);
     return 0;
 }

@@ -250,7 +250,7 @@ struct attn_impl {
     float rtol; /* ||do|| / ||o|| against _c on the same stored block */
     /*
      * Coded blocks (the codec's open form is another; store is NULL): writes the codec's form of a full open block's keys and values, every byte
-     * of it. The same bits in every variant. false: not finite, or more than its room holds (kv_expand.h: bf16-lossless); nothing may be read of it.
+     * of it. The same bits in every variant. false: not finite; nothing may be read of it. Parts may be spilled (kernels/kv_spill.h).
      */
     bool (*seal)(const struct attn_shape *shape, const void *k_open, const void *v_open, void *k_part, void *v_part);
     /*

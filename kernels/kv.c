@@ -6,6 +6,7 @@
 #include "kernels/cpu/kv_cq.h"
 #include "kernels/cpu/kv_expand.h"
 #include "kernels/cpu/x86/kv_variants.h"
+#include "kernels/kv_spill.h"
 
 /* fp8 has one power of two a block, kivi scales of 32 positions, bf16-lossless one list of escapes a block; a token by itself is read of the others. */
 const struct kv_codec_info kv_codecs[KV_CODECS] = {
@@ -16,7 +17,7 @@ const struct kv_codec_info kv_codecs[KV_CODECS] = {
     [KV_FP8] = { "fp8", 8, KV_BF16, KV_BLOCK, NULL },
     [KV_KIVI4] = { "kivi4", 9, KV_BF16, KIVI_GROUP, NULL },
     [KV_KIVI2] = { "kivi2", 10, KV_BF16, KIVI_GROUP, NULL },
-    [KV_BF16_LOSSLESS] = { "bf16-lossless", 18, KV_BF16, KV_BLOCK, NULL },
+    [KV_BF16_LOSSLESS] = { "bf16-lossless", 24, KV_BF16, KV_BLOCK, NULL },
     [KV_CQ_2B] = { "cq-2b", 20, KV_BF16, 1, &kv_calibrated_cq },
     [KV_CQ_1B] = { "cq-1b", 21, KV_BF16, 1, &kv_calibrated_cq },
 };
@@ -46,6 +47,11 @@ enum status kv_codec_find(const char *name, bool float32, enum kv_codec *codec_o
                          "kv-codec %s with precision float32: the float32 reference has nothing lossy in it", name);
     *codec_out = float32 ? KV_F32 : codec;
     return ST_OK;
+}
+
+struct kv_spill kv_spill_of(const struct attn_shape *shape)
+{
+    return shape->codec == KV_BF16_LOSSLESS ? kv_spill_lossless(shape) : (struct kv_spill){ 0 };
 }
 
 /* A codec is what seals and, if it rotates, turns outputs; a variant, what packs queries and reads blocks. All variants of a codec are found together. */

@@ -69,15 +69,17 @@ void *kv_pool_part(const struct kv_pool *pool, uint32_t slot, uint32_t layer, ui
 
 /*
  * Wire form: a header (magic, layout version, handle, position of its first row / 64, content id, payload bytes, checksum64 a layer, checksum64 of the
- * header itself), then the payload.
- * kv_pool_export: header into header_out (kv_header_bytes), parts_out[2]: header and payload in place (pin the slot until they are sent). Checksums are
- * computed once a sealed block and kept (until kv_pool_open names it: who opens a block may write it). ST_NOT_FOUND.
+ * header itself), then the payload, then what its marked parts spill, part behind part (it counts as payload, and as its layer's).
+ * kv_pool_export: header into header_out (kv_header_bytes), parts_out: header, payload in place, and what spilled (may be empty: iov_len 0); pin the slot until
+ * they are sent. Checksums are computed once a sealed block and kept (until kv_pool_open names it: who opens a block may write it). ST_NOT_FOUND, ST_NO_MEMORY,
+ * ST_BUSY (other parts spilled when a copy left that still travels).
  * kv_pool_import: checks everything (ST_CORRUPT names the layer), then takes a slot; ST_EXISTS (kept as it is, the bytes compare equal by checksum;
  * if they do not, ST_CORRUPT), ST_BUSY. position_out: the block's number in its sequence.
  */
+enum { KV_WIRE_PARTS = 3 };
 size_t kv_header_bytes(const struct kv_layout *layout);
 enum status kv_pool_export(struct kv_pool *pool, kv_handle handle, uint32_t position, const struct digest *id,
-                           void *header_out, struct iovec parts_out[2]);
+                           void *header_out, struct iovec parts_out[KV_WIRE_PARTS]);
 enum status kv_pool_import(struct kv_pool *pool, const uint8_t *data, size_t bytes, kv_handle *handle_out,
                            uint32_t *position_out, struct digest *id_out, struct error *err);
 
@@ -95,11 +97,24 @@ void kv_pool_rows_drop(struct kv_pool *pool, uint32_t slot);
 /* keys at the pointer, values part_bytes (of open rows) behind. */
 void *kv_pool_rows_part(const struct kv_pool *pool, uint32_t place, uint32_t layer, uint32_t kv_head);
 
+/*
+ * Spilled parts (kvstore/spill.c): parts have one size, and where a codec can not make every part fit, the rest of those that do not lies apart, part_bytes each
+ * (kernels/kv_spill.h). Memory is taken page by page where something spills, on top of the pool's, and given back with the block's slot.
+ * kv_pool_spill_new: once, before any other call, in memory of the processor's only. mark: the byte of a part that is not 0 if it is spilled.
+ */
+enum status kv_pool_spill_new(struct kv_pool *pool, size_t part_bytes, size_t mark, struct error *err);
+/* What spilled from a slot's keys, if they are marked; from the values: part_bytes behind. */
+const void *kv_pool_spill(const struct kv_pool *pool, uint32_t slot, uint32_t layer, uint32_t kv_head);
+/* The same, to be written. Any thread. */
+void *kv_pool_spill_take(struct kv_pool *pool, uint32_t slot, uint32_t layer, uint32_t kv_head);
+
 struct kv_pool_stats {
     uint32_t n_blocks, used, pinned;
     size_t block_bytes;
-    uint32_t n_rows;   /* places for open rows */
-    size_t rows_bytes; /* of one */
+    uint32_t n_spilled; /* blocks of which parts did not fit */
+    size_t spill_bytes; /* of one, at most */
+    uint32_t n_rows;    /* places for open rows */
+    size_t rows_bytes;  /* of one */
 };
 void kv_pool_stats(const struct kv_pool *pool, struct kv_pool_stats *stats_out);
 /*

@@ -123,6 +123,7 @@ void kv_pool_free(struct kv_pool *pool)
     free(pool->layer);
     kv_memory_unmap(&pool->memory);
     kv_rows_deinit(&pool->rows);
+    kv_spills_deinit(&pool->spills);
     free(pool->slots);
     free(pool->sums);
     free(pool->free_slots);
@@ -203,6 +204,7 @@ static void slot_release(struct kv_pool *pool, uint32_t slot)
     free(pool->slots[slot].copy);
     pool->slots[slot].copy = NULL;
     pool->slots[slot].dropped = false;
+    kv_spills_release(pool, slot);
     pool->free_slots[pool->n_free++] = slot;
     atomic_fetch_sub_explicit(&pool->used, 1, memory_order_relaxed);
 }
@@ -282,7 +284,7 @@ const uint64_t *kv_pool_sums(struct kv_pool *pool, uint32_t slot)
             const uint8_t *layer = layer_at(pool, slot, l);
             if (!layer)
                 return NULL;
-            sums[l] = checksum64(layer, pool->layer_bytes);
+            sums[l] = kv_spills_sum(pool, slot, l, checksum64(layer, pool->layer_bytes));
         }
         pool->slots[slot].summed = true;
     }
@@ -298,6 +300,8 @@ void kv_pool_stats(const struct kv_pool *pool, struct kv_pool_stats *stats_out)
         .block_bytes = pool->block_bytes,
         .n_rows = pool->rows.n,
         .rows_bytes = pool->rows.block_bytes,
+        .n_spilled = atomic_load_explicit(&pool->spills.n_spilled, memory_order_relaxed),
+        .spill_bytes = pool->spills.block_bytes,
     };
 }
 

@@ -16,8 +16,9 @@ struct kv_pool_slot {
     bool named;   /* position and id are its name */
     uint32_t position;
     struct digest id;
-    uint32_t rows; /* place of its open rows + 1; 0: none */
-    uint8_t *copy; /* of its payload, for a transfer from memory that is not the processor's */
+    uint32_t rows;     /* place of its open rows + 1; 0: none */
+    uint8_t *copy;     /* for a transfer: of a payload in memory that is not the processor's; or of what spilled */
+    size_t copy_bytes; /* of what spilled */
 };
 
 /* Memory that is touched as it is used, from a huge page's border on. */
@@ -39,6 +40,15 @@ struct kv_rows {
     bool *dirty;    /* its memory has been written since it was mapped */
 };
 
+/* What spills from parts: an area as the payloads', of other parts. */
+struct kv_spills {
+    struct kv_memory memory;
+    size_t part_bytes, layer_bytes, block_bytes; /* part_bytes 0: every part fits */
+    size_t mark;
+    atomic_uchar *spilled; /* [n_blocks] has any of it been written since it was mapped? */
+    atomic_uint n_spilled;
+};
+
 struct kv_pool {
     struct kv_layout layout;
     const struct kv_memory_ops *ops; /* NULL: the processor's memory */
@@ -47,6 +57,7 @@ struct kv_pool {
     size_t part_bytes, layer_bytes, block_bytes;
     struct kv_memory memory; /* n_blocks * block_bytes */
     struct kv_rows rows;     /* n 0: blocks are open in their sealed form */
+    struct kv_spills spills;
     struct kv_pool_slot *slots;
     uint64_t *sums;  /* [n_blocks][n_layers] */
     uint32_t *table; /* handle -> slot: open addressing, slot + 1, 0 is empty */
@@ -65,5 +76,19 @@ void kv_rows_deinit(struct kv_rows *rows);
 uint8_t *kv_pool_copy(struct kv_pool *pool, uint32_t slot);
 /* The checksums of a slot's layers, computed if they are not kept. NULL: the payload can not be read (with ops only). */
 const uint64_t *kv_pool_sums(struct kv_pool *pool, uint32_t slot);
+
+/* kvstore/spill.c */
+void kv_spills_deinit(struct kv_spills *spills);
+/* The slot is free: its memory is given back. */
+void kv_spills_release(struct kv_pool *pool, uint32_t slot);
+/* Is a part of a layer spilled? layer: layer_bytes of a payload; part: keys and values by head. */
+bool kv_spills_marked(const struct kv_pool *pool, const uint8_t *layer, uint32_t part);
+/* A layer's checksum, when `sum` is its payload's; and with one spilled part more. */
+uint64_t kv_spills_sum(const struct kv_pool *pool, uint32_t slot, uint32_t layer, uint64_t sum);
+uint64_t kv_spills_sum_next(uint64_t sum, const uint8_t *part, size_t bytes);
+/* What spilled from a slot, part behind part, in the slot's copy; empty if nothing did. ST_NO_MEMORY. */
+enum status kv_spills_copy(struct kv_pool *pool, uint32_t slot, struct iovec *copy_out);
+/* The same back again, for a payload that is there. */
+void kv_spills_put(struct kv_pool *pool, uint32_t slot, const uint8_t *spilled);
 
 #endif

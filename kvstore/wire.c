@@ -29,7 +29,7 @@ static void put(struct writer *w, const void *data, size_t bytes)
 }
 
 enum status kv_pool_export(struct kv_pool *pool, kv_handle handle, uint32_t position, const struct digest *id,
-                           void *header_out, struct iovec parts_out[2])
+                           void *header_out, struct iovec parts_out[KV_WIRE_PARTS])
 {
     const uint32_t slot = kv_pool_find(pool, handle);
     if (slot == UINT32_MAX)
@@ -39,8 +39,11 @@ enum status kv_pool_export(struct kv_pool *pool, kv_handle handle, uint32_t posi
     uint8_t *payload = pool->ops ? kv_pool_copy(pool, slot) : kv_pool_payload(pool, slot);
     if (!sums || !payload)
         return ST_IO;
+    const enum status st = kv_spills_copy(pool, slot, &parts_out[2]);
+    if (st)
+        return st;
     const uint32_t magic = KV_MAGIC;
-    const uint64_t payload_bytes = pool->block_bytes;
+    const uint64_t payload_bytes = pool->block_bytes + parts_out[2].iov_len;
     struct writer w = { header_out };
     put(&w, &magic, 4);
     put(&w, &pool->layout.version, 4);
@@ -93,7 +96,9 @@ static enum status header_read(const struct kv_pool *pool, const uint8_t *data, 
         return error_set(err, ST_CORRUPT, "kv block: handle 0");
     if (h->position >= PLAN_POSITIONS_MAX / PLAN_BLOCK)
         return error_set(err, ST_CORRUPT, "kv block %" PRIx64 ": position %u", h->handle, h->position);
-    if (h->payload_bytes != pool->block_bytes || bytes - header_bytes != pool->block_bytes)
+    const bool exact = !pool->spills.part_bytes;
+    if (h->payload_bytes != bytes - header_bytes || h->payload_bytes < pool->block_bytes ||
+        (exact && h->payload_bytes > pool->block_bytes))
         return error_set(err, ST_CORRUPT, "kv block %" PRIx64 ": payload of %" PRIu64 " bytes, %zu came, %zu wanted",
                          h->handle, h->payload_bytes, bytes - header_bytes, pool->block_bytes);
     return ST_OK;
@@ -106,13 +111,37 @@ static uint64_t sum_at(const struct block_header *h, uint32_t layer)
     return sum;
 }
 
+/* A layer's spilled parts, which follow the payload one behind the other, are added to its checksum. false: more are marked than came. */
+static bool spilled_sum(const struct kv_pool *pool, const uint8_t *layer, struct reader *spilled, uint64_t *sum)
+{
+    const size_t bytes = pool->spills.part_bytes;
+    for (uint32_t p = 0; bytes && p < 2 * pool->layout.n_kv_heads; p++) {
+        if (!kv_spills_marked(pool, layer, p))
+            continue;
+        const uint8_t *part = reader_take(spilled, bytes);
+        if (!part)
+            return false;
+        *sum = kv_spills_sum_next(*sum, part, bytes);
+    }
+    return true;
+}
+
 static enum status payload_check(const struct kv_pool *pool, const struct block_header *h, const uint8_t *payload,
                                  struct error *err)
 {
+    struct reader spilled = reader_of(payload + pool->block_bytes, h->payload_bytes - pool->block_bytes);
     for (uint32_t l = 0; l < h->n_layers; l++) {
-        if (checksum64(payload + l * pool->layer_bytes, pool->layer_bytes) != sum_at(h, l))
+        const uint8_t *layer = payload + l * pool->layer_bytes;
+        uint64_t sum = checksum64(layer, pool->layer_bytes);
+        if (!spilled_sum(pool, layer, &spilled, &sum))
+            return error_set(err, ST_CORRUPT, "kv block %" PRIx64 ": more parts of layer %u are spilled than came",
+                             h->handle, l);
+        if (sum != sum_at(h, l))
             return error_set(err, ST_CORRUPT, "kv block %" PRIx64 ": checksum of layer %u", h->handle, l);
     }
+    if (reader_left(&spilled))
+        return error_set(err, ST_CORRUPT, "kv block %" PRIx64 ": %zu bytes behind its last part", h->handle,
+                         reader_left(&spilled));
     return ST_OK;
 }
 
@@ -152,6 +181,7 @@ enum status kv_pool_import(struct kv_pool *pool, const uint8_t *data, size_t byt
             return error_set(err, st, "kv block %" PRIx64 ": the pool of %u blocks is full", h.handle, pool->n_blocks);
         if (!pool->ops) {
             memcpy(kv_pool_payload(pool, slot), payload, pool->block_bytes);
+            kv_spills_put(pool, slot, payload + pool->block_bytes);
         } else if (!pool->ops->write(kv_pool_payload(pool, slot), payload, pool->block_bytes)) {
             kv_pool_drop(pool, h.handle);
             return error_set(err, ST_IO, "kv block %" PRIx64 ": can not be written", h.handle);

@@ -14,6 +14,7 @@
 #include "common/error.h"
 #include "common/hash.h"
 #include "kernels/kernels.h"
+#include "kernels/kv_spill.h"
 #include "kvstore/kvstore.h"
 #include "model/model.h"
 #include "proto/plan.h"
@@ -140,6 +141,8 @@ struct backend_ops {
     uint64_t (*weight_bytes)(const struct backend *b);
     /* Payload of a block, in this backend's codec. */
     void (*kv_layout)(const struct backend *b, struct kv_layout *layout_out);
+    /* What its parts may lack; NULL: nothing. */
+    struct kv_spill (*kv_spill)(const struct backend *b);
     /* Bytes of a part of an open block; 0: blocks are open in place. */
     size_t (*open_part_bytes)(const struct backend *b);
     const struct kv_memory_ops *kv_memory; /* where the pool's payloads lie; NULL: where the processor has them */

@@ -62,7 +62,8 @@ static void copy_run(struct worker *w, const struct control_copy *copy)
 {
     const size_t header = kv_header_bytes(&w->layout), sketch = sketch_wire_bytes(&w->select.store);
     struct outgoing *out = malloc(sizeof *out + header + sketch);
-    struct iovec parts[3];
+    struct iovec parts[KV_WIRE_PARTS + 1];
+    size_t n_parts = KV_WIRE_PARTS;
     struct digest id;
     memcpy(id.byte, copy->id, sizeof id.byte);
     if (!out)
@@ -76,8 +77,11 @@ static void copy_run(struct worker *w, const struct control_copy *copy)
         return;
     }
     kv_pool_pin(w->pool, out->slot);
-    parts[2] = (struct iovec){ out->header + header, sketch };
-    if (w->config.exchange_ops->send_block(w->exchange, copy->destination, parts, sketch ? 3 : 2, on_sent, out))
+    if (!parts[n_parts - 1].iov_len) /* nothing was spilled */
+        n_parts--;
+    if (sketch)
+        parts[n_parts++] = (struct iovec){ out->header + header, sketch };
+    if (w->config.exchange_ops->send_block(w->exchange, copy->destination, parts, n_parts, on_sent, out))
         on_sent(out, ST_PEER);
 }
 
@@ -204,11 +208,19 @@ enum status worker_post(struct worker *w, struct control_message *message)
 
 /* ---- life ---- */
 
+/* Of a block's payload on its way, at most. */
 static size_t pool_block_bytes(const struct worker *w)
 {
     struct kv_pool_stats pool;
     kv_pool_stats(w->pool, &pool);
-    return pool.block_bytes;
+    return pool.block_bytes + pool.spill_bytes;
+}
+
+/* Addresses for what the backend's codec can not make fit, if there is such. */
+static enum status spill_open(struct worker *w, struct error *err)
+{
+    const struct kv_spill spill = w->ops->kv_spill ? w->ops->kv_spill(w->backend) : (struct kv_spill){ 0 };
+    return spill.bytes ? kv_pool_spill_new(w->pool, spill.bytes, spill.mark, err) : ST_OK;
 }
 
 uint64_t worker_open_blocks(uint64_t kv_bytes, uint64_t open_bytes)
@@ -237,7 +249,9 @@ static enum status pool_open(struct worker *w, struct error *err)
             err, ST_INVALID,
             "kv-bytes %llu: blocks of this model take %zu bytes, at least 2 are needed, and %zu for open ones",
             (unsigned long long)c->kv_bytes, block_bytes, (size_t)n_open * open_bytes);
-    const enum status st = kv_pool_new_in(&w->layout, (uint32_t)n_blocks, w->ops->kv_memory, &w->pool, err);
+    enum status st = kv_pool_new_in(&w->layout, (uint32_t)n_blocks, w->ops->kv_memory, &w->pool, err);
+    if (!st)
+        st = spill_open(w, err);
     return st ? st : open_blocks_init(&w->open, w->pool, open.part_bytes, (uint32_t)n_open, err);
 }
 

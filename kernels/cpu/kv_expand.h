@@ -9,11 +9,13 @@
  *                j + 16p; then scale f16 [D][2], least f16 [D][2], of a run's even and odd elements: x = scale c + least
  *   bf16-lossless  u8 [64 D]: sign << 7 | mantissa; then the exponent's class in runs of 64 elements, u8 [D][32], low half element j, high half j + 32; then
  *                u8 [16]: class c's exponent, 0 .. 14, and a zero; then escapes: the exponents of the elements of class 15, one byte each in the order of
- *                elements, zeros behind
+ *                elements, zeros behind. A part with more of them than there is room for is spilled (kernels/kv_spill.h): the first 96 D bytes of the open part, zeros
+ *                but for a 1 instead of the zero behind the exponents, and 32 D bytes elsewhere
  * The pairs of a run are 32 positions of two channels in keys, 32 channels of two positions in values.
  */
 
 #include "kernels/cpu/kv.h"
+#include "kernels/kv_spill.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -60,7 +62,8 @@ static inline struct kv_lossless_planes kv_lossless_planes(const struct attn_sha
 
 bool kv_accepts_lossless(const struct attn_shape *shape);
 size_t kv_part_bytes_lossless(const struct attn_shape *shape);
-/* Every finite bf16 is itself again. false: one is not finite, or more elements than there is room for have none of the 15 commonest exponents. */
+struct kv_spill kv_spill_lossless(const struct attn_shape *shape);
+/* Every bf16 is itself again, whatever it stands for. Never false: a part is spilled if more elements than there is room for have none of its 15 exponents. */
 bool kv_seal_lossless(const struct attn_shape *shape, const void *k_open, const void *v_open, void *k_part,
                       void *v_part);
 void kv_expand_lossless(const struct attn_shape *shape, const void *part_bytes, const void *next_part, void *open_out);

@@ -1,6 +1,6 @@
 /*
  * bf16-lossless: sign and mantissa as they are, exponents as classes of four bits, the 15 commonest of a part; the others are escapes, a byte each in a list
- * of fixed room. After the fixed-rate weight formats (ZipServ, arXiv:2603.17435; model/lossless.h): 12 bits a number and the room, wherever it lies.
+ * of fixed room. What does not fit is spilled: no code of 12 bits takes any 16. After the fixed-rate weight formats (ZipServ, arXiv:2603.17435; model/lossless.h): 12 bits a number and the room, wherever it lies.
  */
 #include <string.h>
 
@@ -60,7 +60,14 @@ static uint32_t choose(const uint32_t *n_of, uint32_t n, uint8_t table_out[LOSSL
     return escapes;
 }
 
-static bool seal_part(const struct attn_shape *shape, const uint16_t *open, uint8_t *part)
+struct kv_spill kv_spill_lossless(const struct attn_shape *shape)
+{
+    const struct kv_lossless_planes planes = kv_lossless_planes(shape);
+    return (struct kv_spill){ (size_t)KV_BLOCK * shape->head_dim * sizeof(uint16_t) - planes.table,
+                              planes.table + LOSSLESS_ESCAPE };
+}
+
+static void seal_part(const struct attn_shape *shape, const uint16_t *open, uint8_t *part)
 {
     const struct kv_lossless_planes planes = kv_lossless_planes(shape);
     const uint32_t n = KV_BLOCK * shape->head_dim;
@@ -69,9 +76,11 @@ static bool seal_part(const struct attn_shape *shape, const uint16_t *open, uint
     memset(part + planes.table, 0, LOSSLESS_TABLE + planes.room);
     count(open, n, n_of);
     const uint32_t escapes = choose(n_of, n, part + planes.table, class_of);
-    if (n_of[EXPONENTS - 1] || escapes > planes.room) {
-        memset(part, 0, planes.escapes);
-        return false;
+    if (escapes > planes.room) {
+        memcpy(part, open, planes.table);
+        memset(part + planes.table, 0, LOSSLESS_TABLE);
+        part[planes.table + LOSSLESS_ESCAPE] = 1;
+        return;
     }
     for (uint32_t i = 0; i < n; i++)
         part[i] = (uint8_t)((open[i] >> 8 & 0x80) | (open[i] & 0x7F));
@@ -82,14 +91,14 @@ static bool seal_part(const struct attn_shape *shape, const uint16_t *open, uint
     for (uint32_t i = 0; escapes && i < n; i++)
         if (class_of[exponent_of(open[i])] == LOSSLESS_ESCAPE)
             *escape++ = (uint8_t)exponent_of(open[i]);
-    return true;
 }
 
 bool kv_seal_lossless(const struct attn_shape *shape, const void *k_open, const void *v_open, void *k_part,
                       void *v_part)
 {
-    const bool keys = seal_part(shape, k_open, k_part);
-    return seal_part(shape, v_open, v_part) && keys;
+    seal_part(shape, k_open, k_part);
+    seal_part(shape, v_open, v_part);
+    return true;
 }
 
 void kv_expand_lossless(const struct attn_shape *shape, const void *part_bytes, const void *next_part, void *open_out)

@@ -1,22 +1,30 @@
-/* kv_pool_import: a block from a peer. */
+/* kv_pool_import: a block from a peer, into a pool whose parts may be spilled, or one whose parts all fit. */
 /* fuzz-libs: longspan_kvstore */
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/rng.h"
 #include "kvstore/kvstore.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
 static const struct kv_layout layout = { 2, 1, 64, 5 };
+enum { SPILL = 64, MARK = 63 };
 
 /* Most mutations die at a checksum: with bit 0 of the first byte set, the sums are put right first, so that what lies behind is reached. */
-static void repair(uint8_t *wire, size_t bytes)
+static void repair(uint8_t *wire, size_t bytes, bool spills)
 {
     const size_t header = kv_header_bytes(&layout);
-    if (bytes < header)
+    size_t spilled = header + layout.n_layers * 128;
+    if (bytes < spilled)
         return;
     for (size_t l = 0; l < layout.n_layers && bytes - header >= (l + 1) * 128; l++) {
-        const uint64_t sum = checksum64(wire + header + l * 128, 128);
+        uint64_t sum = checksum64(wire + header + l * 128, 128);
+        for (uint32_t p = 0; p < 2 && spills; p++)
+            if (wire[header + l * 128 + p * 64 + MARK] && bytes - spilled >= SPILL) {
+                sum = mix64(sum ^ checksum64(wire + spilled, SPILL));
+                spilled += SPILL;
+            }
         memcpy(wire + 48 + 8 * l, &sum, 8);
     }
     const uint64_t own = checksum64(wire, header - 8);
@@ -25,15 +33,18 @@ static void repair(uint8_t *wire, size_t bytes)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
-    static struct kv_pool *pool;
-    if (!pool && kv_pool_new(&layout, 2, &pool, NULL))
+    static struct kv_pool *pools[2];
+    if (!pools[0] && (kv_pool_new(&layout, 2, &pools[0], NULL) || kv_pool_new(&layout, 2, &pools[1], NULL) ||
+                      kv_pool_spill_new(pools[1], SPILL, MARK, NULL)))
         abort();
     if (!bytes)
         return 0;
+    const bool spills = data[0] & 2;
+    struct kv_pool *pool = pools[spills];
     uint8_t *wire = malloc(bytes);
     memcpy(wire, data + 1, bytes - 1);
     if (data[0] & 1)
-        repair(wire, bytes - 1);
+        repair(wire, bytes - 1, spills);
     for (int turn = 0; turn < 2; turn++) {
         kv_handle handle = 0;
         uint32_t position;

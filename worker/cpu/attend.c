@@ -197,19 +197,33 @@ uint32_t cpu_unit_vectors(const struct backend *b, const struct cpu_unit *u, uin
     return left < ATTN_ROWS ? left : ATTN_ROWS;
 }
 
-/* The block's keys and values as they were before sealing, unless they are there from the tile before. */
-static void expand(const struct backend *b, struct cpu_expanded *e, const struct cpu_part_id *id, const uint8_t *part,
-                   const uint8_t *next_part)
+/* spilled: what is not in the part, if it is marked */
+static void expand_part(const struct backend *b, const struct attn_shape *shape, const uint8_t *part,
+                        const uint8_t *next_part, const uint8_t *spilled, uint8_t *open_out)
 {
+    if (!kv_spilled(&b->spill, part)) {
+        b->coded->expand(shape, part, next_part, open_out);
+        return;
+    }
+    const size_t kept = b->open_part_bytes - b->spill.bytes;
+    memcpy(open_out, part, kept);
+    memcpy(open_out + kept, spilled, b->spill.bytes);
+}
+
+/* The block's keys and values as they were before sealing, unless they are there from the tile before. */
+static void expand(const struct backend *b, struct cpu_expanded *e, const struct cpu_part_id *id, uint32_t slot,
+                   const uint8_t *part, const uint8_t *next_part)
+{
+    const uint8_t *spilled = b->spill.bytes ? kv_pool_spill(b->input->pool, slot, id->layer, id->head) : NULL;
     struct attn_shape shape = b->coded_shape;
     struct cpu_book book;
     if (e->part == part)
         return;
     shape.books = cpu_book_of(b, id, &book);
-    b->coded->expand(&shape, part, next_part, e->data);
+    expand_part(b, &shape, part, next_part, spilled, e->data);
     shape.books = shape.books ? shape.books + 1 : NULL;
-    b->coded->expand(&shape, part + b->part_bytes, next_part ? next_part + b->part_bytes : NULL,
-                     e->data + b->open_part_bytes);
+    expand_part(b, &shape, part + b->part_bytes, next_part ? next_part + b->part_bytes : NULL,
+                spilled ? spilled + b->spill.bytes : NULL, e->data + b->open_part_bytes);
     e->part = part;
 }
 
@@ -223,7 +237,7 @@ void cpu_attend_block(struct backend *b, const struct cpu_member *m, const struc
     const uint8_t *next_part = next == UINT32_MAX ? NULL : kv_pool_part(b->input->pool, next, layer, u->head);
     const uint8_t *values = part + b->part_bytes;
     if (m->expanded) {
-        expand(b, m->expanded, &id, part, next_part);
+        expand(b, m->expanded, &id, a->code.v[at], part, next_part);
         part = m->expanded->data;
         values = part + b->open_part_bytes;
         next_part = NULL;

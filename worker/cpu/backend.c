@@ -159,6 +159,7 @@ static enum status attention_find(struct backend *b, struct error *err)
     b->attn = b->coded->expand ? b->open : b->coded;
     b->attn_shape = b->coded->expand ? b->open_shape : b->coded_shape;
     b->part_bytes = b->coded->part_bytes(&b->coded_shape);
+    b->spill = kv_spill_of(&b->coded_shape);
     b->open_part_bytes = b->open->part_bytes(&b->open_shape);
     b->q_tile_bytes = (b->attn->q_tile_bytes(&b->attn_shape) + 63) / 64 * 64;
     b->open_q_tile_bytes = (b->open->q_tile_bytes(&b->open_shape) + 63) / 64 * 64;
@@ -254,6 +255,11 @@ static void cpu_kv_layout(const struct backend *b, struct kv_layout *layout_out)
         .part_bytes = b->part_bytes,
         .version = kv_codecs[b->codec].version,
     };
+}
+
+static struct kv_spill cpu_kv_spill(const struct backend *b)
+{
+    return b->spill;
 }
 
 static size_t cpu_open_part_bytes(const struct backend *b)
@@ -492,6 +498,7 @@ const struct backend_ops backend_cpu = {
     .fingerprint = cpu_fingerprint,
     .weight_bytes = cpu_weight_bytes,
     .kv_layout = cpu_kv_layout,
+    .kv_spill = cpu_kv_spill,
     .open_part_bytes = cpu_open_part_bytes,
     .leaf_blocks = CPU_LEAF_BLOCKS,
     .begin = cpu_begin,

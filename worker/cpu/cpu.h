@@ -127,6 +127,7 @@ struct backend {
     const struct attn_impl *attn, *open; /* what attends sealed (expanded) and open blocks */
     struct attn_shape coded_shape, attn_shape, open_shape;
     bool in_place; /* blocks are open in place */
+    struct kv_spill spill;
     size_t part_bytes, q_tile_bytes, partial_floats;
     size_t open_part_bytes, open_q_tile_bytes;
     uint8_t *scratch; /* open blocks of one layer: [rows_max / KV_BLOCK][n_kv_heads][keys, values]; NULL: none */

@@ -1,3 +1,5 @@
+#include <string.h>
+
 #include "worker/cpu/cpu.h"
 
 uint8_t *cpu_open_part(const struct backend *b, uint32_t slot, uint32_t open, uint32_t layer, uint32_t head)
@@ -7,6 +9,24 @@ uint8_t *cpu_open_part(const struct backend *b, uint32_t slot, uint32_t open, ui
     if (open < STEP_SCRATCH)
         return kv_pool_rows_part(b->input->pool, open, layer, head);
     return b->scratch + ((size_t)(open - STEP_SCRATCH) * b->config->n_kv_heads + head) * 2 * b->open_part_bytes;
+}
+
+/* What a part has no room for; at: where it goes. */
+static void keep(const struct backend *b, const uint8_t *open, const uint8_t *part, uint8_t *at)
+{
+    if (kv_spilled(&b->spill, part))
+        memcpy(at, open + b->open_part_bytes - b->spill.bytes, b->spill.bytes);
+}
+
+static void keep_spilled(struct backend *b, const struct step_seal *s, uint32_t layer, uint32_t head,
+                         const uint8_t *open)
+{
+    const uint8_t *part = kv_pool_part(b->input->pool, s->slot, layer, head);
+    if (!kv_spilled(&b->spill, part) && !kv_spilled(&b->spill, part + b->part_bytes))
+        return;
+    uint8_t *at = kv_pool_spill_take(b->input->pool, s->slot, layer, head);
+    keep(b, open, part, at);
+    keep(b, open + b->open_part_bytes, part + b->part_bytes, at + b->spill.bytes);
 }
 
 void cpu_seal(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_members)
@@ -24,5 +44,6 @@ void cpu_seal(struct backend *b, struct cpu_op *op, uint32_t member, uint32_t n_
         shape.books = cpu_book_of(b, &id, &book);
         if (!b->coded->seal(&shape, open, open + b->open_part_bytes, part, part + b->part_bytes))
             cpu_fail(b, ST_CORRUPT, UINT16_MAX);
+        keep_spilled(b, s, op->layer, i % n_kv_heads, open);
     }
 }

@@ -75,7 +75,7 @@ static void blocks_travel(void **state)
     struct error err = { 0 };
     struct digest id = { { 1, 2, 3 } }, got_id;
     uint8_t payload[BYTES], message[4096];
-    struct iovec parts[2];
+    struct iovec parts[KV_WIRE_PARTS];
     kv_handle handle;
     uint32_t slot, position;
     assert_int_equal(kv_pool_new_in(&layout, BLOCKS, &memory, &from, &err), ST_OK);
@@ -121,7 +121,7 @@ static void memory_that_fails_is_said(void **state)
     struct error err = { 0 };
     struct digest id = { { 0 } }, got_id;
     uint8_t message[4096];
-    struct iovec parts[2];
+    struct iovec parts[KV_WIRE_PARTS];
     kv_handle handle;
     uint32_t slot, position;
     assert_int_equal(kv_pool_new_in(&layout, BLOCKS, &memory, &from, &err), ST_OK);

@@ -23,7 +23,7 @@ static void export_to(struct kv_pool *pool, kv_handle handle, uint32_t position,
                       uint8_t **wire_out, size_t *bytes_out)
 {
     uint8_t *header = malloc(kv_header_bytes(&layout));
-    struct iovec parts[2];
+    struct iovec parts[KV_WIRE_PARTS];
     assert_int_equal(kv_pool_export(pool, handle, position, id, header, parts), ST_OK);
     *bytes_out = parts[0].iov_len + parts[1].iov_len;
     *wire_out = malloc(*bytes_out);
@@ -92,7 +92,7 @@ static void test_round_trip(void **state)
     assert_int_equal(bytes, f->bytes);
     assert_memory_equal(again, f->wire, bytes);
     free(again);
-    struct iovec parts[2];
+    struct iovec parts[KV_WIRE_PARTS];
     uint8_t header[256];
     assert_int_equal(kv_pool_export(f->to, 78, 0, &f->id, header, parts), ST_NOT_FOUND);
 }

@@ -6,7 +6,8 @@
  */
 #include <stddef.h>
 
-#define STEP_DEVICE     "cuda"
+#define STEP_DEVICE "cuda"
+#define STEP_NO_SPILLS
 #define STEP_PRECISIONS 1
 #define STEP_LAYOUTS    8
 #define TINY            "random:layers=2,d=128,heads=4,kv=2,head_dim=64,ff=192,vocab=264,positions=4096,codec=bf16:2:5"

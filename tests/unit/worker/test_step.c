@@ -34,15 +34,48 @@
 enum { LEAF = 256, WORKERS = 4, POSITIONS = 640, PROMPT = 610 };
 #endif
 
+#ifndef STEP_NO_SPILLS
+#include "model/source.h"
+#include "worker/internal.h"
+/* Keys and values that no code takes: each pair of channels of the first head's keys, and of the last one's values, has a power of two of its own. */
+static enum kv_codec codec;
+static bool wild;
+
+static const void *wild_row(const struct model_tensor *t, uint32_t row, void *scratch)
+{
+    const bool keys = t->kind == MODEL_ATTN_K && row < 32, values = t->kind == MODEL_ATTN_V && row >= 32;
+    uint16_t *x = scratch;
+    model_source_random.row(t, row, scratch);
+    for (uint32_t i = 0; i < t->n_cols && (keys || values); i++)
+        if ((x[i] >> 7 & 255) > 64)
+            x[i] = (uint16_t)(x[i] + ((int)(row % 16) * 2 - 22) * 128);
+    return scratch;
+}
+
+static void wild_model(struct model *m)
+{
+    static struct model_source source;
+    source = model_source_random;
+    source.row = wild_row;
+    m->source = wild ? &source : m->source;
+}
+#define FIXTURE_MODEL wild_model
+#define STEP_CODEC    codec
+#else
+#define STEP_CODEC KV_BF16
+#endif
 #include "workers_fixture.h"
 
 static uint64_t first_seed = 1;
 
 static struct cluster *cluster_new(const char *model, uint32_t n, uint32_t n_threads, bool float32)
 {
-    const struct worker_config wanted = {
-        .device = STEP_DEVICE, .float32 = float32, .n_threads = n_threads, .n_blocks = POSITIONS / 64 + 1
-    };
+    const struct worker_config wanted = { .device = STEP_DEVICE,
+                                          .float32 = float32,
+                                          .kv_codec = STEP_CODEC,
+                                          .n_threads = n_threads,
+                                          .n_blocks = POSITIONS / 64 + 1,
+                                          .open_blocks = POSITIONS / 64 + 2 };
     return workers_new(model, n, &wanted);
 }
 
@@ -323,9 +356,8 @@ static void bits_do_not_depend_on_layout(void **state)
 }
 
 /* A finished leaf goes to another worker, is read there, and the old copy is dropped. */
-static void a_leaf_moves(void **state)
+static void leaf_moves(void)
 {
-    (void)state;
     int32_t tokens[POSITIONS];
     struct cluster *one = cluster_new(TINY, 1, 1, false), *c = cluster_new(TINY, 2, 1, false);
     const struct layout alone = { .chunk = POSITIONS };
@@ -347,6 +379,54 @@ static void a_leaf_moves(void **state)
     cluster_free(one);
 }
 
+static void a_leaf_moves(void **state)
+{
+    (void)state;
+    leaf_moves();
+}
+
+#ifndef STEP_NO_SPILLS
+static uint32_t spilled_at(const struct cluster *c, uint32_t worker)
+{
+    struct kv_pool_stats stats;
+    kv_pool_stats(c->worker[worker]->pool, &stats);
+    return stats.n_spilled;
+}
+
+/* bf16-lossless, where half of the parts do not fit: the bits of bf16, in any layout and where leaves move; blocks that are dropped leave nothing. */
+static void what_does_not_fit_is_bf16(void **state)
+{
+    (void)state;
+    int32_t tokens[POSITIONS];
+    const struct layout alone = { .chunk = 100 };
+    wild = true;
+    struct cluster *one = cluster_new(TINY, 1, 1, false);
+    prompt_make(tokens, one->n_vocab);
+    run_layout(one, &alone, tokens);
+    assert_int_equal(spilled_at(one, 0), 0);
+    codec = KV_BF16_LOSSLESS;
+    for (uint64_t seed = first_seed; seed < first_seed + 6; seed++) {
+        struct rng rng = { seed, 0 };
+        const uint32_t n = (uint32_t)(seed % 3) + 1;
+        struct cluster *c = cluster_new(TINY, n, 1 + rng_below(&rng, 2), false);
+        struct layout l = { .home = (uint16_t)rng_below(&rng, n), .chunk = seed % 2 ? 70 : POSITIONS };
+        for (uint32_t i = 0; i <= POSITIONS / LEAF; i++)
+            l.reader[i] = (uint16_t)rng_below(&rng, n);
+        run_layout(c, &l, tokens);
+        compare(c, one->logits, seed);
+        uint32_t spilled = 0;
+        for (uint32_t i = 0; i < n; i++)
+            spilled += spilled_at(c, i);
+        assert_int_equal(spilled, POSITIONS / 64); /* every complete block */
+        cluster_free(c);
+    }
+    cluster_free(one);
+    leaf_moves();
+    codec = KV_BF16;
+    wild = false;
+}
+#endif
+
 #ifndef STEP_ABSENT /* why these tests can not run here, or NULL */
 #define STEP_ABSENT() NULL
 #endif
@@ -364,6 +444,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(one_worker_computes_the_model),
         cmocka_unit_test(bits_do_not_depend_on_layout),
         cmocka_unit_test(a_leaf_moves),
+#ifndef STEP_NO_SPILLS
+        cmocka_unit_test(what_does_not_fit_is_bf16),
+#endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

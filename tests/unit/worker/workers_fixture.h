@@ -10,6 +10,10 @@
 
 #include "worker/worker.h"
 
+#ifndef FIXTURE_MODEL /* what a test does to a model that was opened */
+#define FIXTURE_MODEL(model) ((void)(model))
+#endif
+
 /* ---- a cluster of workers, and what they answer ---- */
 
 struct cluster {
@@ -85,6 +89,7 @@ static struct cluster *workers_new(const char *model, uint32_t n, const struct w
     struct control_member members[WORKERS];
     if (model_open(model, &c->model, &err))
         fail_msg("%s", err.text);
+    FIXTURE_MODEL(c->model);
     c->epoch = 1;
     c->n = n;
     c->n_vocab = model_config(c->model)->n_vocab;
