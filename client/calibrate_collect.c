@@ -1,15 +1,13 @@
 #include "client/calibrate_collect.h"
 
 #include <math.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "client/solo.h"
 #include "model/bf16.h"
+#include "proto/plan.h"
 #include "worker/team.h"
-#include "worker/worker.h"
-
-enum { LEAF = 256, DEADLINE_MS = 600000 };
 
 /* One sequence while it is computed, and what is made of it. */
 struct run {
@@ -21,11 +19,7 @@ struct run {
     float *q, *k, *v;       /* [n_layers][length][heads of it][head_dim], before RoPE */
     float *cosines, *sines; /* [length][head_dim / 2] */
     float *scratch;         /* of each thread: scratch_floats() */
-    struct worker *worker;
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    uint32_t results, aborts;
-    uint64_t number; /* of plans */
+    struct solo *solo;
 };
 
 /* ---- the model ---- */
@@ -41,106 +35,6 @@ static void on_row(void *ctx, uint32_t layer, uint32_t pos, const float *q, cons
     memcpy(r->k + at * kv, k, kv * sizeof *k);
     if (r->look != CALIBRATE_CHANNELS)
         memcpy(r->v + at * kv, v, kv * sizeof *v);
-}
-
-static void on_result(void *ctx, const struct result *result)
-{
-    struct run *r = ctx;
-    (void)result;
-    pthread_mutex_lock(&r->lock);
-    r->results++;
-    pthread_cond_signal(&r->changed);
-    pthread_mutex_unlock(&r->lock);
-}
-
-static void on_abort(void *ctx, const struct control_abort *abort)
-{
-    struct run *r = ctx;
-    (void)abort;
-    pthread_mutex_lock(&r->lock);
-    r->aborts++;
-    pthread_cond_signal(&r->changed);
-    pthread_mutex_unlock(&r->lock);
-}
-
-static void on_copied(void *ctx, const struct control_copied *copied)
-{
-    (void)ctx;
-    (void)copied;
-}
-
-/* As the coordinator would send it. */
-static enum status post(struct run *r, const struct control_message *m, struct error *err)
-{
-    uint8_t *bytes;
-    size_t n;
-    struct control_message *decoded = NULL;
-    enum status st = control_encode(m, &bytes, &n);
-    if (!st) {
-        st = control_decode(bytes, n, &decoded, err);
-        free(bytes);
-    }
-    return st ? st : worker_post(r->worker, decoded);
-}
-
-/* Positions pos .. pos + n - 1 of the sequence, of one leaf; waits until they are computed. */
-static enum status run_leaf(struct run *r, uint32_t pos, uint32_t n, struct error *err)
-{
-    const struct calibrate_text *t = r->text;
-    const uint32_t n_blocks = (pos + n + PLAN_BLOCK - 1) / PLAN_BLOCK, n_leaves = pos / LEAF + 1;
-    const uint16_t self = 0;
-    const uint64_t before = r->sequence; /* ids of sequences begin at 1 */
-    kv_handle table[CALIBRATE_SEQUENCE_MAX / PLAN_BLOCK];
-    uint16_t readers[CALIBRATE_SEQUENCE_MAX / LEAF] = { 0 };
-    for (uint32_t i = 0; i < n_blocks; i++)
-        table[i] = (uint64_t)r->sequence * (CALIBRATE_SEQUENCE_MAX / PLAN_BLOCK) + i + 1;
-    kv_handle drops[CALIBRATE_SEQUENCE_MAX / PLAN_BLOCK];
-    const uint32_t n_drops = pos || !r->sequence ? 0 : (t->length + PLAN_BLOCK - 1) / PLAN_BLOCK;
-    for (uint32_t i = 0; i < n_drops; i++)
-        drops[i] = table[0] - CALIBRATE_SEQUENCE_MAX / PLAN_BLOCK + i;
-    const struct plan_run run = {
-        .pos = pos, .n_rows = n, .tokens = t->ids + (size_t)r->sequence * t->length + pos, .cls = ROW_PROMPT
-    };
-    const struct plan_seq seq = { .id = r->sequence + 1,
-                                  .fresh = pos == 0,
-                                  .n_table = n_blocks,
-                                  .table = table,
-                                  .n_readers = n_leaves,
-                                  .readers = readers };
-    struct plan plan = { .epoch = 1,
-                         .number = ++r->number,
-                         .group = 1,
-                         .leaf_blocks = LEAF / PLAN_BLOCK,
-                         .deadline_ms = DEADLINE_MS,
-                         .n_members = 1,
-                         .members = &self,
-                         .n_seqs = 1,
-                         .seqs = &seq,
-                         .n_runs = 1,
-                         .runs = &run,
-                         .n_drops = n_drops,
-                         .drops = drops,
-                         .n_forgets = n_drops > 0,
-                         .forgets = &before };
-    const struct control_message m = { .kind = CONTROL_PLAN, .as.plan = &plan };
-    const uint32_t results = r->results;
-    const enum status st = post(r, &m, err);
-    pthread_mutex_lock(&r->lock);
-    while (!st && r->results == results && !r->aborts)
-        pthread_cond_wait(&r->changed, &r->lock);
-    pthread_mutex_unlock(&r->lock);
-    if (!st && r->aborts)
-        return error_set(err, ST_INTERNAL, "calibration: the model could not be run over sequence %u", r->sequence);
-    return st;
-}
-
-static enum status introduce(struct run *r, struct error *err)
-{
-    struct control_ready ready;
-    worker_ready(r->worker, &ready);
-    const struct control_member self = { .address = ready.address, .address_bytes = ready.address_bytes };
-    const struct control_message m = { .kind = CONTROL_MEMBERS, .as.members = { .n_members = 1, .members = &self } };
-    return post(r, &m, err);
 }
 
 /* ---- weights ---- */
@@ -366,11 +260,12 @@ static enum status run_sequences(struct run *r, struct team *team, const struct 
                                  struct error *err)
 {
     const struct calibrate_text *t = r->text;
-    enum status st = introduce(r, err);
+    enum status st = ST_OK;
     for (r->sequence = 0; r->sequence < t->n_sequences && !st; r->sequence++) {
-        for (uint32_t pos = 0; pos < t->length && !st; pos += LEAF) {
+        const int32_t *ids = t->ids + (size_t)r->sequence * t->length;
+        for (uint32_t pos = 0; pos < t->length && !st; pos += SOLO_LEAF) {
             const uint32_t left = t->length - pos;
-            st = run_leaf(r, pos, left < LEAF ? left : LEAF, err);
+            st = solo_run(r->solo, pos, left < SOLO_LEAF ? left : SOLO_LEAF, ids + pos, false, err);
         }
         if (!st)
             team_run(team, keep_share, r);
@@ -380,27 +275,6 @@ static enum status run_sequences(struct run *r, struct team *team, const struct 
             st = error_set(err, ST_CANCELLED, "calibration: stopped");
     }
     return st;
-}
-
-static enum status start(struct run *r, const struct model *m, uint32_t n_threads, struct exchange_hub *hub,
-                         const struct backend_tap *tap, struct error *err)
-{
-    const struct worker_config config = {
-        .device = "cpu",
-        .kv_codec = KV_BF16,
-        .tap = tap,
-        .n_threads = n_threads,
-        .step_rows_max = LEAF,
-        .positions_max = r->text->length,
-        .n_blocks = 2 * (r->text->length / PLAN_BLOCK + 1),
-        .exchange_ops = &exchange_local,
-        .exchange = { .spin_us = 20, .stash_bytes_max = 1 << 20, .hub = hub },
-        .on_result = on_result,
-        .on_abort = on_abort,
-        .on_copied = on_copied,
-        .ctx = r,
-    };
-    return worker_new(&config, m, &r->worker, err);
 }
 
 enum status calibrate_collect(const struct model *m, const struct calibrate_text *text, enum calibrate_look look,
@@ -415,24 +289,19 @@ enum status calibrate_collect(const struct model *m, const struct calibrate_text
     struct run r = { .config = c, .text = text, .to = &samples, .look = look };
     const struct backend_tap tap = { on_row, &r };
     struct team *team = NULL;
-    struct exchange_hub *hub = exchange_hub_new();
+    const struct solo_config solo = { .n_threads = n_threads, .positions_max = text->length, .tap = &tap };
     enum status st = ST_OK;
     if (text->length < CALIBRATE_SEQUENCE_MIN || text->length > CALIBRATE_SEQUENCE_MAX || c->head_dim % CALIBRATE_UNIT)
         st = error_set(err, ST_INVALID, "calibration: sequences of %u tokens (%d to %d), heads of %u channels",
                        text->length, CALIBRATE_SEQUENCE_MIN, CALIBRATE_SEQUENCE_MAX, c->head_dim);
-    if (!st && (!hub || team_new(n_threads, &team) || !buffers(&r, n_threads)))
+    if (!st && (team_new(n_threads, &team) || !buffers(&r, n_threads)))
         st = error_set(err, ST_NO_MEMORY, "calibration: no memory for %u tokens", samples.n);
-    pthread_mutex_init(&r.lock, NULL);
-    pthread_cond_init(&r.changed, NULL);
     if (!st)
-        st = start(&r, m, n_threads, hub, &tap, err);
+        st = solo_new(&solo, m, &r.solo, err);
     if (!st)
         st = run_sequences(&r, team, events, err);
-    worker_free(r.worker);
-    exchange_hub_free(hub);
+    solo_free(r.solo);
     team_free(team);
-    pthread_mutex_destroy(&r.lock);
-    pthread_cond_destroy(&r.changed);
     float *all[] = { r.q, r.k, r.v, r.cosines, r.sines, r.scratch };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);

@@ -1,5 +1,6 @@
 #include <errno.h>
 #include <jansson.h>
+#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +13,7 @@
 #include "client/eval/report.h"
 #include "client/eval_input.h"
 #include "client/eval_run.h"
+#include "client/eval_solo.h"
 #include "client/interrupt.h"
 #include "client/quantize.h"
 #include "client/settings.h"
@@ -28,6 +30,7 @@ enum { STEP_DEADLINE_MS = 600000, SILENCE_MS = 60000 };
 struct eval {
     struct settings settings;
     struct eval_config configs[EVAL_CONFIGS_MAX];
+    struct eval_variant variants[EVAL_CONFIGS_MAX]; /* of those that are not offered */
     struct eval_wanted wanted[EVAL_TASKS_MAX];
     uint32_t n_configs, n_wanted;
     uint64_t seed;
@@ -41,6 +44,11 @@ struct eval {
 
 /* ---- what is asked for ---- */
 
+static bool is_offered(const struct eval_config *c)
+{
+    return !c->varied && !kv_form_find(c->kv_codec);
+}
+
 /* The settings of a configuration, but for its weights; every name passes the checks that the flags pass. */
 static enum status config_settings(const struct eval *e, const struct eval_config *c, struct settings *s,
                                    struct error *err)
@@ -52,7 +60,8 @@ static enum status config_settings(const struct eval *e, const struct eval_confi
     s->json = true;
     s->step_deadline_ms = STEP_DEADLINE_MS;
     s->silence_ms = SILENCE_MS;
-    if ((st = config_set(settings_fields, s, "kv-codec", c->kv_codec, "--configs: kv-codec", err)) ||
+    const char *codec = kv_form_find(c->kv_codec) ? "bf16" : c->kv_codec;
+    if ((st = config_set(settings_fields, s, "kv-codec", codec, "--configs: kv-codec", err)) ||
         (st = config_set(settings_fields, s, "selector", c->selector, "--configs: selector", err)) ||
         (st = settings_selector(s, whole, err)))
         return st;
@@ -81,8 +90,11 @@ static enum status check(struct eval *e, struct error *err)
         st = eval_configs_parse(e->settings.configs, e->configs, &e->n_configs, err);
     if (!st)
         st = eval_tasks_parse(e->settings.tasks, e->wanted, &e->n_wanted, err);
-    for (uint32_t i = 0; i < e->n_configs && !st; i++)
+    for (uint32_t i = 0; i < e->n_configs && !st; i++) {
         st = config_settings(e, &e->configs[i], &s, err);
+        if (!st && !is_offered(&e->configs[i]))
+            st = eval_variant_read(&e->configs[i], &s, &e->variants[i], err);
+    }
     return st;
 }
 
@@ -262,7 +274,9 @@ static enum status run_config(struct eval *e, uint32_t i, struct error *err)
 {
     const struct eval_input *in = &e->input;
     const struct eval_config *c = &e->configs[i];
-    const struct eval_job job = { &in->windows, in->samples, in->n_samples, e->progress };
+    const bool offered = is_offered(c);
+    const struct eval_job job = { &in->windows, in->samples, offered ? in->n_samples : 0, e->progress,
+                                  offered ? NULL : &e->variants[i] };
     float *rows = i ? e->rows : e->baseline;
     struct eval_figures f = { 0 };
     struct eval_row *row = &e->report.rows[i];
@@ -282,14 +296,18 @@ static enum status run_config(struct eval *e, uint32_t i, struct error *err)
     if (st)
         return st;
     *row = (struct eval_row){ .config = c->text,
+                              .offered = offered,
                               .kv_bytes_per_token = f.kv_bytes_per_token,
                               .sketch_bytes_per_token = f.sketch_bytes_per_token,
                               .peak_bytes = f.peak_bytes,
                               .prefill_tps = f.prefill_tps,
                               .decode_tps = f.decode_tps };
     score_windows(e, rows, row);
-    score_tasks(in->samples, e->scores, in->n_samples, row);
-    return in->n_copies ? run_copies(e, &s, row, err) : ST_OK;
+    for (uint32_t t = 0; t < EVAL_TASKS_MAX && !offered; t++)
+        row->tasks[t] = (struct eval_estimate){ NAN, NAN, NAN };
+    if (offered)
+        score_tasks(in->samples, e->scores, in->n_samples, row);
+    return in->n_copies && offered ? run_copies(e, &s, row, err) : ST_OK;
 }
 
 /* ---- all of them ---- */

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "client/eval/score.h"
+#include "client/eval_solo.h"
 #include "client/interrupt.h"
 #include "client/local.h"
 #include "client/remote.h"
@@ -262,7 +263,10 @@ static void run_here(const struct settings *settings, const struct eval_job *job
                         .heartbeat_ms = settings->heartbeat_ms };
     struct error err = { 0 };
     interrupt_catch();
-    to->status = local_run(&s, true, with_cluster, &arg, &err);
+    if (job->variant)
+        to->status = eval_solo_run(&s, job->variant, job->windows, logits, &run.figures, &err);
+    else
+        to->status = local_run(&s, true, with_cluster, &arg, &err);
     to->err = err;
     to->figures = run.figures;
 }

@@ -33,12 +33,15 @@ struct eval_progress {
     int64_t begun_ms; /* clock_ms() */
 };
 
+struct eval_variant;
+
 /* What a cluster is asked. */
 struct eval_job {
     const struct eval_windows *windows; /* NULL: none */
     const struct eval_sample *samples;
     uint32_t n_samples;
-    struct eval_progress progress; /* before it */
+    struct eval_progress progress;      /* before it */
+    const struct eval_variant *variant; /* NULL: as it is served; else windows only (eval_solo.h) */
 };
 
 /* What a job adds to the progress. */

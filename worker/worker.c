@@ -487,6 +487,14 @@ void worker_ready(const struct worker *w, struct control_ready *ready_out)
     memcpy(ready_out->secret, exchange_secret(w->exchange), sizeof ready_out->secret);
 }
 
+void *worker_part(struct worker *w, kv_handle handle, uint32_t layer, uint32_t kv_head)
+{
+    const uint32_t slot = kv_pool_find(w->pool, handle);
+    if (slot == UINT32_MAX || w->ops->kv_memory || layer >= w->layout.n_layers || kv_head >= w->layout.n_kv_heads)
+        return NULL;
+    return kv_pool_part(w->pool, slot, layer, kv_head);
+}
+
 void worker_stats(const struct worker *w, struct worker_stats *stats_out)
 {
     const int64_t since = atomic_load(&w->waits_since_ms), waits = since ? clock_ms() - since : 0;

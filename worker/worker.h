@@ -78,6 +78,12 @@ enum status worker_resume(struct worker *w, uint16_t self, void *ctx, struct err
 enum status worker_inventory(const struct worker *w, struct kv_named **blocks_out, uint32_t *n_out,
                              uint64_t *epoch_out);
 
+/*
+ * Keys of a KV head in a layer of a block that is here, and values a part's bytes behind: where it is sealed, or open if both forms are one. NULL: it is not here, or not in
+ * this processor's memory. For who runs a worker in its own process and waits for the result of each plan: between plans it may be written to.
+ */
+void *worker_part(struct worker *w, kv_handle handle, uint32_t layer, uint32_t kv_head);
+
 struct worker_stats {
     uint64_t plans_done, bytes_sent, bytes_received;
     uint32_t blocks_used;

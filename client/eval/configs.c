@@ -15,6 +15,29 @@ static enum status take(const char *from, size_t bytes, char *out, size_t room, 
     return ST_OK;
 }
 
+/* What follows the codec: +w and a number below 2^24, +late. */
+static enum status take_variant(struct eval_config *c, struct error *err)
+{
+    char *at = strchr(c->kv_codec, '+');
+    c->varied = at != NULL;
+    if (at)
+        *at++ = 0;
+    for (char *next; at; at = next) {
+        if ((next = strchr(at, '+')))
+            *next++ = 0;
+        char *end = at;
+        const unsigned long n = at[0] == 'w' && at[1] >= '0' && at[1] <= '9' ? strtoul(at + 1, &end, 10) : 0;
+        if (!strcmp(at, "late"))
+            c->late = true;
+        else if (end > at && !*end && n < 1 << 24)
+            c->window = (uint32_t)n;
+        else
+            return error_set(err, ST_INVALID, "--configs: '%s': behind a codec's + stands wN or late, not '%s'",
+                             c->text, at);
+    }
+    return c->kv_codec[0] ? ST_OK : error_set(err, ST_INVALID, "--configs: '%s': no codec before +", c->text);
+}
+
 static enum status parse_one(const char *text, size_t bytes, struct eval_config *c, struct error *err)
 {
     char shown[sizeof c->text];
@@ -27,6 +50,8 @@ static enum status parse_one(const char *text, size_t bytes, struct eval_config 
     enum status st = take(text, bytes, c->text, sizeof c->text, shown, err);
     if (!st)
         st = take(text, (size_t)(first - text), c->kv_codec, sizeof c->kv_codec, shown, err);
+    if (!st)
+        st = take_variant(c, err);
     if (!st)
         st = take(first + 1, (size_t)(stop - first - 1), c->selector, sizeof c->selector, shown, err);
     if (!st && second)

@@ -1,8 +1,9 @@
 #ifndef LONGSPAN_CLIENT_EVAL_CONFIGS_H
 #define LONGSPAN_CLIENT_EVAL_CONFIGS_H
 
-/* What --configs names: CODEC:SELECTOR[@DENSITY][:WEIGHTS], and --tasks: NAME[@LENGTH]; separated by commas. */
+/* What --configs names: CODEC[+wN][+late]:SELECTOR[@DENSITY][:WEIGHTS], and --tasks: NAME[@LENGTH]; separated by commas. */
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "client/eval/tasks.h"
@@ -19,6 +20,9 @@ struct eval_config {
     char kv_codec[32]; /* values of the settings of these names */
     char selector[64]; /* with @DENSITY, if one was given */
     char weights[32];  /* of a pack to be made; "": the model as it is */
+    bool varied;       /* something follows the codec, which nobody offers: */
+    uint32_t window;   /* +wN: so many positions before a row's own block are in bf16 */
+    bool late;         /* +late: the prompt is coded when all of it is computed */
 };
 
 /* Splits; what the parts name is checked by who uses them. ST_INVALID names the part. configs_out [EVAL_CONFIGS_MAX] */

@@ -35,7 +35,7 @@ void eval_table_row(const struct eval_report *r, uint32_t i, FILE *out)
 {
     const struct eval_row *row = &r->rows[i];
     const struct eval_quality *q = &row->quality;
-    fprintf(out, "| %s | %.4f | %.3g", row->config, q->ppl.value, q->kl.value);
+    fprintf(out, "| %s%s | %.4f | %.3g", row->config, row->offered ? "" : " (not offered)", q->ppl.value, q->kl.value);
     interval(q->kl, "%.2g", out);
     fprintf(out, " | %.4f", q->top1.value);
     if (i)
@@ -44,13 +44,19 @@ void eval_table_row(const struct eval_report *r, uint32_t i, FILE *out)
     interval(q->ppl_ratio, "%.4f", out);
     fprintf(out, " |");
     for (uint32_t t = 0; t < r->n_wanted; t++) {
-        fprintf(out, " %.3f", row->tasks[t].value);
+        if (row->offered)
+            fprintf(out, " %.3f", row->tasks[t].value);
+        else
+            fprintf(out, " –");
         interval(row->tasks[t], "%.2f", out);
         fprintf(out, " |");
     }
-    fprintf(out, " %llu | %llu | %.0f | %.1f | %.1f |\n", (unsigned long long)row->kv_bytes_per_token,
-            (unsigned long long)row->sketch_bytes_per_token, (double)row->peak_bytes / 0x1p20, row->prefill_tps,
-            row->decode_tps);
+    if (!row->offered)
+        fprintf(out, " %llu | – | – | – | – |\n", (unsigned long long)row->kv_bytes_per_token);
+    else
+        fprintf(out, " %llu | %llu | %.0f | %.1f | %.1f |\n", (unsigned long long)row->kv_bytes_per_token,
+                (unsigned long long)row->sketch_bytes_per_token, (double)row->peak_bytes / 0x1p20, row->prefill_tps,
+                row->decode_tps);
     fflush(out);
 }
 
@@ -74,11 +80,12 @@ static json_t *row_json(const struct eval_report *r, const struct eval_row *row)
         json_object_set_new(tasks, r->wanted[t].text, number(row->tasks[t].value));
         json_object_set_new(intervals, r->wanted[t].text, interval_json(row->tasks[t]));
     }
-    return json_pack("{s:s, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:o, s:o, s:{s:o, s:o, s:o, s:o, s:o}}", "config",
-                     row->config, "ppl", number(q->ppl.value), "kl", number(q->kl.value), "top1", number(q->top1.value),
-                     "ppl_ratio", number(q->ppl_ratio.value), "tasks", tasks, "kv_bytes_per_token",
-                     (json_int_t)row->kv_bytes_per_token, "sketch_bytes_per_token",
-                     (json_int_t)row->sketch_bytes_per_token, "peak_bytes", (json_int_t)row->peak_bytes, "prefill_tps",
+    return json_pack("{s:s, s:b, s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:o, s:o, s:o, s:{s:o, s:o, s:o, s:o, s:o}}",
+                     "config", row->config, "offered", (int)row->offered, "ppl", number(q->ppl.value), "kl",
+                     number(q->kl.value), "top1", number(q->top1.value), "ppl_ratio", number(q->ppl_ratio.value),
+                     "tasks", tasks, "kv_bytes_per_token", (json_int_t)row->kv_bytes_per_token,
+                     "sketch_bytes_per_token", (json_int_t)row->sketch_bytes_per_token, "peak_bytes",
+                     row->offered ? json_integer((json_int_t)row->peak_bytes) : json_null(), "prefill_tps",
                      number(row->prefill_tps), "decode_tps", number(row->decode_tps), "intervals", "ppl",
                      interval_json(q->ppl), "kl", interval_json(q->kl), "top1", interval_json(q->top1), "ppl_ratio",
                      interval_json(q->ppl_ratio), "tasks", intervals);

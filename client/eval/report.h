@@ -15,6 +15,7 @@ extern "C" {
 
 struct eval_row {
     const char *config;
+    bool offered; /* false: no server has it; it was run by itself, so nothing is known of tasks, memory and speed */
     struct eval_quality quality;
     struct eval_estimate tasks[EVAL_TASKS_MAX];
     uint64_t kv_bytes_per_token, sketch_bytes_per_token, peak_bytes;
@@ -36,11 +37,14 @@ void eval_table_row(const struct eval_report *r, uint32_t i, FILE *out);
 
 /*
  * {"model", "text", "seed", "length", "windows", "rows_scored", "samples", "complete", "rows"}; complete: whether all configurations are there. Numbers that are none
- * are null. NULL: out of memory.
+ * are null, as are those of rows that were not served. NULL: out of memory.
  */
 json_t *eval_json(const struct eval_report *r);
 
-/* Two panels over the bytes of a token (KV and sketches): perplexity against the first row's, and kl. ST_IO: it cannot be written. */
+/*
+ * Two panels over the bytes of a token (KV and sketches): perplexity against the first row's, and kl by powers of ten. Points have numbers, a list has their names; those
+ * that are not offered are hollow. ST_IO: it cannot be written.
+ */
 enum status eval_svg(const struct eval_report *r, FILE *out);
 
 #ifdef __cplusplus

@@ -92,6 +92,16 @@ class Calibrate(unittest.TestCase):
         self.assertEqual(len(both["tokens"]), 40)
         self.assertIn("--weights", self.refused("calibrate", "--model", self.model, "--selector", "double-sparsity", "--weights", "x").stderr)
 
+    def test_evaluated(self):
+        """Codes that are tried in one process are those that workers make: the same logits."""
+        self.forget()
+        calibrate(self.model, "--text", self.text, "--tokens", "512", "--sequence", "256")
+        out = json.loads(run("eval", "--model", self.model, "--text", self.text, "--length", "500", "--quick", "--json", "--configs",
+                             "cq-2b:dense,cq-2b+w0:dense,cq-2b+w128+late:dense")[0])
+        served, same, window = out["rows"]
+        self.assertEqual((same["kl"], same["top1"], same["ppl"]), (0, 1, served["ppl"]))
+        self.assertGreater(window["kl"], 0)
+
     def test_refused(self):
         self.forget()
         args = ("--text", self.text, "--tokens", "512", "--sequence", "256", "--method", "kmeans")

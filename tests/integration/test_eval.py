@@ -48,8 +48,9 @@ class Eval(unittest.TestCase):
         self.assertGreater(packed["top1"], 0.9)
         self.assertNotEqual(packed["ppl"], plain["ppl"])
         for row in out["rows"]:
-            self.assertEqual(sorted(row), ["config", "decode_tps", "intervals", "kl", "kv_bytes_per_token", "peak_bytes", "ppl",
-                                           "ppl_ratio", "prefill_tps", "sketch_bytes_per_token", "tasks", "top1"])
+            self.assertEqual(sorted(row), ["config", "decode_tps", "intervals", "kl", "kv_bytes_per_token", "offered", "peak_bytes",
+                                           "ppl", "ppl_ratio", "prefill_tps", "sketch_bytes_per_token", "tasks", "top1"])
+            self.assertTrue(row["offered"])
             self.assertEqual(row["tasks"], {})
             for name in ("ppl", "kl", "top1", "ppl_ratio"):
                 low, high = row["intervals"][name]
@@ -69,6 +70,40 @@ class Eval(unittest.TestCase):
         self.assertEqual(rows[0][1], rows[1][1])
         self.assertEqual(rows[0][2:], ["0", "1.0000"])
         self.assertEqual((rows[1][2], rows[1][3].split()[0]), ("0", "1.0000"))
+
+    VARIANTS = "random:layers=2,d=128,heads=4,kv=2,head_dim=64,ff=256,vocab=512,positions=1024,codec=bf16:2:5"
+
+    def variants(self, *configs, **flags):
+        named = [x for name, value in flags.items() for x in ("--" + name, value)]
+        return run("eval", "--model", self.VARIANTS, "--text", self.text, "--length", "601", "--quick", "--configs", ",".join(configs),
+                   *named)
+
+    def test_not_offered(self):
+        """By itself as it is served, bit for bit; a window loses less; such rows say what they are, everywhere."""
+        svg = os.path.join(self.directory.name, "variants.svg")
+        configs = ["bf16:dense", "kivi2:dense", "kivi2+w0:dense", "kivi2+w512:dense", "kivi2+w576+late:dense", "kivi2-64:dense"]
+        out = json.loads(run("eval", "--model", self.VARIANTS, "--text", self.text, "--length", "601", "--quick", "--json", "--svg", svg,
+                             "--tasks", "passkey@512", "--samples", "1", "--configs", ",".join(configs))[0])
+        plain, served, same, window, whole, form = out["rows"]
+        self.assertEqual([row["offered"] for row in out["rows"]], [True, True, False, False, False, False])
+        self.assertEqual([same[name] for name in ("ppl", "kl", "top1", "kv_bytes_per_token")],
+                         [served[name] for name in ("ppl", "kl", "top1", "kv_bytes_per_token")])
+        self.assertTrue(0 < window["kl"] < served["kl"], (window, served))
+        self.assertEqual((whole["kl"], whole["ppl"]), (0, plain["ppl"]))  # the window is all there is
+        # 9 blocks before the row's own, 8 of them in the window; 8 groups of 4 bytes, or 4, a head where KIVI's groups are of 64
+        self.assertEqual((plain["kv_bytes_per_token"], served["kv_bytes_per_token"]), (1024, 192))
+        self.assertEqual(window["kv_bytes_per_token"], -(-(8 * 1024 + 192) // 9))
+        self.assertEqual(form["kv_bytes_per_token"], 176)
+        for name in ("peak_bytes", "prefill_tps", "decode_tps"):
+            self.assertIsNone(same[name])
+        self.assertEqual((same["tasks"], served["tasks"]["passkey@512"] is None), ({"passkey@512": None}, False))
+        texts = [node.firstChild.data for node in xml.dom.minidom.parse(svg).getElementsByTagName("text")]
+        for config in configs:
+            name = config + ("" if config in configs[:2] else " (not offered)")
+            self.assertTrue(any(name in text for text in texts), (name, texts))
+        table = self.variants("kivi4:dense", "kivi4+w64:dense")[0]
+        self.assertIn("| kivi4+w64:dense (not offered) |", table)
+        self.assertIn("| kivi4:dense |", table)
 
     COPY = ("eval", "--model", "constructed:copy", "--corpus", "CORPUS", "--quick", "--length", "1024")
 
@@ -129,6 +164,10 @@ class Eval(unittest.TestCase):
                              (["--text", self.text, "--configs", "bf16:thick"], "selector"),
                              (["--text", self.text, "--configs", "bf16:dense:q3"], "weights"),
                              (["--text", self.text, "--configs", "bf16"], "--configs"),
+                             (["--text", self.text, "--configs", "kivi2+w100:dense"], "multiple of 64"),
+                             (["--text", self.text, "--configs", "kivi2+w64:quest@0.5"], "selector dense"),
+                             (["--text", self.text, "--configs", "bf16+w64:dense"], "bf16 has nothing"),
+                             (["--text", self.text, "--precision", "float32", "--configs", "int4:dense"], "precision bf16"),
                              (["--text", self.text, "--tasks", "niah"], "--tasks"),
                              (["--text", self.text, "--tasks", "vt@9"], "--tasks"),
                              (["--text", self.text, "--seed", "x"], "--seed")):

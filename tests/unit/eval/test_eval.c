@@ -102,7 +102,23 @@ static void test_configs(void **state)
     assert_string_equal(c[1].selector, "quest@0.2");
     assert_string_equal(c[2].selector, "dense");
     assert_string_equal(c[2].weights, "lossless-fast");
+    assert_false(c[1].varied);
+    assert_int_equal(eval_configs_parse("kivi2+w128:dense,int4:dense,fp8+late+w64:dense:bf16", c, &n, NULL), ST_OK);
+    assert_string_equal(c[0].text, "kivi2+w128:dense");
+    assert_string_equal(c[0].kv_codec, "kivi2");
+    assert_true(c[0].varied && c[0].window == 128 && !c[0].late);
+    assert_false(c[1].varied); /* its codec says it */
+    assert_true(c[2].varied && c[2].window == 64 && c[2].late);
+    assert_string_equal(c[2].weights, "bf16");
     static const char *const bad[] = { "",
+                                       "kivi2+:dense",
+                                       "kivi2+w:dense",
+                                       "kivi2+w-64:dense",
+                                       "kivi2+w64x:dense",
+                                       "kivi2+w16777216:dense",
+                                       "kivi2+w128+:dense",
+                                       "kivi2+early:dense",
+                                       "+w128:dense",
                                        "bf16",
                                        "bf16:",
                                        ":dense",
@@ -312,6 +328,7 @@ static void test_report(void **state)
     const struct eval_score batches[] = { { 16, 15, 32, 30, 0.5 }, { 16, 16, 34, 32, 0.7 } };
     for (int i = 0; i < 2; i++)
         r.rows[i] = (struct eval_row){ .config = i ? "int8:dense" : "bf16:dense",
+                                       .offered = true,
                                        .quality = eval_quality(batches, 2),
                                        .kv_bytes_per_token = 100,
                                        .sketch_bytes_per_token = 7,
@@ -342,6 +359,40 @@ static void test_report(void **state)
     assert_non_null(svg);
     assert_int_equal(times(svg, "nan") + times(svg, "inf\""), 0);
     assert_string_equal(text + bytes - 7, "</svg>\n");
+    assert_null(strstr(text, "not offered"));
+    free(text);
+}
+
+/* As many as there may be, one of them not offered: each has its point in both panels and its name once, on the page. */
+static void test_plot_of_many(void **state)
+{
+    (void)state;
+    static struct eval_report r;
+    r = (struct eval_report){ .n_windows = 2, .rows_scored = 128, .n_configs = EVAL_CONFIGS_MAX };
+    for (r.n_rows = 0; r.n_rows < EVAL_CONFIGS_MAX; r.n_rows++) {
+        const double kl = r.n_rows % 9 * 0.02, nll = 32 + kl;
+        const struct eval_score batches[] = { { 16, 15, nll, 32, kl }, { 16, 16, nll, 32, kl / 2 } };
+        r.rows[r.n_rows] = (struct eval_row){ .config = r.n_rows == 5 ? "kivi2+w128:dense" : "some:dense",
+                                              .offered = r.n_rows != 5,
+                                              .quality = eval_quality(batches, 2),
+                                              .kv_bytes_per_token = 1000 + 100 * (r.n_rows % 5) };
+    }
+    char *text = NULL;
+    size_t bytes;
+    FILE *out = open_memstream(&text, &bytes);
+    assert_int_equal(eval_svg(&r, out), ST_OK);
+    fclose(out);
+    assert_int_equal(times(text, "<circle"), 2 * EVAL_CONFIGS_MAX);
+    assert_int_equal(times(text, "fill=\"white\"/>"), 2 + 1); /* and the page's */
+    assert_int_equal(times(text, "some:dense</text>"), EVAL_CONFIGS_MAX - 1);
+    assert_int_equal(times(text, "kivi2+w128:dense (not offered)</text>"), 1);
+    assert_int_equal(times(text, "nan") + times(text, "inf\""), 0);
+    double x, y, height;
+    assert_int_equal(sscanf(strstr(text, "height=\""), "height=\"%lf", &height), 1);
+    for (const char *at = text; (at = strstr(at, "<text x=\"")); at++) {
+        assert_int_equal(sscanf(at, "<text x=\"%lf\" y=\"%lf", &x, &y), 2);
+        assert_true(x >= 0 && y >= 0 && y <= height);
+    }
     free(text);
 }
 
@@ -351,7 +402,7 @@ int main(void)
         cmocka_unit_test(test_by_hand),    cmocka_unit_test(test_intervals), cmocka_unit_test(test_ends),
         cmocka_unit_test(test_configs),    cmocka_unit_test(test_windows),   cmocka_unit_test(test_tasks),
         cmocka_unit_test(test_counts),     cmocka_unit_test(test_copy),      cmocka_unit_test(test_answers),
-        cmocka_unit_test(test_task_names), cmocka_unit_test(test_report),
+        cmocka_unit_test(test_task_names), cmocka_unit_test(test_report),    cmocka_unit_test(test_plot_of_many),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
