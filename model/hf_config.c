@@ -471,28 +471,28 @@ static enum status parse(const struct json_in *in, struct model_config *c, struc
     return st ? st : read_eos(in, c, err);
 }
 
-enum status hf_config_parse(const char *text, size_t bytes, const char *where, struct model_config *c,
-                            struct error *err)
+static enum status read_text(const char *text, size_t bytes, const char *where,
+                             enum status (*fields)(const struct json_in *in, struct model_config *c, struct error *err),
+                             struct model_config *c, struct error *err)
 {
     json_t *root;
     enum status st = json_parse_object(text, bytes, where, &root, err);
     if (st)
         return st;
     const struct json_in in = { root, where, "" };
-    st = parse(&in, c, err);
+    st = fields(&in, c, err);
     json_decref(root);
     return st;
+}
+
+enum status hf_config_parse(const char *text, size_t bytes, const char *where, struct model_config *c,
+                            struct error *err)
+{
+    return read_text(text, bytes, where, parse, c, err);
 }
 
 enum status hf_generation_parse(const char *text, size_t bytes, const char *where, struct model_config *c,
                                 struct error *err)
 {
-    json_t *root;
-    enum status st = json_parse_object(text, bytes, where, &root, err);
-    if (st)
-        return st;
-    const struct json_in in = { root, where, "" };
-    st = read_eos(&in, c, err);
-    json_decref(root);
-    return st;
+    return read_text(text, bytes, where, read_eos, c, err);
 }

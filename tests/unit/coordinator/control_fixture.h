@@ -57,12 +57,10 @@ static void turn(struct site *site)
         }                                                                                                              \
     } while (0)
 
-static int site_setup(void **state)
+/* A coordinator that does not lead yet; site has its loop. */
+static struct control_config site_config(struct site *site)
 {
-    struct site *site = calloc(1, sizeof *site);
-    struct error err = { 0 };
-    assert_int_equal(loop_new(&site->loop), ST_OK);
-    const struct control_config config = {
+    return (struct control_config){
         .loop = site->loop,
         .address = "127.0.0.1:0",
         .sched = { .positions_max = 2048,
@@ -85,14 +83,27 @@ static int site_setup(void **state)
                      .heartbeat_ms = HEARTBEAT_MS,
                      .silence_ms = SILENCE_MS },
         .model_digest = model,
-        .n_workers = 2,
-        .term = 5,
-        .on_higher = on_higher,
-        .ctx = site,
     };
-    if (control_start(&config, &site->control, &err))
+}
+
+static void site_start(struct site *site, const struct control_config *config)
+{
+    struct error err = { 0 };
+    if (control_start(config, &site->control, &err))
         fail_msg("%s", err.text);
     snprintf(site->target, sizeof site->target, "127.0.0.1:%u", control_port(site->control));
+}
+
+static int site_setup(void **state)
+{
+    struct site *site = calloc(1, sizeof *site);
+    assert_int_equal(loop_new(&site->loop), ST_OK);
+    struct control_config config = site_config(site);
+    config.n_workers = 2;
+    config.term = 5;
+    config.on_higher = on_higher;
+    config.ctx = site;
+    site_start(site, &config);
     *state = site;
     return 0;
 }

@@ -387,32 +387,12 @@ static void a_successor_calls(void **state)
 /* Who does not lead admits nobody; once it leads it does. */
 static void a_standby_admits_nobody(void **state)
 {
-    struct site *site = *state, standby = { 0 };
-    struct error err = { 0 };
+    (void)state;
+    struct site standby = { 0 };
     struct fake f;
     assert_int_equal(loop_new(&standby.loop), ST_OK);
-    const struct control_config config = { .loop = standby.loop,
-                                           .address = "127.0.0.1:0",
-                                           .sched = { .positions_max = 2048,
-                                                      .step_rows_max = 256,
-                                                      .prefill_chunk_rows = 128,
-                                                      .sequences_max = 8,
-                                                      .queue_max = 8,
-                                                      .step_deadline_ms = 10000,
-                                                      .plans_ahead = 2 },
-                                           .welcome = { .model = "a model",
-                                                        .precision = "bf16",
-                                                        .kv_codec = "bf16",
-                                                        .selector = "dense",
-                                                        .positions_max = 2048,
-                                                        .step_rows_max = 256,
-                                                        .heartbeat_ms = HEARTBEAT_MS,
-                                                        .silence_ms = SILENCE_MS },
-                                           .model_digest = model };
-    (void)site;
-    if (control_start(&config, &standby.control, &err))
-        fail_msg("%s", err.text);
-    snprintf(standby.target, sizeof standby.target, "127.0.0.1:%u", control_port(standby.control));
+    const struct control_config config = site_config(&standby);
+    site_start(&standby, &config);
     fake_attach(&f, NULL, standby.target);
     fake_hello(&f, CONTROL_VERSION);
     TURN_UNTIL(&standby, atomic_load(&f.done));
