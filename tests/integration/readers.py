@@ -3,8 +3,24 @@
 import os
 import signal
 import threading
+import time
 
 from cluster import wait_for
+
+
+def read_after_a_while(test, c, reader):
+    """Whoever leaves finds an answer that went on without a client, until it did not: what was generated meanwhile is told, not generated again."""
+    reader.open()
+    reader.read(3)
+    reader.leave()
+    time.sleep(1)
+    test.assertFalse(c.idle())
+    c.check_quiet(15)
+    at = c.status()["scheduler"]["completion_tokens"]
+    reader.open()
+    reader.read(20)
+    test.assertEqual(len(reader.told), 23)  # it was not cut off
+    test.assertLess(c.status()["scheduler"]["completion_tokens"] - at, 60)
 
 
 def read_through_kills(test, c, readers, leasts):
