@@ -4,6 +4,7 @@
 
 #include "common/f16.h"
 #include "kernels/cpu/kv.h"
+#include "kernels/kv_spill.h"
 
 enum { D_MAX = 256 };
 
@@ -149,7 +150,10 @@ bool kv_codec_lose(const struct attn_impl *impl, const struct attn_shape *shape,
     uint16_t *const open[2] = { k_open, v_open };
     if (!impl->seal(shape, k_open, v_open, part[0], part[1]))
         return false;
+    const struct kv_spill spill = kv_spill_of(shape);
     for (int values = 0; values < 2; values++) {
+        if (kv_spilled(&spill, part[values])) /* all of it is kept */
+            continue;
         struct attn_shape of = *shape;
         of.books = shape->books ? &shape->books[values] : NULL;
         if (impl->expand)

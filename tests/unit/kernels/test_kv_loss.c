@@ -118,6 +118,13 @@ static void test_served(void **state)
         assert_true(most_lost(was_k, k) <= most[i] && most_lost(was_v, v) <= most[i]);
         assert_true(!memcmp(was_k, k, sizeof k) == (i == 2));
     }
+    /* every exponent there is, so that bf16-lossless spills: nothing is lost either */
+    uint16_t was[N];
+    for (uint32_t i = 0; i < N; i++)
+        was[i] = k[i] = v[i] = (uint16_t)(i % 255 << 7 | i % 128);
+    assert_true(kv_codec_lose(attn_find(&shapes[2], cpu_caps()), &shapes[2], scratch, k, v));
+    assert_memory_equal(was, k, sizeof k);
+    assert_memory_equal(was, v, sizeof v);
     free(scratch);
 }
 
