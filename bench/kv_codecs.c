@@ -232,7 +232,7 @@ static void learn(struct layer *l)
     float *at = zeroed(HEAD_DIM * sizeof *at), *step = zeroed((size_t)HEAD_DIM * KV_BLOCK * sizeof *step);
     struct kv_angles *angles = zeroed(sizeof *angles);
     for (uint32_t i = 0; i < half * KV_BLOCK; i++) {
-        const float turn = powf(10000, -(float)(i / KV_BLOCK) / half), by = (float)(i % KV_BLOCK) * turn;
+        const float turn = powf(10000, -(float)(i / KV_BLOCK) / (float)half), by = (float)(i % KV_BLOCK) * turn;
         at[i / KV_BLOCK] = cosf(4096 * turn);
         at[half + i / KV_BLOCK] = sinf(4096 * turn);
         step[i] = cosf(by);
