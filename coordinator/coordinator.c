@@ -285,6 +285,7 @@ static enum status control_begin(struct coordinator *c, struct error *err)
     control.sched.context = id_context(c);
     control.sched.density = selector_find(c->selector.name, 0) ? c->selector.density : 0;
     control.sched.prompt_sparse = c->selector.prompt;
+    control.sched.window = c->selector.dense_layers ? 0 : c->selector.window;
     if (getrandom(&control.sched.seed, sizeof control.sched.seed, 0) < 0)
         control.sched.seed = (uint64_t)clock_ns();
     return control_start(&control, &c->control, err);

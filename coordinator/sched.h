@@ -52,7 +52,9 @@ struct sched_config {
         context; /* all that decides bits beside tokens: hashed into block ids (model, precision, codec, selector; fingerprint is added) */
     uint32_t density;   /* what sparse rows read, in millionths, where a request does not say; 0: no selector */
     bool prompt_sparse; /* prompt rows are sparse too: both classes of rows have the same bits */
-    uint64_t seed;      /* of free choices (ties); layouts may be drawn at random by tests through `choose` */
+    uint32_t
+        window; /* positions before a row's block, whole blocks, that sparse rows read beside block 0, in every layer; what a sequence has passed is given back; 0: no such selector */
+    uint64_t seed; /* of free choices (ties); layouts may be drawn at random by tests through `choose` */
 };
 
 /*
@@ -217,6 +219,7 @@ struct sched_stats {
     uint64_t requests_shed;              /* ended after queue_wait_ms in vain */
     uint64_t leaves_moved;               /* to workers that joined */
     uint64_t sequences_moved;            /* from workers that drain, or to idler ones */
+    uint64_t blocks_passed;              /* given back by sequences whose window had left them */
     uint64_t recoveries, recovered_rows; /* requests placed again after a worker was lost; rows computed again */
     uint64_t replicas,
         recovered_copies; /* copies made for the case of a loss; blocks of lost workers of which one was left */

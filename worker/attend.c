@@ -45,21 +45,23 @@ static enum status push_code(struct builder *b, uint32_t value)
 }
 
 /* The slots of n blocks from block c on, joined by adjacent pairs. */
-static enum status push_blocks(struct builder *b, uint32_t seq, uint32_t c, uint32_t n)
+static enum status push_blocks(struct builder *b, const struct plan_run *run, uint32_t c, uint32_t n)
 {
     if (n == 1) {
-        const uint32_t slot = b->at->slot(b->at->ctx, seq, c);
+        uint32_t slot = b->at->slot(b->at->ctx, run->seq, c);
+        if (slot == UINT32_MAX && b->at->passed && b->at->passed(b->at->ctx, run, c))
+            slot = 0; /* of another block, which nobody will read as this one */
         if (slot == UINT32_MAX)
             return error_set(b->err, ST_PROTOCOL, "plan %llu: block %u of sequence %llu is not here",
-                             (unsigned long long)b->plan->number, c, (unsigned long long)b->plan->seqs[seq].id);
+                             (unsigned long long)b->plan->number, c, (unsigned long long)b->plan->seqs[run->seq].id);
         return push_slot(b, slot, c);
     }
     uint32_t half = 1;
     while (half * 2 < n)
         half *= 2;
-    enum status st = push_blocks(b, seq, c, half);
+    enum status st = push_blocks(b, run, c, half);
     if (!st)
-        st = push_blocks(b, seq, c + half, n - half);
+        st = push_blocks(b, run, c + half, n - half);
     return st ? st : push_code(b, TREE_MERGE);
 }
 
@@ -90,7 +92,8 @@ static void user_add(struct builder *b, uint32_t index, uint32_t number, uint32_
 static enum status push_fines(struct builder *b, uint32_t job)
 {
     struct attend *a = b->a;
-    const uint32_t r = a->jobs[job].run, seq = b->plan->runs[r].seq;
+    const uint32_t r = a->jobs[job].run;
+    const struct plan_run *run = &b->plan->runs[r];
     for (uint32_t f = 0; f < a->tree.n_fine; f++) {
         const struct tree_fine *fine = &a->tree.fine[f];
         GROW(a->fines, a->n_fines, a->fines_room);
@@ -103,7 +106,7 @@ static enum status push_fines(struct builder *b, uint32_t job)
             const uint32_t leaf = a->tree.leaves.v[i];
             const enum status st = leaf == TREE_MERGE
                                        ? push_code(b, TREE_MERGE)
-                                       : push_blocks(b, seq, leaf * b->plan->leaf_blocks, b->plan->leaf_blocks);
+                                       : push_blocks(b, run, leaf * b->plan->leaf_blocks, b->plan->leaf_blocks);
             if (st)
                 return st;
         }
@@ -269,7 +272,7 @@ static enum status local_job(struct builder *b, uint32_t r)
     job->own_begin = a->code.n;
     const uint32_t last = (run->pos + run->n_rows - 1) / PLAN_BLOCK;
     for (uint32_t c = leaf * b->plan->leaf_blocks; c <= last && !st; c++)
-        st = push_blocks(b, run->seq, c, 1);
+        st = push_blocks(b, run, c, 1);
     job->own_end = a->code.n;
     if (st)
         return st;

@@ -123,6 +123,8 @@ struct attend_lookup {
     uint32_t (*slot)(void *ctx, uint32_t s, uint32_t c);
     /* readers of leaves 0.. of plan sequence s; at least n of them, or NULL */
     const uint16_t *(*readers)(void *ctx, uint32_t s, uint32_t n);
+    /* Is block c before the window of all rows of the run? It need not be here: no list has it. NULL: never. */
+    bool (*passed)(void *ctx, const struct plan_run *run, uint32_t c);
     void *ctx;
 };
 

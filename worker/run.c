@@ -67,6 +67,12 @@ static const uint16_t *lookup_readers(void *ctx, uint32_t seq, uint32_t n)
     return n <= s->n_readers ? s->readers : NULL;
 }
 
+static bool lookup_passed(void *ctx, const struct plan_run *run, uint32_t c)
+{
+    const struct lookup *l = ctx;
+    return select_passed(&l->worker->select, l->plan, run, c);
+}
+
 static bool reserve(void *p, uint32_t *room, uint32_t n, size_t size)
 {
     void **at = p;
@@ -356,7 +362,7 @@ void worker_run(struct worker *w, const struct plan *plan)
                                         .query_bytes = w->config.float32 ? 4 : 2,
                                         .reads_apart = w->config.reads_apart || w->ops->reads_apart };
     struct lookup lookup = { w, plan };
-    const struct attend_lookup at = { lookup_slot, lookup_readers, &lookup };
+    const struct attend_lookup at = { lookup_slot, lookup_readers, lookup_passed, &lookup };
     const struct select_lookup handles = { lookup_handle, &lookup };
     const int64_t deadline_ns = start + (int64_t)plan->deadline_ms * 1000000;
     uint16_t peer = UINT16_MAX;

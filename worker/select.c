@@ -216,6 +216,13 @@ static bool run_sparse(const struct select *s, const struct plan *plan, const st
     return density && density < SELECTOR_DENSITY_ONE && (run->cls == ROW_GENERATED || s->store.spec.prompt);
 }
 
+bool select_passed(const struct select *s, const struct plan *plan, const struct plan_run *run, uint32_t c)
+{
+    const struct selector_spec *spec = &s->store.spec;
+    return s->store.impl && s->store.impl->windowed && !spec->dense_layers && run_sparse(s, plan, run) && c &&
+           c + spec->window / PLAN_BLOCK < run->pos / PLAN_BLOCK;
+}
+
 /* The rows here keep their queries, and the blocks that they complete become sketches. */
 static enum status rows_build(struct select *s, const struct plan *plan, uint16_t self, struct error *err)
 {

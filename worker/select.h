@@ -145,6 +145,12 @@ static inline bool select_layer(const struct select *s, uint32_t layer)
     return s->store.impl && layer >= s->store.spec.dense_layers;
 }
 
+/*
+ * Does a selector of positions alone keep block c from all rows of a run, in every layer? Such blocks may be gone: the coordinator gives back what a sequence
+ * has passed.
+ */
+bool select_passed(const struct select *s, const struct plan *plan, const struct plan_run *run, uint32_t c);
+
 /* How tables of the plan's sequences are looked up. */
 struct select_lookup {
     /* handle of block c of plan sequence i, or 0 */

@@ -81,6 +81,8 @@ static void write_sched(const struct sched *sched, FILE *out)
         (double)s.leaves_moved);
     one(out, "longspan_sequences_moved_total", "counter", "Running sequences that left a worker by command.",
         (double)s.sequences_moved);
+    one(out, "longspan_kv_blocks_passed_total", "counter",
+        "Blocks that running sequences gave back, as streaming's window had left them.", (double)s.blocks_passed);
     one(out, "longspan_replicas_total", "counter", "Blocks copied to a second worker for the case of a loss.",
         (double)s.replicas);
     one(out, "longspan_recovered_copies_total", "counter", "Blocks of lost workers of which another copy was left.",

@@ -135,7 +135,7 @@ static enum found find_place(struct sched *s, struct sched_request *r, bool shar
         seen |= usable;
         if (usable) {
             const struct worker *w = &s->workers[slot];
-            place_prepare(&s->place, r->n_prompt, r->n_rows, w->leaf_blocks);
+            place_prepare(&s->place, r->n_prompt, r->n_rows, w->leaf_blocks, retain_bound(s, r->n_prompt, r->density));
             s->place.may_copy = sharing && !r->alone;
             s->place.n_hits = 0;
             const struct digest context = request_context(r, &w->context);
@@ -144,7 +144,8 @@ static enum found find_place(struct sched *s, struct sched_request *r, bool shar
             if (sharing && !hits_find(s, r, &context))
                 return LATER;
             const bool spreads = place_spreads(s, r->n_rows, usable);
-            if ((spreads && r->near && home_find(s, usable, false)) || home_find(s, usable, spreads))
+            if ((spreads && r->near && home_find(s, usable, false)) || home_find(s, usable, spreads) ||
+                (spreads && s->place.bound && home_find(s, usable, false)))
                 return FOUND;
         }
     }
@@ -227,6 +228,9 @@ static void admit(struct sched *s, struct sched_request *r)
     r->window = p->window;
     r->window_open = 0;
     r->window_left = p->window_left;
+    r->bound = p->spread ? 0 : p->bound;
+    r->passed = 1;
+    r->unopened = p->n_blocks - p->hit;
     r->pending = 0;
     r->give_up_ms = 0;
     r->n_replicated = 0;
@@ -272,6 +276,8 @@ static bool windows_full(struct sched *s)
     for (uint32_t i = 0; i < s->n_running; i++) {
         if (s->running[i]->state == REQUEST_RUNNING && s->running[i]->window_left)
             full = request_window(s, s->running[i]) && full;
+        if (s->running[i]->state == REQUEST_RUNNING && s->running[i]->bound)
+            full = retain_fill(s, s->running[i]) && full;
     }
     return full;
 }

@@ -5,8 +5,9 @@
 
 #include "kvstore/kvstore.h"
 
-void place_prepare(struct place *p, uint32_t n_prompt, uint32_t n_rows, uint32_t leaf_blocks)
+void place_prepare(struct place *p, uint32_t n_prompt, uint32_t n_rows, uint32_t leaf_blocks, uint32_t bound)
 {
+    p->bound = bound;
     p->n_prompt = n_prompt;
     p->n_rows = n_rows;
     p->leaf_blocks = leaf_blocks;
@@ -134,6 +135,7 @@ bool place_local(const struct sched *s, struct place *p, uint8_t home)
     uint32_t missing;
     (void)s;
     reset(p, home);
+    p->spread = false;
     for (uint32_t leaf = 0; leaf < p->n_leaves; leaf++) {
         const uint32_t first = leaf * p->leaf_blocks;
         hits_take(p, first, hits_reach(p, first, hits_of(p, leaf), home, &missing), home);
@@ -141,6 +143,8 @@ bool place_local(const struct sched *s, struct place *p, uint8_t home)
     memset(p->at, home, p->n_leaves);
     memset(p->owner, home, p->n_leaves);
     p->need[home] = p->n_blocks - p->hit;
+    if (p->bound && p->need[home] > p->bound)
+        p->need[home] = p->bound;
     p->room[home] -= p->need[home];
     return p->room[home] >= 0;
 }
@@ -260,6 +264,7 @@ bool place_spread(const struct sched *s, struct place *p, uint8_t home, const ui
     for (x.gap_end = p->n_hits; x.gap_end && !p->hits[x.gap_end - 1];)
         x.gap_end--;
     reset(p, home);
+    p->spread = true;
     /* The home's own needs come first: the last leaf, and room for growing leaves on their way. */
     const uint32_t grow = p->n_prompt / (p->leaf_blocks * PLAN_BLOCK); /* the first leaf that grows */
     const uint32_t last = p->n_leaves - 1;
@@ -288,7 +293,7 @@ bool place_spread(const struct sched *s, struct place *p, uint8_t home, const ui
     return true;
 }
 
-bool place_ever(struct sched *s, uint32_t n_prompt, uint32_t n_rows)
+bool place_ever(struct sched *s, uint32_t n_prompt, uint32_t n_rows, uint32_t bound)
 {
     uint8_t slots[SCHED_SLOTS];
     struct place *p = &s->place;
@@ -305,13 +310,17 @@ bool place_ever(struct sched *s, uint32_t n_prompt, uint32_t n_rows)
         }
         const uint32_t n = place_order(s, kin, slots);
         const bool spreads = place_spreads(s, n_rows, kin);
-        place_prepare(p, n_prompt, n_rows, w->leaf_blocks);
+        place_prepare(p, n_prompt, n_rows, w->leaf_blocks, bound);
         p->n_hits = 0;
         p->may_copy = false;
         for (uint32_t i = 0; i < n; i++) {
             for (uint32_t j = 0; j < n; j++)
                 p->room[slots[j]] = s->dir.pools[slots[j]].n_blocks;
-            if (spreads ? place_spread(s, p, slots[i], slots, n) : place_local(s, p, slots[i]))
+            if (spreads && place_spread(s, p, slots[i], slots, n))
+                return true;
+            for (uint32_t j = 0; j < n && spreads; j++)
+                p->room[slots[j]] = s->dir.pools[slots[j]].n_blocks;
+            if ((!spreads || bound) && place_local(s, p, slots[i]))
                 return true;
         }
     }

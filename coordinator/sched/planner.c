@@ -42,8 +42,15 @@ static uint32_t blocks_open(struct sched *s, struct sched_request *r, uint32_t p
             r->window_left--;
             r->window_open++;
         }
+        if (r->bound && !r->promise[slot])
+            retain_fill(s, r);
+        if (r->bound && !r->promise[slot]) { /* until its window has left more, or there is room */
+            const uint32_t end = r->n_table * PLAN_BLOCK;
+            return end > pos ? end - pos : 0;
+        }
         assert(r->promise[slot] > 0);
         r->promise[slot]--;
+        r->unopened--;
         struct copy *c = directory_open(&s->dir, slot, r->n_table);
         r->copies[r->n_table] = c;
         r->table[r->n_table++] = c->block->handle;
@@ -418,6 +425,8 @@ bool planner_send(struct sched *s, struct group *g)
         struct sched_request *r = g->requests[i];
         if (r->state == REQUEST_RUNNING && (r->ship_leaf < r->n_leaves || r->moving))
             ship_step(s, r);
+        if (r->state == REQUEST_RUNNING && s->config.window)
+            retain_step(s, r);
     }
     rows_choose(s, g, f);
     if (!s->n_runs && !errand(s, g)) {

@@ -45,7 +45,7 @@ static bool move_find(const struct sched *s, const struct sched_request *r, uint
         leaf--;
     *leaf_out = leaf - 1;
     *to_out = to;
-    return leaf > 0;
+    return leaf > 0 && (r->passed <= 1 || (leaf - 1) * r->leaf_blocks >= r->passed);
 }
 
 static bool spreads(const struct sched *s, const struct sched_request *r)

@@ -116,7 +116,7 @@ void recover_strand(struct sched *s, const char *why)
 {
     snprintf(s->stranded, sizeof s->stranded, "the workers that are left cannot hold the request: %s", why);
     for (struct sched_request *r = queue_each(s, NULL); r; r = queue_each(s, r)) {
-        if (r->give_up_ms || place_ever(s, r->n_prompt, r->n_rows))
+        if (r->give_up_ms || place_ever(s, r->n_prompt, r->n_rows, retain_bound(s, r->n_prompt, r->density)))
             continue;
         r->give_up_ms = sched_now_ms(s) + s->config.worker_wait_ms;
         s->n_stranded++;
@@ -131,7 +131,7 @@ static struct sched_request *find_stranded(struct sched *s, int64_t now, int64_t
     for (struct sched_request *r = queue_each(s, NULL); r; r = queue_each(s, r)) {
         if (!r->give_up_ms)
             continue;
-        if (place_ever(s, r->n_prompt, r->n_rows)) {
+        if (place_ever(s, r->n_prompt, r->n_rows, retain_bound(s, r->n_prompt, r->density))) {
             r->give_up_ms = 0;
             continue;
         }

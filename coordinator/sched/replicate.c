@@ -41,6 +41,10 @@ static bool replicate(struct sched *s, struct sched_request *r)
 {
     const uint32_t leaf = r->n_replicated / r->leaf_blocks;
     struct copy *c = r->copies[r->n_replicated];
+    if (!c) { /* given back */
+        r->n_replicated++;
+        return true;
+    }
     if (r->at[leaf] != r->owner[leaf] && r->at[leaf] == r->home && __builtin_popcountll(s->ready) < 3)
         return false; /* it is about to go to where its copy would be */
     if (c->state == COPY_READY && !copied(c->block)) {

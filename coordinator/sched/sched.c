@@ -166,7 +166,7 @@ enum status sched_submit(struct sched *s, const struct sched_want *want, const s
     }
     if (!taking)
         return error_set(err, ST_PEER, "no worker is ready");
-    if (!place_ever(s, want->n_tokens, request_rows(want)))
+    if (!place_ever(s, want->n_tokens, request_rows(want), retain_bound(s, want->n_tokens, want->density)))
         return error_set(err, ST_TOO_LARGE,
                          "the prompt's %u tokens and max_tokens %u are more than the workers' memory holds",
                          want->n_tokens, want->max_tokens);

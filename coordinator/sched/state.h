@@ -15,6 +15,7 @@
  *   recover.c   what a lost worker held: its sequences are placed again and compute what nobody has
  *   transfer.c  copies of sealed blocks between workers
  *   ship.c      a complete growing leaf goes to its owner
+ *   retain.c    what a window has left is given back
  *   replicate.c second copies of sealed blocks
  *   rebalance.c leaves for workers that join
  *   drain.c     sequences leave a worker that an operator wants empty, and busy ones for idle ones
@@ -126,9 +127,12 @@ struct sched_request {
     uint16_t *readers;    /* [n_leaves]: worker ids of `at` */
     uint32_t promise[SCHED_SLOTS];
     uint32_t window, window_open,
-        window_left;                    /* blocks at home for leaves that will go to others: promised, there, to come */
-    uint32_t pending;                   /* copies awaited before the first plan */
-    struct digest last_id;              /* of block n_committed - 1 */
+        window_left;       /* blocks at home for leaves that will go to others: promised, there, to come */
+    uint32_t bound;        /* blocks that it holds at once at most, at its one worker; 0: all */
+    uint32_t passed;       /* blocks 1 .. passed - 1 are given back: its window has left them. At least 1 */
+    uint32_t unopened;     /* blocks to open yet */
+    uint32_t pending;      /* copies awaited before the first plan */
+    struct digest last_id; /* of block n_committed - 1 */
     uint32_t n_committed, n_replicated; /* blocks; looked at for a second copy */
 
     /* preemption */
@@ -293,6 +297,7 @@ struct waiter {
 /* Where a request might live: place.c. */
 struct place {
     uint32_t n_prompt, n_rows, leaf_blocks; /* asked */
+    uint32_t bound;                         /* blocks that it holds at once, if it is at one worker; 0: all */
     bool may_copy;
     struct block **hits; /* [n_hits]; NULL: not known */
     uint64_t sound;      /* workers whose copies are read */
@@ -300,6 +305,7 @@ struct place {
     int64_t room[SCHED_SLOTS];
     /* answered */
     uint8_t home;
+    bool spread;         /* leaves may be at several workers */
     uint8_t *at, *owner; /* [n_leaves] */
     bool *brought;       /* [n_blocks] */
     uint32_t leaves_cap, owner_cap, brought_cap;
@@ -483,13 +489,13 @@ void preempt_settle(struct sched *s, struct sched_request *r);
 bool place_local(const struct sched *s, struct place *p, uint8_t home);
 bool place_spread(const struct sched *s, struct place *p, uint8_t home, const uint8_t *slots, uint32_t n_slots);
 /* Could it ever run on these workers, all alone? */
-bool place_ever(struct sched *s, uint32_t n_prompt, uint32_t n_rows);
+bool place_ever(struct sched *s, uint32_t n_prompt, uint32_t n_rows, uint32_t bound);
 /* Slots of a mask by ascending worker id. -> how many */
 uint32_t place_order(const struct sched *s, uint64_t mask, uint8_t slots_out[SCHED_SLOTS]);
 /* A copy to send the block from, or NULL. */
 struct copy *place_source(const struct place *p, const struct block *b);
 bool place_spreads(const struct sched *s, uint32_t n_rows, uint64_t usable);
-void place_prepare(struct place *p, uint32_t n_prompt, uint32_t n_rows, uint32_t leaf_blocks);
+void place_prepare(struct place *p, uint32_t n_prompt, uint32_t n_rows, uint32_t leaf_blocks, uint32_t bound);
 
 /* admit.c */
 void admit_all(struct sched *s);
@@ -530,6 +536,14 @@ void transfers_check(struct sched *s);
 void transfers_lost(struct sched *s, uint8_t slot);
 enum status transfer_arrived(struct sched *s, uint8_t slot, const struct control_copied *copied);
 int64_t transfers_deadline(const struct sched *s);
+
+/* retain.c */
+/* Blocks that a request of so many prompt tokens and this density (0: the deployment's) holds at once, where it is at one worker; 0: all. */
+uint32_t retain_bound(const struct sched *s, uint32_t n_prompt, uint32_t density);
+/* Gives back what the window has left. */
+void retain_step(struct sched *s, struct sched_request *r);
+/* Of a bounded one: promises what it will open next, as there is room. false: it has nothing to open a block with, though it will need one. */
+bool retain_fill(struct sched *s, struct sched_request *r);
 
 /* ship.c */
 void ship_step(struct sched *s, struct sched_request *r);

@@ -11,6 +11,7 @@ Contexts have 8 k positions, or POSITIONS=65536; what was found, and how much wa
 import os
 import random
 import tempfile
+import threading
 import unittest
 
 import cluster
@@ -120,6 +121,46 @@ class Needles(unittest.TestCase):
         self.assertLess(n, NEEDLES)
         with Cluster("--selector", "sketch-walk@1", "--selector-dense-layers", 3, *PATIENT, workers=1, model=COPY) as c:
             self.assertEqual(["".join(c.complete(text + q, 8, timeout_s=3600)[0]) for q in questions], expected)
+
+
+class Window(unittest.TestCase):
+    """streaming gives back what its window has left: a generation that is longer than the pool, in memory that does not grow, with the bits of a large pool."""
+
+    MODEL = "random:layers=2,d=64,heads=4,kv=2,head_dim=32,ff=96,vocab=256,positions=4096:2:5"  # 32 KiB a block
+    POOL = 24  # blocks
+    FLAGS = ("--step-rows-max", 64, "--prefill-chunk-rows", 64, *PATIENT)
+
+    def test_longer_than_the_pool(self):
+        prompt = "".join(random.Random(3).choices(LETTERS, k=1100))
+        n = 600
+        bound = 3 + 2 + 3 * 2  # block 0, the open one, one more; the window; what three steps compute
+        with Cluster("--selector", "streaming@128", "--kv-bytes", "1G", "--spread-min-tokens", 256, *self.FLAGS, workers=2, model=self.MODEL) as c:
+            expected = c.complete(prompt, n, timeout_s=600)[:2]
+            c.check_quiet()
+        with Cluster("--kv-bytes", self.POOL * 32 << 10, *self.FLAGS, workers=1, model=self.MODEL) as c:
+            code, _, body = c.http("POST", "/v1/completions", {"prompt": prompt, "max_tokens": n})
+            self.assertEqual(code, 400, body)
+        with Cluster("--selector", "streaming@128", "--kv-bytes", self.POOL * 32 << 10, *self.FLAGS, workers=1, model=self.MODEL) as c:
+            answers, held = [None, None], []
+
+            def ask(i):
+                answers[i] = c.complete(prompt, n, timeout_s=600)[:2]
+
+            threads = [threading.Thread(target=ask, args=(i,)) for i in range(2)]
+            for t in threads:
+                t.start()
+            while any(t.is_alive() for t in threads):
+                for w in c.workers():
+                    held.append(w["blocks"] - w["blocks_cached"])
+                threads[0].join(0.05)
+                threads[1].join(0.05)
+            self.assertEqual(answers, [expected, expected])
+            self.assertTrue(0 < max(held) <= 2 * bound, held)
+            passed = c.metrics()["longspan_kv_blocks_passed_total"]
+            print(f"streaming@128: {1100 + n} positions in a pool of {self.POOL * 64}; at most {max(held)} blocks in use by two sequences "
+                  f"({bound} each at most), {passed:.0f} given back", flush=True)
+            self.assertGreaterEqual(passed, (1100 + n) // 64 - 4)
+            c.check_quiet()
 
 
 class Densities(unittest.TestCase):

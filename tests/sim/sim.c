@@ -381,7 +381,7 @@ static void check_ids(struct sim *sim, const struct sched_request *r)
     struct digest id;
     for (uint32_t c = 0; r->copies && c < r->n_committed; c++) {
         id = kv_block_id(c ? &id : NULL, &r->context, r->tokens + c * PLAN_BLOCK, request_prompt_rows(sim->s, r, c));
-        if (memcmp(&id, &r->copies[c]->block->id, sizeof id) != 0)
+        if (r->copies[c] && memcmp(&id, &r->copies[c]->block->id, sizeof id) != 0)
             sim_wrong(sim, "sequence %llu: the id of block %u is not that of its tokens", (unsigned long long)r->id, c);
     }
 }

@@ -250,19 +250,38 @@ static struct sim_worker *member(struct sim *sim, const struct plan *plan, uint1
     sim_wrong(sim, "plan %llu: worker %u is no member", (unsigned long long)plan->number, id);
 }
 
-/* The hash of all that a row at the start of block `own` sees, checked block by block at its reader. */
+/* Blocks before block `own` beside block 0 that its rows see, by the selector's window: all, or so many. */
+static uint32_t window_of(const struct sim *sim, const struct plan *plan, const struct plan_run *run)
+{
+    const struct sched_config *c = &sim->options.config;
+    const uint32_t density = plan->seqs[run->seq].density;
+    const bool sparse = density && density < PLAN_DENSITY_ONE && (run->cls == ROW_GENERATED || c->prompt_sparse);
+    return c->window && sparse ? c->window / PLAN_BLOCK : UINT32_MAX;
+}
+
+/*
+ * The hash of all that a row at the start of block `own` sees, checked block by block at its reader. Before a window it is told by the block behind: what is
+ * not seen may be gone.
+ */
 static uint64_t see(struct sim *sim, const struct plan *plan, const struct plan_run *run, const struct known *k,
                     uint32_t own)
 {
     uint64_t hash = sim_hash(0, 0);
-    const uint32_t own_leaf = own / plan->leaf_blocks;
+    const uint32_t own_leaf = own / plan->leaf_blocks, window = window_of(sim, plan, run);
+    bool passed = false;
     for (uint32_t c = 0; c < own; c++) {
+        if (c && own - c > window) {
+            passed = true;
+            continue;
+        }
         const uint32_t leaf = c / plan->leaf_blocks;
         const uint16_t reader = leaf == own_leaf ? run->home : k->readers[leaf];
         const struct held *b = find(member(sim, plan, reader), k->table[c]);
         if (!b)
             sim_wrong(sim, "sequence %llu row %u: block %u (%llu) is not at its reader, worker %u",
                       (unsigned long long)k->id, run->pos, c, (unsigned long long)k->table[c], reader);
+        hash = passed ? b->before : hash;
+        passed = false;
         if (b->position != c || b->before != hash)
             sim_wrong(sim, "sequence %llu row %u: block %u at worker %u is of other tokens", (unsigned long long)k->id,
                       run->pos, c, reader);

@@ -379,6 +379,61 @@ static void test_groups(void **state)
     sim_end(sim);
 }
 
+/* What a worker's pool has that is no cache: the most of it since the last look. */
+static uint32_t held(struct sim *sim)
+{
+    struct sched_worker_stats w;
+    assert_int_equal(sched_worker_stats(sim->s, &w, 1), 1);
+    return w.blocks_used - w.blocks_cached;
+}
+
+/*
+ * With a window a sequence holds what that needs, however long it becomes, in a pool that could not hold all of it; two that begin alike, and one that is
+ * dense, beside it. Placed again after its worker has died it finds nothing and goes on.
+ */
+static void test_window(void **state)
+{
+    (void)state;
+    struct sim_options o = sim_usual("sim_test_cases", 1, 24);
+    struct sched_stats stats;
+    o.config.step_rows_max = o.config.prefill_chunk_rows = 64;
+    o.config.worker_wait_ms = 10000;
+    enum status st;
+    struct sim *sim = sim_new(&o);
+    const struct sim_want far = { .tokens = text, .n_tokens = 1000, .max_tokens = 6000 };
+    assert_int_equal(sim_submit(sim, &far, &st), -1);
+    assert_int_equal(st, ST_TOO_LARGE);
+    sim_end(sim);
+    o.config.window = 2 * PLAN_BLOCK;
+    o.config.density = 1;
+    for (int prompt = 0; prompt < 2; prompt++) {
+        o.config.prompt_sparse = !prompt;
+        o.n_blocks[0] = prompt ? 60 : 24;
+        sim = sim_new(&o);
+        const uint32_t bound = 3 + 2 + 3 * 2 + (prompt ? 1000 / PLAN_BLOCK + 1 : 0);
+        sim_accepted(sim, far);
+        for (int i = 0; i < 2; i++) { /* the second finds what is left of the first's blocks, and keeps some of them */
+            for (uint32_t ms = 0; ms < 4000; ms += 50) {
+                sim_advance(sim, 50);
+                assert_true(held(sim) <= (uint32_t)(1 + i) * bound);
+            }
+            if (!i)
+                sim_accepted(sim, far);
+        }
+        sched_stats(sim->s, &stats);
+        assert_true(stats.blocks_passed > 20);
+        sim_crash(sim, 0, 10);
+        sim_advance(sim, 100);
+        sim_join(sim, o.n_blocks[0]);
+        sim_finish(sim, 10000000);
+        assert_int_equal(sim->requests[0].n_tokens, 6000);
+        assert_int_equal(sim->requests[1].n_tokens, 6000);
+        sched_stats(sim->s, &stats);
+        assert_true(stats.recoveries >= 2);
+        sim_end(sim);
+    }
+}
+
 /* Workers whose bits differ share neither groups nor blocks. */
 static void test_fingerprints(void **state)
 {
@@ -423,6 +478,7 @@ int main(void)
         cmocka_unit_test(test_forced),
         cmocka_unit_test(test_drain),
         cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_window),
         cmocka_unit_test(test_fingerprints),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

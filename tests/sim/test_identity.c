@@ -270,6 +270,7 @@ static struct cluster *cluster_new(const struct model *model, const struct shape
     const struct sched_config config = {
         .density = strcmp(selector.name, "dense") ? selector.density : 0,
         .prompt_sparse = selector.prompt,
+        .window = selector.dense_layers ? 0 : selector.window,
         .positions_max = POSITIONS,
         .step_rows_max = s->rows_max,
         .prefill_chunk_rows = s->chunk,

@@ -29,7 +29,7 @@ struct life {
 
 struct totals {
     uint64_t lives, requests, refused, failed, cancelled, cached, steps, spread, copies, plans, far, aborts, vain,
-        blamed, blamed_wrongly, late, preempted, recovered, moved, left, shed;
+        blamed, blamed_wrongly, late, preempted, recovered, moved, left, shed, passed;
 };
 
 enum { STEM = 2000 };
@@ -79,6 +79,12 @@ static struct sim_options options(struct life *l, uint64_t seed)
         .seed = seed,
     };
     o.open_blocks = draw(l, 2) ? 0 : (o.config.plans_ahead + 1) * (1 + draw(l, 6));
+    const uint64_t bits = mix64(seed ^ 0x57494e444f57); /* of their own: other lives stay what they were */
+    if (bits % 4 == 0) {
+        o.config.window = PLAN_BLOCK * (1 + (uint32_t)(bits >> 8) % 6);
+        o.config.density = 1;
+        o.config.prompt_sparse = bits >> 16 & 1;
+    }
     return o;
 }
 
@@ -249,6 +255,7 @@ static void live(uint64_t seed, struct totals *t)
     t->recovered += stats.recoveries;
     t->moved += stats.leaves_moved;
     t->left += stats.sequences_moved;
+    t->passed += stats.blocks_passed;
     t->lives++;
     t->steps += l.sim->n_steps;
     t->spread += l.sim->n_spread_steps;
@@ -286,13 +293,13 @@ int main(int argc, char **argv)
            "several workers, %llu blocks copied, %llu read far from home, %llu aborts, %llu steps in vain, %llu "
            "failed on hearsay, %llu of them wrongly, %llu "
            "preemptions, %llu too late, %llu placed again, %llu leaves moved to who joined, %llu "
-           "sequences moved by command, %llu waited too long\n",
+           "sequences moved by command, %llu waited too long, %llu blocks given back by windows\n",
            (unsigned long long)t.lives, (unsigned long long)t.requests, (unsigned long long)t.refused,
            (unsigned long long)t.failed, (unsigned long long)t.cancelled, (unsigned long long)t.cached,
            (unsigned long long)t.steps, (unsigned long long)t.spread, (unsigned long long)t.copies,
            (unsigned long long)t.far, (unsigned long long)t.aborts, (unsigned long long)t.vain,
            (unsigned long long)t.blamed, (unsigned long long)t.blamed_wrongly, (unsigned long long)t.preempted,
            (unsigned long long)t.late, (unsigned long long)t.recovered, (unsigned long long)t.moved,
-           (unsigned long long)t.left, (unsigned long long)t.shed);
+           (unsigned long long)t.left, (unsigned long long)t.shed, (unsigned long long)t.passed);
     return 0;
 }
