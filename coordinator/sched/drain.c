@@ -72,13 +72,20 @@ static bool copy_begin(struct sched *s, uint32_t leaf, struct block *b, uint64_t
     return true;
 }
 
+/* One that can be found by its id where it will be; also of what a window has left, as long as it is cache somewhere. NULL: none is. */
+static struct block *block_of(const struct sched *s, const struct sched_request *r, uint32_t i)
+{
+    const struct block *b = r->copies[i] ? r->copies[i]->block : directory_block(&s->dir, r->table[i]);
+    return b && directory_source(b) ? directory_find(&s->dir, &b->id) : NULL;
+}
+
 /* Starts what copies may be started. -> how many blocks are not where they will be read */
 static uint32_t copy_all(struct sched *s, struct sched_request *r)
 {
     const uint64_t there = havens(s, r);
     uint32_t left = 0;
     for (uint32_t i = 0; i < r->n_committed; i++) {
-        struct block *b = r->copies[i] ? directory_find(&s->dir, &r->copies[i]->block->id) : NULL;
+        struct block *b = block_of(s, r, i);
         const enum copied state = b ? copied(b, there) : COPIED;
         if (state == MISSING && s->n_replicas < COPIES_MAX)
             copy_begin(s, i / r->leaf_blocks, b, there);

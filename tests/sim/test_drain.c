@@ -100,6 +100,29 @@ static void test_local(void **state)
     end(sim);
 }
 
+/* What its window has left is cache, and goes along. */
+static void test_window(void **state)
+{
+    (void)state;
+    struct sim_options o = sim_usual("sim_test_drain", 2, 100);
+    o.config.window = 2 * PLAN_BLOCK;
+    o.config.density = 1;
+    o.config.prompt_sparse = true;
+    struct sim *sim = sim_new(&o);
+    const uint32_t a = submit(sim, 0, 600, 390);
+    sim_advance(sim, 200);
+    const uint16_t worker = home(sim);
+    assert_int_not_equal(worker, NOBODY);
+    assert_true(sums(sim).blocks_passed > 5);
+    sched_worker_empty(sim->s, worker);
+    drained(sim, worker);
+    assert_false(sim->requests[a].ended);
+    sim_finish(sim, 100000);
+    assert_in_range(sim->requests[a].again, 1, 128);
+    assert_int_equal(sums(sim).sequences_moved, 1);
+    end(sim);
+}
+
 /* A part of a spread sequence goes too, whether its home is there or not; others of its workers keep theirs. */
 static void test_spread(void **state)
 {
@@ -225,7 +248,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_local),   cmocka_unit_test(test_spread),   cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_no_room), cmocka_unit_test(test_no_names), cmocka_unit_test(test_resume),
-        cmocka_unit_test(test_turns),
+        cmocka_unit_test(test_turns),   cmocka_unit_test(test_window),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
