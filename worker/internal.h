@@ -49,7 +49,8 @@ struct worker {
         uint64_t epoch;
     } fence[FENCES];
     uint32_t n_fences;
-    uint64_t epoch; /* the highest of a plan */
+    uint64_t epoch;  /* the highest of a plan */
+    bool spill_said; /* that parts of blocks did not fit */
 
     pthread_t thread;
     bool started;

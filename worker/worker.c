@@ -136,6 +136,11 @@ static void stats_refresh(struct worker *w)
     atomic_store(&w->bytes_received, x.bytes_received);
     atomic_store(&w->dropped, x.dropped);
     atomic_store(&w->blocks_used, pool.used);
+    if (pool.n_spilled && !w->spill_said)
+        log_info("keys and values that the KV codec has no room for: what spills takes memory beside the pool, up to "
+                 "%zu bytes a block of %zu",
+                 pool.spill_bytes, pool.block_bytes);
+    w->spill_said |= pool.n_spilled != 0;
 }
 
 static void mail_run(struct worker *w, const struct control_message *message)
