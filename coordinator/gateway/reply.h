@@ -31,7 +31,7 @@ struct reply {
 
 /* Frees what a choice under way holds. */
 void reply_deinit(struct reply *r);
-/* A whole choice, and the answer around n_choices of them, joined by commas. id: the generation's. */
+/* A whole choice, and the answer around all of them, which choices has joined by commas. id: the generation's. */
 void reply_choice(struct reply *r, const struct generation *g, const struct generation_done *done, struct text *out);
 void reply_whole(const struct reply *r, const char *id, int64_t created_s, const struct text *choices,
                  const struct choices_done *done, struct text *out);

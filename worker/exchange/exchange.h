@@ -46,7 +46,7 @@ struct exchange_key {
 
 struct exchange_peer {
     uint16_t id;
-    const uint8_t *address; /* as exchange_address of that worker gave it */
+    const uint8_t *address; /* as address of its own exchange gave it */
     size_t address_bytes;
     struct digest token; /* that messages to it show: proto/token.h */
 };
