@@ -61,6 +61,18 @@ uint32_t sched_worker_stats(const struct sched *s, struct sched_worker_stats *st
     return n;
 }
 
+/* Does what a sequence holds at once fit a worker, however long it is? A dense prompt is held whole. */
+static bool windows_fit(const struct sched *s)
+{
+    const uint32_t bound = s->config.prompt_sparse ? retain_bound(s, 0, 0) : 0;
+    SCHED_EACH(slot, s->ready)
+    {
+        if (bound && s->dir.pools[slot].n_blocks >= bound)
+            return true;
+    }
+    return false;
+}
+
 /* The most over the kinds of workers: groups do not mix them. */
 uint64_t sched_positions_fit(const struct sched *s)
 {
@@ -76,6 +88,8 @@ uint64_t sched_positions_fit(const struct sched *s)
         }
         most = blocks > most ? blocks : most;
     }
+    if (most && windows_fit(s))
+        return s->config.positions_max;
     most *= PLAN_BLOCK;
     return most < s->config.positions_max ? most : s->config.positions_max;
 }

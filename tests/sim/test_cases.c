@@ -403,6 +403,7 @@ static void test_window(void **state)
     const struct sim_want far = { .tokens = text, .n_tokens = 1000, .max_tokens = 6000 };
     assert_int_equal(sim_submit(sim, &far, &st), -1);
     assert_int_equal(st, ST_TOO_LARGE);
+    assert_int_equal(sched_positions_fit(sim->s), 24 * PLAN_BLOCK);
     sim_end(sim);
     o.config.window = 2 * PLAN_BLOCK;
     o.config.density = 1;
@@ -410,6 +411,7 @@ static void test_window(void **state)
         o.config.prompt_sparse = !prompt;
         o.n_blocks[0] = prompt ? 60 : 24;
         sim = sim_new(&o);
+        assert_int_equal(sched_positions_fit(sim->s), prompt ? 60 * PLAN_BLOCK : 100000);
         const uint32_t bound = 3 + 2 + 3 * 2 + (prompt ? 1000 / PLAN_BLOCK + 1 : 0);
         sim_accepted(sim, far);
         for (int i = 0; i < 2; i++) { /* the second finds what is left of the first's blocks, and keeps some of them */
