@@ -26,16 +26,14 @@
 
 enum { HEAD_DIM = 128, KV_HEADS = 8, GROUP = 4, LEAF_BLOCKS = 4, THREADS_MAX = 64, ROUNDS_MAX = 256 };
 enum { TENTH = SELECTOR_DENSITY_ONE / 10 };
-enum { NOMAD = KV_CODECS, DISTINCT = 16 /* sealed blocks, over and over */, OPEN_BYTES = KV_BLOCK * HEAD_DIM * 2 };
+enum { DISTINCT = 16 /* sealed blocks, over and over */, OPEN_BYTES = KV_BLOCK * HEAD_DIM * 2 };
 
 struct layer {
     const char *codec, *variant;
     struct attn_shape shape, attn_shape; /* of what seals, and expands keys; of what attends */
     struct kv_book *books;               /* of codecs with a calibration: keys', values'; else NULL */
     const struct attn_impl *it,
-        *attn; /* the codec's; what attends: the same, or that of the open form that it expands to */
-    const struct kv_nomad_impl *nomad; /* NULL: not nomad */
-    float *book;
+        *attn;             /* the codec's; what attends: the same, or that of the open form that it expands to */
     size_t part, n_blocks; /* part: half of a block's keys and values */
     double seal_us;        /* a block and KV head */
     uint8_t *blocks;       /* [n_blocks][KV_HEADS][keys, values], a block's other layers left out */
@@ -98,11 +96,7 @@ static void attend_block(struct member *m, const uint8_t *k, const uint8_t *next
     const struct layer *l = m->layer;
     uint8_t visible[ATTN_ROWS];
     memset(visible, KV_BLOCK, sizeof visible);
-    if (l->nomad) {
-        l->nomad->block(&l->shape, m->tile, GROUP, visible, k, next, out);
-        return;
-    }
-    if (!l->it->expand) {
+    if (l->it->block) {
         l->it->block(&l->shape, m->tile, GROUP, visible, k, k + l->part, next, out);
         return;
     }
@@ -115,10 +109,7 @@ static void attend_block(struct member *m, const uint8_t *k, const uint8_t *next
 
 static void merge(const struct layer *l, float *a, const float *b)
 {
-    if (l->nomad)
-        l->nomad->merge(&l->shape, GROUP, a, b);
-    else
-        l->attn->merge(&l->attn_shape, GROUP, a, b);
+    l->attn->merge(&l->attn_shape, GROUP, a, b);
 }
 
 static void attend_leaf(struct member *m, size_t leaf, uint32_t head)
@@ -253,13 +244,30 @@ static void learn(struct layer *l)
     l->shape.books = l->books;
 }
 
+/* Random numbers for the keys of one head, which all heads use. */
+static void learn_numbers(struct layer *l)
+{
+    float *numbers = zeroed(HEAD_DIM * NOMAD_NUMBERS * sizeof *numbers);
+    float *book = zeroed(kv_calibrated_nomad.book_bytes(&l->shape));
+    for (uint32_t i = 0; i < HEAD_DIM * NOMAD_NUMBERS; i++)
+        numbers[i] = normal(3, i);
+    kv_nomad_book_of(numbers, HEAD_DIM, book);
+    free(numbers);
+    l->books = zeroed(2 * sizeof *l->books);
+    l->books[0] = (struct kv_book){ .data = book };
+    l->books[1] = (struct kv_book){ .values = true };
+    l->shape.books = l->attn_shape.books = l->books;
+}
+
 static void forget(struct layer *l)
 {
     if (!l->books)
         return;
-    free((void *)l->books[0].angles->first[0]);
-    free((void *)l->books[0].angles->step[0]);
-    free((void *)l->books[0].angles);
+    if (l->books[0].angles) {
+        free((void *)l->books[0].angles->first[0]);
+        free((void *)l->books[0].angles->step[0]);
+        free((void *)l->books[0].angles);
+    }
     free((void *)l->books[0].data);
     free((void *)l->books[1].data);
     free(l->books);
@@ -267,30 +275,21 @@ static void forget(struct layer *l)
 
 static struct layer codec_of(int codec)
 {
-    struct layer l = { .shape = { .head_dim = HEAD_DIM, .codec = codec == NOMAD ? KV_INT8 : (enum kv_codec)codec } };
+    struct layer l = { .shape = { .head_dim = HEAD_DIM, .codec = (enum kv_codec)codec } };
     l.shape.scale = 1 / sqrtf(HEAD_DIM);
     l.attn_shape = l.shape;
     l.it = l.attn = attn_find(&l.shape, cpu_caps());
     l.part = l.it->part_bytes(&l.shape);
     if (codec == KV_CQ_2B || codec == KV_CQ_1B)
         learn(&l);
-    l.codec = codec == NOMAD ? "nomad" : kv_codecs[codec].name;
-    if (l.it->expand) {
+    if (codec == KV_NOMAD)
+        learn_numbers(&l);
+    l.codec = kv_codecs[codec].name;
+    if (!l.it->block) {
         l.attn_shape.codec = kv_codecs[codec].open;
         l.attn = attn_find(&l.attn_shape, cpu_caps());
     }
-    for (const struct kv_nomad_impl *it = kv_nomad_impls; codec == NOMAD && !l.nomad; it++)
-        l.nomad = it->needs & ~cpu_caps() ? NULL : it;
-    if (l.nomad) {
-        float *numbers = zeroed(HEAD_DIM * NOMAD_NUMBERS * sizeof *numbers);
-        l.part = kv_nomad_bytes(&l.shape) / 2;
-        l.book = zeroed(kv_nomad_book_floats(HEAD_DIM) * sizeof *l.book);
-        for (uint32_t i = 0; i < HEAD_DIM * NOMAD_NUMBERS; i++)
-            numbers[i] = normal(3, i);
-        kv_nomad_book(numbers, HEAD_DIM, l.book);
-        free(numbers);
-    }
-    l.variant = l.nomad ? l.nomad->name : l.it->name;
+    l.variant = l.it->name;
     return l;
 }
 
@@ -323,9 +322,7 @@ static double seal_some(const struct layer *l, uint8_t *sealed)
             open[i] = f32_to_bf16(normal(b, i));
         const uint8_t *v_open = (const uint8_t *)open + OPEN_BYTES;
         const double began = cpu_us();
-        if (l->nomad)
-            (void)kv_nomad_seal(&l->shape, l->book, open, v_open, sealed);
-        else if (l->it->seal)
+        if (l->it->seal)
             (void)l->it->seal(&l->shape, open, v_open, sealed, sealed + l->part);
         else
             memcpy(sealed, open, 2 * OPEN_BYTES);
@@ -377,10 +374,7 @@ static void queries_pack(const struct layer *l, struct member *m)
         for (uint32_t c = 0; c < HEAD_DIM; c++)
             m->q[i][c] = (float)((int)(i * 131 + c * 37) % 61 - 30) / 20;
     }
-    if (l->nomad)
-        kv_nomad_pack_q(&l->shape, l->book, rows, GROUP, m->tile);
-    else
-        l->attn->pack_q(&l->attn_shape, rows, GROUP, m->tile);
+    l->attn->pack_q(&l->attn_shape, rows, GROUP, m->tile);
 }
 
 static void members_new(struct member *members, uint32_t n, const struct sketches *sketches, size_t n_blocks)
@@ -436,7 +430,7 @@ static void print(const struct layer *l, const struct figure *f, bool table)
 static void measure(size_t positions, uint32_t n_threads, uint32_t n_rounds, bool table)
 {
     static const int codecs[] = { KV_BF16,  KV_BF16_LOSSLESS, KV_FP8,   KV_INT8,  KV_INT4_ROT,
-                                  KV_KIVI4, KV_KIVI2,         KV_CQ_2B, KV_CQ_1B, NOMAD };
+                                  KV_KIVI4, KV_KIVI2,         KV_CQ_2B, KV_CQ_1B, KV_NOMAD };
     static const struct {
         int codec; /* place in codecs */
         uint32_t density;
@@ -477,7 +471,6 @@ static void measure(size_t positions, uint32_t n_threads, uint32_t n_rounds, boo
     }
     for (int c = 0; c < CODECS; c++) {
         free(layers[c].blocks);
-        free(layers[c].book);
         forget(&layers[c]);
     }
     free(sketches.data);

@@ -1,4 +1,5 @@
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +28,7 @@ struct options {
 static const struct config_field fields[] = {
     { "config", "", CONFIG_TEXT, TEXT(config), 0, 0, NULL, 1, "file of these settings (YAML); flags win" },
     { "model", "models/smollm2-135m-instruct", CONFIG_TEXT, TEXT(model), 0, 0, NULL, 1, "the model, as up takes it" },
-    { "kv-codec", "cq-2b", CONFIG_CHOICE, TEXT(kv_codec), 0, 0, "cq-2b|cq-1b", 1, "whose codebooks are learned" },
+    { "kv-codec", "cq-2b", CONFIG_CHOICE, TEXT(kv_codec), 0, 0, "cq-2b|cq-1b|nomad", 1, "whose codebooks are learned" },
     { "selector", "none", CONFIG_CHOICE, TEXT(selector), 0, 0, "none|double-sparsity", 1, "whose channels are learned, instead of codebooks: by |q k|" },
     { "text", "", CONFIG_TEXT, TEXT(text), 0, 0, NULL, 1, "file of plain text that the model is run over: as mixed as what will be served" },
     { "tokens", "16384", CONFIG_U32, PLAIN(tokens), 256, 1 << 22, NULL, 1, "how many of it, in sequences that are spread over the text" },
@@ -149,24 +150,26 @@ static enum status print(const struct options *o, const struct calibrate_made *m
     char digest[33];
     const struct calibration_origin *from = &made->origin;
     digest_text(&made->digest, digest);
+    const bool values = !isnan(made->lost[1]);
     if (!o->json && o->selector[0]) {
         printf("%s: channels of %s by mean |q k|, %llu tokens in sequences of %u; they hold %.2f %% of it\n",
                made->path, from->codec, (unsigned long long)from->tokens, from->sequence, 100 * made->held);
         return ST_OK;
     }
     if (!o->json) {
-        printf(
-            "%s: %s by %s, %llu tokens in sequences of %u, seed %llu; squares lost: keys %.2f %%, values %.2f %%%s\n",
-            made->path, from->codec, from->method, (unsigned long long)from->tokens, from->sequence,
-            (unsigned long long)from->seed, 100 * made->lost[0], 100 * made->lost[1],
-            strcmp(from->method, "kmeans") ? " (weighted)" : "");
+        printf("%s: %s by %s, %llu tokens in sequences of %u, seed %llu; squares lost: keys %.2f %%", made->path,
+               from->codec, from->method, (unsigned long long)from->tokens, from->sequence,
+               (unsigned long long)from->seed, 100 * made->lost[0]);
+        if (values)
+            printf(", values %.2f %%", 100 * made->lost[1]);
+        puts(strcmp(from->method, "kmeans") ? " (weighted)" : "");
         return ST_OK;
     }
-    json_t *all =
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:f}", "out", made->path, "digest", digest,
-                  "codec", from->codec, "method", from->method, "model", from->model, "text", from->text, "weights",
-                  from->weights, "tokens", (json_int_t)from->tokens, "sequence", (json_int_t)from->sequence, "seed",
-                  (json_int_t)from->seed, "keys_lost", made->lost[0], "values_lost", made->lost[1]);
+    json_t *all = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:o}", "out", made->path, "digest",
+                            digest, "codec", from->codec, "method", from->method, "model", from->model, "text",
+                            from->text, "weights", from->weights, "tokens", (json_int_t)from->tokens, "sequence",
+                            (json_int_t)from->sequence, "seed", (json_int_t)from->seed, "keys_lost", made->lost[0],
+                            "values_lost", values ? json_real(made->lost[1]) : json_null());
     if (o->selector[0] && all) {
         json_object_del(all, "keys_lost");
         json_object_del(all, "values_lost");

@@ -14,11 +14,12 @@ struct run {
     const struct model_config *config;
     const struct calibrate_text *text;
     struct calibrate_samples *to;
-    enum calibrate_look look;
-    uint32_t sequence;      /* which one */
-    float *q, *k, *v;       /* [n_layers][length][heads of it][head_dim], before RoPE */
-    float *cosines, *sines; /* [length][head_dim / 2] */
-    float *scratch;         /* of each thread: scratch_floats() */
+    struct calibrate_kind kind;
+    uint32_t sequence;                /* which one */
+    float *q, *k, *v;                 /* [n_layers][length][heads of it][head_dim], before RoPE */
+    float *cosines, *sines;           /* [length][head_dim / 2] of positions */
+    float *turn_cosines, *turn_sines; /* the same of positions that keys are turned to; NULL: they are not */
+    float *scratch;                   /* of each thread: scratch_floats() */
     struct solo *solo;
 };
 
@@ -30,11 +31,38 @@ static void on_row(void *ctx, uint32_t layer, uint32_t pos, const float *q, cons
     const struct model_config *c = r->config;
     const size_t at = (size_t)layer * r->text->length + pos, kv = (size_t)c->n_kv_heads * c->head_dim,
                  heads = (size_t)c->n_heads * c->head_dim;
-    if (r->look != CALIBRATE_VECTORS)
+    if (r->kind.look != CALIBRATE_VECTORS)
         memcpy(r->q + at * heads, q, heads * sizeof *q);
     memcpy(r->k + at * kv, k, kv * sizeof *k);
-    if (r->look != CALIBRATE_CHANNELS)
+    if (r->kind.look != CALIBRATE_CHANNELS)
         memcpy(r->v + at * kv, v, kv * sizeof *v);
+}
+
+/* ---- RoPE ---- */
+
+/* cos, sin [head_dim / 2] of a position. */
+static void angles(const struct model_config *c, uint32_t pos, float *cos_out, float *sin_out)
+{
+    for (uint32_t i = 0; i < c->head_dim / 2; i++) {
+        cos_out[i] = (float)(cos(pos * c->inv_freq[i]) * c->rope_scale);
+        sin_out[i] = (float)(sin(pos * c->inv_freq[i]) * c->rope_scale);
+    }
+}
+
+/* cosines, sines [half] */
+static void turn(const float *cosines, const float *sines, uint32_t half, const float *x, float *out)
+{
+    for (uint32_t i = 0; i < half; i++) {
+        const float c = cosines[i], s = sines[i];
+        out[i] = x[i] * c - x[i + half] * s;
+        out[i + half] = x[i + half] * c + x[i] * s;
+    }
+}
+
+static void rotate(const struct run *r, uint32_t pos, const float *x, float *out)
+{
+    const uint32_t half = r->config->head_dim / 2;
+    turn(r->cosines + (size_t)pos * half, r->sines + (size_t)pos * half, half, x, out);
 }
 
 /* ---- weights ---- */
@@ -54,16 +82,6 @@ struct weighing {
     float *sum[2];           /* [head_dim / CALIBRATE_UNIT][n]; [n] */
     float *q, *o, *half;     /* [head_dim] */
 };
-
-static void rotate(const struct run *r, uint32_t pos, const float *x, float *out)
-{
-    const uint32_t half = r->config->head_dim / 2;
-    for (uint32_t i = 0; i < half; i++) {
-        const float c = r->cosines[(size_t)pos * half + i], s = r->sines[(size_t)pos * half + i];
-        out[i] = x[i] * c - x[i + half] * s;
-        out[i + half] = x[i + half] * c + x[i] * s;
-    }
-}
 
 static void weighing_begin(const struct run *r, struct weighing *w, float *scratch, uint32_t layer, uint32_t head)
 {
@@ -199,17 +217,39 @@ static void channels_head(const struct run *r, float *scratch, uint32_t layer, u
 
 /* ---- all of it ---- */
 
+/* Where token t of the sequence stands for those who look at keys after RoPE. */
+static uint32_t turned_to(const struct run *r, uint32_t t)
+{
+    const uint64_t i = (uint64_t)r->sequence * r->text->length + t;
+    return t < PLAN_BLOCK ? t : (uint32_t)(i * r->config->positions_max / r->to->n);
+}
+
+static void turns_make(struct run *r)
+{
+    const uint32_t half = r->config->head_dim / 2;
+    for (uint32_t t = 0; t < r->text->length; t++)
+        angles(r->config, turned_to(r, t), r->turn_cosines + (size_t)t * half, r->turn_sines + (size_t)t * half);
+}
+
 static void keep_head(const struct run *r, uint32_t layer, uint32_t head)
 {
     const struct model_config *c = r->config;
     const uint32_t n = r->text->length, d = c->head_dim;
     const size_t stride = (size_t)c->n_kv_heads * d, first = (size_t)layer * n * stride + (size_t)head * d,
                  to = (((size_t)layer * c->n_kv_heads + head) * r->to->n + (size_t)r->sequence * n) * d;
-    for (uint32_t t = 0; t < n; t++)
+    for (uint32_t t = 0; t < n; t++) {
+        const size_t at = (size_t)t * (d / 2);
+        float turned[MODEL_HEAD_DIM_MAX];
+        const float *k = r->k + first + t * stride;
+        if (r->kind.turned) {
+            turn(r->turn_cosines + at, r->turn_sines + at, d / 2, k, turned);
+            k = turned;
+        }
         for (uint32_t i = 0; i < d; i++) {
-            r->to->part[0][to + (size_t)t * d + i] = bf16_of(r->k[first + t * stride + i]);
+            r->to->part[0][to + (size_t)t * d + i] = bf16_of(k[i]);
             r->to->part[1][to + (size_t)t * d + i] = bf16_of(r->v[first + t * stride + i]);
         }
+    }
 }
 
 static void keep_share(void *ctx, uint32_t member, uint32_t n_members)
@@ -217,12 +257,12 @@ static void keep_share(void *ctx, uint32_t member, uint32_t n_members)
     const struct run *r = ctx;
     const uint32_t heads = r->config->n_kv_heads;
     for (uint32_t i = member; i < r->config->n_layers * heads; i += n_members) {
-        if (r->look == CALIBRATE_CHANNELS) {
+        if (r->kind.look == CALIBRATE_CHANNELS) {
             channels_head(r, r->scratch + member * scratch_floats(r), i / heads, i % heads);
             continue;
         }
         keep_head(r, i / heads, i % heads);
-        if (r->look == CALIBRATE_WEIGHTS)
+        if (r->kind.look == CALIBRATE_WEIGHTS)
             weigh_head(r, r->scratch + member * scratch_floats(r), i / heads, i % heads);
     }
 }
@@ -233,15 +273,18 @@ static bool buffers(struct run *r, uint32_t n_threads)
     const uint32_t n = r->text->length, half = c->head_dim / 2;
     const size_t rows = (size_t)c->n_layers * n, all = (size_t)c->n_layers * c->n_kv_heads * r->to->n;
     r->k = malloc(rows * c->n_kv_heads * c->head_dim * sizeof *r->k);
-    const bool queries = r->look != CALIBRATE_VECTORS, vectors = r->look != CALIBRATE_CHANNELS,
-               weights = r->look == CALIBRATE_WEIGHTS;
+    const bool queries = r->kind.look != CALIBRATE_VECTORS, vectors = r->kind.look != CALIBRATE_CHANNELS,
+               weights = r->kind.look == CALIBRATE_WEIGHTS;
     r->v = vectors ? malloc(rows * c->n_kv_heads * c->head_dim * sizeof *r->v) : NULL;
     r->q = queries ? malloc(rows * c->n_heads * c->head_dim * sizeof *r->q) : NULL;
     r->scratch = queries ? malloc(n_threads * scratch_floats(r) * sizeof *r->scratch) : NULL;
     r->to->importance = vectors ? NULL : calloc((size_t)c->n_layers * c->n_kv_heads * c->head_dim, sizeof(double));
     r->cosines = malloc((size_t)n * half * sizeof *r->cosines);
     r->sines = malloc((size_t)n * half * sizeof *r->sines);
+    r->turn_cosines = r->kind.turned ? malloc((size_t)n * half * sizeof *r->turn_cosines) : NULL;
+    r->turn_sines = r->kind.turned ? malloc((size_t)n * half * sizeof *r->turn_sines) : NULL;
     bool ok = r->k && (!queries || (r->q && r->scratch)) && r->cosines && r->sines &&
+              (!r->kind.turned || (r->turn_cosines && r->turn_sines)) &&
               (vectors ? r->v != NULL : r->to->importance != NULL);
     for (int i = 0; i < 2 && vectors; i++) {
         r->to->part[i] = malloc(all * c->head_dim * sizeof(uint16_t));
@@ -249,10 +292,7 @@ static bool buffers(struct run *r, uint32_t n_threads)
         ok = ok && r->to->part[i] && (!weights || r->to->weight[i]);
     }
     for (uint32_t t = 0; t < n && ok; t++)
-        for (uint32_t i = 0; i < half; i++) {
-            r->cosines[(size_t)t * half + i] = (float)(cos(t * c->inv_freq[i]) * c->rope_scale);
-            r->sines[(size_t)t * half + i] = (float)(sin(t * c->inv_freq[i]) * c->rope_scale);
-        }
+        angles(c, t, r->cosines + (size_t)t * half, r->sines + (size_t)t * half);
     return ok;
 }
 
@@ -267,6 +307,8 @@ static enum status run_sequences(struct run *r, struct team *team, const struct 
             const uint32_t left = t->length - pos;
             st = solo_run(r->solo, pos, left < SOLO_LEAF ? left : SOLO_LEAF, ids + pos, false, err);
         }
+        if (!st && r->kind.turned)
+            turns_make(r);
         if (!st)
             team_run(team, keep_share, r);
         if (!st && events->progress)
@@ -277,16 +319,17 @@ static enum status run_sequences(struct run *r, struct team *team, const struct 
     return st;
 }
 
-enum status calibrate_collect(const struct model *m, const struct calibrate_text *text, enum calibrate_look look,
-                              uint32_t n_threads, const struct calibrate_events *events,
-                              struct calibrate_samples *samples_out, struct error *err)
+enum status calibrate_collect(const struct model *m, const struct calibrate_text *text,
+                              const struct calibrate_kind *kind, uint32_t n_threads,
+                              const struct calibrate_events *events, struct calibrate_samples *samples_out,
+                              struct error *err)
 {
     const struct model_config *c = model_config(m);
     struct calibrate_samples samples = { .n_layers = c->n_layers,
                                          .n_kv_heads = c->n_kv_heads,
                                          .head_dim = c->head_dim,
                                          .n = text->n_sequences * text->length };
-    struct run r = { .config = c, .text = text, .to = &samples, .look = look };
+    struct run r = { .config = c, .text = text, .to = &samples, .kind = *kind };
     const struct backend_tap tap = { on_row, &r };
     struct team *team = NULL;
     const struct solo_config solo = { .n_threads = n_threads, .positions_max = text->length, .tap = &tap };
@@ -302,7 +345,7 @@ enum status calibrate_collect(const struct model *m, const struct calibrate_text
         st = run_sequences(&r, team, events, err);
     solo_free(r.solo);
     team_free(team);
-    float *all[] = { r.q, r.k, r.v, r.cosines, r.sines, r.scratch };
+    float *all[] = { r.q, r.k, r.v, r.cosines, r.sines, r.turn_cosines, r.turn_sines, r.scratch };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
     if (st)

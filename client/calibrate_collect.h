@@ -1,7 +1,7 @@
 #ifndef LONGSPAN_CLIENT_CALIBRATE_COLLECT_H
 #define LONGSPAN_CLIENT_CALIBRATE_COLLECT_H
 
-/* What calibrations are learned from: keys before RoPE and values of all layers and KV heads over some sequences and how much each of them counts, or products
+/* What calibrations are learned from: keys, before RoPE or after it, and values of all layers and KV heads over some sequences and how much each of them counts, or products
  * of queries and keys by channel. */
 
 #include <stdbool.h>
@@ -36,6 +36,14 @@ struct calibrate_samples {
 
 /* Keys and values; with weights; or the importance of channels alone. */
 enum calibrate_look { CALIBRATE_VECTORS, CALIBRATE_WEIGHTS, CALIBRATE_CHANNELS };
+struct calibrate_kind {
+    enum calibrate_look look;
+    /*
+     * Keys are after RoPE, as they are stored. They are turned to positions that lie evenly over the model's context, since what a codec is to code stands
+     * anywhere in there; but those of a sequence's first block, among which is the token that everybody attends to, to their own.
+     */
+    bool turned;
+};
 
 /* Something is done: so much of all. May be NULL. stop: true ends it with ST_CANCELLED; may be NULL. */
 struct calibrate_events {
@@ -50,9 +58,10 @@ struct calibrate_events {
  * half of itself and half of the one that RoPE turns it with. CALIBRATE_CHANNELS: of a channel, the sum of |q_i k_i| after RoPE over the queries of the KV
  * head's group and the keys of their earlier blocks (Double Sparsity, arXiv:2408.07092). ST_NO_MEMORY, ST_INVALID, ST_CANCELLED, those of worker_new.
  */
-enum status calibrate_collect(const struct model *m, const struct calibrate_text *text, enum calibrate_look look,
-                              uint32_t n_threads, const struct calibrate_events *events,
-                              struct calibrate_samples *samples_out, struct error *err);
+enum status calibrate_collect(const struct model *m, const struct calibrate_text *text,
+                              const struct calibrate_kind *kind, uint32_t n_threads,
+                              const struct calibrate_events *events, struct calibrate_samples *samples_out,
+                              struct error *err);
 void calibrate_samples_free(struct calibrate_samples *s);
 
 #ifdef __cplusplus

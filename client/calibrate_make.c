@@ -1,5 +1,6 @@
 #include "client/calibrate_make.h"
 
+#include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,14 +13,16 @@
 #include "worker/team.h"
 
 /* Lloyd's iterations and where they end: more of them change an objective by less than 0.1 %. */
-enum { ITERATIONS = 40, CENTROIDS = 256, CHANNELS_MAX = 8 };
+enum { ITERATIONS = 40 };
 #define TOLERANCE 1e-4
 
-/* Codecs whose books are centroids of channels that lie side by side: how many channels. */
+/* Codecs whose books are centroids of channels that lie side by side: how many channels, how many centroids. */
 static const struct learned {
     enum kv_codec codec;
-    uint32_t channels;
-} codecs[] = { { KV_CQ_2B, 4 }, { KV_CQ_1B, 8 } };
+    uint32_t channels, n_centroids;
+    uint32_t n_parts; /* 2: keys and values, 1: keys */
+    bool turned;      /* keys are coded after RoPE */
+} codecs[] = { { KV_CQ_2B, 4, 256, 2, false }, { KV_CQ_1B, 8, 256, 2, false }, { KV_NOMAD, 1, 16, 1, true } };
 
 static const char *const method_names[] = { "kmeans", "attention", "fisher" };
 
@@ -27,10 +30,11 @@ static const char *const method_names[] = { "kmeans", "attention", "fisher" };
 struct books {
     const struct calibrate_wanted *wanted;
     const struct calibrate_samples *samples;
-    uint32_t channels, n_groups; /* groups of a head */
-    uint16_t *centroids[2];      /* bf16 [n_layers][n_kv_heads][n_groups][CENTROIDS][channels] */
-    double *lost, *all;          /* [items] */
-    float *scratch;              /* of each thread */
+    const struct learned *of;
+    uint32_t n_groups;      /* of a head */
+    uint16_t *centroids[2]; /* bf16 [n_layers][n_kv_heads][n_groups][n_centroids][channels]; of keys, of values */
+    double *lost, *all;     /* [items] */
+    float *scratch;         /* of each thread */
     kmeans_nearest_fn *nearest;
     _Atomic uint32_t next, done;
     _Atomic int status;
@@ -38,29 +42,31 @@ struct books {
 
 static uint32_t n_items(const struct books *b)
 {
-    return b->samples->n_layers * b->samples->n_kv_heads * 2 * b->n_groups;
+    return b->samples->n_layers * b->samples->n_kv_heads * b->of->n_parts * b->n_groups;
 }
 
 static size_t scratch_floats(const struct books *b)
 {
-    return (size_t)b->samples->n * (b->channels + 1) + (size_t)CENTROIDS * b->channels;
+    return ((size_t)b->samples->n + b->of->n_centroids) * b->of->channels + b->samples->n;
 }
 
 /* x [n][channels], w [n] of an item; -> the sum of weighted squares */
 static double gather(const struct books *b, uint32_t head, uint32_t part, uint32_t group, float *x, float *w)
 {
     const struct calibrate_samples *s = b->samples;
-    const uint32_t units = s->head_dim / CALIBRATE_UNIT, first = group * b->channels / CALIBRATE_UNIT;
-    const uint16_t *from = s->part[part] + (size_t)head * s->n * s->head_dim + (size_t)group * b->channels;
+    const uint32_t channels = b->of->channels, units = s->head_dim / CALIBRATE_UNIT,
+                   first = group * channels / CALIBRATE_UNIT,
+                   n_units = channels < CALIBRATE_UNIT ? 1 : channels / CALIBRATE_UNIT;
+    const uint16_t *from = s->part[part] + (size_t)head * s->n * s->head_dim + (size_t)group * channels;
     double all = 0;
     for (uint32_t i = 0; i < s->n; i++) {
         double square = 0;
         w[i] = s->weight[part] ? 0 : 1;
-        for (uint32_t u = first; s->weight[part] && u < first + b->channels / CALIBRATE_UNIT; u++)
+        for (uint32_t u = first; s->weight[part] && u < first + n_units; u++)
             w[i] += bf16_to_float(s->weight[part][((size_t)head * units + u) * s->n + i]);
-        for (uint32_t e = 0; e < b->channels; e++) {
+        for (uint32_t e = 0; e < channels; e++) {
             const float v = bf16_to_float(from[(size_t)i * s->head_dim + e]);
-            x[(size_t)i * b->channels + e] = v;
+            x[(size_t)i * channels + e] = v;
             square += (double)v * (double)v;
         }
         all += (double)w[i] * square;
@@ -70,11 +76,13 @@ static double gather(const struct books *b, uint32_t head, uint32_t part, uint32
 
 static enum status learn(struct books *b, uint32_t item, float *scratch)
 {
-    const uint32_t group = item % b->n_groups, part = item / b->n_groups % 2, head = item / b->n_groups / 2;
-    float *x = scratch, *w = x + (size_t)b->samples->n * b->channels, *centroids = w + b->samples->n;
+    const struct learned *of = b->of;
+    const uint32_t group = item % b->n_groups, part = item / b->n_groups % of->n_parts,
+                   head = item / b->n_groups / of->n_parts;
+    float *x = scratch, *w = x + (size_t)b->samples->n * of->channels, *centroids = w + b->samples->n;
     const struct kmeans_want want = { .n = b->samples->n,
-                                      .n_dims = b->channels,
-                                      .n_centroids = CENTROIDS,
+                                      .n_dims = of->channels,
+                                      .n_centroids = of->n_centroids,
                                       .iterations = ITERATIONS,
                                       .tolerance = TOLERANCE,
                                       .seed = rng_at(b->wanted->seed, item, 0),
@@ -82,8 +90,8 @@ static enum status learn(struct books *b, uint32_t item, float *scratch)
     struct kmeans_fit fit = { 0 };
     b->all[item] = gather(b, head, part, group, x, w);
     const enum status st = kmeans(&want, x, w, centroids, &fit);
-    uint16_t *to = b->centroids[part] + ((size_t)head * b->n_groups + group) * CENTROIDS * b->channels;
-    for (uint32_t i = 0; i < CENTROIDS * b->channels && !st; i++)
+    uint16_t *to = b->centroids[part] + ((size_t)head * b->n_groups + group) * of->n_centroids * of->channels;
+    for (uint32_t i = 0; i < of->n_centroids * of->channels && !st; i++)
         to[i] = bf16_of(centroids[i]);
     b->lost[item] = fit.objective;
     return st;
@@ -112,7 +120,7 @@ static void learn_share(void *ctx, uint32_t member, uint32_t n_members)
 static enum status learn_all(struct books *b, struct error *err)
 {
     const uint32_t n = n_items(b), n_threads = b->wanted->n_threads;
-    const size_t bytes = (size_t)n / 2 * CENTROIDS * b->channels * sizeof(uint16_t);
+    const size_t bytes = (size_t)n / b->of->n_parts * b->of->n_centroids * b->of->channels * sizeof(uint16_t);
     struct team *team = NULL;
     b->nearest = codebook_nearest_find(cpu_caps());
     b->centroids[0] = malloc(bytes);
@@ -137,16 +145,16 @@ static void books_free(struct books *b)
     free(b->scratch);
 }
 
-/* The share of squares that is lost, of keys and of values. */
+/* The share of squares that is lost, of keys and of values; of what is not learned, NaN. */
 static void account(const struct books *b, double lost_out[2])
 {
     double lost[2] = { 0 }, all[2] = { 0 };
     for (uint32_t i = 0; i < n_items(b); i++) {
-        lost[i / b->n_groups % 2] += b->lost[i];
-        all[i / b->n_groups % 2] += b->all[i];
+        lost[i / b->n_groups % b->of->n_parts] += b->lost[i];
+        all[i / b->n_groups % b->of->n_parts] += b->all[i];
     }
     for (int part = 0; part < 2; part++)
-        lost_out[part] = all[part] > 0 ? lost[part] / all[part] : 0;
+        lost_out[part] = (uint32_t)part >= b->of->n_parts ? NAN : all[part] > 0 ? lost[part] / all[part] : 0;
 }
 
 static enum status write_arrays(const struct calibrate_wanted *w, const struct calibration_array *arrays, uint32_t n,
@@ -165,14 +173,14 @@ static enum status write_books(const struct books *b, struct calibrate_made *mad
     const struct calibrate_samples *s = b->samples;
     struct calibration_array arrays[2];
     for (int part = 0; part < 2; part++)
-        arrays[part] =
-            (struct calibration_array){ .type = CALIBRATION_BF16,
-                                        .n_dims = 5,
-                                        .dims = { s->n_layers, s->n_kv_heads, b->n_groups, CENTROIDS, b->channels },
-                                        .data = b->centroids[part] };
+        arrays[part] = (struct calibration_array){ .type = CALIBRATION_BF16,
+                                                   .n_dims = 5,
+                                                   .dims = { s->n_layers, s->n_kv_heads, b->n_groups,
+                                                             b->of->n_centroids, b->of->channels },
+                                                   .data = b->centroids[part] };
     snprintf(arrays[0].name, sizeof arrays[0].name, "keys");
     snprintf(arrays[1].name, sizeof arrays[1].name, "values");
-    return write_arrays(b->wanted, arrays, 2, made, err);
+    return write_arrays(b->wanted, arrays, b->of->n_parts, made, err);
 }
 
 /* ---- weights of a file ---- */
@@ -243,7 +251,7 @@ static void describe(const struct calibrate_wanted *w, const struct model *m, co
     o->seed = w->seed;
 }
 
-static enum status check(const struct calibrate_wanted *w, const struct model_config *c, uint32_t *channels_out,
+static enum status check(const struct calibrate_wanted *w, const struct model_config *c, const struct learned **of_out,
                          struct error *err)
 {
     enum kv_codec codec;
@@ -255,7 +263,7 @@ static enum status check(const struct calibrate_wanted *w, const struct model_co
     for (size_t i = 0; i < sizeof codecs / sizeof *codecs; i++)
         if (codecs[i].codec == codec) {
             const struct attn_shape shape = { c->head_dim, codec, 1, NULL };
-            *channels_out = codecs[i].channels;
+            *of_out = &codecs[i];
             return attn_find(&shape, 0) ? ST_OK
                                         : error_set(err, ST_UNSUPPORTED, "kv-codec %s takes no heads of %u channels",
                                                     w->kv_codec, c->head_dim);
@@ -264,16 +272,16 @@ static enum status check(const struct calibrate_wanted *w, const struct model_co
 }
 
 static enum status make(const struct calibrate_wanted *w, const struct model *m, const struct calibration *weights,
-                        const struct calibrate_text *text, uint32_t channels, struct calibrate_made *made,
+                        const struct calibrate_text *text, const struct learned *of, struct calibrate_made *made,
                         struct error *err)
 {
     struct calibrate_samples samples = { 0 };
     struct books books = {
-        .wanted = w, .samples = &samples, .channels = channels, .n_groups = model_config(m)->head_dim / channels
+        .wanted = w, .samples = &samples, .of = of, .n_groups = model_config(m)->head_dim / of->channels
     };
-    enum status st =
-        calibrate_collect(m, text, w->method == CALIBRATE_ATTENTION ? CALIBRATE_WEIGHTS : CALIBRATE_VECTORS,
-                          w->n_threads, &w->events, &samples, err);
+    const struct calibrate_kind kind = { w->method == CALIBRATE_ATTENTION ? CALIBRATE_WEIGHTS : CALIBRATE_VECTORS,
+                                         of->turned };
+    enum status st = calibrate_collect(m, text, &kind, w->n_threads, &w->events, &samples, err);
     if (!st && weights)
         st = take_weights(weights, &samples, err);
     if (!st)
@@ -294,7 +302,8 @@ static enum status make_channels(const struct calibrate_wanted *w, const struct 
     struct calibrate_samples samples = { 0 };
     struct calibration_array array;
     uint8_t *channels = NULL;
-    enum status st = calibrate_collect(m, &w->text, CALIBRATE_CHANNELS, w->n_threads, &w->events, &samples, err);
+    const struct calibrate_kind kind = { .look = CALIBRATE_CHANNELS };
+    enum status st = calibrate_collect(m, &w->text, &kind, w->n_threads, &w->events, &samples, err);
     if (!st)
         st = calibrate_channels(&samples, &channels, &array, &made->held, err);
     describe(w, m, &w->text, NULL, &made->origin);
@@ -311,18 +320,18 @@ enum status calibrate_make(const struct calibrate_wanted *w, struct calibrate_ma
     struct calibration *weights = NULL;
     struct calibrate_text text = w->text;
     struct calibrate_made made = { .path = "" };
-    uint32_t channels = 0;
+    const struct learned *of = NULL;
     enum status st = model_open(w->model_spec, &m, err);
     if (st)
         return st;
-    st = check(w, model_config(m), &channels, err);
+    st = check(w, model_config(m), &of, err);
     if (!st && !for_selector(w) && w->method == CALIBRATE_FISHER) {
         st = calibration_open(w->weights, &weights, err);
         if (!st)
             st = read_weights(weights, m, &text, err);
     }
     if (!st)
-        st = for_selector(w) ? make_channels(w, m, &made, err) : make(w, m, weights, &text, channels, &made, err);
+        st = for_selector(w) ? make_channels(w, m, &made, err) : make(w, m, weights, &text, of, &made, err);
     calibration_close(weights);
     model_close(m);
     if (!st)

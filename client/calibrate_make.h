@@ -34,7 +34,7 @@ struct calibrate_made {
     struct digest digest;
     struct calibration_origin origin;
     double lost
-        [2]; /* of keys, of values: the share of their (weighted) squares that codes lose on what they were learned from */
+        [2]; /* of keys, of values: the share of their (weighted) squares that codes lose on what they were learned from; NaN: nothing is learned of them */
     double held; /* by a selector's channels: the share of sum |q_i k_i| of all channels */
 };
 

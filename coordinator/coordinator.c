@@ -26,6 +26,7 @@
 #include "coordinator/predecessor.h"
 #include "coordinator/rotation.h"
 #include "coordinator/tokenizer/tokenizer.h"
+#include "kernels/kernels.h"
 #include "kernels/selector.h"
 #include "model/model.h"
 
@@ -261,6 +262,10 @@ static void on_follows(void *ctx, const char *leader, size_t bytes)
 static enum status control_begin(struct coordinator *c, struct error *err)
 {
     const struct coordinator_config *config = c->config;
+    enum kv_codec codec;
+    const enum status st = kv_codec_find(config->kv_codec, !strcmp(config->precision, "float32"), &codec, err);
+    if (st)
+        return st;
     struct control_config control = {
         .loop = c->loop,
         .address = config->control,
@@ -285,6 +290,7 @@ static enum status control_begin(struct coordinator *c, struct error *err)
     control.sched.context = id_context(c);
     control.sched.density = selector_find(c->selector.name, 0) ? c->selector.density : 0;
     control.sched.prompt_sparse = c->selector.prompt;
+    control.sched.row_classes = kv_codecs[codec].row_classes;
     control.sched.window = c->selector.dense_layers ? 0 : c->selector.window;
     if (getrandom(&control.sched.seed, sizeof control.sched.seed, 0) < 0)
         control.sched.seed = (uint64_t)clock_ns();

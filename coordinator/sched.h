@@ -52,6 +52,7 @@ struct sched_config {
         context; /* all that decides bits beside tokens: hashed into block ids (model, precision, codec, selector; fingerprint is added) */
     uint32_t density;   /* what sparse rows read, in millionths, where a request does not say; 0: no selector */
     bool prompt_sparse; /* prompt rows are sparse too: both classes of rows have the same bits */
+    bool row_classes;   /* the KV codec's classes differ in bits, with a selector or without (struct kv_codec_info) */
     uint32_t
         window; /* positions before a row's block, whole blocks, that sparse rows read beside block 0, in every layer; what a sequence has passed is given back; 0: no such selector */
     uint64_t seed; /* of free choices (ties); layouts may be drawn at random by tests through `choose` */

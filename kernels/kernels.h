@@ -155,6 +155,7 @@ enum kv_codec {
     KV_BF16_LOSSLESS,
     KV_CQ_2B,
     KV_CQ_1B,
+    KV_NOMAD,
     KV_CODECS
 };
 
@@ -194,6 +195,7 @@ struct kv_codec_info {
     enum kv_codec open; /* form of an open block; the codec itself: sealing changes nothing */
     uint32_t granule;   /* positions that are coded together: fewer can not be read, or coded, by themselves */
     const struct kv_calibrated *calibrated; /* NULL: it needs no calibration */
+    bool row_classes; /* rows of prompts read sealed blocks expanded, generated rows as they are: their bits differ */
 };
 extern const struct kv_codec_info kv_codecs[KV_CODECS];
 /* A codec that a user may name, for activations in float32 or bf16. ST_INVALID: there is none (err lists them); ST_UNSUPPORTED: not with that precision. */
@@ -203,7 +205,7 @@ struct attn_shape {
     uint32_t head_dim; /* a multiple of 2; variants ask for 16 or 32 */
     enum kv_codec codec;
     float scale; /* of q.k, 1 / sqrt(head_dim) */
-    /* Of calibrated codecs: to seal, those of keys and of values, [2]; to expand, that of the part. NULL elsewhere. */
+    /* Of calibrated codecs: to seal and to pack queries, those of keys and of values, [2]; to expand, that of the part. NULL elsewhere. */
     const struct kv_book *books;
 };
 
@@ -223,7 +225,8 @@ struct attn_impl {
     bool (*accepts)(const struct attn_shape *shape);
     /*
      * Bytes of one block's keys (and, as many, values) of one KV head in one layer: KV_BLOCK positions; a multiple of 64.
-     * The layout is the codec's, the same for all variants of it, so that workers of different ISA can exchange blocks:
+     * The layout is the codec's, the same for all variants of it, so that workers of different ISA can exchange blocks. Values lie right behind keys
+     * (of nomad both are one run of two parts, keys the shorter piece of it):
      *   BF16  keys   [head_dim/2][KV_BLOCK][2]  (channel pairs of a position side by side: AMX's B operand for q k^T)
      *         values [KV_BLOCK/2][head_dim][2]  (position pairs of a channel side by side: AMX's B operand for p v)
      *   F32   keys   [head_dim][KV_BLOCK], values [KV_BLOCK][head_dim]
@@ -260,7 +263,8 @@ struct attn_impl {
     void (*rotate)(const struct attn_shape *shape, uint32_t n, float *partial);
     /*
      * Codecs that are attended in their open form: makes a part of keys, or of values, what it was before sealing, but for what sealing lost; the same bits
-     * in every variant. pack_q, block and merge are NULL: they are the open form's. next_part: as next_k_part of block. NULL: block reads what seal wrote.
+     * in every variant. pack_q, block and merge are NULL: they are the open form's; or else rows of prompts attend what this makes, and generated rows what
+     * seal wrote (struct kv_codec_info: row_classes). next_part: as next_k_part of block. NULL: block reads what seal wrote.
      */
     void (*expand)(const struct attn_shape *shape, const void *part, const void *next_part, void *open_out);
 };

@@ -5,21 +5,23 @@
 #include "kernels/cpu/kv.h"
 #include "kernels/cpu/kv_cq.h"
 #include "kernels/cpu/kv_expand.h"
+#include "kernels/cpu/kv_nomad.h"
 #include "kernels/cpu/x86/kv_variants.h"
 #include "kernels/kv_spill.h"
 
 /* fp8 has one power of two a block, kivi scales of 32 positions, bf16-lossless one list of escapes a block; a token by itself is read of the others. */
 const struct kv_codec_info kv_codecs[KV_CODECS] = {
-    [KV_BF16] = { "bf16", 1, KV_BF16, 1, NULL },
-    [KV_F32] = { "float32", 2, KV_F32, 1, NULL },
-    [KV_INT8] = { "int8", 3, KV_BF16, 1, NULL },
-    [KV_INT4_ROT] = { "int4-rot", 4, KV_BF16, 1, NULL },
-    [KV_FP8] = { "fp8", 8, KV_BF16, KV_BLOCK, NULL },
-    [KV_KIVI4] = { "kivi4", 9, KV_BF16, KIVI_GROUP, NULL },
-    [KV_KIVI2] = { "kivi2", 10, KV_BF16, KIVI_GROUP, NULL },
-    [KV_BF16_LOSSLESS] = { "bf16-lossless", 24, KV_BF16, KV_BLOCK, NULL },
-    [KV_CQ_2B] = { "cq-2b", 20, KV_BF16, 1, &kv_calibrated_cq },
-    [KV_CQ_1B] = { "cq-1b", 21, KV_BF16, 1, &kv_calibrated_cq },
+    [KV_BF16] = { "bf16", 1, KV_BF16, 1, NULL, false },
+    [KV_F32] = { "float32", 2, KV_F32, 1, NULL, false },
+    [KV_INT8] = { "int8", 3, KV_BF16, 1, NULL, false },
+    [KV_INT4_ROT] = { "int4-rot", 4, KV_BF16, 1, NULL, false },
+    [KV_FP8] = { "fp8", 8, KV_BF16, KV_BLOCK, NULL, false },
+    [KV_KIVI4] = { "kivi4", 9, KV_BF16, KIVI_GROUP, NULL, false },
+    [KV_KIVI2] = { "kivi2", 10, KV_BF16, KIVI_GROUP, NULL, false },
+    [KV_BF16_LOSSLESS] = { "bf16-lossless", 24, KV_BF16, KV_BLOCK, NULL, false },
+    [KV_CQ_2B] = { "cq-2b", 20, KV_BF16, 1, &kv_calibrated_cq, false },
+    [KV_CQ_1B] = { "cq-1b", 21, KV_BF16, 1, &kv_calibrated_cq, false },
+    [KV_NOMAD] = { "nomad", 22, KV_BF16, 1, &kv_calibrated_nomad, true },
 };
 
 /* "bf16, int8, ..." */
@@ -81,6 +83,13 @@ ACCEPTS(int4_rot, c)
             expand                                                                                                     \
     }
 
+/* Rows of prompts attend what a variant expands, generated rows what its block reads. */
+#define NOMAD(name, needs, variant, merge, rtol, expand)                                                               \
+    {                                                                                                                  \
+        name, needs, kv_accepts_nomad, kv_part_bytes_nomad, NULL, kv_q_tile_bytes_nomad, kv_pack_q_nomad,              \
+            kv_block_nomad_##variant, merge, rtol, kv_seal_nomad, NULL, expand                                         \
+    }
+
 /* rtol: weights are rounded to 2^-15 of the largest, and a last-bit difference of a score moves them by that much. */
 const struct attn_impl coded_impls[] = {
     CODED("amx", CPU_AMX, int8, kv_q_tile_bytes_amx, kv_pack_q_amx, kv_block_amx, attn_merge_avx512, 2e-4f, NULL),
@@ -107,5 +116,8 @@ const struct attn_impl coded_impls[] = {
     EXPANDED("avx512", CPU_AVX512, cq, cq_avx512, kv_expand_cq_avx512),
     EXPANDED("avx2", CPU_AVX2, cq, cq_avx2, kv_expand_cq_avx2),
     EXPANDED("c", 0, cq, cq, kv_expand_cq),
+    NOMAD("amx", CPU_AMX, amx, attn_merge_avx512, 2e-4f, kv_expand_nomad_avx512),
+    NOMAD("avx2", CPU_AVX2, avx2, attn_merge_avx2, 2e-4f, kv_expand_nomad_avx2),
+    NOMAD("c", 0, c, attn_merge_c, 0, kv_expand_nomad),
 };
 const uint32_t n_coded_impls = sizeof coded_impls / sizeof coded_impls[0];

@@ -162,6 +162,12 @@ static enum status build_tree(struct builder *b, uint32_t r)
 
 /* ---- shared leaves ---- */
 
+/* Whose leaf may be shared with whose. */
+static uint32_t kind_of(const struct builder *b, bool local, enum row_class cls)
+{
+    return (b->shape->row_classes ? 2 * (uint32_t)cls : 0) + local;
+}
+
 /* Notes the leaves that run r reads here. */
 static enum status run_note(struct builder *b, uint32_t r)
 {
@@ -182,7 +188,7 @@ static enum status run_note(struct builder *b, uint32_t r)
                 slots[c] = b->at->slot(b->at->ctx, run->seq, i * leaf_blocks + c);
                 here = slots[c] != UINT32_MAX; /* else push_blocks says what is missing */
             }
-            id = here ? share_add(&a->share, run->home == b->self) : SHARE_NONE;
+            id = here ? share_add(&a->share, kind_of(b, run->home == b->self, run->cls)) : SHARE_NONE;
         }
         st = u32_list_push(&a->ids, id);
     }
@@ -209,13 +215,13 @@ static enum status leaves_choose(struct builder *b, bool local, uint32_t *room)
     for (uint32_t i = 0; i < a->share.n; i++) {
         struct share_leaf *found = &a->share.leaves[i];
         const uint32_t store = found->readers * b->shape->n_kv_heads;
-        if (found->readers < 2 || found->local != local || store > *room)
+        if (found->readers < 2 || found->kind % 2 != local || store > *room)
             continue;
         *room -= store;
         GROW(a->leaves, a->n_leaves, a->leaves_room);
         found->leaf = a->n_leaves++;
         struct attend_leaf *leaf = &a->leaves[found->leaf];
-        *leaf = (struct attend_leaf){ .begin = a->code.n, .user = a->n_users };
+        *leaf = (struct attend_leaf){ .begin = a->code.n, .user = a->n_users, .cls = (uint8_t)(found->kind / 2) };
         const enum status st = push_slots(b, a->share.slots + (size_t)i * b->plan->leaf_blocks, b->plan->leaf_blocks);
         if (st)
             return st;
@@ -258,9 +264,13 @@ static enum status local_job(struct builder *b, uint32_t r)
         return st;
     GROW(a->jobs, a->n_jobs, a->jobs_room);
     struct attend_job *job = &a->jobs[a->n_jobs++];
-    *job = (struct attend_job){
-        .run = r, .home = b->self, .local = true, .n_rows = run->n_rows, .pos = run->pos, .row = b->my_rows
-    };
+    *job = (struct attend_job){ .run = r,
+                                .home = b->self,
+                                .local = true,
+                                .cls = run->cls,
+                                .n_rows = run->n_rows,
+                                .pos = run->pos,
+                                .row = b->my_rows };
     b->my_rows += run->n_rows;
     job->n_tiles = run_tiles(b, run);
     job->n_fine = a->tree.n_fine;
@@ -306,7 +316,7 @@ static enum status remote_job(struct builder *b, uint32_t r)
     GROW(a->jobs, a->n_jobs, a->jobs_room);
     struct attend_job *job = &a->jobs[a->n_jobs++];
     *job = (struct attend_job){
-        .run = r, .home = run->home, .n_rows = run->n_rows, .pos = run->pos, .row = a->n_remote_rows
+        .run = r, .home = run->home, .cls = run->cls, .n_rows = run->n_rows, .pos = run->pos, .row = a->n_remote_rows
     };
     a->n_remote_rows += run->n_rows;
     job->n_tiles = run_tiles(b, run);

@@ -29,6 +29,7 @@ struct attend_job {
     uint32_t run; /* index into plan.runs */
     uint16_t home;
     bool local;           /* its rows are here: the own leaf is read too, and the tree finished */
+    uint8_t cls;          /* enum row_class */
     uint32_t n_rows, pos; /* of the run */
     uint32_t row;         /* first row: in this worker's rows if local, else in the received query window */
     uint32_t n_tiles;     /* tiles a KV head */
@@ -49,11 +50,12 @@ struct attend_fine {
     uint32_t begin, end;
 };
 
-/* A leaf that several jobs read, all of them local or none. Its vectors of a KV head are those of its users, one user after the other. */
+/* A leaf that several jobs read, all of them local or none, and of one class where classes differ. Its vectors of a KV head are those of its users, one user after the other. */
 struct attend_leaf {
     uint32_t begin, end;    /* program over pool slots */
     uint32_t user, n_users; /* in attend.users */
     uint32_t n_vectors;
+    uint8_t cls; /* enum row_class; any, where both classes read alike */
 };
 struct attend_user {
     uint32_t job, item;
@@ -115,6 +117,8 @@ struct attend_shape {
     uint32_t n_threads;
     size_t query_bytes; /* of one element of a query on the wire: 2 or 4 */
     bool reads_apart;   /* no leaf is shared */
+    bool
+        row_classes; /* rows of prompts and generated ones read differently, so they share none (struct kv_codec_info) */
 };
 
 /* Where the blocks of a sequence are: looks up what the plan's tables say. */

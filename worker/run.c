@@ -360,7 +360,8 @@ void worker_run(struct worker *w, const struct plan *plan)
                                         .head_dim = c->head_dim,
                                         .n_threads = w->ops->n_parts ? w->ops->n_parts : w->config.n_threads,
                                         .query_bytes = w->config.float32 ? 4 : 2,
-                                        .reads_apart = w->config.reads_apart || w->ops->reads_apart };
+                                        .reads_apart = w->config.reads_apart || w->ops->reads_apart,
+                                        .row_classes = kv_codecs[w->config.kv_codec].row_classes };
     struct lookup lookup = { w, plan };
     const struct attend_lookup at = { lookup_slot, lookup_readers, lookup_passed, &lookup };
     const struct select_lookup handles = { lookup_handle, &lookup };

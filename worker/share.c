@@ -1,5 +1,6 @@
 #include "worker/share.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,14 +58,14 @@ static bool rehash(struct share *s)
     return true;
 }
 
-uint32_t share_add(struct share *s, bool local)
+uint32_t share_add(struct share *s, uint32_t kind)
 {
     const size_t bytes = s->leaf_blocks * sizeof *s->slots;
     if (s->n >= s->n_buckets && !rehash(s))
         return SHARE_NONE;
     uint32_t *at = &s->buckets[bucket_of(s, s->n)];
     for (uint32_t i = *at; i != SHARE_NONE; i = s->leaves[i].next) {
-        if (s->leaves[i].local == local &&
+        if (s->leaves[i].kind == kind &&
             !memcmp(s->slots + (size_t)i * s->leaf_blocks, s->slots + (size_t)s->n * s->leaf_blocks, bytes)) {
             s->leaves[i].readers++;
             return i;
@@ -78,7 +79,7 @@ uint32_t share_add(struct share *s, bool local)
         s->leaves = leaves;
         s->room = room;
     }
-    s->leaves[s->n] = (struct share_leaf){ .readers = 1, .next = *at, .leaf = SHARE_NONE, .local = local };
+    s->leaves[s->n] = (struct share_leaf){ .readers = 1, .next = *at, .leaf = SHARE_NONE, .kind = kind };
     *at = s->n;
     return s->n++;
 }

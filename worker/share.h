@@ -6,7 +6,6 @@
  * known by its pool slots; the order in which partials join does not change, so bits do not either.
  */
 
-#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/status.h"
@@ -21,7 +20,7 @@ struct share_leaf {
     uint32_t readers; /* how often it was added */
     uint32_t next;    /* of its bucket */
     uint32_t leaf;    /* the caller's: SHARE_NONE at first */
-    bool local;
+    uint32_t kind;
 };
 
 /* Zeroed is empty. Buffers are reused by share_reset. */
@@ -36,8 +35,8 @@ struct share {
 void share_reset(struct share *s, uint32_t leaf_blocks);
 /* Where to write the slots of the leaf that share_add takes next, [leaf_blocks]; NULL: no memory. */
 uint32_t *share_next(struct share *s);
-/* The leaf whose slots were written to share_next: its index, the same for equal slots (and equal local); SHARE_NONE: no memory. */
-uint32_t share_add(struct share *s, bool local);
+/* The leaf whose slots were written to share_next: its index, the same for equal slots and kind (the caller's); SHARE_NONE: no memory. */
+uint32_t share_add(struct share *s, uint32_t kind);
 void share_free(struct share *s);
 
 #ifdef __cplusplus

@@ -33,7 +33,8 @@ struct digest request_context(const struct sched_request *r, const struct digest
 uint32_t request_prompt_rows(const struct sched *s, const struct sched_request *r, uint32_t c)
 {
     const uint32_t first = c * PLAN_BLOCK;
-    if (!r->density || r->density >= PLAN_DENSITY_ONE || s->config.prompt_sparse || r->n_prompt <= first)
+    const bool by_density = r->density && r->density < PLAN_DENSITY_ONE && !s->config.prompt_sparse;
+    if ((!by_density && !s->config.row_classes) || r->n_prompt <= first)
         return 0;
     return r->n_prompt - first < PLAN_BLOCK ? r->n_prompt - first : PLAN_BLOCK;
 }

@@ -3,12 +3,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "model/calibration.h"
+#include "kernels/cpu/kv_centroids.h"
 
 enum { CHANNELS_MAX = 8 };
-
-/* Above any key or value of a model, and far below what could become infinite where it is turned. */
-#define CENTROID_MAX 0x1p60f
 
 bool kv_accepts_cq(const struct attn_shape *shape)
 {
@@ -28,32 +25,13 @@ static const char *array_name(bool values)
     return values ? "values" : "keys";
 }
 
-static enum status array_of(const struct attn_shape *shape, const struct calibration *c, bool values, uint32_t n_layers,
-                            uint32_t n_kv_heads, const uint16_t **out, struct error *err)
-{
-    const uint32_t channels = cq_channels(shape),
-                   dims[5] = { n_layers, n_kv_heads, shape->head_dim / channels, CQ_CENTROIDS, channels };
-    const void *data;
-    const enum status st = calibration_array(c, array_name(values), CALIBRATION_BF16, 5, dims, NULL, &data, err);
-    if (!st)
-        *out = data;
-    return st;
-}
-
 static enum status check(const struct attn_shape *shape, uint32_t n_layers, uint32_t n_kv_heads,
                          const struct calibration *c, struct error *err)
 {
-    for (int values = 0; values < 2; values++) {
-        const uint16_t *centroid = NULL;
-        const enum status st = array_of(shape, c, values, n_layers, n_kv_heads, &centroid, err);
-        if (st)
-            return st;
-        for (size_t i = 0; i < (size_t)n_layers * n_kv_heads * shape->head_dim * CQ_CENTROIDS; i++)
-            if (!(fabsf(bf16_to_f32(centroid[i])) <= CENTROID_MAX))
-                return error_set(err, ST_INVALID, "calibration of %s: array %s: element %zu is %g, beyond 2^60",
-                                 kv_codecs[shape->codec].name, array_name(values), i, (double)bf16_to_f32(centroid[i]));
-    }
-    return ST_OK;
+    const uint32_t channels = cq_channels(shape),
+                   dims[5] = { n_layers, n_kv_heads, shape->head_dim / channels, CQ_CENTROIDS, channels };
+    const enum status st = kv_centroids_check(shape, c, array_name(false), dims, err);
+    return st ? st : kv_centroids_check(shape, c, array_name(true), dims, err);
 }
 
 static size_t book_bytes(const struct attn_shape *shape)
@@ -64,12 +42,9 @@ static size_t book_bytes(const struct attn_shape *shape)
 static void book(const struct attn_shape *shape, const struct calibration *c, uint32_t layer, uint32_t kv_head,
                  bool values, void *book_out)
 {
-    const uint32_t channels = cq_channels(shape), none[5] = { 0 };
+    const uint32_t channels = cq_channels(shape);
     const size_t n = (size_t)shape->head_dim * CQ_CENTROIDS;
-    uint32_t dims[5] = { 0 };
-    const void *all = NULL;
-    calibration_array(c, array_name(values), CALIBRATION_BF16, 5, none, dims, &all, NULL);
-    const uint16_t *from = (const uint16_t *)all + ((size_t)layer * dims[1] + kv_head) * n;
+    const uint16_t *from = kv_centroids_of(c, array_name(values), layer, kv_head);
     float *planes = book_out;
     for (uint32_t g = 0; g < shape->head_dim / channels; g++)
         for (uint32_t i = 0; i < CQ_CENTROIDS; i++)

@@ -7,35 +7,73 @@
 #include "common/f16.h"
 #include "kernels/cpu/attn.h"
 #include "kernels/cpu/exp.h"
+#include "kernels/cpu/kv_centroids.h"
 
 bool kv_accepts_nomad(const struct attn_shape *shape)
 {
-    return shape->head_dim >= 16 && shape->head_dim % 16 == 0 && shape->head_dim <= ATTN_HEAD_DIM_MAX &&
-           shape->scale > 0 && isfinite(shape->scale);
+    return shape->codec == KV_NOMAD && shape->head_dim >= 16 && shape->head_dim % 16 == 0 &&
+           shape->head_dim <= ATTN_HEAD_DIM_MAX && shape->scale > 0 && isfinite(shape->scale);
 }
 
-size_t kv_nomad_bytes(const struct attn_shape *shape)
+size_t kv_part_bytes_nomad(const struct attn_shape *shape)
 {
     const struct attn_shape values = kv_nomad_value_shape(shape);
-    return (size_t)shape->head_dim * KV_BLOCK / 2 + kv_part_bytes(&values);
+    return ((size_t)shape->head_dim * KV_BLOCK / 2 + kv_part_bytes(&values)) / 2;
 }
 
-void kv_nomad_book(const float *numbers, uint32_t head_dim, float *book_out)
+/* ---- calibration ---- */
+
+static enum status check(const struct attn_shape *shape, uint32_t n_layers, uint32_t n_kv_heads,
+                         const struct calibration *c, struct error *err)
 {
-    float *bound = book_out + (size_t)head_dim * NOMAD_NUMBERS;
-    memcpy(book_out, numbers, (size_t)head_dim * NOMAD_NUMBERS * sizeof *numbers);
-    for (float *x = book_out; x < book_out + (size_t)head_dim * NOMAD_NUMBERS; x += NOMAD_NUMBERS) {
-        for (int i = 1; i < NOMAD_NUMBERS; i++)
-            for (int j = i; j && x[j] < x[j - 1]; j--) {
-                const float swap = x[j];
-                x[j] = x[j - 1];
-                x[j - 1] = swap;
-            }
+    const uint32_t dims[5] = { n_layers, n_kv_heads, shape->head_dim, NOMAD_NUMBERS, 1 };
+    return kv_centroids_check(shape, c, "keys", dims, err);
+}
+
+static size_t book_bytes(const struct attn_shape *shape)
+{
+    return (size_t)shape->head_dim * 2 * NOMAD_NUMBERS * sizeof(float);
+}
+
+static void sort(float x[NOMAD_NUMBERS])
+{
+    for (int i = 1; i < NOMAD_NUMBERS; i++)
+        for (int j = i; j && x[j] < x[j - 1]; j--) {
+            const float swap = x[j];
+            x[j] = x[j - 1];
+            x[j - 1] = swap;
+        }
+}
+
+void kv_nomad_book_of(const float *numbers, uint32_t head_dim, float *book_out)
+{
+    const size_t n = (size_t)head_dim * NOMAD_NUMBERS;
+    float *bound = book_out + n;
+    memcpy(book_out, numbers, n * sizeof *numbers);
+    for (float *x = book_out; x < book_out + n; x += NOMAD_NUMBERS, bound += NOMAD_NUMBERS) {
+        sort(x);
         for (int i = 0; i < NOMAD_NUMBERS - 1; i++)
-            *bound++ = 0.5f * x[i] + 0.5f * x[i + 1];
-        *bound++ = INFINITY;
+            bound[i] = 0.5f * x[i] + 0.5f * x[i + 1];
+        bound[NOMAD_NUMBERS - 1] = INFINITY;
     }
 }
+
+static void book(const struct attn_shape *shape, const struct calibration *c, uint32_t layer, uint32_t kv_head,
+                 bool values, void *book_out)
+{
+    float numbers[ATTN_HEAD_DIM_MAX * NOMAD_NUMBERS];
+    memset(book_out, 0, book_bytes(shape));
+    if (values)
+        return;
+    const uint16_t *from = kv_centroids_of(c, "keys", layer, kv_head);
+    for (uint32_t i = 0; i < shape->head_dim * NOMAD_NUMBERS; i++)
+        numbers[i] = bf16_to_f32(from[i]);
+    kv_nomad_book_of(numbers, shape->head_dim, book_out);
+}
+
+const struct kv_calibrated kv_calibrated_nomad = { check, book_bytes, book };
+
+/* ---- sealing and expanding ---- */
 
 /* Codes of a pair of channels at KV_BLOCK positions, as an open part has them. -> false: one is not finite */
 static bool pair_codes(const float *bound, const uint16_t *open, uint8_t code_out[2 * KV_BLOCK])
@@ -61,14 +99,15 @@ static bool pair_codes(const float *bound, const uint16_t *open, uint8_t code_ou
     return most < 0x7F80;
 }
 
-bool kv_nomad_seal(const struct attn_shape *shape, const float *book, const void *k_open, const void *v_open,
-                   void *part_out)
+bool kv_seal_nomad(const struct attn_shape *shape, const void *k_open, const void *v_open, void *k_part, void *v_part)
 {
     const struct attn_shape values = kv_nomad_value_shape(shape);
-    const float *bound = book + (size_t)shape->head_dim * NOMAD_NUMBERS;
+    const float *bound = kv_nomad_book(shape) + (size_t)shape->head_dim * NOMAD_NUMBERS;
     const uint16_t *open = k_open;
-    uint8_t *part = part_out;
+    uint8_t *part = k_part;
     bool finite = true;
+    assert((uint8_t *)v_part == part + kv_part_bytes_nomad(shape));
+    (void)v_part;
     for (uint32_t pair = 0; pair < shape->head_dim / 2; pair++, open += 2 * KV_BLOCK) {
         uint8_t code[2 * KV_BLOCK], *to = part + (size_t)(pair / 2) * 2 * KV_BLOCK + pair % 2 * 2;
         finite = pair_codes(bound + (size_t)pair * 2 * NOMAD_NUMBERS, open, code) && finite;
@@ -87,52 +126,54 @@ static uint32_t code_at(const uint8_t *part, uint32_t position, uint32_t channel
     return part[(((size_t)(channel / 4) * 2 + h) * 16 + j) * 4 + channel % 4] >> (4 * high) & 15;
 }
 
-void kv_nomad_expand(const struct attn_shape *shape, const float *book, const void *part_bytes, void *k_open,
-                     void *v_open)
+static void expand_keys(const struct attn_shape *shape, const uint8_t *part, uint16_t *open)
+{
+    const float *number = kv_nomad_book(shape);
+    for (uint32_t c = 0; c < shape->head_dim; c++)
+        for (uint32_t t = 0; t < KV_BLOCK; t++)
+            open[((size_t)(c / 2) * KV_BLOCK + t) * 2 + c % 2] =
+                f32_to_bf16(number[(size_t)c * NOMAD_NUMBERS + code_at(part, t, c)]);
+}
+
+static void expand_values(const struct attn_shape *shape, const uint8_t *k_part, uint16_t *open)
 {
     const struct attn_shape values = kv_nomad_value_shape(shape);
     const uint32_t d = shape->head_dim;
-    const uint8_t *part = part_bytes;
-    const int8_t *v = (const int8_t *)kv_nomad_values(shape, part);
+    const int8_t *v = (const int8_t *)kv_nomad_values(shape, k_part);
     const uint16_t *scale = kv_scales(&values, v);
-    uint16_t *k_out = k_open, *v_out = v_open;
-    for (uint32_t c = 0; c < d; c++)
-        for (uint32_t t = 0; t < KV_BLOCK; t++)
-            k_out[((size_t)(c / 2) * KV_BLOCK + t) * 2 + c % 2] =
-                f32_to_bf16(book[(size_t)c * NOMAD_NUMBERS + code_at(part, t, c)]);
     for (uint32_t t = 0; t < KV_BLOCK; t++)
         for (uint32_t c = 0; c < d; c++)
-            v_out[((size_t)(t / 2) * d + c) * 2 + t % 2] =
+            open[((size_t)(t / 2) * d + c) * 2 + t % 2] =
                 f32_to_bf16((float)v[((size_t)(t / 4) * d + c) * 4 + t % 4] * f16_to_f32(scale[t]));
 }
 
-size_t kv_nomad_tile_bytes(const struct attn_shape *shape)
+void kv_expand_nomad(const struct attn_shape *shape, const void *part, const void *next_part, void *open_out)
+{
+    (void)next_part;
+    if (shape->books->values)
+        expand_values(shape, (const uint8_t *)part - kv_part_bytes_nomad(shape), open_out);
+    else
+        expand_keys(shape, part, open_out);
+}
+
+/* ---- attention by tables ---- */
+
+size_t kv_q_tile_bytes_nomad(const struct attn_shape *shape)
 {
     return ATTN_ROWS * (2 * sizeof(float) + (size_t)shape->head_dim * NOMAD_NUMBERS);
 }
 
-/* A channel's products with the book's numbers, and how far they reach. -> the least */
-static float products(float q, const float *number, float *table, float *span_out)
-{
-    float least = INFINITY, most = -INFINITY;
-    for (int c = 0; c < NOMAD_NUMBERS; c++) {
-        table[c] = q * number[c];
-        least = table[c] < least ? table[c] : least;
-        most = table[c] > most ? table[c] : most;
-    }
-    *span_out = most - least;
-    return least;
-}
-
 /* The tables of one query. What is not finite makes unit NaN and tables 0. */
-static void tables(const struct attn_shape *shape, const float *book, const float *q, uint8_t *table_out,
-                   float *unit_out, float *base_out)
+static void tables(const struct attn_shape *shape, const float *q, uint8_t *table_out, float *unit_out, float *base_out)
 {
+    const float *number = kv_nomad_book(shape);
     const uint32_t d = shape->head_dim;
-    float table[ATTN_HEAD_DIM_MAX][NOMAD_NUMBERS], least[ATTN_HEAD_DIM_MAX], sum = 0.0f, widest = 0.0f, spans = 0.0f;
-    for (uint32_t i = 0; i < d; i++) {
-        float span;
-        least[i] = products(bf16_to_f32(f32_to_bf16(q[i])), book + (size_t)i * NOMAD_NUMBERS, table[i], &span);
+    float x[ATTN_HEAD_DIM_MAX], least[ATTN_HEAD_DIM_MAX], sum = 0.0f, widest = 0.0f, spans = 0.0f;
+    for (uint32_t i = 0; i < d; i++) { /* numbers ascend, so products do or descend */
+        const float *of = number + (size_t)i * NOMAD_NUMBERS;
+        x[i] = bf16_to_f32(f32_to_bf16(q[i]));
+        least[i] = x[i] * of[x[i] < 0 ? NOMAD_NUMBERS - 1 : 0];
+        const float span = x[i] * of[x[i] < 0 ? 0 : NOMAD_NUMBERS - 1] - least[i];
         sum += least[i];
         spans += span;
         widest = span > widest ? span : widest;
@@ -149,30 +190,31 @@ static void tables(const struct attn_shape *shape, const float *book, const floa
     *base_out = flat ? sum : a * sum;
     for (uint32_t i = 0; i < d && !flat; i++)
         for (int c = 0; c < NOMAD_NUMBERS; c++) {
-            const float u = (table[i][c] - least[i]) * a + 0.5f;
-            table_out[(size_t)i * NOMAD_NUMBERS + c] = (uint8_t)(u < 255.0f ? (int)u : 255);
+            const float u = (x[i] * number[(size_t)i * NOMAD_NUMBERS + c] - least[i]) * a + 0.5f;
+            table_out[(size_t)i * NOMAD_NUMBERS + c] = (uint8_t)(int)(u < 255.0f ? u : 255.0f);
         }
 }
 
-void kv_nomad_pack_q(const struct attn_shape *shape, const float *book, const float *const *q, uint32_t n, void *q_tile)
+void kv_pack_q_nomad(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile)
 {
     float *unit = q_tile, *base = unit + ATTN_ROWS;
     uint8_t *table = (uint8_t *)(base + ATTN_ROWS);
     assert(n <= ATTN_ROWS);
     memset(q_tile, 0, 2 * ATTN_ROWS * sizeof(float));
     for (uint32_t i = 0; i < n; i++)
-        tables(shape, book, q[i], table + (size_t)i * shape->head_dim * NOMAD_NUMBERS, &unit[i], &base[i]);
+        tables(shape, q[i], table + (size_t)i * shape->head_dim * NOMAD_NUMBERS, &unit[i], &base[i]);
     memset(table + (size_t)n * shape->head_dim * NOMAD_NUMBERS, 0,
            (size_t)(ATTN_ROWS - n) * shape->head_dim * NOMAD_NUMBERS);
 }
 
-void kv_nomad_block_c(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
-                      const void *part, const void *next_part, float *partial_out)
+void kv_block_nomad_c(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
+                      const void *k_part, const void *v_part, const void *next_k_part, float *partial_out)
 {
     const struct attn_shape values = kv_nomad_value_shape(shape);
     const uint32_t d = shape->head_dim;
     const float *unit = q_tile, *base = unit + ATTN_ROWS;
-    (void)next_part;
+    (void)v_part;
+    (void)next_k_part;
     assert(n <= ATTN_ROWS);
     for (uint32_t r = 0; r < n; r++) {
         const uint8_t *table = kv_nomad_tables(q_tile) + (size_t)r * d * NOMAD_NUMBERS;
@@ -180,7 +222,7 @@ void kv_nomad_block_c(const struct attn_shape *shape, const void *q_tile, uint32
         for (uint32_t t = 0; t < KV_BLOCK; t++) {
             uint32_t sum = 0;
             for (uint32_t i = 0; i < d; i++)
-                sum += table[(size_t)i * NOMAD_NUMBERS + code_at(part, t, i)];
+                sum += table[(size_t)i * NOMAD_NUMBERS + code_at(k_part, t, i)];
             s[t] = ((float)sum + base[r]) * (unit[r] * shape->scale);
         }
         for (int t = 0; t < visible[r]; t++)
@@ -189,15 +231,8 @@ void kv_nomad_block_c(const struct attn_shape *shape, const void *q_tile, uint32
             s[t] = t < visible[r] ? exp_f32(s[t] - m) : 0.0f;
             l += s[t];
         }
-        kv_outputs_c(&values, s, kv_nomad_values(shape, part), partial_o(partial_out) + (size_t)r * d);
+        kv_outputs_c(&values, s, kv_nomad_values(shape, k_part), partial_o(partial_out) + (size_t)r * d);
         partial_out[r] = m;
         partial_l(partial_out)[r] = l;
     }
 }
-
-const struct kv_nomad_impl kv_nomad_impls[] = {
-    { "amx", CPU_AMX, kv_nomad_block_amx, attn_merge_avx512, 2e-4f },
-    { "avx2", CPU_AVX2, kv_nomad_block_avx2, attn_merge_avx2, 2e-4f },
-    { "c", 0, kv_nomad_block_c, attn_merge_c, 0 },
-};
-const uint32_t n_kv_nomad_impls = sizeof kv_nomad_impls / sizeof kv_nomad_impls[0];

@@ -146,40 +146,34 @@ static void attend(const struct attn_shape *shape, const struct attn_impl *it, c
 /* nomad: any finite book; any bytes as a block are attended over and expanded without harm, sealed ones to finite numbers. */
 static void nomad(uint32_t head_dim, const uint8_t *data, size_t bytes)
 {
-    const struct attn_shape shape = { .head_dim = head_dim, .codec = KV_BF16, .scale = 0.125f };
-    const size_t open = (size_t)KV_BLOCK * head_dim * 2, n_numbers = (size_t)head_dim * NOMAD_NUMBERS;
+    struct attn_shape shape = { .head_dim = head_dim, .codec = KV_NOMAD, .scale = 0.125f };
+    const size_t open = (size_t)KV_BLOCK * head_dim * 2, n_numbers = (size_t)head_dim * NOMAD_NUMBERS,
+                 half = kv_part_bytes_nomad(&shape);
     float *numbers = calloc(n_numbers, sizeof *numbers),
-          *book = (float *)(void *)filled(kv_nomad_book_floats(head_dim) * sizeof *book, NULL, 0);
-    uint8_t *part = filled(kv_nomad_bytes(&shape), data, bytes), *tile = filled(kv_nomad_tile_bytes(&shape), NULL, 0);
+          *book = (float *)(void *)filled(kv_calibrated_nomad.book_bytes(&shape), NULL, 0);
+    const struct kv_book books[2] = { { book, false, NULL }, { NULL, true, NULL } };
+    uint8_t *part = filled(2 * half, data, bytes);
     uint8_t *k = filled(open, data, bytes), *v = filled(open, data + bytes / 2, bytes - bytes / 2);
-    float *partial = aligned_alloc(64, attn_partial_floats(head_dim) * sizeof *partial), *q[ROWS];
-    const uint8_t visible[ROWS] = { KV_BLOCK, data[0] % (KV_BLOCK + 1), 1 };
     for (size_t i = 0; i < n_numbers; i++)
         numbers[i] = (float)(int8_t)data[i * 5 % bytes];
-    kv_nomad_book(numbers, head_dim, book);
-    const bool sealed = data[0] & 1 && kv_nomad_seal(&shape, book, k, v, part);
-    for (int r = 0; r < ROWS; r++) {
-        q[r] = numbers + (size_t)r * head_dim; /* also numbers */
-        for (uint32_t c = 0; !sealed && c < head_dim; c++)
-            q[r][c] = bf16_to_f32(((const uint16_t *)(const void *)k)[c + (uint32_t)r]);
-    }
-    kv_nomad_pack_q(&shape, book, (const float *const *)q, ROWS, tile);
-    for (uint32_t i = 0; i < n_kv_nomad_impls; i++) {
-        if (kv_nomad_impls[i].needs & ~cpu_caps())
+    kv_nomad_book_of(numbers, head_dim, book);
+    shape.books = books;
+    const bool sealed = data[0] & 1 && kv_seal_nomad(&shape, k, v, part, part + half);
+    for (uint32_t i = 0; i < n_coded_impls; i++) {
+        if ((coded_impls[i].needs & ~cpu_caps()) || !coded_impls[i].accepts(&shape))
             continue;
-        kv_nomad_impls[i].block(&shape, tile, ROWS, visible, part, part, partial);
-        for (int r = 0; r < ROWS && sealed; r++)
-            if (!isfinite(partial[ATTN_ROWS + r]) || (visible[r] && !(partial[ATTN_ROWS + r] >= 0.5f)))
-                abort();
+        attend(&shape, &coded_impls[i], data, bytes, part, part + half, sealed);
+        for (size_t values = 0; values < 2; values++) {
+            struct attn_shape one = shape;
+            one.books += values;
+            expand(&one, &coded_impls[i], part + values * half, sealed);
+        }
     }
-    kv_nomad_expand(&shape, book, part, k, v);
     free(numbers);
     free(book);
     free(part);
-    free(tile);
     free(k);
     free(v);
-    free(partial);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)

@@ -61,6 +61,11 @@ class Calibrate(unittest.TestCase):
             one, two = (generate(*said, "--kv-codec", codec, "--workers", n) for n in ("1", "2"))
             self.assertEqual((one["tokens"], one["logprobs"]), (two["tokens"], two["logprobs"]))
             self.assertEqual(one["kv_bytes_per_token"], each)
+        keys = calibrate(self.model, "--kv-codec", "nomad", *args)  # of values it learns nothing
+        self.assertTrue(0 < keys["keys_lost"] < 0.1 and keys["values_lost"] is None, keys)
+        one, two = (generate(*said, "--kv-codec", "nomad", "--workers", n) for n in ("1", "2"))
+        self.assertEqual((one["tokens"], one["logprobs"]), (two["tokens"], two["logprobs"]))
+        self.assertEqual(one["kv_bytes_per_token"], 2 * 2 * (96 * 32 + 128) // 64)
         coded, open_ = (generate(*said, "--kv-codec", c, "--workers", "1", "--score") for c in ("cq-1b", "bf16"))
         self.assertNotEqual(coded["prompt_logprobs"], open_["prompt_logprobs"])  # it does lose something
 

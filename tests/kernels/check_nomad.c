@@ -17,26 +17,41 @@ enum { D_MAX = 256 };
 struct scene {
     struct attn_shape shape;
     uint32_t n;
-    float *book, *numbers; /* numbers [d][16], sorted */
-    float *q;              /* [n][d] */
+    const float *numbers; /* [d][16], sorted */
+    float *q;             /* [n][d] */
     uint16_t *k_open, *v_open;
     uint8_t *part;
     uint8_t visible[ATTN_ROWS];
     bool finite;
 };
 
+/* Books of these numbers [head_dim][16], in any order. */
+static const struct kv_book *books_of(struct check *ck, const struct attn_shape *shape, const float *numbers)
+{
+    struct kv_book *books = check_buffer(ck, 2 * sizeof *books);
+    float *book = check_buffer(ck, kv_calibrated_nomad.book_bytes(shape));
+    kv_nomad_book_of(numbers, shape->head_dim, book);
+    books[0] = (struct kv_book){ book, false, NULL };
+    books[1] = (struct kv_book){ NULL, true, NULL };
+    return books;
+}
+
+static bool seal(const struct attn_shape *shape, const void *k_open, const void *v_open, uint8_t *part)
+{
+    return kv_seal_nomad(shape, k_open, v_open, part, part + kv_part_bytes_nomad(shape));
+}
+
 static struct scene draw_scene(struct check *ck)
 {
     static const uint32_t dims[] = { 16, 64, 80, 128, 256 };
     const uint32_t d = dims[check_below(ck, 5)];
-    struct scene s = { .shape = { .head_dim = d, .codec = KV_BF16, .scale = 1.0f / sqrtf((float)d) },
+    struct scene s = { .shape = { .head_dim = d, .codec = KV_NOMAD, .scale = 1.0f / sqrtf((float)d) },
                        .n = check_between(ck, 1, ATTN_ROWS) };
     float *drawn = check_buffer(ck, d * NOMAD_NUMBERS * sizeof(float));
     for (uint32_t i = 0; i < d * NOMAD_NUMBERS; i++)
         drawn[i] = check_normal(ck) * (1 + (float)(i / NOMAD_NUMBERS % 7)) + (i / NOMAD_NUMBERS % 5 == 1 ? 9 : 0);
-    s.book = check_buffer(ck, kv_nomad_book_floats(d) * sizeof(float));
-    kv_nomad_book(drawn, d, s.book);
-    s.numbers = s.book;
+    s.shape.books = books_of(ck, &s.shape, drawn);
+    s.numbers = kv_nomad_book(&s.shape);
     s.q = check_buffer(ck, (size_t)s.n * d * sizeof(float));
     for (uint32_t i = 0; i < s.n * d; i++)
         s.q[i] = check_normal(ck) * 0.3f;
@@ -46,8 +61,8 @@ static struct scene draw_scene(struct check *ck)
         s.k_open[i] = f32_to_bf16(check_normal(ck) * 4);
         s.v_open[i] = f32_to_bf16(check_normal(ck));
     }
-    s.part = check_buffer(ck, kv_nomad_bytes(&s.shape));
-    s.finite = kv_nomad_seal(&s.shape, s.book, s.k_open, s.v_open, s.part);
+    s.part = check_buffer(ck, 2 * kv_part_bytes_nomad(&s.shape));
+    s.finite = seal(&s.shape, s.k_open, s.v_open, s.part);
     for (uint32_t i = 0; i < ATTN_ROWS; i++)
         s.visible[i] = (uint8_t)(check_below(ck, 3) ? KV_BLOCK : check_below(ck, KV_BLOCK + 1));
     check_context(ck, "head_dim %u, n %u", d, s.n);
@@ -69,6 +84,26 @@ static double value(const struct scene *s, uint32_t t, uint32_t c)
     return (double)(int8_t)v[(t / 4 * d + c) * 4 + t % 4] * (double)f16_to_f32(scale[t]);
 }
 
+/* Every variant expands to the same. */
+static void expand(struct check *ck, const struct scene *s, uint16_t *k, uint16_t *v)
+{
+    const size_t part = kv_part_bytes_nomad(&s->shape), bytes = (size_t)KV_BLOCK * s->shape.head_dim * 2;
+    struct attn_shape shape = s->shape;
+    uint16_t *again = check_buffer(ck, bytes);
+    for (int values = 0; values < 2; values++) {
+        const uint8_t *from = s->part + (values ? part : 0);
+        uint16_t *to = values ? v : k;
+        shape.books = s->shape.books + values;
+        kv_expand_nomad(&shape, from, NULL, to);
+        for (uint32_t i = 0; i < n_coded_impls; i++)
+            if (coded_impls[i].accepts(&s->shape) &&
+                check_begin(ck, "seal", coded_impls[i].name, coded_impls[i].needs)) {
+                coded_impls[i].expand(&shape, from, check_below(ck, 2) ? from : NULL, again);
+                check_same(ck, values ? "values" : "keys", again, to, bytes);
+            }
+    }
+}
+
 static void check_seal(struct check *ck)
 {
     struct scene s = draw_scene(ck);
@@ -76,7 +111,7 @@ static void check_seal(struct check *ck)
     uint16_t *k = check_buffer(ck, (size_t)KV_BLOCK * d * 2), *v = check_buffer(ck, (size_t)KV_BLOCK * d * 2);
     if (!s.finite)
         check_fail(ck, "finite keys and values are refused");
-    kv_nomad_expand(&s.shape, s.book, s.part, k, v);
+    expand(ck, &s, k, v);
     for (uint32_t t = 0; t < KV_BLOCK; t++)
         for (uint32_t c = 0; c < d; c++) {
             const float *of = s.numbers + (size_t)c * NOMAD_NUMBERS;
@@ -99,23 +134,23 @@ static void check_seal(struct check *ck)
         }
     uint16_t *const to = check_below(ck, 2) ? s.k_open : s.v_open;
     to[check_below(ck, KV_BLOCK * d)] = check_below(ck, 2) ? 0x7F80 : 0xFFC0;
-    if (kv_nomad_seal(&s.shape, s.book, s.k_open, s.v_open, s.part))
+    if (seal(&s.shape, s.k_open, s.v_open, s.part))
         check_fail(ck, "what is not finite is sealed");
 }
 
-static const float *run(struct check *ck, const struct kv_nomad_impl *it, const struct scene *s, const uint32_t *rows,
+static const float *run(struct check *ck, const struct attn_impl *it, const struct scene *s, const uint32_t *rows,
                         uint32_t n)
 {
     const float *q[ATTN_ROWS];
     uint8_t visible[ATTN_ROWS] = { 0 };
-    void *tile = check_buffer(ck, kv_nomad_tile_bytes(&s->shape));
+    void *tile = check_buffer(ck, kv_q_tile_bytes_nomad(&s->shape));
     float *out = check_buffer(ck, attn_partial_floats(s->shape.head_dim) * sizeof(float));
     for (uint32_t i = 0; i < n; i++) {
         q[i] = s->q + (size_t)rows[i] * s->shape.head_dim;
         visible[i] = s->visible[rows[i]];
     }
-    kv_nomad_pack_q(&s->shape, s->book, q, n, tile);
-    it->block(&s->shape, tile, n, visible, s->part, s->part, out);
+    it->pack_q(&s->shape, q, n, tile);
+    it->block(&s->shape, tile, n, visible, s->part, s->part + it->part_bytes(&s->shape), s->part, out);
     return out;
 }
 
@@ -186,10 +221,10 @@ static void check_tables(struct check *ck, const struct scene *s, const float *p
 {
     const uint32_t d = s->shape.head_dim;
     const float *q[1] = { s->q + (size_t)i * d };
-    const float *tile = check_buffer(ck, kv_nomad_tile_bytes(&s->shape));
+    const float *tile = check_buffer(ck, kv_q_tile_bytes_nomad(&s->shape));
     float got[2 + D_MAX];
     double score[KV_BLOCK], m = -INFINITY, l = 0, o[D_MAX] = { 0 }, size = 0, off = 0;
-    kv_nomad_pack_q(&s->shape, s->book, q, 1, (void *)(uintptr_t)tile);
+    kv_pack_q_nomad(&s->shape, q, 1, (void *)(uintptr_t)tile);
     row_of(s, partial, i, got);
     for (uint32_t t = 0; t < s->visible[i]; t++) {
         uint32_t sum = 0;
@@ -226,10 +261,10 @@ static void check_block(struct check *ck)
         rows[i] = i;
         shuffled[i] = (i * 5 + one) % s.n;
     }
-    const float *want = run(ck, &kv_nomad_impls[n_kv_nomad_impls - 1], &s, rows, s.n);
-    for (uint32_t v = 0; v < n_kv_nomad_impls; v++) {
-        const struct kv_nomad_impl *it = &kv_nomad_impls[v];
-        if (!check_begin(ck, "block", it->name, it->needs))
+    const float *want = run(ck, attn_find(&s.shape, 0), &s, rows, s.n);
+    for (uint32_t v = 0; v < n_coded_impls; v++) {
+        const struct attn_impl *it = &coded_impls[v];
+        if (!it->accepts(&s.shape) || !check_begin(ck, "block", it->name, it->needs))
             continue;
         const float *got = run(ck, it, &s, rows, s.n), *mixed = run(ck, it, &s, shuffled, s.n),
                     *some = run(ck, it, &s, shuffled, few), *alone = run(ck, it, &s, &one, 1);
@@ -257,16 +292,15 @@ static void check_by_hand(struct check *ck)
 {
     static const float rows[3][4] = { { -1, 0, 1, 2 }, { 0, 0.5f, 1, 1.5f }, { -3, -1, 0, 1 } };
     static const uint8_t want[3][4] = { { 0, 64, 128, 191 }, { 0, 32, 64, 96 }, { 0, 128, 191, 255 } };
-    const struct attn_shape shape = { .head_dim = 16, .codec = KV_BF16, .scale = 1 };
+    struct attn_shape shape = { .head_dim = 16, .codec = KV_NOMAD, .scale = 1 };
     float numbers[16 * NOMAD_NUMBERS] = { 0 }, q[16] = { 1, 1, 1 };
     const float *of[1] = { q };
-    float *book = check_buffer(ck, kv_nomad_book_floats(16) * sizeof(float)),
-          *tile = check_buffer(ck, kv_nomad_tile_bytes(&shape));
+    float *tile = check_buffer(ck, kv_q_tile_bytes_nomad(&shape));
     for (int c = 0; c < 3; c++)
         for (int i = 0; i < NOMAD_NUMBERS; i++)
             numbers[c * NOMAD_NUMBERS + i] = rows[c][i % 4];
-    kv_nomad_book(numbers, 16, book);
-    kv_nomad_pack_q(&shape, book, of, 1, tile);
+    shape.books = books_of(ck, &shape, numbers);
+    kv_pack_q_nomad(&shape, of, 1, tile);
     if (fabs((double)tile[0] * 63.75 - 1) > 1e-6 || fabs((double)tile[ATTN_ROWS] + 4 * 63.75) > 1e-4)
         check_fail(ck, "1 / a is %g, a b is %g", (double)tile[0], (double)tile[ATTN_ROWS]);
     for (int c = 0; c < 16; c++)
@@ -279,11 +313,11 @@ static void check_by_hand(struct check *ck)
     if (fabs(score - 2.494118) > 1e-5)
         check_fail(ck, "the score of codes 3, 1, 2 is %g", score);
     memset(q, 0, sizeof q);
-    kv_nomad_pack_q(&shape, book, of, 1, tile);
+    kv_pack_q_nomad(&shape, of, 1, tile);
     if (tile[0] != 1 || tile[ATTN_ROWS] != 0)
         check_fail(ck, "a query of zeros: 1 / a is %g, a b is %g", (double)tile[0], (double)tile[ATTN_ROWS]);
     q[1] = check_below(ck, 2) ? NAN : INFINITY;
-    kv_nomad_pack_q(&shape, book, of, 1, tile);
+    kv_pack_q_nomad(&shape, of, 1, tile);
     if (!isnan(tile[0]))
         check_fail(ck, "a query that is not finite has the unit %g", (double)tile[0]);
 }
@@ -291,22 +325,24 @@ static void check_by_hand(struct check *ck)
 /* A block and the next, from the nearest cache, beside bf16. */
 static void check_bench(struct check *ck)
 {
-    for (uint32_t v = 0; v < n_kv_nomad_impls && ck->bench; v++)
+    for (uint32_t v = 0; v < n_coded_impls && ck->bench; v++)
         for (uint32_t d = 64; d <= 128; d *= 2) {
-            const struct kv_nomad_impl *it = &kv_nomad_impls[v];
-            const struct attn_shape shape = { .head_dim = d, .codec = KV_BF16, .scale = 0.1f };
-            if (!check_begin(ck, "bench", it->name, it->needs))
+            const struct attn_impl *it = &coded_impls[v];
+            const struct attn_shape open_shape = { .head_dim = d, .codec = KV_BF16, .scale = 0.1f };
+            struct attn_shape shape = { .head_dim = d, .codec = KV_NOMAD, .scale = 0.1f };
+            if (!it->accepts(&shape) || !check_begin(ck, "bench", it->name, it->needs))
                 continue;
-            const struct attn_impl *open = attn_find(&shape, it->needs);
+            const struct attn_impl *open = attn_find(&open_shape, it->needs);
             float *q = check_buffer(ck, d * sizeof *q), *out = check_buffer(ck, attn_partial_floats(d) * sizeof *out),
-                  *numbers = check_buffer(ck, d * NOMAD_NUMBERS * sizeof *numbers),
-                  *book = check_buffer(ck, kv_nomad_book_floats(d) * sizeof *book);
-            uint16_t *wide = check_buffer(ck, (size_t)KV_BLOCK * d * 4);
-            uint8_t *part = check_buffer(ck, kv_nomad_bytes(&shape)), all[ATTN_ROWS];
-            uint8_t *tile = check_buffer(ck, kv_nomad_tile_bytes(&shape)),
+                  *numbers = check_buffer(ck, d * NOMAD_NUMBERS * sizeof *numbers);
+            uint16_t *wide = check_buffer(ck, (size_t)KV_BLOCK * d * 4),
+                     *again = check_buffer(ck, (size_t)KV_BLOCK * d * 4);
+            const size_t bytes = kv_part_bytes_nomad(&shape);
+            uint8_t *part = check_buffer(ck, 2 * bytes), all[ATTN_ROWS];
+            uint8_t *tile = check_buffer(ck, kv_q_tile_bytes_nomad(&shape)),
                     *open_tile = check_buffer(ck, open->q_tile_bytes(&shape));
             const float *rows[4] = { q, q, q, q };
-            double seal, plain, coded, pack;
+            double sealing, plain, coded, pack, keys, values;
             memset(all, KV_BLOCK, sizeof all);
             for (uint32_t i = 0; i < d; i++)
                 q[i] = check_normal(ck);
@@ -314,16 +350,20 @@ static void check_bench(struct check *ck)
                 numbers[i] = check_normal(ck);
             for (uint32_t i = 0; i < 2 * KV_BLOCK * d; i++)
                 wide[i] = f32_to_bf16(check_normal(ck));
-            kv_nomad_book(numbers, d, book);
-            CHECK_TIME(seal, kv_nomad_seal(&shape, book, wide, wide + (size_t)KV_BLOCK * d, part));
-            CHECK_TIME(pack, kv_nomad_pack_q(&shape, book, rows, 4, tile));
-            open->pack_q(&shape, rows, 4, open_tile);
-            CHECK_TIME(coded, it->block(&shape, tile, 4, all, part, NULL, out));
-            CHECK_TIME(plain, open->block(&shape, open_tile, 4, all, wide, wide + (size_t)KV_BLOCK * d, NULL, out));
+            shape.books = books_of(ck, &shape, numbers);
+            CHECK_TIME(sealing, seal(&shape, wide, wide + (size_t)KV_BLOCK * d, part));
+            CHECK_TIME(pack, it->pack_q(&shape, rows, 4, tile));
+            open->pack_q(&open_shape, rows, 4, open_tile);
+            CHECK_TIME(coded, it->block(&shape, tile, 4, all, part, part + bytes, NULL, out));
+            CHECK_TIME(keys, it->expand(&shape, part, NULL, again));
+            shape.books++;
+            CHECK_TIME(values, it->expand(&shape, part + bytes, NULL, again));
+            CHECK_TIME(plain,
+                       open->block(&open_shape, open_tile, 4, all, wide, wide + (size_t)KV_BLOCK * d, NULL, out));
             printf("nomad  %-6s head_dim %3u n 4: %5.0f ns a block in cache, bf16 %5.0f; sealing %6.0f; packing %6.0f; "
-                   "bytes %.3f\n",
-                   it->name, d, coded * 1e9, plain * 1e9, seal * 1e9, pack * 1e9,
-                   (double)kv_nomad_bytes(&shape) / (KV_BLOCK * d * 4.0));
+                   "expanding keys %5.0f, values %5.0f; bytes %.3f\n",
+                   it->name, d, coded * 1e9, plain * 1e9, sealing * 1e9, pack * 1e9, keys * 1e9, values * 1e9,
+                   (double)bytes / (KV_BLOCK * d * 2.0));
             check_buffers_free(ck);
         }
 }

@@ -29,7 +29,7 @@
 
 #define MODEL "random:layers=2,d=64,heads=4,kv=2,head_dim=32,ff=96,vocab=256,positions=2048,codec=%s:2:5"
 
-enum { WORKERS_MAX = 4, VOICES_MAX = 16, REQUESTS = 16, PROMPT_MAX = 900, NEW_MAX = 40, POSITIONS = 1024 };
+enum { WORKERS_MAX = 4, VOICES_MAX = 16, REQUESTS = 16, PROMPT_MAX = 900, NEW_MAX = 40, POSITIONS = 1024, MODELS = 5 };
 
 #ifdef __SANITIZE_THREAD__
 enum { LIVES = 3 };
@@ -163,13 +163,16 @@ static void members_tell(struct cluster *c)
 static struct calibration *calibration_of(const struct model *m, enum kv_codec codec)
 {
     static struct {
-        const struct model *model;
+        struct digest model;
         enum kv_codec codec;
         struct calibration *calibration;
-    } kept[4];
+    } kept[3 * MODELS];
     static uint16_t centroids[1 << 18];
     const struct model_config *c = model_config(m);
-    const uint32_t channels = codec == KV_CQ_2B ? 4 : 8, centroid_count = 256;
+    const uint32_t channels = codec == KV_NOMAD   ? 1
+                              : codec == KV_CQ_2B ? 4
+                                                  : 8,
+                   centroid_count = codec == KV_NOMAD ? 16 : 256;
     const struct digest digest = model_digest(m);
     struct calibration_origin origin = { .method = "drawn" };
     struct calibration_array arrays[2];
@@ -178,10 +181,10 @@ static struct calibration *calibration_of(const struct model *m, enum kv_codec c
     size_t i = 0, n = (size_t)c->n_layers * c->n_kv_heads * c->head_dim * centroid_count;
     if (!kv_codecs[codec].calibrated)
         return NULL;
-    for (; i < 4 && kept[i].model; i++)
-        if (kept[i].model == m && kept[i].codec == codec)
+    for (; i < 3 * MODELS && kept[i].calibration; i++)
+        if (!memcmp(&kept[i].model, &digest, sizeof digest) && kept[i].codec == codec)
             return kept[i].calibration;
-    assert_true(i < 4 && n <= sizeof centroids / sizeof *centroids);
+    assert_true(i < 3 * MODELS && n <= sizeof centroids / sizeof *centroids);
     for (size_t j = 0; j < n; j++)
         centroids[j] = f32_to_bf16((float)(rng_unit(rng_at(codec, j, 0)) * 4 - 2));
     snprintf(origin.codec, sizeof origin.codec, "%s", kv_codecs[codec].name);
@@ -197,11 +200,11 @@ static struct calibration *calibration_of(const struct model *m, enum kv_codec c
     const int fd = mkstemp(path);
     assert_true(fd >= 0);
     close(fd);
-    if (calibration_write(path, NULL, &origin, arrays, 2, NULL, NULL, &err) ||
+    if (calibration_write(path, NULL, &origin, arrays, codec == KV_NOMAD ? 1 : 2, NULL, NULL, &err) ||
         calibration_open(path, &kept[i].calibration, &err))
         fail_msg("%s", err.text);
     unlink(path);
-    kept[i].model = m;
+    kept[i].model = digest;
     kept[i].codec = codec;
     return kept[i].calibration;
 }
@@ -270,6 +273,7 @@ static struct cluster *cluster_new(const struct model *model, const struct shape
     const struct sched_config config = {
         .density = strcmp(selector.name, "dense") ? selector.density : 0,
         .prompt_sparse = selector.prompt,
+        .row_classes = kv_codecs[s->codec].row_classes,
         .window = selector.dense_layers ? 0 : selector.window,
         .positions_max = POSITIONS,
         .step_rows_max = s->rows_max,
@@ -494,7 +498,6 @@ static uint64_t hits, lossless, kv_read, kv_dense, preemptions;
  * Models whose products have the same bits: one by one the weights that are no bf16, after those of the same numbers in bf16 and coded without loss. A
  * set of requests, which is two lives, takes one of the groups.
  */
-enum { MODELS = 5 };
 static const struct {
     const char *name;
     enum weight_codec codec;
@@ -597,10 +600,10 @@ static void bits_do_not_depend_on_the_cluster(void **state)
         assert_int_equal(model_tensor(models[i], MODEL_FFN_DOWN, 1, &matrix), ST_OK);
         assert_int_equal(matrix.codec, weights_drawn[i].codec);
     }
-    static const enum kv_codec codecs[] = { KV_BF16, KV_INT8,          KV_INT4_ROT, KV_KIVI2,
-                                            KV_FP8,  KV_BF16_LOSSLESS, KV_CQ_2B,    KV_CQ_1B };
-    static const char *const selectors[] = { "dense",
-                                             "quest@0.4,layers=0",
+    static const enum kv_codec codecs[] = { KV_BF16, KV_NOMAD,         KV_INT8,  KV_INT4_ROT, KV_KIVI2,
+                                            KV_FP8,  KV_BF16_LOSSLESS, KV_CQ_2B, KV_CQ_1B };
+    static const char *const selectors[] = { "quest@0.4,layers=0",
+                                             "dense",
                                              "sketch-walk@0.5,layers=1",
                                              "quest@0.5,layers=1,scope=local,prompt=sparse",
                                              "sketch-walk@0.4,layers=0",
@@ -635,12 +638,69 @@ static void bits_do_not_depend_on_the_cluster(void **state)
         model_close(models[i]);
 }
 
+/*
+ * A reply stands in the next prompt: its blocks are hits, but where classes of rows differ in bits, those that it filled are computed as a prompt's. The
+ * answer is the same as without what came before.
+ */
+static void a_reply_comes_back(void **state)
+{
+    static const struct {
+        enum kv_codec codec;
+        uint32_t cached;
+    } cases[] = { { KV_INT8, 2 * KV_BLOCK }, { KV_NOMAD, KV_BLOCK } };
+    static struct request first, second;
+    static struct outcome said, after, fresh;
+    struct model *model;
+    struct error err = { 0 };
+    char spec[160];
+    (void)state;
+    log_set_level(LOG_LEVEL_ERROR);
+    snprintf(spec, sizeof spec, MODEL, "bf16");
+    if (model_open(spec, &model, &err))
+        fail_msg("%s", err.text);
+    for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const struct shape shape = { .n_workers = 1,
+                                     .codec = cases[i].codec,
+                                     .selector = "dense",
+                                     .open_blocks = 2,
+                                     .n_threads = 1,
+                                     .rows_max = 1024,
+                                     .chunk = 64,
+                                     .spread_min = 4096,
+                                     .plans_ahead = 1,
+                                     .n_blocks = 320,
+                                     .sharing = true };
+        uint32_t open = 0;
+        first = second = (struct request){ .n_prompt = 100, .n_new = NEW_MAX, .sampling = { 0, 1, 0, 0, 0 } };
+        for (uint32_t p = 0; p < PROMPT_MAX; p++)
+            first.prompt[p] = second.prompt[p] = (int32_t)(rng_at(5, p, 0) % 256);
+        struct cluster *c = cluster_new(model, &shape);
+        submit(c, &first, 0, &said, &open);
+        run(c, &open, UINT32_MAX);
+        assert_int_equal(said.n, NEW_MAX);
+        memcpy(second.prompt + first.n_prompt, said.token, NEW_MAX * sizeof *said.token);
+        second.n_prompt = first.n_prompt + NEW_MAX + 10;
+        submit(c, &second, 0, &after, &open);
+        run(c, &open, UINT32_MAX);
+        cluster_free(c);
+        c = cluster_new(model, &shape);
+        submit(c, &second, 0, &fresh, &open);
+        run(c, &open, UINT32_MAX);
+        cluster_free(c);
+        assert_int_equal(after.cached, cases[i].cached);
+        assert_int_equal(fresh.cached, 0);
+        compare(&after, &fresh, i, 0);
+    }
+    model_close(model);
+}
+
 int main(int argc, char **argv)
 {
     if (argc >= 3 && !strcmp(argv[1], "--seed")) {
         first_seed = strtoull(argv[2], NULL, 10);
         n_lives = argc == 5 && !strcmp(argv[3], "--lives") ? strtoull(argv[4], NULL, 10) : 1;
     }
-    const struct CMUnitTest tests[] = { cmocka_unit_test(bits_do_not_depend_on_the_cluster) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(bits_do_not_depend_on_the_cluster),
+                                        cmocka_unit_test(a_reply_comes_back) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -130,17 +130,36 @@ const float *cpu_query_vector(const struct backend *b, const struct attend_job *
     return to;
 }
 
-/* The query vectors of one tile, packed for sealed blocks and, unless NULL, for open ones. */
-static void pack_tile(struct backend *b, struct cpu_member *m, const struct attend_job *job, uint32_t head,
-                      uint32_t tile, void *q_tile, void *open_tile)
+const struct cpu_reader *cpu_unit_reader(const struct backend *b, const struct cpu_unit *u)
 {
-    const uint32_t n = cpu_tile_vectors(b, job, tile);
+    const struct attend *a = b->input->attend;
+    return &b->reader[u->leaf == UINT32_MAX ? a->jobs[u->job].cls : a->leaves[u->leaf].cls];
+}
+
+/* Queries of a unit, for sealed blocks: tile t of its member's. */
+static void pack(const struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer,
+                 const float *const *q, uint32_t n, uint32_t t)
+{
+    const struct cpu_reader *r = cpu_unit_reader(b, u);
+    const struct cpu_part_id id = { layer, u->head, 0 };
+    struct attn_shape shape = r->shape;
+    struct cpu_book book;
+    shape.books = r->expands ? NULL : cpu_book_of(b, &id, &book);
+    r->attn->pack_q(&shape, q, n, m->q_tiles + t * r->q_tile_bytes);
+}
+
+/* The query vectors of the unit's tile t, packed for sealed blocks and, in the own leaf, for open ones. */
+static void pack_tile(const struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer,
+                      uint32_t t)
+{
+    const struct attend_job *job = &b->input->attend->jobs[u->job];
+    const uint32_t tile = u->tile + t, n = cpu_tile_vectors(b, job, tile);
     const float *q[ATTN_ROWS];
     for (uint32_t i = 0; i < n; i++)
-        q[i] = cpu_query_vector(b, job, head, tile * ATTN_ROWS + i, m->queries + i * b->config->head_dim);
-    b->attn->pack_q(&b->attn_shape, q, n, q_tile);
-    if (open_tile)
-        b->open->pack_q(&b->open_shape, q, n, open_tile);
+        q[i] = cpu_query_vector(b, job, u->head, tile * ATTN_ROWS + i, m->queries + i * b->config->head_dim);
+    pack(b, m, u, layer, q, n, t);
+    if (u->fine == UINT32_MAX && cpu_unit_reader(b, u)->attn != b->open)
+        b->open->pack_q(&b->open_shape, q, n, m->open_q_tiles + t * b->open_q_tile_bytes);
 }
 
 enum own { OWN_OPEN = 1, OWN_SEALED = 2, OWN_ALL = 3 };
@@ -232,24 +251,26 @@ void cpu_attend_block(struct backend *b, const struct cpu_member *m, const struc
                       uint32_t at, uint32_t next, uint32_t depth, uint32_t t, const uint8_t *visible)
 {
     const struct attend *a = b->input->attend;
+    const struct cpu_reader *r = cpu_unit_reader(b, u);
     const struct cpu_part_id id = { layer, u->head, a->blocks.v[at] };
     const uint8_t *part = kv_pool_part(b->input->pool, a->code.v[at], layer, u->head);
     const uint8_t *next_part = next == UINT32_MAX ? NULL : kv_pool_part(b->input->pool, next, layer, u->head);
     const uint8_t *values = part + b->part_bytes;
-    if (m->expanded) {
+    if (r->expands) {
         expand(b, m->expanded, &id, a->code.v[at], part, next_part);
         part = m->expanded->data;
         values = part + b->open_part_bytes;
         next_part = NULL;
     }
-    b->attn->block(&b->attn_shape, m->q_tiles + t * b->q_tile_bytes, cpu_unit_vectors(b, u, t), visible, part, values,
+    r->attn->block(&r->shape, m->q_tiles + t * r->q_tile_bytes, cpu_unit_vectors(b, u, t), visible, part, values,
                    next_part, cpu_stack_tile(b, m, u, depth, t));
 }
 
 static void merge_top(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t depth)
 {
+    const struct cpu_reader *r = cpu_unit_reader(b, u);
     for (uint32_t t = 0; t < u->n_tiles; t++)
-        b->attn->merge(&b->attn_shape, cpu_unit_vectors(b, u, t), cpu_stack_tile(b, m, u, depth, t),
+        r->attn->merge(&r->shape, cpu_unit_vectors(b, u, t), cpu_stack_tile(b, m, u, depth, t),
                        cpu_stack_tile(b, m, u, depth + 1, t));
 }
 
@@ -317,6 +338,7 @@ static void attend_own_block(struct backend *b, const struct cpu_member *m, cons
                              uint32_t i, uint32_t t, const struct cpu_lists *lists)
 {
     const struct attend_job *job = &b->input->attend->jobs[u->job];
+    const struct cpu_reader *r = cpu_unit_reader(b, u);
     const uint32_t leaf = CPU_LEAF_BLOCKS * KV_BLOCK, first = job->pos / leaf * leaf + i * KV_BLOCK,
                    n = cpu_unit_vectors(b, u, t), slot = b->input->attend->code.v[job->own_begin + i];
     uint8_t visible[ATTN_ROWS];
@@ -332,12 +354,12 @@ static void attend_own_block(struct backend *b, const struct cpu_member *m, cons
     }
     const uint8_t *part = cpu_open_part(b, slot, open, layer, u->head);
     float *own = sealed ? cpu_stack_tile(b, m, u, CPU_LEAF_BLOCKS, t) : to;
-    b->open->block(&b->open_shape, (m->open_q_tiles ? m->open_q_tiles : m->q_tiles) + t * b->open_q_tile_bytes, n,
+    b->open->block(&b->open_shape, (r->attn == b->open ? m->q_tiles : m->open_q_tiles) + t * b->open_q_tile_bytes, n,
                    visible, part, part + b->open_part_bytes, NULL, own);
-    if (b->attn->rotate)
-        b->attn->rotate(&b->attn_shape, n, own);
+    if (r->attn->rotate)
+        r->attn->rotate(&r->shape, n, own);
     if (sealed)
-        b->attn->merge(&b->attn_shape, n, to, own);
+        r->attn->merge(&r->shape, n, to, own);
 }
 
 /* The own leaf: blocks before the own one whole, the own one up to the row's position; pieces join by adjacent pairs. */
@@ -345,6 +367,7 @@ static void attend_own(struct backend *b, const struct cpu_member *m, const stru
 {
     const struct attend *a = b->input->attend;
     const struct attend_job *job = &a->jobs[u->job];
+    const struct cpu_reader *r = cpu_unit_reader(b, u);
     const uint32_t leaf = CPU_LEAF_BLOCKS * KV_BLOCK, first = job->pos / leaf * leaf, n = job->own_end - job->own_begin;
     struct cpu_lists chosen, *lists = cpu_unit_lists(b, u, layer, &chosen) ? &chosen : NULL;
     for (uint32_t i = 0; i < n; i++) {
@@ -364,7 +387,7 @@ static void attend_own(struct backend *b, const struct cpu_member *m, const stru
     for (uint32_t step = 1; step < n; step *= 2)
         for (uint32_t i = 0; i + step < n; i += 2 * step)
             for (uint32_t t = 0; t < u->n_tiles; t++)
-                b->attn->merge(&b->attn_shape, cpu_tile_vectors(b, job, u->tile + t), cpu_stack_tile(b, m, u, i, t),
+                r->attn->merge(&r->shape, cpu_tile_vectors(b, job, u->tile + t), cpu_stack_tile(b, m, u, i, t),
                                cpu_stack_tile(b, m, u, i + step, t));
 }
 
@@ -390,7 +413,7 @@ static bool part_next(const struct backend *b, const struct cpu_unit *u, const s
     return true;
 }
 
-static void pack_leaf(struct backend *b, struct cpu_member *m, const struct cpu_unit *u)
+static void pack_leaf(const struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer)
 {
     const struct attend *a = b->input->attend;
     const struct attend_leaf *leaf = &a->leaves[u->leaf];
@@ -401,7 +424,7 @@ static void pack_leaf(struct backend *b, struct cpu_member *m, const struct cpu_
         const struct attend_user *user = &a->users[i];
         for (uint32_t v = 0; part_next(b, u, user, v, &part); v = part.v + 1) {
             if (part.tile != tile) {
-                b->attn->pack_q(&b->attn_shape, q, n, m->q_tiles + tile * b->q_tile_bytes);
+                pack(b, m, u, layer, q, n, tile);
                 tile = part.tile;
                 n = 0;
             }
@@ -409,7 +432,7 @@ static void pack_leaf(struct backend *b, struct cpu_member *m, const struct cpu_
                 cpu_query_vector(b, &a->jobs[user->job], u->head, part.v, m->queries + part.at * b->config->head_dim);
         }
     }
-    b->attn->pack_q(&b->attn_shape, q, n, m->q_tiles + tile * b->q_tile_bytes);
+    pack(b, m, u, layer, q, n, tile);
 }
 
 /* The partials of a shared leaf go to each user's item. */
@@ -438,8 +461,7 @@ static void attend_job_unit(struct backend *b, struct cpu_member *m, const struc
     const struct attend *a = b->input->attend;
     const struct attend_job *job = &a->jobs[u->job];
     for (uint32_t t = 0; t < u->n_tiles; t++)
-        pack_tile(b, m, job, u->head, u->tile + t, m->q_tiles + t * b->q_tile_bytes,
-                  u->fine == UINT32_MAX && m->open_q_tiles ? m->open_q_tiles + t * b->open_q_tile_bytes : NULL);
+        pack_tile(b, m, u, layer, t);
     if (u->fine == UINT32_MAX)
         attend_own(b, m, u, layer);
     else
@@ -453,7 +475,7 @@ static void attend_job_unit(struct backend *b, struct cpu_member *m, const struc
 static void attend_leaf_unit(struct backend *b, struct cpu_member *m, const struct cpu_unit *u, uint32_t layer)
 {
     const struct attend_leaf *leaf = &b->input->attend->leaves[u->leaf];
-    pack_leaf(b, m, u);
+    pack_leaf(b, m, u, layer);
     attend_whole(b, m, u, layer, leaf->begin, leaf->end);
     hand_out(b, m, u);
 }
@@ -483,6 +505,7 @@ static float *run_program(struct backend *b, const struct attend_job *job, uint3
                           uint32_t tile)
 {
     const uint32_t *code = b->input->attend->code.v, n = cpu_tile_vectors(b, job, tile);
+    const struct cpu_reader *r = &b->reader[job->cls];
     float *stack[CPU_STACK];
     uint32_t depth = 0;
     for (uint32_t i = begin; i < end; i++) {
@@ -491,7 +514,7 @@ static float *run_program(struct backend *b, const struct attend_job *job, uint3
             continue;
         }
         depth--;
-        b->attn->merge(&b->attn_shape, n, stack[depth - 1], stack[depth]);
+        r->attn->merge(&r->shape, n, stack[depth - 1], stack[depth]);
     }
     return stack[0];
 }
@@ -529,8 +552,8 @@ static void finish_tile(struct backend *b, const struct attend_job *job, uint32_
     const uint32_t group = c->n_heads / c->n_kv_heads, n = cpu_tile_vectors(b, job, tile);
     float *p = run_program(b, job, job->final_begin, job->final_end, head, tile);
     bool finite = true;
-    if (b->attn->rotate)
-        b->attn->rotate(&b->attn_shape, n, p);
+    if (b->reader[job->cls].attn->rotate)
+        b->reader[job->cls].attn->rotate(&b->reader[job->cls].shape, n, p);
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t v = tile * ATTN_ROWS + i, row = job->row + v / group,
                        at = (head * group + v % group) * c->head_dim;

@@ -61,6 +61,7 @@ struct places {
 static void join(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t depth,
                  struct places *p)
 {
+    const struct cpu_reader *r = cpu_unit_reader(b, u);
     for (uint32_t t = 0; t < u->n_tiles; t++) {
         uint8_t *at = &p->at[depth][t], *next = &p->at[depth + 1][t];
         if (p->empty[depth + 1][t])
@@ -72,7 +73,7 @@ static void join(struct backend *b, const struct cpu_member *m, const struct cpu
             p->empty[depth][t] = false;
             continue;
         }
-        b->attn->merge(&b->attn_shape, cpu_unit_vectors(b, u, t), cpu_stack_tile(b, m, u, *at, t),
+        r->attn->merge(&r->shape, cpu_unit_vectors(b, u, t), cpu_stack_tile(b, m, u, *at, t),
                        cpu_stack_tile(b, m, u, *next, t));
     }
 }

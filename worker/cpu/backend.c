@@ -107,23 +107,25 @@ static size_t linear_scratch_bytes(const struct backend *b)
 static bool members_alloc(struct backend *b)
 {
     const struct model_config *c = b->config;
-    const size_t linear = linear_scratch_bytes(b);
+    const struct cpu_reader *of[] = { &b->reader[ROW_PROMPT], &b->reader[ROW_GENERATED] };
+    const size_t linear = linear_scratch_bytes(b),
+                 tile = of[0]->q_tile_bytes > of[1]->q_tile_bytes ? of[0]->q_tile_bytes : of[1]->q_tile_bytes;
     for (uint32_t i = 0; i < b->n_threads; i++) {
         struct cpu_member *m = &b->members[i];
         m->linear_scratch = cpu_alloc(linear);
         m->stack = cpu_alloc((size_t)CPU_STACK * CPU_UNIT_TILES * b->partial_floats * sizeof(float));
         m->queries = cpu_alloc((size_t)ATTN_ROWS * c->head_dim * sizeof(float));
-        m->q_tiles = cpu_alloc(CPU_LEAF_TILES * b->q_tile_bytes);
+        m->q_tiles = cpu_alloc(CPU_LEAF_TILES * tile);
         m->sample_scratch = cpu_alloc(sample_scratch_bytes(c->n_vocab));
         m->row_scratch = cpu_alloc(b->weights.embedding.row_bytes);
         if (!m->linear_scratch || !m->stack || !m->queries || !m->q_tiles || !m->sample_scratch || !m->row_scratch)
             return false;
-        if (b->coded->expand) {
+        if (of[0]->expands || of[1]->expands) {
             m->expanded = calloc(1, sizeof *m->expanded);
             if (!m->expanded || !(m->expanded->data = cpu_alloc(2 * b->open_part_bytes)))
                 return false;
         }
-        if (b->open == b->attn)
+        if (of[0]->attn == b->open && of[1]->attn == b->open)
             continue;
         m->open_q_tiles = cpu_alloc(CPU_UNIT_TILES * b->open_q_tile_bytes);
         if (!m->open_q_tiles)
@@ -142,6 +144,17 @@ static bool members_alloc(struct backend *b)
     return b->cos && b->sin && b->logits && b->logit_rows;
 }
 
+static struct cpu_reader reader_of(const struct backend *b, bool expands)
+{
+    struct cpu_reader r = { b->coded, b->coded_shape, 0, expands };
+    if (expands) {
+        r.attn = b->open;
+        r.shape = b->open_shape;
+    }
+    r.q_tile_bytes = (r.attn->q_tile_bytes(&r.shape) + 63) / 64 * 64;
+    return r;
+}
+
 static enum status attention_find(struct backend *b, struct error *err)
 {
     const struct model_config *c = b->config;
@@ -156,12 +169,11 @@ static enum status attention_find(struct backend *b, struct error *err)
     if (!b->coded)
         return error_set(err, ST_UNSUPPORTED, "kv-codec %s takes no heads of %u channels", kv_codecs[b->codec].name,
                          c->head_dim);
-    b->attn = b->coded->expand ? b->open : b->coded;
-    b->attn_shape = b->coded->expand ? b->open_shape : b->coded_shape;
+    b->reader[ROW_PROMPT] = reader_of(b, b->coded->expand != NULL);
+    b->reader[ROW_GENERATED] = reader_of(b, !b->coded->block);
     b->part_bytes = b->coded->part_bytes(&b->coded_shape);
     b->spill = kv_spill_of(&b->coded_shape);
     b->open_part_bytes = b->open->part_bytes(&b->open_shape);
-    b->q_tile_bytes = (b->attn->q_tile_bytes(&b->attn_shape) + 63) / 64 * 64;
     b->open_q_tile_bytes = (b->open->q_tile_bytes(&b->open_shape) + 63) / 64 * 64;
     b->partial_floats = attn_partial_floats(c->head_dim);
     return ST_OK;
@@ -227,7 +239,8 @@ static void cpu_fingerprint(const struct backend *b, char *text_out, size_t byte
             if (b->weights.layers[layer].weight[kind].impl)
                 hasher_add_text(h, b->weights.layers[layer].weight[kind].impl->name);
     hasher_add_text(h, b->weights.output.impl->name);
-    hasher_add_text(h, b->attn->name); /* what expands is not in it: all variants write the same */
+    hasher_add_text(h,
+                    b->reader[ROW_GENERATED].attn->name); /* what expands is not in it: all variants write the same */
     hasher_add_text(h, b->open->name);
     hasher_add_text(h, kv_codecs[b->codec].name);
     hasher_add_u64(h, kv_codecs[b->codec].version);

@@ -100,8 +100,8 @@ struct cpu_member {
     float *stack;                  /* [CPU_STACK][CPU_UNIT_TILES] partial tiles, or [..][CPU_LEAF_TILES] */
     float *queries;                /* [ATTN_ROWS][head_dim] */
     uint8_t *q_tiles;              /* [CPU_LEAF_TILES] */
-    uint8_t *open_q_tiles;         /* [CPU_UNIT_TILES]; NULL: q_tiles serve */
-    struct cpu_expanded *expanded; /* NULL: the codec is attended as it is */
+    uint8_t *open_q_tiles;         /* [CPU_UNIT_TILES]; NULL: no reader needs them */
+    struct cpu_expanded *expanded; /* NULL: no reader expands */
     uint8_t *sample_scratch;
     uint8_t *row_scratch; /* one stored embedding row */
     uint8_t *select;      /* select.c's */
@@ -111,6 +111,14 @@ struct cpu_member {
 /* Of each vector of a unit's tiles: the blocks that it reads, or NULL: all. */
 struct cpu_lists {
     const uint64_t *of[CPU_LEAF_TILES][ATTN_ROWS];
+};
+
+/* How rows of a class read sealed blocks. */
+struct cpu_reader {
+    const struct attn_impl *attn;
+    struct attn_shape shape; /* its */
+    size_t q_tile_bytes;
+    bool expands; /* attn reads what they expand to */
 };
 
 struct backend {
@@ -123,12 +131,13 @@ struct backend {
     bool float32;
     enum kv_codec codec;
     const struct row_impl *rows;
-    const struct attn_impl *coded;       /* what seals, and expands if the codec is attended in its open form */
-    const struct attn_impl *attn, *open; /* what attends sealed (expanded) and open blocks */
-    struct attn_shape coded_shape, attn_shape, open_shape;
+    const struct attn_impl *coded; /* what seals, and expands */
+    const struct attn_impl *open;  /* what attends open blocks */
+    struct cpu_reader reader[2];   /* by enum row_class; equal unless the codec's row classes differ */
+    struct attn_shape coded_shape, open_shape;
     bool in_place; /* blocks are open in place */
     struct kv_spill spill;
-    size_t part_bytes, q_tile_bytes, partial_floats;
+    size_t part_bytes, partial_floats;
     size_t open_part_bytes, open_q_tile_bytes;
     uint8_t *scratch; /* open blocks of one layer: [rows_max / KV_BLOCK][n_kv_heads][keys, values]; NULL: none */
     struct cpu_weights weights;
@@ -227,6 +236,7 @@ bool cpu_lists_filter(const struct cpu_lists *lists, uint32_t t, uint32_t n, uin
 const float *cpu_query_vector(const struct backend *b, const struct attend_job *job, uint32_t head, uint32_t v,
                               float *to);
 uint32_t cpu_unit_vectors(const struct backend *b, const struct cpu_unit *u, uint32_t t);
+const struct cpu_reader *cpu_unit_reader(const struct backend *b, const struct cpu_unit *u);
 float *cpu_stack_tile(const struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t depth,
                       uint32_t t);
 void cpu_attend_block(struct backend *b, const struct cpu_member *m, const struct cpu_unit *u, uint32_t layer,

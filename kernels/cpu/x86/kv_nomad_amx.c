@@ -159,15 +159,16 @@ INLINE void some(const struct attn_shape *shape, const uint32_t d, const void *q
     }
 }
 
-void kv_nomad_block_amx(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
-                        const void *part, const void *next_part, float *partial_out)
+void kv_block_nomad_amx(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,
+                        const void *part, const void *v_part, const void *next_part, float *partial_out)
 {
     const struct attn_shape values = kv_nomad_value_shape(shape);
     const uint32_t d = shape->head_dim;
     struct kv_planes planes;
     uint64_t see[ATTN_ROWS];
     const char *from = next_part;
-    struct stream next = { from, next_part ? from + kv_nomad_bytes(shape) : from };
+    struct stream next = { from, next_part ? from + 2 * kv_part_bytes_nomad(shape) : from };
+    (void)v_part;
     assert(n <= ATTN_ROWS);
     attn_see(visible, n, see);
     for (int t = 0; t < KV_BLOCK; t += 16) {
