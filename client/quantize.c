@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "client/product.h"
 #include "common/file.h"
 #include "common/hash.h"
 #include "coordinator/tokenizer/tokenizer.h"
@@ -61,75 +62,64 @@ static bool activations_new(const struct quantize *q, uint32_t width, struct act
     return out->data != NULL;
 }
 
-/* ---- products ---- */
-
-struct product {
-    const struct quantize *q;
-    struct linear_shape shape;
-    const struct linear_impl *impl;
-    const uint8_t *stored; /* [n_out] rows of row_bytes */
-    size_t row_bytes, scratch_bytes;
-    uint8_t *packed, *scratch;
-    const uint16_t *x;
-    uint32_t x_stride, n_rows;
-    float *y;
-};
-
-static void product_run(void *ctx, uint32_t member, uint32_t n_members)
-{
-    struct product *p = ctx;
-    const size_t group_bytes = p->impl->group_bytes(&p->shape);
-    uint32_t begin, end;
-    cpu_thread_init();
-    team_share((p->shape.n_out + LINEAR_GROUP - 1) / LINEAR_GROUP, member, n_members, &begin, &end);
-    for (uint32_t g = begin; g < end; g++) {
-        const void *rows[LINEAR_GROUP];
-        for (uint32_t i = 0; i < LINEAR_GROUP; i++) {
-            const uint32_t row = g * LINEAR_GROUP + i;
-            rows[i] = row < p->shape.n_out ? p->stored + row * p->row_bytes : NULL;
-        }
-        p->impl->pack(&p->shape, rows, p->packed + g * group_bytes);
-    }
-    const uint32_t out_end = end * LINEAR_GROUP < p->shape.n_out ? end * LINEAR_GROUP : p->shape.n_out;
-    if (begin == end)
-        return;
-    p->impl->run(&(struct linear_args){ .shape = &p->shape,
-                                        .packed = p->packed,
-                                        .x = p->x,
-                                        .x_stride = p->x_stride,
-                                        .n_rows = p->n_rows,
-                                        .out_begin = begin * LINEAR_GROUP,
-                                        .out_end = out_end,
-                                        .y = p->y,
-                                        .y_stride = p->shape.n_out,
-                                        .scratch = p->scratch + member * p->scratch_bytes });
-}
-
-/* y [n_rows][n_out] = x [n_rows][x_stride] times stored rows of a codec */
+/* y [n_tokens][n_out] = x [n_tokens][x_stride] times stored rows of a codec */
 static bool multiply(const struct quantize *q, enum weight_codec codec, const uint8_t *stored, uint32_t n_out,
                      uint32_t n_in, const uint16_t *x, uint32_t x_stride, uint32_t n_rows, float *y)
 {
-    struct product p = { .q = q,
-                         .shape = { .n_out = n_out, .n_in = n_in, .codec = codec, .x = DTYPE_BF16 },
-                         .stored = stored,
-                         .row_bytes = weight_row_bytes(codec, n_in),
-                         .x = x,
-                         .x_stride = x_stride,
-                         .n_rows = n_rows,
-                         .y = y };
-    p.impl = linear_find(&p.shape, q->caps);
-    p.scratch_bytes = (p.impl->scratch_bytes(&p.shape, n_rows) + 63) / 64 * 64;
-    p.packed = room(linear_packed_bytes(p.impl, &p.shape), 1);
-    p.scratch = room(q->n_threads, p.scratch_bytes);
-    const bool good = p.packed && p.scratch;
+    const struct linear_shape shape = { .n_out = n_out, .n_in = n_in, .codec = codec, .x = DTYPE_BF16 };
+    struct product p;
+    const bool good = product_new(&shape, q->caps, n_rows, q->n_threads, &p);
+    p.operands = (struct product_operands){ stored, x, x_stride, y };
     if (good)
         team_run(q->team, product_run, &p);
-    free(p.packed);
-    free(p.scratch);
+    product_free(&p);
     return good;
 }
 
 /* ---- quantizing ---- */
+
+static void run_team(void *team, void (*work)(void *ctx, uint32_t member, uint32_t n_members), void *ctx)
+{
+    team_run(team, work, ctx);
+}
+
+struct turning {
+    const struct activations *x;
+    uint32_t n_tokens;
+    uint16_t *out; /* [width][n_tokens] */
+};
+
+/* Tile by tile, so that what is read and what is written stay in the cache. */
+static void turn_inputs(void *ctx, uint32_t member, uint32_t n_members)
+{
+    enum { TILE = 64 };
+    const struct turning *t = ctx;
+    uint32_t begin, end;
+    team_share((t->x->width + TILE - 1) / TILE, member, n_members, &begin, &end);
+    for (uint32_t tile = begin; tile < end; tile++)
+        for (uint32_t from = 0; from < t->n_tokens; from += TILE)
+            for (uint32_t i = tile * TILE; i < t->x->width && i < (tile + 1) * TILE; i++)
+                for (uint32_t k = from; k < t->n_tokens && k < from + TILE; k++)
+                    t->out[(size_t)i * t->n_tokens + k] = t->x->data[(size_t)k * t->x->stride + i];
+}
+
+struct scaling {
+    const float *sums; /* [n][n], symmetric but for rounding: the lower half counts */
+    double *h;
+    uint32_t n, n_tokens;
+};
+
+static void scale_sums(void *ctx, uint32_t member, uint32_t n_members)
+{
+    enum { TILE = 32 };
+    const struct scaling *s = ctx;
+    const uint32_t n_tiles = (s->n + TILE - 1) / TILE;
+    for (uint32_t tile = member; tile < n_tiles; tile += n_members)
+        for (uint32_t other = 0; other <= tile; other++)
+            for (size_t i = tile * TILE; i < s->n && i < (tile + 1) * TILE; i++)
+                for (size_t j = other * TILE; j <= i && j < (other + 1) * TILE; j++)
+                    s->h[i * s->n + j] = s->h[j * s->n + i] = 2 * (double)s->sums[i * s->n + j] / s->n_tokens;
+}
 
 /* H = 2 / N sum x x^T, as a product of the activations, turned, with themselves. */
 static enum status measure(const struct quantize *q, const struct activations *x, struct leanquant **out,
@@ -140,17 +130,15 @@ static enum status measure(const struct quantize *q, const struct activations *x
     float *sums = room((size_t)n * n, sizeof *sums);
     double *h = room((size_t)n * n, sizeof *h);
     enum status st = turned && sums && h ? ST_OK : no_memory(err);
-    for (uint32_t t = 0; t < n_tokens && !st; t++)
-        for (uint32_t i = 0; i < n; i++)
-            turned[(size_t)i * n_tokens + t] = x->data[(size_t)t * x->stride + i];
+    if (!st)
+        team_run(q->team, turn_inputs, &(struct turning){ x, n_tokens, turned });
     if (!st && !multiply(q, WEIGHT_BF16, (const uint8_t *)turned, n, n_tokens, turned, n_tokens, n, sums))
         st = no_memory(err);
-    for (size_t i = 0; i < n && !st; i++)
-        for (size_t j = 0; j <= i; j++)
-            h[i * n + j] = h[j * n + i] = 2 * (double)sums[i * n + j] / n_tokens;
-    if (!st)
-        st = leanquant_new(h, n, &leanquant_default, out, err);
     free(turned);
+    if (!st) {
+        team_run(q->team, scale_sums, &(struct scaling){ sums, h, n, n_tokens });
+        st = leanquant_new(h, n, &leanquant_default, &(struct upper_team){ run_team, q->team }, out, err);
+    }
     free(sums);
     free(h);
     return st;
@@ -164,40 +152,56 @@ struct coding {
     bool *failed; /* [n_members] */
 };
 
-static void code_row(const struct coding *c, const float *w, double *scratch, uint8_t *codes, uint8_t *row)
+struct code_room {
+    float *w;        /* [LEANQUANT_ROWS][n_cols] */
+    double *scratch; /* what leanquant_code takes */
+    uint8_t *codes;  /* [LEANQUANT_ROWS][n_cols] */
+    void *stored;
+};
+
+static bool code_together(const struct coding *c, const struct code_room *space, uint32_t first, uint32_t n)
 {
-    const uint32_t bits = weight_grid_bits(c->codec), n = c->tensor->n_cols;
-    uint16_t grid[LEANQUANT_GRID_MAX];
-    float values[LEANQUANT_GRID_MAX];
-    leanquant_grid(c->lean, w, bits, grid);
-    for (uint32_t i = 0; i < 1u << bits; i++)
-        values[i] = bf16_to_f32(grid[i]);
-    leanquant_code(c->lean, w, values, 1u << bits, true, scratch, codes);
-    memset(row, 0, weight_row_bytes(c->codec, n));
-    memcpy(row, grid, sizeof *grid << bits);
-    for (uint32_t i = 0; i < n; i++)
-        weight_grid_put(bits, row, i, codes[i]);
+    const struct model_tensor *t = c->tensor;
+    const uint32_t bits = weight_grid_bits(c->codec), n_grid = 1u << bits;
+    const size_t row_bytes = weight_row_bytes(c->codec, t->n_cols);
+    float grids[LEANQUANT_ROWS * LEANQUANT_GRID_MAX];
+    double losses[LEANQUANT_ROWS];
+    for (uint32_t r = 0; r < n; r++) {
+        uint16_t grid[LEANQUANT_GRID_MAX];
+        float *w = space->w + (size_t)r * t->n_cols;
+        weight_row_f32(t->codec, model_tensor_row(t, first + r, space->stored), t->n_cols, w);
+        if (leanquant_grid(c->lean, w, bits, grid))
+            return false;
+        for (uint32_t i = 0; i < n_grid; i++)
+            grids[r * n_grid + i] = bf16_to_f32(grid[i]);
+        memcpy(memset(c->rows + (first + r) * row_bytes, 0, row_bytes), grid, n_grid * sizeof *grid);
+    }
+    const struct leanquant_rows rows = { .n = n, .n_grid = n_grid, .w = space->w, .grids = grids, .spread = true };
+    leanquant_code(c->lean, &rows, space->scratch, space->codes, losses);
+    for (uint32_t r = 0; r < n; r++)
+        for (uint32_t i = 0; i < t->n_cols; i++)
+            weight_grid_put(bits, c->rows + (first + r) * row_bytes, i, space->codes[(size_t)r * t->n_cols + i]);
+    return true;
 }
 
 static void code_rows(void *ctx, uint32_t member, uint32_t n_members)
 {
     const struct coding *c = ctx;
     const struct model_tensor *t = c->tensor;
-    const size_t row_bytes = weight_row_bytes(c->codec, t->n_cols);
-    float *w = room(t->n_cols, sizeof *w);
-    double *scratch = room(t->n_cols, sizeof *scratch);
-    uint8_t *codes = room(t->n_cols, 1), *stored = room(t->row_bytes, 1);
+    const size_t n = (size_t)LEANQUANT_ROWS * t->n_cols;
+    struct code_room space = { room(n, sizeof *space.w),
+                               room(leanquant_scratch(c->lean, LEANQUANT_ROWS), sizeof *space.scratch), room(n, 1),
+                               room(t->row_bytes, 1) };
+    bool good = space.w && space.scratch && space.codes && space.stored;
     uint32_t begin, end;
     team_share(t->n_rows, member, n_members, &begin, &end);
-    c->failed[member] = !w || !scratch || !codes || !stored;
-    for (uint32_t r = begin; r < end && !c->failed[member]; r++) {
-        weight_row_f32(t->codec, model_tensor_row(t, r, stored), t->n_cols, w);
-        code_row(c, w, scratch, codes, c->rows + r * row_bytes);
-    }
-    free(w);
-    free(scratch);
-    free(codes);
-    free(stored);
+    for (uint32_t r = begin; r < end && good; r += LEANQUANT_ROWS)
+        good = code_together(c, &space, r, end - r < LEANQUANT_ROWS ? end - r : LEANQUANT_ROWS);
+    c->failed[member] = !good;
+    free(space.w);
+    free(space.scratch);
+    free(space.codes);
+    free(space.stored);
 }
 
 static enum status code(struct quantize *q, const struct leanquant *lean, uint32_t layer, int which, struct error *err)
@@ -301,46 +305,108 @@ struct attention {
     const struct quantize *q;
     const float *queries, *keys, *values;
     struct activations *out;
+    bool *failed; /* [n_members] */
 };
 
-/* Causal attention of one head of one sequence. */
-static void attend_head(const struct attention *a, uint32_t sequence, uint32_t head)
+/* One head of one sequence. Keys and values in bf16, as caches have them. */
+struct head {
+    struct product scores, mix;
+    uint16_t *queries, *keys, *values, *shares; /* [SEQUENCE][stride], [SEQUENCE][dim], [dim][SEQUENCE], [SEQUENCE]^2 */
+    float *score, *mixed;                       /* [SEQUENCE]^2, [SEQUENCE][dim] */
+    uint32_t stride;
+};
+
+static bool head_new(const struct quantize *q, struct head *h)
+{
+    const uint32_t dim = q->config->head_dim;
+    const struct linear_shape scores = { .n_out = SEQUENCE, .n_in = dim, .codec = WEIGHT_BF16, .x = DTYPE_BF16 };
+    const struct linear_shape mix = { .n_out = dim, .n_in = SEQUENCE, .codec = WEIGHT_BF16, .x = DTYPE_BF16 };
+    h->stride = (dim + 31) / 32 * 32;
+    h->queries = room((size_t)SEQUENCE * h->stride, sizeof *h->queries);
+    h->keys = room((size_t)SEQUENCE * dim, sizeof *h->keys);
+    h->values = room((size_t)SEQUENCE * dim, sizeof *h->values);
+    h->shares = room(SEQUENCE * SEQUENCE, sizeof *h->shares);
+    h->score = room(SEQUENCE * SEQUENCE, sizeof *h->score);
+    h->mixed = room((size_t)SEQUENCE * dim, sizeof *h->mixed);
+    const bool products =
+        product_new(&scores, q->caps, SEQUENCE, 1, &h->scores) & product_new(&mix, q->caps, SEQUENCE, 1, &h->mix);
+    h->scores.operands = (struct product_operands){ (uint8_t *)h->keys, h->queries, h->stride, h->score };
+    h->mix.operands = (struct product_operands){ (uint8_t *)h->values, h->shares, SEQUENCE, h->mixed };
+    return products && h->queries && h->keys && h->values && h->shares && h->score && h->mixed;
+}
+
+static void head_free(struct head *h)
+{
+    product_free(&h->scores);
+    product_free(&h->mix);
+    free(h->queries);
+    free(h->keys);
+    free(h->values);
+    free(h->shares);
+    free(h->score);
+    free(h->mixed);
+}
+
+/* Scores of a query on the keys up to its own become shares, which are divided by the sum that this returns. */
+static float share_out(const float *score, uint32_t n, float scale, uint16_t *shares)
+{
+    float most = -INFINITY, sum = 0;
+    for (uint32_t j = 0; j < n; j++)
+        most = score[j] > most ? score[j] : most;
+    for (uint32_t j = 0; j < SEQUENCE; j++) {
+        const float p = j < n ? expf((score[j] - most) * scale) : 0;
+        shares[j] = f32_to_bf16(p);
+        sum += p;
+    }
+    return sum;
+}
+
+static void attend_head(const struct attention *a, struct head *h, uint32_t sequence, uint32_t head)
 {
     const struct model_config *c = a->q->config;
     const uint32_t dim = c->head_dim, q_width = c->n_heads * dim, kv_width = c->n_kv_heads * dim;
     const uint32_t kv = head / (c->n_heads / c->n_kv_heads) * dim;
-    const float scale = 1 / sqrtf((float)dim);
-    for (uint32_t i = 0; i < SEQUENCE; i++) {
-        const size_t row = (size_t)sequence * SEQUENCE + i, first = (size_t)sequence * SEQUENCE;
-        const float *query = a->queries + row * q_width + head * dim;
-        float score[SEQUENCE], out[MODEL_HEAD_DIM_MAX] = { 0 }, most = -INFINITY, sum = 0;
-        for (uint32_t j = 0; j <= i; j++) {
-            const float *key = a->keys + (first + j) * kv_width + kv;
-            float s = 0;
-            for (uint32_t e = 0; e < dim; e++)
-                s += query[e] * key[e];
-            score[j] = s * scale;
-            most = score[j] > most ? score[j] : most;
+    const size_t first = (size_t)sequence * SEQUENCE;
+    float sums[SEQUENCE];
+    for (uint32_t i = 0; i < SEQUENCE; i++)
+        for (uint32_t e = 0; e < dim; e++) {
+            h->queries[(size_t)i * h->stride + e] = f32_to_bf16(a->queries[(first + i) * q_width + head * dim + e]);
+            h->keys[(size_t)i * dim + e] = f32_to_bf16(a->keys[(first + i) * kv_width + kv + e]);
+            h->values[(size_t)e * SEQUENCE + i] = f32_to_bf16(a->values[(first + i) * kv_width + kv + e]);
         }
-        for (uint32_t j = 0; j <= i; j++) {
-            const float p = expf(score[j] - most), *value = a->values + (first + j) * kv_width + kv;
-            sum += p;
-            for (uint32_t e = 0; e < dim; e++)
-                out[e] += p * value[e];
-        }
+    product_run(&h->scores, 0, 1);
+    for (uint32_t i = 0; i < SEQUENCE; i++)
+        sums[i] = share_out(h->score + i * SEQUENCE, i + 1, 1 / sqrtf((float)dim), h->shares + i * SEQUENCE);
+    product_run(&h->mix, 0, 1);
+    for (uint32_t i = 0; i < SEQUENCE; i++)
         for (uint32_t e = 0; e < dim; e++)
-            a->out->data[row * a->out->stride + head * dim + e] = f32_to_bf16(out[e] / sum);
-    }
+            a->out->data[(first + i) * a->out->stride + head * dim + e] =
+                f32_to_bf16(h->mixed[(size_t)i * dim + e] / sums[i]);
 }
 
 static void attend(void *ctx, uint32_t member, uint32_t n_members)
 {
     const struct attention *a = ctx;
     const uint32_t n_heads = a->q->config->n_heads;
+    struct head h = { 0 };
     uint32_t begin, end;
     team_share(a->q->n_tokens / SEQUENCE * n_heads, member, n_members, &begin, &end);
-    for (uint32_t i = begin; i < end; i++)
-        attend_head(a, i / n_heads, i % n_heads);
+    a->failed[member] = !head_new(a->q, &h);
+    for (uint32_t i = begin; i < end && !a->failed[member]; i++)
+        attend_head(a, &h, i / n_heads, i % n_heads);
+    head_free(&h);
+}
+
+static enum status attend_all(const struct quantize *q, float *y[3], struct activations *out, struct error *err)
+{
+    struct attention a = { q, y[0], y[1], y[2], out, calloc(q->n_threads, sizeof *a.failed) };
+    enum status st = a.failed ? ST_OK : no_memory(err);
+    if (!st)
+        team_run(q->team, attend, &a);
+    for (uint32_t i = 0; i < q->n_threads && !st; i++)
+        st = a.failed[i] ? no_memory(err) : ST_OK;
+    free(a.failed);
+    return st;
 }
 
 static enum status attention_part(struct quantize *q, uint32_t layer, struct error *err)
@@ -359,10 +425,10 @@ static enum status attention_part(struct quantize *q, uint32_t layer, struct err
         st = turn(q, layer, MODEL_ATTN_V_BIAS, MODEL_TENSOR_KINDS, c->n_kv_heads, y[2], err);
     if (!st && !activations_new(q, c->n_heads * c->head_dim, &mixed))
         st = no_memory(err);
-    if (!st) {
-        team_run(q->team, attend, &(struct attention){ q, y[0], y[1], y[2], &mixed });
+    if (!st)
+        st = attend_all(q, y, &mixed, err);
+    if (!st)
         st = take_matrices(q, layer, &mixed, OUT, 1, added, err);
-    }
     if (!st)
         q->row_ops->add(q->hidden, added[0], q->n_tokens * c->d_model);
     for (int i = 0; i < 3; i++)

@@ -7,16 +7,18 @@
 #include "common/rng.h"
 #include "model/bf16.h"
 
-enum { ITERATIONS = 100, RETRIES = 3, EVEN_BITS_MAX = 3 };
+enum { ITERATIONS = 100, RETRIES = 3, EVEN_BITS_MAX = 3, ALIGN = 64 };
 static const double tolerance = 1e-6;
 
 struct leanquant {
     uint32_t n;
+    size_t n_padded;
     uint32_t *order; /* [n] input at each place */
-    double *u;       /* [n][n] by places, upper */
+    double *u;       /* [n_padded][n_padded] by places, in strips (model/upper.h) */
     double *weight;  /* [n] by place: U_ii^-power, the largest 1 */
     bool *dead;      /* [n] by input */
     double damping;
+    upper_subtract_fn *subtract;
 };
 
 /* ---- the factor ---- */
@@ -45,104 +47,89 @@ static bool sort_inputs(struct leanquant *q, const double *h)
     return d != NULL;
 }
 
-static double dot(const double *a, const double *b, size_t n)
+/* H by places, damped, its upper triangle; places past n are alone with a one. */
+static void arrange(const struct leanquant *q, const double *h, double damping, double *a)
 {
-    double s[8] = { 0 };
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (size_t j = 0; j < 8; j++)
-            s[j] += a[i + j] * b[i + j];
-    for (; i < n; i++)
-        s[0] += a[i] * b[i];
-    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+    memset(a, 0, q->n_padded * q->n_padded * sizeof *a);
+    for (size_t i = 0; i < q->n_padded; i++) {
+        const double *from = i < q->n ? h + (size_t)q->order[i] * q->n : NULL;
+        double *row = a + i * q->n_padded;
+        for (size_t j = i; j < q->n; j++)
+            row[j] = from[q->order[j]];
+        row[i] = i < q->n ? row[i] + damping : 1;
+    }
 }
 
-/*
- * H = R R^T with R upper is the Cholesky factor of H read from the last input on, and U = R^-1. In reversed order both are lower: L of the reversed H, row by
- * row, and then its inverse, column by column as rows of the transpose.
- */
-static bool factor(const struct leanquant *q, const double *h, double damping, double *l)
+static double u_at(const struct leanquant *q, size_t row, size_t column)
 {
-    const size_t n = q->n;
-    for (size_t i = 0; i < n; i++) {
-        double *row = l + i * n;
-        const size_t at = q->order[n - 1 - i];
-        for (size_t j = 0; j <= i; j++) {
-            const double a = h[at * n + q->order[n - 1 - j]] + (i == j ? damping : 0);
-            const double rest = a - dot(row, l + j * n, j);
-            if (i == j && !(rest > 0 && isfinite(rest)))
-                return false;
-            row[j] = i == j ? sqrt(rest) : rest / l[j * n + j];
-        }
-    }
-    return true;
-}
-
-/* u: U by places. Column c of L^-1, reversed, is U's column n-1-c; its rows are filled by substitution over whole rows. */
-static void invert(const double *l, size_t n, double *u)
-{
-    memset(u, 0, n * n * sizeof *u);
-    /* inverse of L row by row: m_i = (e_i - sum_{j<i} l_ij m_j) / l_ii; kept in u, reversed both ways */
-    for (size_t i = 0; i < n; i++) {
-        double *to = u + (n - 1 - i) * n;
-        for (size_t j = 0; j < i; j++) {
-            const double f = l[i * n + j], *from = u + (n - 1 - j) * n;
-            for (size_t c = n - 1 - j; c < n; c++) /* m_j reaches its diagonal, which lies at n-1-j */
-                to[c] -= f * from[c];
-        }
-        to[n - 1 - i] = 1;
-        const double scale = 1 / l[i * n + i];
-        for (size_t c = n - 1 - i; c < n; c++)
-            to[c] *= scale;
-    }
+    return q->u[upper_strip(column / UPPER_BLOCK) + row * UPPER_BLOCK + column % UPPER_BLOCK];
 }
 
 static void weigh(struct leanquant *q, double power)
 {
     double smallest = INFINITY;
     for (size_t i = 0; i < q->n; i++)
-        smallest = fmin(smallest, q->u[i * q->n + i]);
+        smallest = fmin(smallest, u_at(q, i, i));
     for (size_t i = 0; i < q->n; i++)
-        q->weight[i] = pow(q->u[i * q->n + i] / smallest, -power);
+        q->weight[i] = pow(u_at(q, i, i) / smallest, -power);
 }
 
-enum status leanquant_new(double *hessian, uint32_t n, const struct leanquant_rule *rule, struct leanquant **q_out,
-                          struct error *err)
+static void *numbers(size_t n)
 {
-    struct leanquant *q = calloc(1, sizeof *q);
-    double *l = calloc((size_t)n * n, sizeof *l), mean = 0;
-    enum status st = ST_NO_MEMORY;
-    if (!q || !l)
-        goto end;
-    q->n = n;
-    q->order = calloc(n, sizeof *q->order);
-    q->u = malloc((size_t)n * n * sizeof *q->u);
-    q->weight = malloc(n * sizeof *q->weight);
-    q->dead = calloc(n, sizeof *q->dead);
-    if (!q->order || !q->u || !q->weight || !q->dead)
-        goto end;
+    return n > SIZE_MAX / sizeof(double) - ALIGN
+               ? NULL
+               : aligned_alloc(ALIGN, (n * sizeof(double) + ALIGN - 1) / ALIGN * ALIGN);
+}
+
+/* a: what h is arranged in */
+static enum status take_hessian(struct leanquant *q, double *h, const struct leanquant_rule *rule,
+                                const struct upper_team *team, double *a, double *scratch, struct error *err)
+{
+    const size_t n = q->n;
+    double mean = 0;
     for (size_t i = 0; i < n; i++) {
-        q->dead[i] = hessian[i * n + i] == 0;
+        q->dead[i] = h[i * n + i] == 0;
         if (q->dead[i])
-            hessian[i * n + i] = 1;
-        mean += hessian[i * n + i] / n;
+            h[i * n + i] = 1;
+        mean += h[i * n + i] / (double)n;
     }
-    if (!sort_inputs(q, hessian))
-        goto end;
-    st = ST_OK;
+    if (!sort_inputs(q, h))
+        return ST_NO_MEMORY;
     q->damping = rule->damping;
-    for (int tries = 0; !factor(q, hessian, q->damping * mean, l);
-         tries++, q->damping = q->damping > 0 ? 10 * q->damping : 0.01)
-        if (tries == RETRIES) {
-            st = error_set(err, ST_INVALID,
-                           "the calibration's matrix of %u inputs is not positive definite, damped by %g", n,
-                           q->damping);
-            goto end;
-        }
-    invert(l, n, q->u);
+    for (int tries = 0;; tries++, q->damping = q->damping > 0 ? 10 * q->damping : 0.01) {
+        arrange(q, h, q->damping * mean, a);
+        if (upper_factor(a, q->n_padded, scratch, team))
+            break;
+        if (tries == RETRIES)
+            return error_set(err, ST_INVALID,
+                             "the calibration's matrix of %u inputs is not positive definite, damped by %g", q->n,
+                             q->damping);
+    }
+    upper_invert(a, q->n_padded, team, q->u);
     weigh(q, rule->power);
-end:
-    free(l);
+    return ST_OK;
+}
+
+enum status leanquant_new(double *hessian, uint32_t n, const struct leanquant_rule *rule, const struct upper_team *team,
+                          struct leanquant **q_out, struct error *err)
+{
+    const size_t padded = upper_padded(n);
+    struct leanquant *q = calloc(1, sizeof *q);
+    double *a = numbers(padded * padded), *scratch = numbers(padded * UPPER_BLOCK);
+    enum status st = ST_NO_MEMORY;
+    if (q) {
+        q->n = n;
+        q->n_padded = padded;
+        q->order = calloc(n, sizeof *q->order);
+        q->u = numbers(upper_strip(padded / UPPER_BLOCK));
+        q->weight = malloc(n * sizeof *q->weight);
+        q->dead = calloc(n, sizeof *q->dead);
+        q->subtract = upper_subtract_find();
+        if (a && scratch && q->order && q->u && q->weight && q->dead)
+            st = take_hessian(q, hessian, rule, team, a, scratch, err);
+    }
+    free(a);
+    free(scratch);
     if (st == ST_NO_MEMORY)
         error_set(err, st, "no memory to quantize rows of %u weights", n);
     if (st)
@@ -266,37 +253,65 @@ static void seed_centres(const double *x, const double *weight, uint32_t n, doub
     qsort(centres, k, sizeof *centres, ascending);
 }
 
-struct pair {
-    double x, weight;
+/* A weight and its place, by a key that ascends as the weights do. */
+struct item {
+    uint32_t key, place;
 };
 
-void leanquant_grid(const struct leanquant *q, const float *w, uint32_t bits, uint16_t *grid_out)
+static struct item item_of(float w, uint32_t place)
+{
+    uint32_t u;
+    memcpy(&u, &w, sizeof u);
+    return (struct item){ u >> 31 ? ~u : u | 1u << 31, place };
+}
+
+/* By key, byte by byte; of equal ones the earlier first. other [n]: scratch */
+static void sort_items(struct item *items, uint32_t n, struct item *other)
+{
+    for (int shift = 0; shift < 32; shift += 8) {
+        uint32_t at[257] = { 0 };
+        for (uint32_t i = 0; i < n; i++)
+            at[(items[i].key >> shift & 255) + 1]++;
+        for (int k = 0; k < 255; k++)
+            at[k + 1] += at[k];
+        for (uint32_t i = 0; i < n; i++)
+            other[at[items[i].key >> shift & 255]++] = items[i];
+        memcpy(items, other, n * sizeof *items);
+    }
+}
+
+enum status leanquant_grid(const struct leanquant *q, const float *w, uint32_t bits, uint16_t *grid_out)
 {
     const uint32_t n = q->n, k = 1u << bits;
-    double centres[LEANQUANT_GRID_MAX] = { 0 };
-    struct pair *pairs = malloc(n * sizeof *pairs);
-    double *room = malloc((6 * (size_t)n + 3) * sizeof *room), *x = room, *weight = room + n, *distance = room + 2 * n;
-    double *sums = room + 3 * n;
-    if (pairs && room) {
-        for (uint32_t i = 0; i < n; i++)
-            pairs[i] = (struct pair){ q->dead[q->order[i]] ? 0 : (double)w[q->order[i]], q->weight[i] };
-        qsort(pairs, n, sizeof *pairs, ascending);
-        for (uint32_t i = 0; i < n; i++) {
-            x[i] = pairs[i].x;
-            weight[i] = pairs[i].weight;
-        }
-        make_sums(x, weight, n, sums);
-        for (uint32_t c = 0; c < k; c++)
-            centres[c] = x[0] + (x[n - 1] - x[0]) * c / (k - 1);
-        if (bits > EVEN_BITS_MAX)
-            seed_centres(x, weight, n, distance, centres, k);
-        kmeans_sums(x, n, sums, centres, k);
-        qsort(centres, k, sizeof *centres, ascending);
+    double centres[LEANQUANT_GRID_MAX];
+    struct item *items = malloc(2 * (size_t)n * sizeof *items);
+    double *room = numbers(6 * (size_t)n + 3);
+    if (!items || !room) {
+        free(items);
+        free(room);
+        return ST_NO_MEMORY;
     }
+    double *x = room, *weight = room + n, *distance = room + 2 * n, *sums = room + 3 * n;
+    for (uint32_t i = 0; i < n; i++)
+        items[i] = item_of(q->dead[q->order[i]] ? 0 : w[q->order[i]], i);
+    sort_items(items, n, items + n);
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t input = q->order[items[i].place];
+        x[i] = q->dead[input] ? 0 : (double)w[input];
+        weight[i] = q->weight[items[i].place];
+    }
+    make_sums(x, weight, n, sums);
+    for (uint32_t c = 0; c < k; c++)
+        centres[c] = x[0] + (x[n - 1] - x[0]) * c / (k - 1);
+    if (bits > EVEN_BITS_MAX)
+        seed_centres(x, weight, n, distance, centres, k);
+    kmeans_sums(x, n, sums, centres, k);
+    qsort(centres, k, sizeof *centres, ascending);
     for (uint32_t c = 0; c < k; c++)
         grid_out[c] = bf16_of((float)centres[c]);
-    free(pairs);
+    free(items);
     free(room);
+    return ST_OK;
 }
 
 /* ---- coding ---- */
@@ -309,35 +324,67 @@ static uint32_t nearest(const float *grid, uint32_t n, double x)
     return at;
 }
 
-double leanquant_code(const struct leanquant *q, const float *w, const float *grid, uint32_t n_grid, bool spread,
-                      double *scratch, uint8_t *codes_out)
+size_t leanquant_scratch(const struct leanquant *q, uint32_t n_rows)
 {
-    const size_t n = q->n;
-    double loss = 0;
-    for (size_t i = 0; i < n; i++)
-        scratch[i] = q->dead[q->order[i]] ? 0 : (double)w[q->order[i]];
-    if (!spread) { /* the whole form, by U's own: |R^T d|^2 / 2 with R = U^-1 is solved forwards */
-        for (size_t i = 0; i < n; i++) {
-            const uint32_t c = nearest(grid, n_grid, scratch[i]);
-            codes_out[q->order[i]] = (uint8_t)c;
-            scratch[i] -= (double)grid[c];
+    return n_rows * (q->n_padded + UPPER_BLOCK);
+}
+
+/* What is to be coded, or if errors are not spread the errors of all, by places; zeros past n. */
+static void take_rows(const struct leanquant *q, const struct leanquant_rows *rows, double *left, uint8_t *codes_out)
+{
+    for (uint32_t r = 0; r < rows->n; r++) {
+        const float *w = rows->w + (size_t)r * q->n, *grid = rows->grids + (size_t)r * rows->n_grid;
+        double *to = left + r * q->n_padded;
+        for (size_t i = 0; i < q->n_padded; i++) {
+            const uint32_t input = i < q->n ? q->order[i] : 0;
+            to[i] = i >= q->n || q->dead[input] ? 0 : (double)w[input];
+            if (rows->spread || i >= q->n)
+                continue;
+            const uint32_t c = nearest(grid, rows->n_grid, to[i]);
+            codes_out[(size_t)r * q->n + input] = (uint8_t)c;
+            to[i] -= (double)grid[c];
         }
-        for (size_t i = 0; i < n; i++) {
-            const double e = scratch[i] / q->u[i * n + i];
-            for (size_t j = i + 1; j < n; j++)
-                scratch[j] -= e * q->u[i * n + j];
-            loss += e * e / 2;
-        }
-        return loss;
     }
+}
+
+/*
+ * Errors of a block of places, e [rows][UPPER_BLOCK], spread within it. Without spreading the same sums solve for |R^T d|^2 / 2, R = U^-1, the loss of errors d
+ * that stay as they are.
+ */
+static void code_block(const struct leanquant *q, const struct leanquant_rows *rows, size_t block, double *left,
+                       double *e, uint8_t *codes_out, double *loss_out)
+{
+    const size_t begin = block * UPPER_BLOCK;
+    const size_t n = begin + UPPER_BLOCK <= q->n ? UPPER_BLOCK : q->n - begin;
+    memset(e, 0, rows->n * UPPER_BLOCK * sizeof *e);
     for (size_t i = 0; i < n; i++) {
-        const double *u = q->u + i * n;
-        const uint32_t c = nearest(grid, n_grid, scratch[i]);
-        const double e = (scratch[i] - (double)grid[c]) / u[i];
-        codes_out[q->order[i]] = (uint8_t)c;
-        for (size_t j = i + 1; j < n; j++)
-            scratch[j] -= e * u[j];
-        loss += e * e / 2;
+        const double *u = q->u + upper_strip(block) + (begin + i) * UPPER_BLOCK;
+        for (uint32_t r = 0; r < rows->n; r++) {
+            double *row = left + r * q->n_padded + begin, value = 0;
+            if (rows->spread) {
+                const float *grid = rows->grids + (size_t)r * rows->n_grid;
+                const uint32_t c = nearest(grid, rows->n_grid, row[i]);
+                codes_out[(size_t)r * q->n + q->order[begin + i]] = (uint8_t)c;
+                value = (double)grid[c];
+            }
+            const double by = e[r * UPPER_BLOCK + i] = (row[i] - value) / u[i];
+            for (size_t j = i + 1; j < UPPER_BLOCK; j++)
+                row[j] -= by * u[j];
+            loss_out[r] += by * by / 2;
+        }
     }
-    return loss;
+}
+
+void leanquant_code(const struct leanquant *q, const struct leanquant_rows *rows, double *scratch, uint8_t *codes_out,
+                    double *loss_out)
+{
+    double *left = scratch, *e = scratch + rows->n * q->n_padded;
+    memset(loss_out, 0, rows->n * sizeof *loss_out);
+    take_rows(q, rows, left, codes_out);
+    for (size_t b = 0; b < q->n_padded / UPPER_BLOCK; b++) {
+        code_block(q, rows, b, left, e, codes_out, loss_out);
+        for (size_t strip = b + 1; strip < q->n_padded / UPPER_BLOCK; strip++)
+            q->subtract(left + strip * UPPER_BLOCK, q->n_padded, rows->n, e, UPPER_BLOCK,
+                        q->u + upper_strip(strip) + b * UPPER_BLOCK * UPPER_BLOCK, UPPER_BLOCK);
+    }
 }

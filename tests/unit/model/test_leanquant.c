@@ -90,6 +90,18 @@ static double brute_loss(const double *h, uint32_t n, double damping, const floa
     return loss;
 }
 
+static double code_row(const struct leanquant *q, uint32_t n, const float *w, const float *grid, uint32_t n_grid,
+                       bool spread, uint8_t *codes)
+{
+    const struct leanquant_rows rows = { .n = 1, .n_grid = n_grid, .w = w, .grids = grid, .spread = spread };
+    double loss, *scratch = malloc(leanquant_scratch(q, 1) * sizeof *scratch);
+    leanquant_code(q, &rows, scratch, codes, &loss);
+    for (uint32_t i = 0; i < n; i++)
+        assert_true(codes[i] < n_grid);
+    free(scratch);
+    return loss;
+}
+
 static void even_grid(const float *w, uint32_t n, uint32_t k, float *grid)
 {
     float low = 0, high = 0;
@@ -111,29 +123,29 @@ static void test_losses(void **state)
     const struct leanquant_rule rule = leanquant_default, flat = { 0, 0.1 };
     struct leanquant *q, *p0;
     double *h1 = copied(h, N), *h2 = copied(h, N);
-    assert_int_equal(leanquant_new(h1, N, &rule, &q, NULL), ST_OK);
-    assert_int_equal(leanquant_new(h2, N, &flat, &p0, NULL), ST_OK);
+    assert_int_equal(leanquant_new(h1, N, &rule, NULL, &q, NULL), ST_OK);
+    assert_int_equal(leanquant_new(h2, N, &flat, NULL, &p0, NULL), ST_OK);
     assert_true(leanquant_damping(q) == 0.1);
     float w[ROWS][N];
     for (int r = 0; r < ROWS; r++)
         for (int i = 0; i < N; i++)
             w[r][i] = (float)(0.05 * normal(&rng));
     for (uint32_t bits = 2; bits <= 4; bits++) {
-        double nearest = 0, gptq = 0, plain = 0, lean = 0, scratch[N];
+        double nearest = 0, gptq = 0, plain = 0, lean = 0;
         for (int r = 0; r < ROWS; r++) {
             uint16_t stored[LEANQUANT_GRID_MAX];
             float grid[LEANQUANT_GRID_MAX];
             uint8_t codes[N];
             even_grid(w[r], N, 1u << bits, grid);
-            nearest += leanquant_code(q, w[r], grid, 1u << bits, false, scratch, codes);
-            gptq += leanquant_code(q, w[r], grid, 1u << bits, true, scratch, codes);
+            nearest += code_row(q, N, w[r], grid, 1u << bits, false, codes);
+            gptq += code_row(q, N, w[r], grid, 1u << bits, true, codes);
             for (int k = 0; k < 2; k++) {
-                leanquant_grid(k ? q : p0, w[r], bits, stored);
+                assert_int_equal(leanquant_grid(k ? q : p0, w[r], bits, stored), ST_OK);
                 for (uint32_t c = 0; c < 1u << bits; c++) {
                     grid[c] = bf16_to_float(stored[c]);
                     assert_true(c == 0 || grid[c] >= grid[c - 1]);
                 }
-                const double loss = leanquant_code(q, w[r], grid, 1u << bits, true, scratch, codes);
+                const double loss = code_row(q, N, w[r], grid, 1u << bits, true, codes);
                 assert_true(fabs(2 * loss / brute_loss(h, N, 0.1, w[r], grid, codes) - 1) < 1e-6);
                 *(k ? &lean : &plain) += loss;
             }
@@ -155,7 +167,7 @@ static void test_identity_and_dead(void **state)
 {
     (void)state;
     enum { N = 40 };
-    double h[N * N] = { 0 }, scratch[N];
+    double h[N * N] = { 0 };
     struct rng rng = { .seed = 8 };
     struct leanquant *q;
     float w[N], grid[4] = { -1.5f, -0.5f, 0.5f, 1.5f };
@@ -164,9 +176,9 @@ static void test_identity_and_dead(void **state)
         h[i * N + i] = i == 11 ? 0 : 3;
         w[i] = (float)normal(&rng);
     }
-    assert_int_equal(leanquant_new(h, N, &leanquant_default, &q, NULL), ST_OK);
+    assert_int_equal(leanquant_new(h, N, &leanquant_default, NULL, &q, NULL), ST_OK);
     w[11] = 1.4f;
-    leanquant_code(q, w, grid, 4, true, scratch, codes);
+    code_row(q, N, w, grid, 4, true, codes);
     for (int i = 0; i < N; i++) {
         const float x = i == 11 ? 0 : w[i];
         assert_int_equal(codes[i], x <= -1 ? 0 : x <= 0 ? 1 : x <= 1 ? 2 : 3);
@@ -212,7 +224,7 @@ static void test_golden(void **state)
                      ST_OK);
     struct reader r = reader_of(text, bytes);
     const uint32_t n = reader_u32(&r), n_rows = reader_u32(&r);
-    double *h = malloc((size_t)n * n * sizeof *h), *scratch = malloc(n * sizeof *scratch);
+    double *h = malloc((size_t)n * n * sizeof *h);
     double *weight = malloc(n * sizeof *weight), losses[2] = { 0 };
     float *w = malloc((size_t)n * n_rows * sizeof *w);
     uint8_t *codes = malloc(n);
@@ -220,7 +232,7 @@ static void test_golden(void **state)
     memcpy(h, reader_take(&r, (size_t)n * n * sizeof *h), (size_t)n * n * sizeof *h);
     memcpy(weight, reader_take(&r, n * sizeof *weight), n * sizeof *weight);
     memcpy(w, reader_take(&r, (size_t)n * n_rows * sizeof *w), (size_t)n * n_rows * sizeof *w);
-    assert_int_equal(leanquant_new(h, n, &leanquant_default, &q, NULL), ST_OK);
+    assert_int_equal(leanquant_new(h, n, &leanquant_default, NULL, &q, NULL), ST_OK);
     for (uint32_t bits = 4; bits >= 2; bits--)
         for (uint32_t row = 0; row < n_rows; row++) {
             double loss;
@@ -230,16 +242,16 @@ static void test_golden(void **state)
             const uint8_t *want_codes = reader_take(&r, n);
             memcpy(&loss, reader_take(&r, sizeof loss), sizeof loss);
             expect_even_start(w + (size_t)row * n, weight, n, want, 1u << bits);
-            leanquant_grid(q, w + (size_t)row * n, bits, got);
+            assert_int_equal(leanquant_grid(q, w + (size_t)row * n, bits, got), ST_OK);
             if (bits < 4)
                 assert_memory_equal(got, want, sizeof *want << bits);
             for (uint32_t c = 0; c < 1u << bits; c++)
                 grid[c] = bf16_to_float(got[c]);
-            losses[0] += leanquant_code(q, w + (size_t)row * n, grid, 1u << bits, true, scratch, codes);
+            losses[0] += code_row(q, n, w + (size_t)row * n, grid, 1u << bits, true, codes);
             losses[1] += loss;
             for (uint32_t c = 0; c < 1u << bits; c++)
                 grid[c] = bf16_to_float(want[c]);
-            const double ours = leanquant_code(q, w + (size_t)row * n, grid, 1u << bits, true, scratch, codes);
+            const double ours = code_row(q, n, w + (size_t)row * n, grid, 1u << bits, true, codes);
             assert_memory_equal(codes, want_codes, n);
             assert_true(fabs(ours / loss - 1) < 1e-9);
         }
@@ -250,10 +262,56 @@ static void test_golden(void **state)
     leanquant_free(q);
     free(h);
     free(weight);
-    free(scratch);
     free(w);
     free(codes);
     free(text);
+}
+
+/* The factor by another number of members, and rows by themselves: the same bits. More inputs than a block, not a multiple of it. */
+static void serve(void *ctx, void (*work)(void *work_ctx, uint32_t member, uint32_t n_members), void *work_ctx)
+{
+    const uint32_t n = *(const uint32_t *)ctx;
+    for (uint32_t i = n; i-- > 0;)
+        work(work_ctx, i, n);
+}
+
+static void test_together(void **state)
+{
+    (void)state;
+    enum { N = 150, ROWS = 7 };
+    struct rng rng = { .seed = 21 };
+    double *h = draw_hessian(&rng, N, 200), *again = copied(h, N), want[ROWS], loss[ROWS];
+    uint32_t three = 3;
+    const struct upper_team team = { serve, &three };
+    struct leanquant *q, *other;
+    float w[ROWS * N], grids[ROWS * 8];
+    uint8_t codes[ROWS * N], alone[ROWS * N];
+    for (int i = 0; i < ROWS * N; i++)
+        w[i] = (float)normal(&rng);
+    assert_int_equal(leanquant_new(h, N, &leanquant_default, NULL, &q, NULL), ST_OK);
+    assert_int_equal(leanquant_new(again, N, &leanquant_default, &team, &other, NULL), ST_OK);
+    for (int r = 0; r < ROWS; r++) {
+        uint16_t grid[8], grid2[8];
+        assert_int_equal(leanquant_grid(q, w + (size_t)r * N, 3, grid), ST_OK);
+        assert_int_equal(leanquant_grid(other, w + (size_t)r * N, 3, grid2), ST_OK);
+        assert_memory_equal(grid, grid2, sizeof grid);
+        for (int c = 0; c < 8; c++)
+            grids[r * 8 + c] = bf16_to_float(grid[c]);
+    }
+    for (int spread = 0; spread < 2; spread++) {
+        for (int r = 0; r < ROWS; r++)
+            want[r] = code_row(q, N, w + (size_t)r * N, grids + (size_t)r * 8, 8, spread, alone + (size_t)r * N);
+        const struct leanquant_rows rows = { .n = ROWS, .n_grid = 8, .w = w, .grids = grids, .spread = spread };
+        double *scratch = malloc(leanquant_scratch(other, ROWS) * sizeof *scratch);
+        leanquant_code(other, &rows, scratch, codes, loss);
+        assert_memory_equal(codes, alone, sizeof codes);
+        assert_memory_equal(loss, want, sizeof loss);
+        free(scratch);
+    }
+    leanquant_free(q);
+    leanquant_free(other);
+    free(h);
+    free(again);
 }
 
 static void test_refuses(void **state)
@@ -264,20 +322,20 @@ static void test_refuses(void **state)
     struct error err = { 0 };
     struct leanquant *q = NULL;
     /* no damping: some is found */
-    assert_int_equal(leanquant_new(singular, 2, &bare, &q, &err), ST_OK);
+    assert_int_equal(leanquant_new(singular, 2, &bare, NULL, &q, &err), ST_OK);
     assert_true(leanquant_damping(q) > 0);
     leanquant_free(q);
     bare.damping = 0.001;
-    assert_int_equal(leanquant_new(wrong, 2, &bare, &q, &err), ST_INVALID);
+    assert_int_equal(leanquant_new(wrong, 2, &bare, NULL, &q, &err), ST_INVALID);
     assert_non_null(strstr(err.text, "not positive definite"));
-    assert_int_equal(leanquant_new(nan, 2, &bare, &q, NULL), ST_INVALID);
+    assert_int_equal(leanquant_new(nan, 2, &bare, NULL, &q, NULL), ST_INVALID);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_kmeans), cmocka_unit_test(test_losses),  cmocka_unit_test(test_identity_and_dead),
-        cmocka_unit_test(test_golden), cmocka_unit_test(test_refuses),
+        cmocka_unit_test(test_kmeans), cmocka_unit_test(test_losses),   cmocka_unit_test(test_identity_and_dead),
+        cmocka_unit_test(test_golden), cmocka_unit_test(test_together), cmocka_unit_test(test_refuses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
