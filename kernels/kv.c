@@ -84,9 +84,9 @@ ACCEPTS(int4_rot, c)
     }
 
 /* Rows of prompts attend what a variant expands, generated rows what its block reads. */
-#define NOMAD(name, needs, variant, merge, rtol, expand)                                                               \
+#define NOMAD(name, needs, variant, merge, rtol, pack, expand)                                                         \
     {                                                                                                                  \
-        name, needs, kv_accepts_nomad, kv_part_bytes_nomad, NULL, kv_q_tile_bytes_nomad, kv_pack_q_nomad,              \
+        name, needs, kv_accepts_nomad, kv_part_bytes_nomad, NULL, kv_q_tile_bytes_nomad, pack,                         \
             kv_block_nomad_##variant, merge, rtol, kv_seal_nomad, NULL, expand                                         \
     }
 
@@ -116,8 +116,8 @@ const struct attn_impl coded_impls[] = {
     EXPANDED("avx512", CPU_AVX512, cq, cq_avx512, kv_expand_cq_avx512),
     EXPANDED("avx2", CPU_AVX2, cq, cq_avx2, kv_expand_cq_avx2),
     EXPANDED("c", 0, cq, cq, kv_expand_cq),
-    NOMAD("amx", CPU_AMX, amx, attn_merge_avx512, 2e-4f, kv_expand_nomad_avx512),
-    NOMAD("avx2", CPU_AVX2, avx2, attn_merge_avx2, 2e-4f, kv_expand_nomad_avx2),
-    NOMAD("c", 0, c, attn_merge_c, 0, kv_expand_nomad),
+    NOMAD("amx", CPU_AMX, amx, attn_merge_avx512, 2e-4f, kv_pack_q_nomad_avx512, kv_expand_nomad_avx512),
+    NOMAD("avx2", CPU_AVX2, avx2, attn_merge_avx2, 2e-4f, kv_pack_q_nomad_avx2, kv_expand_nomad_avx2),
+    NOMAD("c", 0, c, attn_merge_c, 0, kv_pack_q_nomad, kv_expand_nomad),
 };
 const uint32_t n_coded_impls = sizeof coded_impls / sizeof coded_impls[0];

@@ -163,48 +163,64 @@ size_t kv_q_tile_bytes_nomad(const struct attn_shape *shape)
     return ATTN_ROWS * (2 * sizeof(float) + (size_t)shape->head_dim * NOMAD_NUMBERS);
 }
 
-/* The tables of one query. What is not finite makes unit NaN and tables 0. */
-static void tables(const struct attn_shape *shape, const float *q, uint8_t *table_out, float *unit_out, float *base_out)
+static void tables_c(const struct nomad_query *q, const float *number, uint32_t d, uint8_t *table_out)
+{
+    for (uint32_t i = 0; i < d; i++)
+        for (int c = 0; c < NOMAD_NUMBERS; c++) {
+            const float u = (q->x[i] * number[(size_t)i * NOMAD_NUMBERS + c] - q->least[i]) * q->a + 0.5f;
+            table_out[(size_t)i * NOMAD_NUMBERS + c] = (uint8_t)(int)(u < 255.0f ? u : 255.0f);
+        }
+}
+
+/* What is not finite makes unit NaN. -> false: tables of zeros */
+static bool prepare(const struct attn_shape *shape, const float *q, struct nomad_query *out, float *unit_out,
+                    float *base_out)
 {
     const float *number = kv_nomad_book(shape);
-    const uint32_t d = shape->head_dim;
-    float x[ATTN_HEAD_DIM_MAX], least[ATTN_HEAD_DIM_MAX], sum = 0.0f, widest = 0.0f, spans = 0.0f;
-    for (uint32_t i = 0; i < d; i++) { /* numbers ascend, so products do or descend */
-        const float *of = number + (size_t)i * NOMAD_NUMBERS;
-        x[i] = bf16_to_f32(f32_to_bf16(q[i]));
-        least[i] = x[i] * of[x[i] < 0 ? NOMAD_NUMBERS - 1 : 0];
-        const float span = x[i] * of[x[i] < 0 ? 0 : NOMAD_NUMBERS - 1] - least[i];
-        sum += least[i];
+    float sum = 0.0f, widest = 0.0f, spans = 0.0f;
+    for (uint32_t i = 0; i < shape->head_dim;
+         i++, number += NOMAD_NUMBERS) { /* they ascend, so products do or descend */
+        const float x = bf16_to_f32(f32_to_bf16(q[i])), least = x * number[x < 0 ? NOMAD_NUMBERS - 1 : 0],
+                    span = x * number[x < 0 ? 0 : NOMAD_NUMBERS - 1] - least;
+        out->x[i] = x;
+        out->least[i] = least;
+        sum += least;
         spans += span;
         widest = span > widest ? span : widest;
     }
-    memset(table_out, 0, (size_t)d * NOMAD_NUMBERS);
     if (!isfinite(sum) || !isfinite(spans)) {
         *unit_out = NAN;
         *base_out = 0.0f;
-        return;
+        return false;
     }
     const float by_widest = 255.0f / widest, by_sum = 65535.0f / spans, a = by_sum < by_widest ? by_sum : by_widest;
     const bool flat = !isfinite(a) || !isfinite(a * sum); /* or so small that it might as well be */
     *unit_out = flat ? 1.0f : 1.0f / a;
     *base_out = flat ? sum : a * sum;
-    for (uint32_t i = 0; i < d && !flat; i++)
-        for (int c = 0; c < NOMAD_NUMBERS; c++) {
-            const float u = (x[i] * number[(size_t)i * NOMAD_NUMBERS + c] - least[i]) * a + 0.5f;
-            table_out[(size_t)i * NOMAD_NUMBERS + c] = (uint8_t)(int)(u < 255.0f ? u : 255.0f);
-        }
+    out->a = a;
+    return !flat;
+}
+
+void kv_pack_q_nomad_with(kv_nomad_tables_fn *tables, const struct attn_shape *shape, const float *const *q, uint32_t n,
+                          void *q_tile)
+{
+    const size_t bytes = (size_t)shape->head_dim * NOMAD_NUMBERS;
+    float *unit = q_tile, *base = unit + ATTN_ROWS;
+    uint8_t *table = (uint8_t *)(base + ATTN_ROWS);
+    struct nomad_query query;
+    assert(n <= ATTN_ROWS);
+    memset(q_tile, 0, 2 * ATTN_ROWS * sizeof(float));
+    for (uint32_t i = 0; i < n; i++, table += bytes)
+        if (prepare(shape, q[i], &query, &unit[i], &base[i]))
+            tables(&query, kv_nomad_book(shape), shape->head_dim, table);
+        else
+            memset(table, 0, bytes);
+    memset(table, 0, (ATTN_ROWS - n) * bytes);
 }
 
 void kv_pack_q_nomad(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile)
 {
-    float *unit = q_tile, *base = unit + ATTN_ROWS;
-    uint8_t *table = (uint8_t *)(base + ATTN_ROWS);
-    assert(n <= ATTN_ROWS);
-    memset(q_tile, 0, 2 * ATTN_ROWS * sizeof(float));
-    for (uint32_t i = 0; i < n; i++)
-        tables(shape, q[i], table + (size_t)i * shape->head_dim * NOMAD_NUMBERS, &unit[i], &base[i]);
-    memset(table + (size_t)n * shape->head_dim * NOMAD_NUMBERS, 0,
-           (size_t)(ATTN_ROWS - n) * shape->head_dim * NOMAD_NUMBERS);
+    kv_pack_q_nomad_with(tables_c, shape, q, n, q_tile);
 }
 
 void kv_block_nomad_c(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,

@@ -67,7 +67,18 @@ static inline const uint8_t *kv_nomad_tables(const void *q_tile)
 {
     return (const uint8_t *)((const float *)q_tile + 2 * ATTN_ROWS);
 }
+/* pack_q: all variants write the same. */
 void kv_pack_q_nomad(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile);
+void kv_pack_q_nomad_avx2(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile);
+void kv_pack_q_nomad_avx512(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile);
+/* What they are made of: u_i[c] = floor((x_i number_i[c] - least_i) a + 1/2), 255 at most, number as in a book. */
+struct nomad_query {
+    float x[MODEL_HEAD_DIM_MAX], least[MODEL_HEAD_DIM_MAX], a;
+};
+typedef void kv_nomad_tables_fn(const struct nomad_query *q, const float *number, uint32_t head_dim,
+                                uint8_t *table_out);
+void kv_pack_q_nomad_with(kv_nomad_tables_fn *tables, const struct attn_shape *shape, const float *const *q, uint32_t n,
+                          void *q_tile);
 
 /* `block` of struct attn_impl. */
 typedef void kv_nomad_block_fn(const struct attn_shape *shape, const void *q_tile, uint32_t n, const uint8_t *visible,

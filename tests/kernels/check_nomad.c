@@ -150,6 +150,9 @@ static const float *run(struct check *ck, const struct attn_impl *it, const stru
         visible[i] = s->visible[rows[i]];
     }
     it->pack_q(&s->shape, q, n, tile);
+    void *again = check_buffer(ck, kv_q_tile_bytes_nomad(&s->shape));
+    kv_pack_q_nomad(&s->shape, q, n, again);
+    check_same(ck, "tables", tile, again, kv_q_tile_bytes_nomad(&s->shape));
     it->block(&s->shape, tile, n, visible, s->part, s->part + it->part_bytes(&s->shape), s->part, out);
     return out;
 }

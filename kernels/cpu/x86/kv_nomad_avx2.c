@@ -189,3 +189,30 @@ void kv_expand_nomad_avx2(const struct attn_shape *shape, const void *part, cons
     else
         expand_keys(shape, part, open_out);
 }
+
+/* ---- tables ---- */
+
+/* Eight of a channel's. */
+static __m256i table8(const struct nomad_query *q, uint32_t i, const float *number)
+{
+    const __m256 product = _mm256_mul_ps(_mm256_set1_ps(q->x[i]), _mm256_load_ps(number)),
+                 u = _mm256_add_ps(
+                     _mm256_mul_ps(_mm256_sub_ps(product, _mm256_set1_ps(q->least[i])), _mm256_set1_ps(q->a)),
+                     _mm256_set1_ps(0.5f));
+    return _mm256_cvttps_epi32(_mm256_min_ps(u, _mm256_set1_ps(255.0f)));
+}
+
+static void tables(const struct nomad_query *q, const float *number, uint32_t d, uint8_t *table_out)
+{
+    for (uint32_t i = 0; i < d; i++, number += NOMAD_NUMBERS, table_out += NOMAD_NUMBERS) {
+        const __m256i a = table8(q, i, number), b = table8(q, i, number + 8);
+        const __m128i low = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1)),
+                      high = _mm_packs_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1));
+        _mm_store_si128((void *)table_out, _mm_packus_epi16(low, high));
+    }
+}
+
+void kv_pack_q_nomad_avx2(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile)
+{
+    kv_pack_q_nomad_with(tables, shape, q, n, q_tile);
+}

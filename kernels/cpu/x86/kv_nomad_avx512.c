@@ -71,3 +71,18 @@ void kv_expand_nomad_avx512(const struct attn_shape *shape, const void *part, co
     else
         expand_keys(shape, part, open_out);
 }
+
+static void tables(const struct nomad_query *q, const float *number, uint32_t d, uint8_t *table_out)
+{
+    const __m512 a = _mm512_set1_ps(q->a), half = _mm512_set1_ps(0.5f), most = _mm512_set1_ps(255.0f);
+    for (uint32_t i = 0; i < d; i++, number += NOMAD_NUMBERS, table_out += NOMAD_NUMBERS) {
+        const __m512 product = _mm512_mul_ps(_mm512_set1_ps(q->x[i]), _mm512_load_ps(number)),
+                     u = _mm512_add_ps(_mm512_mul_ps(_mm512_sub_ps(product, _mm512_set1_ps(q->least[i])), a), half);
+        _mm_store_si128((void *)table_out, _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(_mm512_min_ps(u, most))));
+    }
+}
+
+void kv_pack_q_nomad_avx512(const struct attn_shape *shape, const float *const *q, uint32_t n, void *q_tile)
+{
+    kv_pack_q_nomad_with(tables, shape, q, n, q_tile);
+}
