@@ -168,10 +168,21 @@ static enum status write_arrays(const struct calibrate_wanted *w, const struct c
                                   err);
 }
 
-static enum status write_books(const struct books *b, struct calibrate_made *made, struct error *err)
+/* What it was learned from, so that eval can tell whether it scores the same. */
+static struct calibration_array tokens_array(const struct calibrate_text *text)
+{
+    return (struct calibration_array){ .name = "tokens",
+                                       .type = CALIBRATION_I32,
+                                       .n_dims = 2,
+                                       .dims = { text->n_sequences, text->length },
+                                       .data = text->ids };
+}
+
+static enum status write_books(const struct books *b, const struct calibrate_text *text, struct calibrate_made *made,
+                               struct error *err)
 {
     const struct calibrate_samples *s = b->samples;
-    struct calibration_array arrays[2];
+    struct calibration_array arrays[3];
     for (int part = 0; part < 2; part++)
         arrays[part] = (struct calibration_array){ .type = CALIBRATION_BF16,
                                                    .n_dims = 5,
@@ -180,7 +191,8 @@ static enum status write_books(const struct books *b, struct calibrate_made *mad
                                                    .data = b->centroids[part] };
     snprintf(arrays[0].name, sizeof arrays[0].name, "keys");
     snprintf(arrays[1].name, sizeof arrays[1].name, "values");
-    return write_arrays(b->wanted, arrays, b->of->n_parts, made, err);
+    arrays[b->of->n_parts] = tokens_array(text);
+    return write_arrays(b->wanted, arrays, b->of->n_parts + 1, made, err);
 }
 
 /* ---- weights of a file ---- */
@@ -288,7 +300,7 @@ static enum status make(const struct calibrate_wanted *w, const struct model *m,
         st = learn_all(&books, err);
     describe(w, m, text, weights, &made->origin);
     if (!st)
-        st = write_books(&books, made, err);
+        st = write_books(&books, text, made, err);
     if (!st)
         account(&books, made->lost);
     books_free(&books);
@@ -300,15 +312,15 @@ static enum status make_channels(const struct calibrate_wanted *w, const struct 
                                  struct error *err)
 {
     struct calibrate_samples samples = { 0 };
-    struct calibration_array array;
+    struct calibration_array arrays[2] = { [1] = tokens_array(&w->text) };
     uint8_t *channels = NULL;
     const struct calibrate_kind kind = { .look = CALIBRATE_CHANNELS };
     enum status st = calibrate_collect(m, &w->text, &kind, w->n_threads, &w->events, &samples, err);
     if (!st)
-        st = calibrate_channels(&samples, &channels, &array, &made->held, err);
+        st = calibrate_channels(&samples, &channels, &arrays[0], &made->held, err);
     describe(w, m, &w->text, NULL, &made->origin);
     if (!st)
-        st = write_arrays(w, &array, 1, made, err);
+        st = write_arrays(w, arrays, 2, made, err);
     free(channels);
     calibrate_samples_free(&samples);
     return st;

@@ -201,8 +201,9 @@ static enum status calibrate_here(const struct eval *e, const struct settings *s
     };
     const enum status st = calibrate_make(&wanted, &made, err);
     if (!st)
-        fprintf(stderr, "longspan: eval: %s, by %s, of %u tokens that are not scored\n", made.path,
-                selector ? "mean |q k|" : "attention weights", e->input.n_held_out * EVAL_HELD_OUT);
+        fprintf(stderr, "longspan: eval: %s, by %s, of %u tokens of %s that are not scored\n", made.path,
+                selector ? "mean |q k|" : "attention weights", e->input.n_held_out * EVAL_HELD_OUT,
+                e->input.held_out_name);
     return st;
 }
 
@@ -229,6 +230,44 @@ static enum status calibrate_apart(struct eval *e, const struct settings *s, con
     if (pid < 0 || !WIFEXITED(how) || WEXITSTATUS(how))
         return error_set(err, ST_INTERNAL, "no calibration of %s could be made", whose);
     return ST_OK;
+}
+
+/* What windows hold must not be what a calibration was learned from. Files that were made before they had their tokens are taken as they are. */
+static enum status check_apart(const struct eval *e, const char *path, struct error *err)
+{
+    const uint32_t any[2] = { 0 };
+    struct calibration *c;
+    struct error why = { 0 };
+    const void *tokens;
+    uint32_t dims[2];
+    enum status st = calibration_open(path, &c, err);
+    if (st)
+        return st;
+    if (!calibration_array(c, "tokens", CALIBRATION_I32, 2, any, dims, &tokens, &why))
+        st = eval_input_apart(&e->input, tokens, (uint64_t)dims[0] * dims[1], &why);
+    calibration_close(c);
+    return st ? error_set(err, st,
+                          "%s: %s: take other text, or another calibration (--calibration, longspan calibrate)", path,
+                          why.text)
+              : ST_OK;
+}
+
+/* The same of the codec's that these settings would use. */
+static enum status check_codec_apart(const struct eval *e, const struct settings *s, struct error *err)
+{
+    char path[CALIBRATION_PATH], digest[33];
+    struct model *m;
+    enum status st = settings_calibration(s, digest, err);
+    if (st || !digest[0])
+        return st;
+    if (s->calibration[0])
+        return check_apart(e, s->calibration, err);
+    if ((st = model_open(s->model, &m, err)))
+        return st;
+    const struct digest model = model_digest(m);
+    model_close(m);
+    st = calibration_find(s->model, s->kv_codec, &model, path, err);
+    return st ? st : check_apart(e, path, err);
 }
 
 /* The codec's calibration, made if there is none. */
@@ -289,6 +328,8 @@ static enum status run_config(struct eval *e, uint32_t i, struct error *err)
     if (!st)
         st = calibrate(e, &packed, err);
     if (!st)
+        st = check_codec_apart(e, &packed, err);
+    if (!st)
         st = calibrate_channels_of(e, &packed, err);
     if (!st)
         st = eval_run(&packed, &job, rows, e->scores, &f, err);
@@ -332,6 +373,7 @@ static enum status begin(struct eval *e, struct error *err)
     struct eval_report *r = &e->report;
     r->model = in->model_name;
     r->text = in->text_name;
+    r->held_out = in->held_out_name;
     r->seed = e->seed;
     r->length = w->length;
     r->n_windows = w->n_windows;

@@ -31,6 +31,13 @@ struct sources {
     bool corpus;
 };
 
+static void sources_free(struct sources *s)
+{
+    for (uint32_t i = 0; i < s->n; i++)
+        free(s->file[i].text);
+    s->n = 0;
+}
+
 struct reading {
     const struct settings *settings;
     uint64_t seed;
@@ -212,6 +219,44 @@ static enum status cut_text(struct reading *r, struct error *err)
     return st;
 }
 
+/* Sequences of one file, from places that are evenly apart; in all as many as files before it and this one may have together. */
+static enum status hold_out_of_file(struct reading *r, const struct sources *from, uint32_t f, struct error *err)
+{
+    enum { BYTES = EVAL_HELD_OUT * BYTES_PER_TOKEN };
+    const uint32_t wanted = EVAL_HELD_OUT_MAX * (f + 1) / from->n - r->out->n_held_out;
+    const size_t bytes = from->file[f].bytes, size = BYTES < bytes ? BYTES : bytes,
+                 apart = wanted > 1 ? (bytes - size) / (wanted - 1) : 0;
+    enum status st = ST_OK;
+    for (uint32_t i = 0; i < (apart ? wanted : 1) && !st; i++) {
+        int32_t *ids = NULL;
+        size_t n = 0;
+        st = encode(r, from->file[f].text + i * apart, size, &ids, &n, err);
+        if (!st && n + n_begin(r) >= EVAL_HELD_OUT)
+            hold_out(r, ids);
+        free(ids);
+    }
+    return st;
+}
+
+/* Of CORPUS/held-out, which no window of any seed is cut from. ST_NOT_FOUND: there is none. */
+static enum status hold_out_apart(struct reading *r, struct error *err)
+{
+    struct sources from = { .n = 0 };
+    char directory[1200];
+    snprintf(directory, sizeof directory, "%s/held-out", r->settings->corpus);
+    if (!file_exists(directory))
+        return ST_NOT_FOUND;
+    enum status st = read_corpus(directory, &from, err);
+    if (!st)
+        st = held_out_alloc(r, err);
+    for (uint32_t f = 0; f < from.n && !st; f++)
+        st = hold_out_of_file(r, &from, f, err);
+    if (!st)
+        snprintf(r->out->held_out_name, sizeof r->out->held_out_name, "%s", directory);
+    sources_free(&from);
+    return st;
+}
+
 /* Of the corpus: from places that the seed draws, where no window of the file is. windows_at: their first bytes; room: bytes of each */
 static enum status hold_out_of_corpus(struct reading *r, const size_t *windows_at, size_t room, struct error *err)
 {
@@ -259,8 +304,8 @@ static enum status cut_corpus(struct reading *r, struct error *err)
         free(ids);
     }
     if (!st)
-        st = hold_out_of_corpus(r, windows_at, length * BYTES_PER_TOKEN, err);
-    return st;
+        st = hold_out_apart(r, err);
+    return st == ST_NOT_FOUND ? hold_out_of_corpus(r, windows_at, length * BYTES_PER_TOKEN, err) : st;
 }
 
 /* ---- samples ---- */
@@ -390,8 +435,10 @@ enum status eval_input_read(const struct settings *s, uint64_t seed, const struc
         snprintf(out->model_name, sizeof out->model_name, "%s", r.model->name);
         st = tokenizer_new(m, &r.tokenizer, err);
     }
-    if (!st)
+    if (!st) {
+        snprintf(out->held_out_name, sizeof out->held_out_name, "%s", out->text_name);
         st = r.sources.corpus ? cut_corpus(&r, err) : cut_text(&r, err);
+    }
     out->positions_max = out->windows.length;
     if (!st)
         st = make_samples(&r, wanted, n_wanted, false, err);
@@ -399,9 +446,38 @@ enum status eval_input_read(const struct settings *s, uint64_t seed, const struc
         st = make_samples(&r, wanted, n_wanted, true, err);
     tokenizer_free(r.tokenizer);
     model_close(m);
-    for (uint32_t i = 0; i < r.sources.n; i++)
-        free(r.sources.file[i].text);
+    sources_free(&r.sources);
     return st;
+}
+
+/* Pieces of so many tokens are compared: text that is shared by chance or custom is shorter. */
+enum { PIECE = 128 };
+
+static int compare_pieces(const void *a, const void *b)
+{
+    return memcmp(*(const int32_t *const *)a, *(const int32_t *const *)b, PIECE * sizeof(int32_t));
+}
+
+enum status eval_input_apart(const struct eval_input *input, const int32_t *tokens, uint64_t n, struct error *err)
+{
+    const struct eval_windows *w = &input->windows;
+    const uint32_t each = w->length / PIECE, all = each * w->n_windows;
+    const int32_t **pieces = malloc(all * sizeof *pieces), *const *found = NULL;
+    if (!pieces)
+        return error_set(err, ST_NO_MEMORY, "no memory");
+    for (uint32_t i = 0; i < all; i++)
+        pieces[i] = w->tokens + (size_t)(i / each) * w->length + (size_t)(i % each) * PIECE;
+    qsort(pieces, all, sizeof *pieces, compare_pieces);
+    for (uint64_t i = 0; i + PIECE <= n && !found; i++) {
+        const int32_t *at = tokens + i;
+        found = bsearch(&at, pieces, all, sizeof *pieces, compare_pieces);
+    }
+    const uint64_t place = found ? (uint64_t)(*found - w->tokens) : 0;
+    const bool apart = !found;
+    free(pieces);
+    return apart ? ST_OK
+                 : error_set(err, ST_INVALID, "window %llu is scored and was learned from, at its token %llu",
+                             (unsigned long long)(place / w->length), (unsigned long long)(place % w->length));
 }
 
 void eval_input_free(struct eval_input *input)

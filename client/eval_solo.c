@@ -19,6 +19,13 @@ enum status eval_variant_read(const struct eval_config *config, const struct set
     *out = (struct eval_variant){ form, config->window, config->late };
     if (!form && !strcmp(config->kv_codec, kv_codecs[KV_BF16].name))
         return error_set(err, ST_INVALID, "--configs: %s: bf16 has nothing that a window would keep", config->text);
+    enum kv_codec codec;
+    const enum status st = form ? ST_OK : kv_codec_find(config->kv_codec, false, &codec, err);
+    if (st)
+        return st;
+    if (!form && kv_codecs[codec].row_classes)
+        return error_set(err, ST_UNSUPPORTED, "--configs: %s: generated rows of %s do not read what it expands to",
+                         config->text, config->kv_codec);
     if (config->window % KV_BLOCK)
         return error_set(err, ST_INVALID, "--configs: %s: a window is a multiple of %d positions", config->text,
                          KV_BLOCK);

@@ -8,6 +8,8 @@
  *   header (JSON): {"codec", "method", "model", "text", "weights", "tokens", "sequence", "seed", "arrays": [{"name", "type", "shape": [..]}, ..]}
  *   each array at the next multiple of 64 bytes of the file, zeros between
  *
+ * Those that calibrate makes have an array more, tokens i32 [sequences][length]: what they were learned from.
+ *
  * Calibrations of a model lie in MODEL/calibration/<codec>-<first 16 digits of the digest>; MODEL is a directory, or the one a GGUF file lies in. Files are
  * hostile until checked: refusals name file and field; numbers are finite.
  */

@@ -99,8 +99,8 @@ json_t *eval_json(const struct eval_report *r)
             json_decref(rows);
             return NULL;
         }
-    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:b, s:o}", "model", r->model, "text", r->text, "seed",
-                     (json_int_t)r->seed, "length", (json_int_t)r->length, "windows", (json_int_t)r->n_windows,
-                     "rows_scored", (json_int_t)r->rows_scored, "samples", (json_int_t)r->n_samples, "complete",
-                     (int)(r->n_rows == r->n_configs), "rows", rows);
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:b, s:o}", "model", r->model, "text", r->text,
+                     "held_out", r->held_out, "seed", (json_int_t)r->seed, "length", (json_int_t)r->length, "windows",
+                     (json_int_t)r->n_windows, "rows_scored", (json_int_t)r->rows_scored, "samples",
+                     (json_int_t)r->n_samples, "complete", (int)(r->n_rows == r->n_configs), "rows", rows);
 }

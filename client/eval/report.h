@@ -23,7 +23,8 @@ struct eval_row {
 };
 
 struct eval_report {
-    const char *model, *text; /* text: the file, or the corpus */
+    const char *model, *text,
+        *held_out; /* text: the file, or the corpus; held_out: what is calibrated from where calibrations lack */
     uint64_t seed;
     uint32_t length, n_windows, rows_scored, n_samples; /* samples: of each task */
     const struct eval_wanted *wanted;
@@ -36,7 +37,7 @@ void eval_table_begin(const struct eval_report *r, FILE *out);
 void eval_table_row(const struct eval_report *r, uint32_t i, FILE *out);
 
 /*
- * {"model", "text", "seed", "length", "windows", "rows_scored", "samples", "complete", "rows"}; complete: whether all configurations are there. Numbers that are none
+ * {"model", "text", "held_out", "seed", "length", "windows", "rows_scored", "samples", "complete", "rows"}; complete: whether all configurations are there. Numbers that are none
  * are null, as are those of rows that were not served. NULL: out of memory.
  */
 json_t *eval_json(const struct eval_report *r);

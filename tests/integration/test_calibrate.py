@@ -1,7 +1,9 @@
 """`longspan calibrate` and the KV codecs that need it: the same file for the same seed, served by several workers as by one, and what is refused."""
 
+import array
 import json
 import os
+import random
 import shutil
 import subprocess
 import tempfile
@@ -100,12 +102,34 @@ class Calibrate(unittest.TestCase):
     def test_evaluated(self):
         """Codes that are tried in one process are those that workers make: the same logits."""
         self.forget()
-        calibrate(self.model, "--text", self.text, "--tokens", "512", "--sequence", "256")
-        out = json.loads(run("eval", "--model", self.model, "--text", self.text, "--length", "500", "--quick", "--json", "--configs",
-                             "cq-2b:dense,cq-2b+w0:dense,cq-2b+w128+late:dense")[0])
+        calibrate(self.model, "--text", self.text, "--tokens", "3840", "--sequence", "256")
+        other = os.path.join(self.directory, "other")
+        with open(os.path.join(ROOT, "LICENSE")) as source, open(other, "w") as f:
+            f.write(source.read()[4000:6000])
+        evaluating = ("eval", "--model", self.model, "--quick", "--json", "--configs", "cq-2b:dense,cq-2b+w0:dense,cq-2b+w128+late:dense")
+        out = json.loads(run(*evaluating, "--text", other, "--length", "500")[0])
         served, same, window = out["rows"]
         self.assertEqual((same["kl"], same["top1"], same["ppl"]), (0, 1, served["ppl"]))
         self.assertGreater(window["kl"], 0)
+        # what it was learned from is not scored, though the file has forgotten where its text lay
+        self.assertIn("was learned from", run(*evaluating, "--text", self.text, "--length", "1000", check=1)[1])
+
+    def test_held_out(self):
+        """What eval lacks it learns from CORPUS/held-out, which no window is cut from."""
+        self.forget()
+        corpus = os.path.join(self.directory, "corpus")
+        os.makedirs(os.path.join(corpus, "held-out"))
+        r = random.Random(5)
+        for name, n in (("one.txt", 40000), ("held-out/two.txt", 3000)):
+            with open(os.path.join(corpus, name), "w") as f:
+                f.write("".join(r.choices("abcdefgh \n", k=n)))
+        out, err = run("eval", "--model", self.model, "--corpus", corpus, "--length", "300", "--quick", "--json", "--configs",
+                       "bf16:dense,cq-2b:dense")
+        out = json.loads(out)
+        self.assertIn(f"1024 tokens of {corpus}/held-out that are not scored", err)
+        self.assertEqual((out["held_out"], out["complete"]), (f"{corpus}/held-out", True))
+        with open(os.path.join(self.model, "calibration", self.made()[0]), "rb") as f, open(f"{corpus}/held-out/two.txt") as text:
+            self.assertTrue(array.array("i", list(text.read(1000).encode())).tobytes() in f.read())
 
     def test_refused(self):
         self.forget()

@@ -167,6 +167,7 @@ class Eval(unittest.TestCase):
                              (["--text", self.text, "--configs", "kivi2+w100:dense"], "multiple of 64"),
                              (["--text", self.text, "--configs", "kivi2+w64:quest@0.5"], "selector dense"),
                              (["--text", self.text, "--configs", "bf16+w64:dense"], "bf16 has nothing"),
+                             (["--text", self.text, "--configs", "nomad+w64:dense"], "generated rows of nomad"),
                              (["--text", self.text, "--precision", "float32", "--configs", "int4:dense"], "precision bf16"),
                              (["--text", self.text, "--tasks", "niah"], "--tasks"),
                              (["--text", self.text, "--tasks", "vt@9"], "--tasks"),

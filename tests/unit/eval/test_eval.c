@@ -318,6 +318,7 @@ static void test_report(void **state)
     static struct eval_wanted w[EVAL_TASKS_MAX];
     r = (struct eval_report){ .model = "m",
                               .text = "t",
+                              .held_out = "h",
                               .length = 256,
                               .n_windows = 2,
                               .rows_scored = 128,
