@@ -328,11 +328,11 @@ static bool head_new(const struct quantize *q, struct head *h)
     h->shares = room(SEQUENCE * SEQUENCE, sizeof *h->shares);
     h->score = room(SEQUENCE * SEQUENCE, sizeof *h->score);
     h->mixed = room((size_t)SEQUENCE * dim, sizeof *h->mixed);
-    const bool products =
-        product_new(&scores, q->caps, SEQUENCE, 1, &h->scores) & product_new(&mix, q->caps, SEQUENCE, 1, &h->mix);
+    const bool scored = product_new(&scores, q->caps, SEQUENCE, 1, &h->scores),
+               mixed = product_new(&mix, q->caps, SEQUENCE, 1, &h->mix);
     h->scores.operands = (struct product_operands){ (uint8_t *)h->keys, h->queries, h->stride, h->score };
     h->mix.operands = (struct product_operands){ (uint8_t *)h->values, h->shares, SEQUENCE, h->mixed };
-    return products && h->queries && h->keys && h->values && h->shares && h->score && h->mixed;
+    return scored && mixed && h->queries && h->keys && h->values && h->shares && h->score && h->mixed;
 }
 
 static void head_free(struct head *h)
