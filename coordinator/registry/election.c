@@ -21,7 +21,8 @@ struct registry_election {
     uint32_t asked; /* answers still to come: they hold the memory */
     uint64_t lease, token, watch;
     uint64_t removed;         /* revision of the key's last removal that we were told of */
-    bool defers;              /* the store was away: who led may go on, if it comes back first */
+    bool defers;              /* the store was away, or began anew: who led may go on, if it comes back first */
+    bool waited;              /* another led, the last time we knew */
     bool keeping;             /* an answer to a keep is still to come */
     int64_t sent_ms, kept_ms; /* when the last keep was sent; the last that was answered well */
     struct loop_timer *timer; /* keeps the lease; tries again */
@@ -70,6 +71,7 @@ static void lose(struct registry_election *e, const char *why)
 static void win(struct registry_election *e, uint64_t token)
 {
     e->stage = STAGE_LEAD;
+    e->waited = false;
     e->token = token;
     loop_timer_set(e->timer, e->config.ttl_ms / 3);
     e->config.won(e->config.ctx, token);
@@ -106,11 +108,13 @@ static void on_put(void *ctx, const struct registry_answer *a)
             return;
         }
         e->stage = STAGE_WAIT;
+        e->waited = true;
         loop_timer_set(e->timer, e->config.ttl_ms / 3);
         if (e->config.follows)
             e->config.follows(e->config.ctx, &a->items[0]);
         return;
     case ST_NOT_FOUND:
+        e->defers = e->waited;
         again_later(e, STAGE_GRANT);
         return;
     default:
@@ -149,7 +153,7 @@ static void on_grant(void *ctx, const struct registry_answer *a)
         try_put(e, REGISTRY_ABSENT, 0);
         return;
     }
-    e->defers = false;
+    e->defers = e->waited = false; /* once: our lease may end meanwhile */
     e->stage = STAGE_PUT;
     loop_timer_set(e->timer, e->config.ttl_ms); /* long enough for a loaded host to find its way back */
 }
@@ -170,8 +174,10 @@ static void on_keep(void *ctx, const struct registry_answer *a)
     e->keeping = false;
     if (!a->status)
         e->kept_ms = e->sent_ms;
-    if (a->status == ST_NOT_FOUND && (e->stage == STAGE_LEAD || e->stage == STAGE_WAIT))
-        lose(e, "the lease has ended");
+    if (a->status != ST_NOT_FOUND || (e->stage != STAGE_LEAD && e->stage != STAGE_WAIT))
+        return;
+    e->defers = e->stage == STAGE_WAIT;
+    lose(e, "the lease has ended");
 }
 
 /* A leader that does not hear from the store in time has to take it that another leads by now. */

@@ -350,8 +350,8 @@ class Takeover(unittest.TestCase):
 
         begin_anew()
         wait_for("it leads by the new one", lambda: "election/coordinator" in self.etcd.ctl("get", "--prefix", "longspan/", "--keys-only"))
-        time.sleep(1)
-        leader = self.first if self.first.ready() else self.second  # both may be the first to find the new one
+        time.sleep(1)  # for who leads no more to know it
+        leader = wait_for("one of the two is ready", lambda: next((c for c in (self.first, self.second) if c.ready()), None), 60)
         self.assertEqual(leader.http("POST", "/v1/completions", body)[2]["choices"], want["choices"])
         for c in (self.first, self.second):
             c.end()

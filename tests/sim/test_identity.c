@@ -470,18 +470,24 @@ static void compare(const struct outcome *got, const struct outcome *want, uint3
 static struct request requests[REQUESTS];
 static struct outcome truth[REQUESTS];
 
+/* One worker, one thread, nothing shared. */
+static struct shape plainest(enum kv_codec codec, const char *selector)
+{
+    return (struct shape){ .n_workers = 1,
+                           .codec = codec,
+                           .selector = selector,
+                           .open_blocks = 2,
+                           .n_threads = 1,
+                           .rows_max = 1024,
+                           .chunk = 64,
+                           .spread_min = 4096,
+                           .plans_ahead = 1,
+                           .n_blocks = 320 };
+}
+
 static void alone_on_one_worker(const struct model *model, enum kv_codec codec, const char *selector)
 {
-    const struct shape shape = { .n_workers = 1,
-                                 .codec = codec,
-                                 .selector = selector,
-                                 .open_blocks = 2,
-                                 .n_threads = 1,
-                                 .rows_max = 1024,
-                                 .chunk = 64,
-                                 .spread_min = 4096,
-                                 .plans_ahead = 1,
-                                 .n_blocks = 320 };
+    const struct shape shape = plainest(codec, selector);
     struct cluster *c = cluster_new(model, &shape);
     for (uint32_t i = 0; i < REQUESTS; i++) {
         uint32_t open = 0;
@@ -659,17 +665,8 @@ static void a_reply_comes_back(void **state)
     if (model_open(spec, &model, &err))
         fail_msg("%s", err.text);
     for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        const struct shape shape = { .n_workers = 1,
-                                     .codec = cases[i].codec,
-                                     .selector = "dense",
-                                     .open_blocks = 2,
-                                     .n_threads = 1,
-                                     .rows_max = 1024,
-                                     .chunk = 64,
-                                     .spread_min = 4096,
-                                     .plans_ahead = 1,
-                                     .n_blocks = 320,
-                                     .sharing = true };
+        struct shape shape = plainest(cases[i].codec, "dense");
+        shape.sharing = true;
         uint32_t open = 0;
         first = second = (struct request){ .n_prompt = 100, .n_new = NEW_MAX, .sampling = { 0, 1, 0, 0, 0 } };
         for (uint32_t p = 0; p < PROMPT_MAX; p++)

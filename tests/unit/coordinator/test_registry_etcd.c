@@ -131,19 +131,25 @@ static void test_foreign(void **state)
     registry_close(r);
 }
 
+static void on_page_put(void *ctx, const struct registry_answer *a)
+{
+    assert_int_equal(a->status, ST_OK);
+    ++*(int *)ctx;
+}
+
 /* More keys than a page has. */
 static void test_pages(void **state)
 {
     (void)state;
     struct registry *r = open_it();
     char key[32];
-    struct reply reply;
+    int n_put = 0;
     for (int i = 0; i < 600; i++) {
         snprintf(key, sizeof key, "page/%04d", i);
-        r->ops->put(r, &(struct registry_put){ .key = key, .value = "", .compare = REGISTRY_ABSENT },
-                    i == 599 ? on_reply : NULL, &reply);
+        r->ops->put(r, &(struct registry_put){ .key = key, .value = "", .compare = REGISTRY_ABSENT }, on_page_put,
+                    &n_put);
     }
-    loop_run(loop);
+    await_count(&n_put, 600);
     assert_int_equal(list(r, "page/", false).n, 600);
     assert_int_equal(list(r, "page/00", false).n, 100);
     assert_int_equal(list(r, "page/0000", true).n, 1);
@@ -324,6 +330,30 @@ static void test_leader_killed(void **state)
     registry_close(r);
 }
 
+/* All that etcd knew is gone: who led goes on, and who stood by waits for that. */
+static void test_begins_anew(void **state)
+{
+    (void)state;
+    struct registry *r = open_it();
+    struct leader a = { 0 }, b = { 0 };
+    struct registry_election *ea = campaign(r, "a", &a);
+    await_count(&a.won, 1);
+    struct registry_election *eb = campaign(r, "b", &b);
+    run_ms(500);
+    char command[128];
+    etcd_kill(&alone);
+    snprintf(command, sizeof command, "rm -rf %s/alone", dir);
+    assert_int_equal(system(command), 0);
+    alone_start();
+    await_count(&a.won, 2);
+    run_ms(2 * suite_ttl_ms);
+    assert_true(a.lost == 1 && !b.won && registry_election_leads(ea));
+    registry_election_stop(ea);
+    await_count(&b.won, 1);
+    registry_election_stop(eb);
+    registry_close(r);
+}
+
 /* ---- three members ---- */
 
 static void members_start(int which, int to)
@@ -354,13 +384,13 @@ static void test_members(void **state)
     assert_int_equal(put_text(r, "w/a", "1", 0).status, ST_OK);
     await_text(seen.text, "| w/a=1 ");
     etcd_kill(&members[0]); /* the one that was asked first, and perhaps leads */
-    for (int i = 0; i < 3 && put_text(r, "w/b", "2", 0).status; i++)
+    for (int i = 0; i < 30 && put_text(r, "w/b", "2", 0).status; i++)
         run_ms(100);
     await_text(seen.text, "| w/a=1 w/b=2 ");
     members_start(0, 1);
     run_ms(1500);
     kill(members[1].pid, SIGSTOP); /* one that hangs is given up like one that is gone */
-    for (int i = 0; i < 3 && put_text(r, "w/c", "3", 0).status; i++)
+    for (int i = 0; i < 30 && put_text(r, "w/c", "3", 0).status; i++)
         run_ms(100);
     await_text(seen.text, "| w/a=1 w/b=2 w/c=3 ");
     registry_close(r);
@@ -409,6 +439,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(test_pages, setup, teardown),
         cmocka_unit_test_setup_teardown(test_away, setup, teardown),
         cmocka_unit_test_setup_teardown(test_leader_killed, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_begins_anew, setup, teardown),
         cmocka_unit_test_setup_teardown(test_members, setup, teardown),
         cmocka_unit_test_setup_teardown(test_bad_specs, setup, teardown),
     };
