@@ -215,6 +215,7 @@ struct sched_worker_stats {
 };
 struct sched_stats {
     uint32_t waiting, running, groups;
+    uint32_t replicas_due; /* sealed blocks of running requests whose second copy is on its way or to be started */
     uint64_t steps, prompt_rows, decode_rows, prefix_hit_tokens, prompt_tokens, completion_tokens, requests_done,
         requests_failed, requests_cancelled, preemptions;
     uint64_t requests_shed;              /* ended after queue_wait_ms in vain */

@@ -85,6 +85,8 @@ static void write_sched(const struct sched *sched, FILE *out)
         "Blocks that running sequences gave back, as streaming's window had left them.", (double)s.blocks_passed);
     one(out, "longspan_replicas_total", "counter", "Blocks copied to a second worker for the case of a loss.",
         (double)s.replicas);
+    one(out, "longspan_replicas_due", "gauge",
+        "Sealed blocks of running requests whose second copy is on its way or to be started.", s.replicas_due);
     one(out, "longspan_recovered_copies_total", "counter", "Blocks of lost workers of which another copy was left.",
         (double)s.recovered_copies);
     metrics_write_family(out, "longspan_recovery_seconds", "summary",

@@ -19,6 +19,7 @@ void sched_stats(const struct sched *s, struct sched_stats *stats_out)
     stats_out->running = s->n_live;
     stats_out->groups = s->n_groups;
     stats_out->waiting_ms = longest_wait(s);
+    stats_out->replicas_due = replicate_due(s);
 }
 
 static uint64_t leaves_at(const struct sched *s, uint8_t slot)

@@ -50,9 +50,9 @@ static bool replicate(struct sched *s, struct sched_request *r)
     if (c->state == COPY_READY && !copied(c->block)) {
         const uint8_t slot = destination(s, r, leaf, c);
         if (slot != SCHED_NO_SLOT && directory_promise(&s->dir, slot, 1)) {
-            transfer_start(s, c->block, c, slot)->transfer->replica = true;
+            struct transfer *t = transfer_start(s, c->block, c, slot)->transfer;
+            t->replica = t->second = true;
             s->n_replicas++;
-            s->stats.replicas++;
         }
     }
     r->n_replicated++;
@@ -71,4 +71,25 @@ void replicate_all(struct sched *s)
                 break;
         }
     }
+}
+
+void replicate_again(struct sched *s)
+{
+    for (uint32_t i = 0; i < s->n_running; i++)
+        s->running[i]->n_replicated = 0;
+}
+
+uint32_t replicate_due(const struct sched *s)
+{
+    uint32_t n = 0;
+    if (!s->config.replicas || !s->config.prefix_sharing)
+        return 0;
+    for (const struct transfer *t = s->transfers; t; t = t->next)
+        n += t->second;
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        const struct sched_request *r = s->running[i];
+        if (r->state == REQUEST_RUNNING && r->n_committed > r->n_replicated)
+            n += r->n_committed - r->n_replicated;
+    }
+    return n;
 }

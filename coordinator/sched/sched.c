@@ -294,6 +294,7 @@ void sched_worker_lost(struct sched *s, uint16_t worker, const char *why)
     }
     member_remove(s, g, slot);
     s->stats.recovered_copies += directory_pool_remove(&s->dir, slot);
+    replicate_again(s);
     outbox_deinit(&w->forgets);
     *w = (struct worker){ 0 };
     recover_strand(s, text);

@@ -277,7 +277,7 @@ struct transfer {
     struct copy *src, *dst;
     struct transfer *next;
     struct waiter *waiters;
-    bool sent, replica;
+    bool sent, replica, second; /* beside the steps; and for the case of a loss */
     int64_t sent_ms;
 };
 
@@ -554,6 +554,10 @@ void ship_arrived(struct sched *s, struct sched_request *r, bool ok);
 
 /* replicate.c: starts copies of what is committed and has no second one. */
 void replicate_all(struct sched *s);
+/* A worker is gone, and copies with it: all is looked at again. */
+void replicate_again(struct sched *s);
+/* Blocks whose second copy is on its way or to be started. */
+uint32_t replicate_due(const struct sched *s);
 
 /* rebalance.c: starts moves, as long as there is something to move. */
 void rebalance_all(struct sched *s);

@@ -169,6 +169,7 @@ enum status transfer_arrived(struct sched *s, uint8_t slot, const struct control
         transfer_fail(s, t, false);
         return ST_OK;
     }
+    s->stats.replicas += t->second;
     transfer_unlink(s, t, false);
     directory_ref(&s->dir, dst);
     directory_arrived(&s->dir, dst);

@@ -290,19 +290,20 @@ class Replicas(unittest.TestCase):
 
     def test_copies_are_found(self):
         prompt = prose(60, 31)
-        with Cluster("--replicas", 1, "--spread-min-tokens", 1, "--threads", 1, workers=3) as c:
-            r = Request(c, prompt, 150).await_tokens(5)
-            sealed = wait_for("second copies", lambda: (n := c.metrics()["longspan_replicas_total"]) >= 8 and n, 30)
-            held = {w["id"]: w["blocks"] - w["blocks_cached"] for w in c.workers()}
-            victim = max(held, key=held.get)
-            os.kill(next(w["pid"] for w in c.workers() if w["id"] == victim), signal.SIGKILL)
+        with Cluster("--replicas", 1, "--spread-min-tokens", 1, "--threads", 1, "--silence-ms", 15000, workers=3) as c:
+            r = Request(c, prompt, 300).await_tokens(5)
+            victim = max(c.workers(), key=lambda w: w["blocks"] - w["blocks_cached"])
+            copied = wait_for("second copies", lambda: (m := c.metrics())["longspan_replicas_due"] == 0 and m["longspan_replicas_total"], 30)
+            os.kill(victim["pid"], signal.SIGKILL)
+            self.assertFalse(r.finish, "it had ended before")
             r.await_end(120)
             self.assertIsNone(r.error)
             m = c.metrics()
             self.assertGreater(m["longspan_recovered_copies_total"], 0)
-            self.assertLess(m["longspan_recovered_rows_total"], 64 * 4, f"{sealed} copies were there")
+            self.assertEqual(m["longspan_recoveries_total"], 1)
+            self.assertLess(m["longspan_recovered_rows_total"], 64 * 4, f"{copied} copies were there")
             c.wait_workers(timeout_s=40)
-            again = Request(c, prompt, 150).await_end(120)
+            again = Request(c, prompt, 300).await_end(120)
             self.assertEqual((r.tokens, r.logprobs), (again.tokens, again.logprobs))
             c.check_quiet()
 

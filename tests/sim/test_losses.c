@@ -150,6 +150,7 @@ static void test_replicas(void **state)
     struct sched_stats stats;
     sched_stats(sim->s, &stats);
     assert_true(stats.replicas >= 23 + 7); /* of both prompts */
+    assert_int_equal(stats.replicas_due, 0);
     sim_crash(sim, 0, 30);
     sim_finish(sim, 10000);
     for (uint32_t i = 0; i < 2; i++) {
@@ -158,6 +159,47 @@ static void test_replicas(void **state)
     }
     sched_stats(sim->s, &stats);
     assert_true(stats.recovered_copies >= 7);
+    sim_end(sim);
+}
+
+/* Copies count when they have come; those that a lost worker had are made again at one that joins. */
+static void test_replicas_again(void **state)
+{
+    (void)state;
+    struct seen seen;
+    struct sim_options o = usual(2, 100, &seen);
+    o.config.replicas = 1;
+    o.config.spread_min_tokens = TOKENS;
+    struct sim *sim = sim_new(&o);
+    const uint32_t a = submit(sim, text, 500, 1200);
+    struct sched_stats stats;
+    uint32_t due = 0;
+    for (uint32_t i = 0; i < 300; i++) {
+        sim_advance(sim, 1);
+        sched_stats(sim->s, &stats);
+        due = stats.replicas_due > due ? stats.replicas_due : due;
+        assert_true(stats.replicas + stats.replicas_due <= (500 + sim->requests[a].n_tokens) / 64);
+    }
+    assert_true(due >= 2); /* the prompt's blocks are sealed some at a time */
+    assert_int_equal(stats.replicas_due, 0);
+    assert_true(stats.replicas >= 7);
+    struct sched_worker_stats workers[2];
+    assert_int_equal(sched_worker_stats(sim->s, workers, 2), 2);
+    const uint16_t home = workers[workers[1].sequences].id, other_one = workers[workers[0].sequences].id;
+    sim_crash(sim, other_one, 1);
+    sim_advance(sim, 20);
+    assert_int_equal(sim->requests[a].again, 0);
+    const uint16_t joined = sim_join(sim, 100);
+    sim_advance(sim, 300);
+    sched_stats(sim->s, &stats);
+    assert_int_equal(stats.replicas_due, 0);
+    assert_true(stats.replicas >= 2 * 7);
+    assert_false(sim->requests[a].ended);
+    sim_crash(sim, home, 1);
+    sim_finish(sim, 20000);
+    assert_int_equal(sim->requests[a].reason, FINISH_LENGTH);
+    assert_in_range(sim->requests[a].again, 0, 2 * 64);
+    assert_true(blocks_at(&sim->requests[a], joined) > 0);
     sim_end(sim);
 }
 
@@ -220,9 +262,9 @@ int main(void)
     log_set_level(LOG_LEVEL_ERROR);
     sim_texts(text, other, TOKENS);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_hang),  cmocka_unit_test(test_hang_in_group), cmocka_unit_test(test_pause),
-        cmocka_unit_test(test_crash), cmocka_unit_test(test_join),          cmocka_unit_test(test_replicas),
-        cmocka_unit_test(test_cut),   cmocka_unit_test(test_all_lost),
+        cmocka_unit_test(test_hang),           cmocka_unit_test(test_hang_in_group), cmocka_unit_test(test_pause),
+        cmocka_unit_test(test_crash),          cmocka_unit_test(test_join),          cmocka_unit_test(test_replicas),
+        cmocka_unit_test(test_replicas_again), cmocka_unit_test(test_cut),           cmocka_unit_test(test_all_lost),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
