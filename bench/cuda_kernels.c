@@ -308,7 +308,9 @@ int main(int argc, char **argv)
     printf("{\n  \"gpu\": \"%s\",\n", device.name);
     if (!strcmp(mode, "--decode") || !strcmp(mode, "--decode-in-order")) {
         in_order = strcmp(mode, "--decode");
+        bench_decode(32 << 10, "32k");
         bench_decode(128 << 10, "128k");
+        bench_decode(512 << 10, "512k");
         bench_decode(1024 << 10, "1m");
         printf("  \"repeats\": %d\n}\n", repeats);
         return 0;

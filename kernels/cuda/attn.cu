@@ -334,6 +334,11 @@ static __global__ void __launch_bounds__(walk<D, GROUPS>::THREADS, GROUPS == 1 ?
     }
     __syncthreads();
     grid_next();
+    if (blockIdx.x < *a.n_units) { /* what comes with the plan, and no kernel writes, is brought near meanwhile */
+        const struct cuda_unit u = a.units[blockIdx.x];
+        if (threadIdx.x < u.n_blocks)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(a.slots + u.slot + threadIdx.x));
+    }
     grid_wait();
     if (threadIdx.x < GROUPS * 128) { /* registers go to those who need them */
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GROUPS == 1 ? 208 : 232));
@@ -394,6 +399,12 @@ static __device__ __forceinline__ bool joined_find(const struct cuda_kv &kv, con
     return blockIdx.y < x->n;
 }
 
+/* Byte of input k of a tiled row. */
+static __device__ __forceinline__ size_t tiled_at(uint32_t cap, uint32_t row, uint32_t k)
+{
+    return ((size_t)(k / 64) * cap + row) * 128 + ((k % 64 / 8) ^ (row & 7)) * 16 + k % 8 * 2;
+}
+
 /* o / l of vector v, by one warp */
 template <int D>
 static __device__ __forceinline__ void finish_vector(const struct cuda_kv &kv, const struct cuda_joins &j,
@@ -403,8 +414,7 @@ static __device__ __forceinline__ void finish_vector(const struct cuda_kv &kv, c
     const uint32_t group = kv.n_heads / kv.n_kv_heads, all = x.tile * VECTORS + v, row = x.job.row + all / group,
                    k = (x.head * group + all % group) * D + lane * (D / 32);
     bool good = l > 0 && l < INFINITY;
-    uint8_t *to =
-        (uint8_t *)j.out + ((size_t)(k / 64) * j.cap + row) * 128 + ((k % 64 / 8) ^ (row & 7)) * 16 + k % 8 * 2;
+    uint8_t *to = (uint8_t *)j.out + tiled_at(j.cap, row, k);
 #pragma unroll
     for (int d = 0; d < D / 32; d += 2) {
         good = good && fabsf(o[d]) < INFINITY && fabsf(o[d + 1]) < INFINITY;
@@ -443,41 +453,71 @@ static __global__ void __launch_bounds__(128)
     }
 }
 
-/* Many items, as a long sequence's one row has: all items of a vector come to shared memory at once, since levels one after the other from memory take
-   the time of so many round trips. */
-enum { JOIN_THREADS = 1024, JOIN_PITCH = 4 };
+/*
+ * Many items, as a long sequence's one row has: all items' m, l and 32 channels of a vector come to shared memory at once, and the program before them,
+ * since levels one after the other from memory take the time of so many round trips. blockIdx.z: the channels.
+ */
+enum { JOIN_THREADS = 1024, JOIN_CHANNELS = 32, JOIN_PITCH = JOIN_CHANNELS + 4 };
+
+struct join_room { /* words of shared memory */
+    uint32_t pairs, levels, all;
+};
+
+static __host__ __device__ __forceinline__ struct join_room join_room_of(uint32_t n_items)
+{
+    const uint32_t pairs = n_items * JOIN_PITCH, levels = pairs + 2 * n_items;
+    return { pairs, levels, levels + n_items + 1 };
+}
 
 template <int D>
 static __global__ void __launch_bounds__(JOIN_THREADS)
     join_many(const __grid_constant__ struct cuda_kv kv, const __grid_constant__ struct cuda_joins j)
 {
-    extern __shared__ float held[]; /* [n_items][D + JOIN_PITCH]: o, then m, l */
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, pitch = D + JOIN_PITCH;
+    extern __shared__ __align__(16) float held[]; /* [n_items][JOIN_PITCH]: o, then m, l; pairs; levels */
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, channel = blockIdx.z * JOIN_CHANNELS,
+                   group = kv.n_heads / kv.n_kv_heads;
     struct joined x;
     grid_next();
+    /* programs come with the plan: no kernel writes them */
+    const bool some = joined_find(kv, j, D, &x);
+    const struct join_room room = join_room_of(x.job.n_items);
+    uint32_t *pairs = (uint32_t *)held + room.pairs, *levels = (uint32_t *)held + room.levels;
+    const uint32_t begin = j.levels[x.job.level], n_pairs = j.levels[x.job.level + x.job.n_levels] - begin;
+    for (uint32_t i = threadIdx.x; i <= x.job.n_levels; i += JOIN_THREADS)
+        levels[i] = j.levels[x.job.level + i] - begin;
+    for (uint32_t i = threadIdx.x; i < 2 * n_pairs; i += JOIN_THREADS)
+        pairs[i] = j.pairs[2 * begin + i] * JOIN_PITCH;
     grid_wait();
-    if (!joined_find(kv, j, D, &x))
+    if (!some)
         return;
     for (uint32_t v = blockIdx.y; v < x.n; v += gridDim.y) {
-        for (uint32_t i = threadIdx.x; i < x.job.n_items * (D / 4); i += JOIN_THREADS) {
-            const uint32_t item = i / (D / 4), c = i % (D / 4);
+        for (uint32_t i = threadIdx.x; i < x.job.n_items * (JOIN_CHANNELS / 4); i += JOIN_THREADS) {
+            const uint32_t item = i / (JOIN_CHANNELS / 4), c = i % (JOIN_CHANNELS / 4);
             const float *from = x.base + item * x.item;
-            *(float4 *)(held + item * pitch + 4 * c) = *(const float4 *)(from + 2 * VECTORS + v * D + 4 * c);
+            *(float4 *)(held + item * JOIN_PITCH + 4 * c) =
+                __ldcg((const float4 *)(from + 2 * VECTORS + v * D + channel + 4 * c));
             if (c < 2)
-                held[item * pitch + D + c] = from[c * VECTORS + v];
+                held[item * JOIN_PITCH + JOIN_CHANNELS + c] = __ldcg(from + c * VECTORS + v);
         }
         __syncthreads();
         for (uint32_t level = 0; level < x.job.n_levels; level++) {
-            const uint32_t begin = j.levels[x.job.level + level], end = j.levels[x.job.level + level + 1];
-            for (uint32_t pair = begin + warp; pair < end; pair += JOIN_THREADS / 32) {
-                float *a = held + j.pairs[2 * pair] * pitch, *b = held + j.pairs[2 * pair + 1] * pitch;
-                join_vector(a + D, b + D, a + D + 1, b + D + 1, a + lane * (D / 32), b + lane * (D / 32), D / 32, lane);
+            for (uint32_t pair = levels[level] + warp; pair < levels[level + 1]; pair += JOIN_THREADS / 32) {
+                float *a = held + pairs[2 * pair], *b = held + pairs[2 * pair + 1], *ma = a + JOIN_CHANNELS,
+                      *mb = b + JOIN_CHANNELS;
+                join_vector(ma, mb, ma + 1, mb + 1, a + lane, b + lane, 1, lane);
             }
             __syncthreads();
         }
-        const float *result = held + x.job.item * pitch;
-        if (j.out && warp == 0)
-            finish_vector<D>(kv, j, x, v, result[D + 1], result + lane * (D / 32), lane);
+        if (warp == 0) {
+            const float *result = held + x.job.item * JOIN_PITCH, l = result[JOIN_CHANNELS + 1];
+            const uint32_t all = x.tile * VECTORS + v, row = x.job.row + all / group,
+                           k = (x.head * group + all % group) * D + channel + lane;
+            const float o = result[lane], other = __shfl_down_sync(~0u, o, 1);
+            if (!(l > 0 && l < INFINITY && fabsf(o) < INFINITY))
+                *j.failed = 1;
+            if (lane % 2 == 0)
+                *(uint32_t *)((uint8_t *)j.out + tiled_at(j.cap, row, k)) = pack2(o / l, other / l);
+        }
         __syncthreads();
     }
 }
@@ -543,10 +583,10 @@ extern "C" size_t cuda_stack_floats(uint32_t head_dim, uint32_t depth, uint32_t 
 
 template <int D> static int join_launch(const struct cuda_kv *kv, const struct cuda_joins *j, void *stream)
 {
-    const size_t shared = (size_t)j->items_max * (D + JOIN_PITCH) * sizeof(float);
+    const size_t shared = (size_t)join_room_of(j->items_max).all * sizeof(float);
     if (j->items_max <= 8 || !j->out || shared > 200 << 10)
         return grid_launch(join_few<D>, dim3(j->n_blocks, 4), 128, 0, stream, *kv, *j);
-    return grid_launch(join_many<D>, dim3(j->n_blocks, 4), JOIN_THREADS, shared, stream, *kv, *j);
+    return grid_launch(join_many<D>, dim3(j->n_blocks, 4, D / JOIN_CHANNELS), JOIN_THREADS, shared, stream, *kv, *j);
 }
 
 extern "C" int cuda_join_run(const struct cuda_kv *kv, const struct cuda_joins *j, void *stream)

@@ -25,7 +25,8 @@ struct walk {
                                                          STAGES = STAGE > 10000 ? 2 : 3,
                                                          MINE = N == 1 ? 1024 : 512 * N,
                                                          SHARED = WARPS *(STAGES *STAGE + MINE + 64),
-                                                         SAVED = D / 8 + 2;
+                                                         SAVED = D / 8 + 2,
+                                                         WORDS = N == 1 ? 4 : 1;
 };
 
 /* 4 vectors of a lane's column: of one, the channels 16 i + lane / 4 (+ 8); all lanes of a vector have its m; l and base are a lane's share until the leaf
@@ -90,26 +91,29 @@ static __device__ __forceinline__ uint32_t high_codes(uint32_t x)
 
 /* ---- queries ---- */
 
-/* One vector, lane by lane: channels D / 32 lane ..; zeros past the end. Turned if the codec turns; channel pairs from the nearest to the farthest. */
-template <int D, bool FOUR>
-static __device__ __forceinline__ void load_query(const uint16_t *q, uint32_t lane, float (&x)[D / 32])
+/* One vector, lane by lane: channels D / 32 lane ..; zeros past the end. */
+template <int D>
+static __device__ __forceinline__ void load_query(const uint16_t *q, uint32_t lane, uint32_t (&x)[D / 64])
 {
-    constexpr int K = D / 32;
 #pragma unroll
-    for (int i = 0; i < K; i++)
-        x[i] = q ? __uint_as_float((uint32_t)q[lane * K + i] << 16) : 0.0f;
-    if (FOUR)
-        rotate<D>(x, lane);
+    for (int i = 0; i < D / 64; i++)
+        x[i] = q ? *((const uint32_t *)q + lane * (D / 64) + i) : 0;
 }
 
-/* Integers of one vector into the columns 2 column and 2 column + 1 of `to`, [D / 32][32 lanes][2 runs] words; -> scale, and the sum. */
-template <int D>
-static __device__ __forceinline__ float put_query(const float (&x)[D / 32], uint32_t column, uint32_t lane, uint8_t *to,
-                                                  float *sum_out)
+/* Integers of one vector, turned if the codec turns, into the columns 2 column and 2 column + 1 of `to`, [D / 32][32 lanes][2 runs] words; -> scale, and
+   the sum. */
+template <int D, bool FOUR>
+static __device__ __forceinline__ float put_query(const uint32_t (&q)[D / 64], uint32_t column, uint32_t lane,
+                                                  uint8_t *to, float *sum_out)
 {
     constexpr int K = D / 32;
-    float top = 0, zero = 0;
+    float top = 0, zero = 0, x[K];
     int sum = 0;
+#pragma unroll
+    for (int i = 0; i < K; i++)
+        x[i] = __uint_as_float(i % 2 ? q[i / 2] & 0xFFFF0000 : q[i / 2] << 16);
+    if (FOUR)
+        rotate<D>(x, lane);
 #pragma unroll
     for (int i = 0; i < K; i++) {
         top = fmaxf(top, fabsf(x[i]));
@@ -179,15 +183,24 @@ template <int D> static __device__ __forceinline__ void state_push(const struct 
     __stcg(&to[(D / 8 + 1) * 32], x.l);
 }
 
-template <int D> static __device__ __forceinline__ void state_merge(struct state<D> &x, const float *from)
+template <int D> static __device__ __forceinline__ void state_pull(struct state<D> &x, const float *from)
 {
-    const float ma = __ldcg(&from[D / 8 * 32]), la = __ldcg(&from[(D / 8 + 1) * 32]);
-    float wa, wb;
-    merge_weights(ma, la, x.m, x.l, &x.m, &wa, &wb);
-    x.l = la * wa + x.l * wb;
 #pragma unroll
     for (int i = 0; i < D / 8; i++)
-        x.o[i] = __ldcg(&from[i * 32]) * wa + x.o[i] * wb;
+        x.o[i] = __ldcg(&from[i * 32]);
+    x.m = __ldcg(&from[D / 8 * 32]);
+    x.l = __ldcg(&from[(D / 8 + 1) * 32]);
+}
+
+/* x = merge(a, x) */
+template <int D> static __device__ __forceinline__ void state_merge(struct state<D> &x, const struct state<D> &a)
+{
+    float wa, wb;
+    merge_weights(a.m, a.l, x.m, x.l, &x.m, &wa, &wb);
+    x.l = a.l * wa + x.l * wb;
+#pragma unroll
+    for (int i = 0; i < D / 8; i++)
+        x.o[i] = a.o[i] * wa + x.o[i] * wb;
 }
 
 template <int D, bool FOUR>
@@ -228,10 +241,11 @@ static __device__ __forceinline__ void state_put(struct state<D> &x, float *tile
 
 /* ---- blocks ---- */
 
-/* Where a warp's stream of blocks is: work item, block of its unit. */
-struct stream {
-    uint32_t item, first, left; /* of the 32 blocks from `first` on, those that are to come */
-    uint32_t slot;              /* of block first + lane */
+/* Where a warp's stream of blocks is: work item, block of its unit. It looks at 32 WORDS blocks together, since lists are read through numbers of blocks. */
+template <int WORDS> struct stream {
+    uint32_t item, first, words;       /* of blocks first .., 32 words of them in `left` */
+    uint32_t left[WORDS], slot[WORDS]; /* those that are to come; slot of block first + 32 i + lane */
+    uint32_t number[WORDS];            /* in its sequence */
     struct cuda_unit unit;
     struct lists lists;
 };
@@ -240,9 +254,15 @@ struct work {
     uint32_t n_units, step, n_items; /* n_items: units times runs of vectors, the first run of all units first */
 };
 
+/* A block that is on its way. */
+struct next {
+    uint32_t item, block;
+};
+
 /* Is item the stream's, and has it blocks? Then the unit's is known. */
+template <int WORDS>
 static __device__ __forceinline__ bool stream_unit(const struct cuda_kv &kv, const struct cuda_attend &a,
-                                                   const struct work &w, uint32_t vectors, struct stream *s)
+                                                   const struct work &w, uint32_t vectors, struct stream<WORDS> *s)
 {
     const uint32_t skip = s->item / w.n_units * vectors;
     s->unit = a.units[s->item % w.n_units];
@@ -252,57 +272,118 @@ static __device__ __forceinline__ bool stream_unit(const struct cuda_kv &kv, con
     return true;
 }
 
-/* To the next 32 blocks of which some are to come; item w.n_items: there are none. */
-static __device__ __forceinline__ void stream_fill(const struct cuda_kv &kv, const struct cuda_attend &a,
-                                                   const struct work &w, uint32_t vectors, uint32_t lane,
-                                                   struct stream *s)
+template <int WORDS>
+static __device__ __forceinline__ void stream_look(const struct cuda_attend &a, uint32_t lane, struct stream<WORDS> *s)
 {
-    while (!s->left && s->item < w.n_items) {
-        s->first += 32;
-        if (s->first >= s->unit.n_blocks) {
-            s->item += w.step;
-            s->first = s->unit.n_blocks = 0;
-            if (s->item >= w.n_items || !stream_unit(kv, a, w, vectors, s))
-                continue;
-        }
-        if (s->first + lane < s->unit.n_blocks)
-            s->slot = a.slots[s->unit.slot + s->first + lane];
-        s->left = wanted(a, s->unit, s->lists, s->first, lane);
+    s->words = min((s->unit.n_blocks - s->first + 31) / 32, (uint32_t)WORDS);
+#pragma unroll
+    for (int i = 0; i < WORDS; i++) {
+        const uint32_t b = s->first + 32 * i + lane, at = s->unit.slot + b;
+        s->slot[i] = b < s->unit.n_blocks ? a.slots[at] : 0;
+        s->number[i] = b < s->unit.n_blocks && s->lists.at ? a.blocks[at] : 0;
     }
 }
 
-/* Leaves of an item: as in attn.cu. */
-struct stacked {
+template <int WORDS> static __device__ __forceinline__ void stream_list(uint32_t lane, struct stream<WORDS> *s)
+{
+    bool any[WORDS];
+#pragma unroll
+    for (int i = 0; i < WORDS; i++)
+        any[i] = s->first + 32 * i + lane < s->unit.n_blocks;
+    if (s->lists.at) {
+        bool in[WORDS] = {};
+        for (uint32_t n = 0; n < s->lists.n; n++)
+#pragma unroll
+            for (int i = 0; i < WORDS; i++)
+                in[i] = in[i] || listed(s->lists.at + (size_t)n * s->lists.words, s->number[i]);
+#pragma unroll
+        for (int i = 0; i < WORDS; i++)
+            any[i] = any[i] && in[i];
+    }
+#pragma unroll
+    for (int i = 0; i < WORDS; i++)
+        s->left[i] = __ballot_sync(~0u, any[i]);
+}
+
+/* To the next 32 blocks of which some are to come; item w.n_items: there are none. */
+template <int WORDS>
+static __device__ __forceinline__ void stream_fill(const struct cuda_kv &kv, const struct cuda_attend &a,
+                                                   const struct work &w, uint32_t vectors, uint32_t lane,
+                                                   struct stream<WORDS> *s)
+{
+    while (!s->left[0] && s->item < w.n_items) {
+        s->first += 32;
+        if (s->words > 1) {
+            s->words--;
+#pragma unroll
+            for (int i = 1; i < WORDS; i++) {
+                s->left[i - 1] = s->left[i];
+                s->slot[i - 1] = s->slot[i];
+            }
+            continue;
+        }
+        if (s->first >= s->unit.n_blocks) {
+            s->item += w.step;
+            s->first = s->unit.n_blocks = s->words = 0;
+            if (s->item >= w.n_items || !stream_unit(kv, a, w, vectors, s))
+                continue;
+        }
+        stream_look(a, lane, s);
+        stream_list(lane, s);
+    }
+}
+
+/* Leaves of an item: as in attn.cu; a stack's lowest places are registers, where a warp has 4 vectors. */
+template <int D, int N> struct stacked {
+    static constexpr int HELD = N == 1 ? 3 : 0;
     uint64_t filled;
     uint32_t leaf, depth;
+    uint32_t merges; /* of leaf `lane` */
     bool some;
+    struct state<D> held[HELD + 1];
 };
 
 template <int D, int N>
 static __device__ __forceinline__ void leaf_close(const struct cuda_attend &a, const struct cuda_unit &u, float *stack,
-                                                  struct state<D> (&x)[N], struct stacked *s)
+                                                  struct state<D> (&x)[N], struct stacked<D, N> *s)
 {
-    constexpr int SAVED = (D / 8 + 2) * 32;
+    constexpr int SAVED = (D / 8 + 2) * 32, HELD = stacked<D, N>::HELD;
 #pragma unroll
     for (int n = 0; n < N; n++)
         state_close<D>(x[n]);
-    for (uint32_t m = a.merges[u.merges + s->leaf]; m && s->depth; m--) {
+    for (uint32_t m = s->leaf < 32 ? __shfl_sync(~0u, s->merges, s->leaf) : a.merges[u.merges + s->leaf]; m && s->depth;
+         m--) {
         s->depth--;
         if (!(s->filled >> s->depth & 1))
             continue;
         s->some = true;
 #pragma unroll
-        for (int n = 0; n < N; n++)
-            state_merge<D>(x[n], stack + (s->depth * N + n) * SAVED);
+        for (int i = 0; i < HELD; i++)
+            if ((int)s->depth == i)
+                state_merge<D>(x[0], s->held[i]);
+        if ((int)s->depth >= HELD)
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                struct state<D> y;
+                state_pull<D>(y, stack + (s->depth * N + n) * SAVED);
+                state_merge<D>(x[n], y);
+            }
     }
     if (++s->leaf * CUDA_LEAF_BLOCKS >= u.n_blocks)
         return;
+    if (s->some) {
 #pragma unroll
-    for (int n = 0; n < N; n++) {
-        if (s->some)
-            state_push<D>(x[n], stack + (s->depth * N + n) * SAVED);
-        state_clear<D>(x[n]);
+        for (int i = 0; i < HELD; i++)
+            if ((int)s->depth == i)
+                s->held[i] = x[0];
+        if ((int)s->depth >= HELD)
+#pragma unroll
+            for (int n = 0; n < N; n++)
+                state_push<D>(x[n], stack + (s->depth * N + n) * SAVED);
     }
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        state_clear<D>(x[n]);
     s->filled = (s->filled & ~((uint64_t)1 << s->depth)) | (uint64_t)s->some << s->depth;
     s->depth++;
     s->some = false;
@@ -476,39 +557,45 @@ static __global__ void __launch_bounds__(walk<D, CODEC, N>::WARPS * 32, 1)
             *mine = memory + W::WARPS * W::STAGES * W::STAGE + warp * W::MINE;
     uint64_t *full = (uint64_t *)(memory + W::WARPS * (W::STAGES * W::STAGE + W::MINE)) + warp * 8;
     grid_next();
-    grid_wait();
+    /* units and places of blocks come with the plan: no kernel writes them */
     const struct work all = { *a.n_units, gridDim.x * W::WARPS, *a.n_units * runs };
     float *stack = a.stack + (size_t)me * a.depth * N * W::SAVED * 32 + lane;
     if (lane < W::STAGES)
         barrier_init(&full[lane], 1);
     shared_fence();
     __syncwarp();
-    struct stream ahead = {};
+    struct stream<W::WORDS> ahead = {
+    };
+    struct next coming[W::STAGES];
     uint32_t stage = 0, parity = 0, stage_ahead = 0;
     ahead.item = me;
-    if (me < all.n_items && stream_unit(kv, a, all, 4 * N, &ahead)) {
-        if (lane < ahead.unit.n_blocks)
-            ahead.slot = a.slots[ahead.unit.slot + lane];
-        ahead.left = wanted(a, ahead.unit, ahead.lists, 0, lane);
-    } else {
+    const bool begins = me < all.n_items && stream_unit(kv, a, all, 4 * N, &ahead);
+    if (begins)
+        stream_look(a, lane, &ahead);
+    else
         ahead.unit.n_blocks = 0;
-    }
+    grid_wait();
+    if (begins)
+        stream_list(lane, &ahead);
     stream_fill(kv, a, all, 4 * N, lane, &ahead);
-    const auto fetch = [&]() {
+    const auto fetch = [&]() -> struct next {
         if (ahead.item >= all.n_items)
-            return;
-        const uint32_t slot = __shfl_sync(~0u, ahead.slot, __ffs(ahead.left) - 1);
+            return { all.n_items, 0 };
+        const uint32_t in = __ffs(ahead.left[0]) - 1, slot = __shfl_sync(~0u, ahead.slot[0], in);
+        const struct next it = { ahead.item, ahead.first + in };
         if (lane == 0) {
             const uint8_t *from = block_at(kv, slot, layer) + ahead.unit.head * 2 * kv.part_bytes;
             barrier_expect(&full[stage_ahead], W::STAGE);
             bulk_load(ring + stage_ahead * W::STAGE, from, W::STAGE, &full[stage_ahead]);
         }
         stage_ahead = stage_ahead + 1 == W::STAGES ? 0 : stage_ahead + 1;
-        ahead.left &= ahead.left - 1;
+        ahead.left[0] &= ahead.left[0] - 1;
         stream_fill(kv, a, all, 4 * N, lane, &ahead);
+        return it;
     };
+#pragma unroll
     for (int i = 0; i < W::STAGES; i++)
-        fetch();
+        coming[i] = fetch();
     for (uint32_t item = me; item < all.n_items; item += all.step) {
         const struct cuda_unit u = a.units[item % all.n_units];
         const uint32_t first = u.vector + item / all.n_units * 4 * N;
@@ -521,15 +608,20 @@ static __global__ void __launch_bounds__(walk<D, CODEC, N>::WARPS * 32, 1)
 #pragma unroll
         for (int n = 0; n < N; n++) {
             const uint32_t v = first + 4 * n + lane % 4;
+            uint32_t y[4][D / 64];
             limit[n] = seen_by(u, v, group);
-            __syncwarp();
-            for (uint32_t c = 0; c < 4; c++) {
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
                 const uint32_t w = first + 4 * n + c;
                 const uint16_t *from =
                     (const uint16_t *)a.q + ((size_t)(u.row + w / group) * kv.n_heads + u.head * group + w % group) * D;
-                float y[D / 32], one, total;
-                load_query<D, W::FOUR>(w < u.n_vectors ? from : NULL, lane, y);
-                one = put_query<D>(y, c, lane, mine, &total);
+                load_query<D>(w < u.n_vectors ? from : NULL, lane, y[c]);
+            }
+            __syncwarp();
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                float one, total;
+                one = put_query<D, W::FOUR>(y[c], c, lane, mine, &total);
                 if (lane % 4 == c) {
                     scale[n] = one * (a.scale * 1.44269504f);
                     sum[n] = total;
@@ -544,30 +636,33 @@ static __global__ void __launch_bounds__(walk<D, CODEC, N>::WARPS * 32, 1)
             }
         }
         const struct lists l = lists_of(kv, a, u, first, first + 4 * N);
-        struct stacked s = { 0, 0, 0, false };
+        struct stacked<D, N> s;
         uint32_t n_read = 0;
+        s.filled = s.leaf = s.depth = s.some = 0;
+        s.merges = lane * CUDA_LEAF_BLOCKS < u.n_blocks ? a.merges[u.merges + lane] : 0;
 #pragma unroll
         for (int n = 0; n < N; n++)
             state_clear<D>(x[n]);
-        for (uint32_t from = 0; from < u.n_blocks; from += 32) {
-            for (uint32_t left = wanted(a, u, l, from, lane); left; left &= left - 1, n_read++) {
-                const uint32_t b = from + __ffs(left) - 1;
-                int see[N];
-                while (s.leaf < b / CUDA_LEAF_BLOCKS)
-                    leaf_close<D, N>(a, u, stack, x, &s);
-                s.some = true;
+        for (; coming[0].item == item; n_read++) {
+            const uint32_t b = coming[0].block;
+            int see[N];
+            while (s.leaf < b / CUDA_LEAF_BLOCKS)
+                leaf_close<D, N>(a, u, stack, x, &s);
+            s.some = true;
 #pragma unroll
-                for (int n = 0; n < N; n++)
-                    see[n] = l.n > 1 && !reads(a, u, l, first + 4 * n + lane % 4, group, b) ? 0 : limit[n];
-                barrier_wait(&full[stage], parity);
-                block<D, W::FOUR, N>(ring + stage * W::STAGE, q, scale, sum, see, (int)(b * BLOCK), mine, lane, x);
-                if (++stage == W::STAGES) {
-                    stage = 0;
-                    parity ^= 1;
-                }
-                __syncwarp(); /* all have read the stage and their weights */
-                fetch();
+            for (int n = 0; n < N; n++)
+                see[n] = l.n > 1 && !reads(a, u, l, first + 4 * n + lane % 4, group, b) ? 0 : limit[n];
+            barrier_wait(&full[stage], parity);
+            block<D, W::FOUR, N>(ring + stage * W::STAGE, q, scale, sum, see, (int)(b * BLOCK), mine, lane, x);
+            if (++stage == W::STAGES) {
+                stage = 0;
+                parity ^= 1;
             }
+            __syncwarp(); /* all have read the stage and their weights */
+#pragma unroll
+            for (int i = 1; i < W::STAGES; i++)
+                coming[i - 1] = coming[i];
+            coming[W::STAGES - 1] = fetch();
         }
         while (s.leaf * CUDA_LEAF_BLOCKS < u.n_blocks)
             leaf_close<D, N>(a, u, stack, x, &s);

@@ -4,8 +4,9 @@
 #include "kernels/cuda/kv.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/quest.h"
+#include "kernels/cuda/wgmma.cuh"
 
-enum { BLOCK = 64, LANES = 16, CHOOSE_THREADS = 1024, BINS = 2048, HELD = 16 };
+enum { BLOCK = 64, LANES = 16, CHOOSE_THREADS = 1024, BINS = 2048, FEW = 512 };
 
 static __device__ __forceinline__ float low_of(uint32_t x)
 {
@@ -41,59 +42,164 @@ static __global__ void __launch_bounds__(D) sketch(const __grid_constant__ struc
 
 /* ---- scores ---- */
 
-/* Half a warp a block: a lane has the channels 16 i + lane. blockIdx.y: the KV head; z: the job. */
+/* Sketches come to shared memory, CHUNK blocks at a time of up to HEADS KV heads, one bulk copy a block; a warp keeps four queries of one head. */
+enum { HEADS = 8, CHUNK = 8, STAGES = 3, SCORERS = HEADS * 32 };
+
+template <int D> struct ring {
+    static constexpr uint32_t HEAD = D * 4, STAGE = CHUNK * HEADS * HEAD, SHARED = STAGES * STAGE + 64;
+};
+
+/* What a block of threads scores: blocks first .. end - 1, `heads` KV heads from `head` on. */
+struct share {
+    uint32_t first, end, head, heads, rounds; /* rounds: it goes round so often, for four queries of a head each time */
+};
+
 template <int D>
-static __global__ void __launch_bounds__(256)
-    score(const __grid_constant__ struct cuda_kv kv, size_t at, const __grid_constant__ struct cuda_quest c)
+static __device__ __forceinline__ void bring(const uint8_t *const *sketches, size_t at, const struct share &x,
+                                             uint8_t *stages, uint64_t *full, uint64_t *empty)
+{
+    const uint32_t lane = threadIdx.x % 32, bytes = x.heads * ring<D>::HEAD;
+    uint32_t stage = 0, parity = 0;
+    for (uint32_t round = 0; round < x.rounds; round++) {
+        const uint8_t *next = x.first + lane < x.end ? sketches[x.first + lane] : NULL;
+        for (uint32_t base = x.first; base < x.end; base += 32) {
+            const uint8_t *from = next;
+            next = base + 32 + lane < x.end ? sketches[base + 32 + lane] : NULL;
+            for (uint32_t chunk = 0; chunk < 32 && base + chunk < x.end; chunk += CHUNK) {
+                if (lane == chunk) {
+                    barrier_wait(&empty[stage], parity ^ 1);
+                    barrier_expect(&full[stage], min(x.end - base - chunk, (uint32_t)CHUNK) * bytes);
+                }
+                __syncwarp();
+                if (lane / CHUNK == chunk / CHUNK && base + lane < x.end)
+                    bulk_load(stages + stage * ring<D>::STAGE + lane % CHUNK * HEADS * ring<D>::HEAD,
+                              from + at + x.head * ring<D>::HEAD, bytes, &full[stage]);
+                if (++stage == STAGES) {
+                    stage = 0;
+                    parity ^= 1;
+                }
+            }
+        }
+    }
+}
+
+/* Four queries of a half warp, lane l with the channels 16 i + l; of two channels a mask, which of their bounds are the largest. */
+template <int D> struct asked {
+    static constexpr int K = D / LANES;
+    float q[4][K];
+    uint32_t largest[4][K / 2];
+};
+
+/* The sums of the lanes' products, as a tree over the half warp, and the highest of the four; in all lanes. n: queries that are there. */
+template <int D>
+static __device__ __forceinline__ float highest(const struct asked<D> &a, const uint32_t (&words)[D / LANES],
+                                                uint32_t n, uint32_t lane)
 {
     constexpr int K = D / LANES;
-    const uint32_t lane = threadIdx.x % LANES, head = blockIdx.y, group = kv.n_heads / kv.n_kv_heads,
-                   step = gridDim.x * blockDim.x / LANES;
-    grid_next();
-    grid_wait();
-    const struct cuda_quest_job job = c.jobs[blockIdx.z];
-    const uint16_t *queries = (const uint16_t *)c.q + (size_t)job.row * kv.n_heads * D;
-    const uint8_t *const *sketches = c.sketches + job.sketches;
-    float *scores = c.scores + ((size_t)blockIdx.z * kv.n_kv_heads + head) * c.own_max;
-    if (job.budget > job.own)
-        return;
+    float sum[4];
+#pragma unroll
+    for (int g = 0; g < 4; g++) {
+        sum[g] = 0;
+#pragma unroll
+        for (int i = 0; i < K / 2; i++) {
+            const uint32_t m = a.largest[g][i], two = (words[i] & ~m) | (words[K / 2 + i] & m);
+            sum[g] += a.q[g][2 * i] * low_of(two);
+            sum[g] += a.q[g][2 * i + 1] * high_of(two);
+        }
+    }
+    /* lanes that differ in bits 3 and 2 go on with other queries, so that one exchange serves two */
+    const bool upper = lane & 8, odd = lane & 4;
+    float x[2], y;
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        x[i] = (upper ? sum[2 + i] : sum[i]) + __shfl_xor_sync(~0u, upper ? sum[i] : sum[2 + i], 8);
+    y = (odd ? x[1] : x[0]) + __shfl_xor_sync(~0u, odd ? x[0] : x[1], 4);
+    y += __shfl_xor_sync(~0u, y, 2);
+    y += __shfl_xor_sync(~0u, y, 1);
+    y = y > -INFINITY && (upper ? 2 : 0) + (odd ? 1 : 0) < (int)n ? y : -INFINITY; /* NaN is lowest */
+    float other = __shfl_xor_sync(~0u, y, 4);
+    y = odd ? (y > other ? y : other) : (other > y ? other : y); /* of equal ones the first */
+    other = __shfl_xor_sync(~0u, y, 8);
+    return upper ? (y > other ? y : other) : (other > y ? other : y);
+}
+
+template <int D>
+static __device__ __forceinline__ void weigh_up(const uint16_t *queries, uint32_t group, const struct share &x,
+                                                const uint8_t *stages, uint64_t *full, uint64_t *empty, float *scores,
+                                                uint32_t own_max)
+{
+    constexpr int K = D / LANES;
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % LANES, half = threadIdx.x / LANES % 2,
+                   warps = HEADS / x.heads /* of a head */, head = warp % x.heads, mine = warp / x.heads;
+    uint32_t stage = 0, parity = 0;
+    scores += (size_t)(x.head + head) * own_max;
+    queries += (x.head + head) * group * D + lane;
     for (uint32_t first = 0; first < group; first += 4) {
-        float q[4][K];
+        struct asked<D> a;
 #pragma unroll
         for (int g = 0; g < 4; g++)
 #pragma unroll
             for (int i = 0; i < K; i++)
-                q[g][i] = first + g < group ? low_of(queries[(head * group + first + g) * D + i * LANES + lane]) : 0.0f;
-        /* both halves of a warp go round as often, for the shuffles */
-        for (uint32_t b0 = blockIdx.x * blockDim.x / LANES + threadIdx.x / 32 * 2; b0 < job.own; b0 += step) {
-            const uint32_t b = b0 + threadIdx.x / LANES % 2, from_block = b < job.own ? b : b0;
-            const uint16_t *from = (const uint16_t *)(sketches[from_block] + at) + head * 2 * D + lane * 2 * K;
-            uint32_t words[K];
+                a.q[g][i] = first + g < group ? low_of(queries[(first + g) * D + i * LANES]) : 0.0f;
 #pragma unroll
-            for (int i = 0; i < K; i += 4)
-                *(uint4 *)(words + i) = *(const uint4 *)(from + 2 * i);
-            float best = -INFINITY;
+        for (int g = 0; g < 4; g++)
 #pragma unroll
-            for (int g = 0; g < 4; g++) {
-                if (first + g >= group)
-                    break;
-                float sum = 0;
+            for (int i = 0; i < K / 2; i++)
+                a.largest[g][i] = (a.q[g][2 * i] >= 0 ? 0xFFFF : 0) | (a.q[g][2 * i + 1] >= 0 ? 0xFFFF0000 : 0);
+        for (uint32_t base = x.first; base < x.end; base += CHUNK) {
+            barrier_wait(&full[stage], parity);
+            const uint8_t *from = stages + stage * ring<D>::STAGE + head * ring<D>::HEAD + lane * 4 * K;
+            for (uint32_t i = 2 * mine; mine < warps && i < CHUNK;
+                 i += 2 * warps) { /* what was not brought is passed over */
+                const uint32_t b = base + i + half;
+                uint32_t words[K];
 #pragma unroll
-                for (int i = 0; i < K; i++) {
-                    const uint32_t least = words[i / 2], most = words[K / 2 + i / 2];
-                    const uint32_t bound = q[g][i] >= 0 ? most : least;
-                    sum += q[g][i] * (i % 2 ? high_of(bound) : low_of(bound));
-                }
-#pragma unroll
-                for (int half = LANES / 2; half; half /= 2)
-                    sum += __shfl_down_sync(~0u, sum, half, LANES);
-                if (sum > best)
-                    best = sum;
+                for (int w = 0; w < K; w += 4)
+                    *(uint4 *)(words + w) = *(const uint4 *)(from + (i + half) * HEADS * ring<D>::HEAD + 4 * w);
+                const float best = highest<D>(a, words, group - first, lane);
+                if (lane == 0 && b < x.end)
+                    scores[b] = first && scores[b] > best ? scores[b] : best;
             }
-            if (lane == 0 && b < job.own)
-                scores[b] = first && scores[b] > best ? scores[b] : best;
+            __syncwarp();
+            if (threadIdx.x % 32 == 0)
+                barrier_arrive(&empty[stage]);
+            if (++stage == STAGES) {
+                stage = 0;
+                parity ^= 1;
+            }
         }
     }
+}
+
+/* blockIdx.x: a share of the blocks; y: HEADS KV heads; z: the job. The last warp brings sketches. */
+template <int D>
+static __global__ void __launch_bounds__(SCORERS + 32, 2)
+    score(const __grid_constant__ struct cuda_kv kv, size_t at, const __grid_constant__ struct cuda_quest c)
+{
+    extern __shared__ __align__(128) uint8_t stages[];
+    uint64_t *full = (uint64_t *)(stages + STAGES * ring<D>::STAGE), *empty = full + STAGES;
+    const uint32_t group = kv.n_heads / kv.n_kv_heads;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; i++) {
+            barrier_init(&full[i], 1);
+            barrier_init(&empty[i], HEADS);
+        }
+        shared_fence();
+    }
+    __syncthreads();
+    grid_next();
+    grid_wait();
+    const struct cuda_quest_job job = c.jobs[blockIdx.z];
+    if (job.budget > job.own)
+        return;
+    const struct share x = { (uint32_t)((uint64_t)job.own * blockIdx.x / gridDim.x),
+                             (uint32_t)((uint64_t)job.own * (blockIdx.x + 1) / gridDim.x), blockIdx.y * HEADS,
+                             min(kv.n_kv_heads - blockIdx.y * HEADS, (uint32_t)HEADS), (group + 3) / 4 };
+    if (threadIdx.x / 32 == HEADS)
+        bring<D>(c.sketches + job.sketches, at, x, stages, full, empty);
+    else
+        weigh_up<D>((const uint16_t *)c.q + (size_t)job.row * kv.n_heads * D, group, x, stages, full, empty,
+                    c.scores + (size_t)blockIdx.z * kv.n_kv_heads * c.own_max, c.own_max);
 }
 
 /* ---- the best ---- */
@@ -105,10 +211,6 @@ static __device__ __forceinline__ uint32_t key_of(float score)
     const uint32_t u = __float_as_uint(score);
     return score != score ? 0 : u >> 31 ? ~u : u | 0x80000000u;
 }
-
-struct found {
-    uint32_t key, mask, above;
-};
 
 /* Sums of x over the threads before and with this one. sums [32] */
 static __device__ __forceinline__ uint32_t scan(uint32_t x, uint32_t *sums)
@@ -140,118 +242,139 @@ static __device__ __forceinline__ uint32_t candidate(const struct candidates &a,
     return i < a.n && b >= a.first && b < a.end ? b : a.end;
 }
 
-/* A thread's run of candidates, so that ties go to the lower; their keys, where there are few enough to be kept. */
-struct run {
-    uint32_t first, n, there, key[HELD]; /* there: bits, which of them are candidates */
-    bool held;
+/* Keys of blocks: in shared memory, if there is room. */
+struct keys {
+    const uint32_t *held;
+    const float *scores;
+    __device__ __forceinline__ uint32_t of(uint32_t block) const
+    {
+        return held ? held[block] : key_of(scores[block]);
+    }
 };
 
-/* fn(number, key, is it a candidate?) of each; as often in all threads. */
+/* fn(block, key) of each candidate, by all threads. */
 template <typename F>
-static __device__ __forceinline__ void each(const float *scores, const struct candidates &a, const struct run &r, F fn)
+static __device__ __forceinline__ void each(const struct keys &keys, const struct candidates &a, F fn)
 {
-    if (r.held) {
-#pragma unroll
-        for (int i = 0; i < HELD; i++) {
-            if (i >= (int)r.n)
-                break;
-            fn(r.first + i, r.key[i], r.there >> i & 1);
-        }
-        return;
-    }
-    for (uint32_t i = 0; i < r.n; i++) {
-        const uint32_t b = candidate(a, r.first + i);
-        fn(r.first + i, b < a.end ? key_of(scores[b]) : 0, b < a.end);
+    for (uint32_t i = threadIdx.x; i < a.n; i += CHOOSE_THREADS) {
+        const uint32_t b = candidate(a, i);
+        if (b < a.end)
+            fn(b, keys.of(b));
     }
 }
 
-/* The k-th highest key, digit by digit. */
-static __device__ __forceinline__ void threshold(const float *scores, const struct candidates &a, const struct run &r,
-                                                 uint32_t k, uint32_t *bins, uint32_t *sums, struct found *f)
-{
-    const uint32_t lane = threadIdx.x % 32;
-    for (int pass = 0; pass < 3; pass++) {
-        const uint32_t shift = pass == 0 ? 21 : pass == 1 ? 10 : 0, digits = pass < 2 ? 2047 : 1023;
-        for (uint32_t i = threadIdx.x; i < BINS; i += CHOOSE_THREADS)
-            bins[i] = 0;
-        __syncthreads();
-        const struct found now = *f;
-        each(scores, a, r, [&](uint32_t, uint32_t key, bool there) {
-            const uint32_t digit = there && (key & now.mask) == now.key ? key >> shift & digits : BINS;
-            /* first digits are often the same: lanes that agree with the first of them add together */
-            const uint32_t some = __ballot_sync(~0u, digit < BINS);
-            if (!some)
-                return;
-            const uint32_t lead = __ffs(some) - 1, popular = __shfl_sync(~0u, digit, lead),
-                           same = __ballot_sync(~0u, digit == popular);
-            if (lane == lead)
-                atomicAdd(&bins[popular], __popc(same));
-            else if (digit < BINS && digit != popular)
-                atomicAdd(&bins[digit], 1);
-        });
-        __syncthreads();
-        /* thread t has the digits 2047 - 2t and below it, from the highest down */
-        const uint32_t d = BINS - 1 - 2 * threadIdx.x, x = bins[d], y = bins[d - 1],
-                       upto = now.above + scan(x + y, sums), before = upto - x - y;
-        if (before < k && upto >= k) { /* one thread */
-            const bool second = before + x < k;
-            f->key = now.key | (second ? d - 1 : d) << shift;
-            f->mask = now.mask | digits << shift;
-            f->above = second ? before + x : before;
-        }
-        __syncthreads();
-    }
-}
+/* A choice: of keys least .. most, `left` are still to be found; there are n of them. */
+struct narrow {
+    uint32_t least, most, left, n;
+};
+
+struct shared {
+    uint32_t bins[BINS], sums[32], least[32], most[32], some[FEW], key[FEW], n_some;
+    struct narrow now;
+};
 
 static __device__ __forceinline__ void put(uint32_t *list, uint32_t block)
 {
     atomicOr(&list[block / 32], 1u << block % 32);
 }
 
-/* The k best of the candidates, k > 0 and no more than there are. */
-static __device__ __forceinline__ void best(const float *scores, const struct candidates &a, uint32_t k, uint32_t *list,
-                                            uint32_t *bins, uint32_t *sums, struct found *f)
+/* Keys that lie beyond are chosen, or not; the k-th highest one, and as few others as can be, are between. */
+static __device__ __forceinline__ void threshold(const struct keys &keys, const struct candidates &a, uint32_t k,
+                                                 struct shared *s)
 {
-    const uint32_t n = (a.n + CHOOSE_THREADS - 1) / CHOOSE_THREADS;
-    struct run r = { 0, n, 0, {}, n <= HELD };
-    r.first = threadIdx.x * n;
-    if (r.held) {
-#pragma unroll
-        for (int i = 0; i < HELD; i++) {
-            const uint32_t b = i < (int)n ? candidate(a, r.first + i) : a.end;
-            r.key[i] = b < a.end ? key_of(scores[b]) : 0;
-            r.there |= (uint32_t)(b < a.end) << i;
-        }
-    }
-    __syncthreads();
-    if (threadIdx.x == 0)
-        *f = { 0, 0, 0 };
-    __syncthreads();
-    threshold(scores, a, r, k, bins, sums, f);
-    const struct found found = *f;
-    uint32_t equal = 0;
-    each(scores, a, r, [&](uint32_t i, uint32_t key, bool there) {
-        if (there && key > found.key)
-            put(list, candidate(a, i));
-        equal += there && key == found.key;
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    uint32_t least = ~0u, most = 0;
+    each(keys, a, [&](uint32_t, uint32_t key) {
+        least = min(least, key);
+        most = max(most, key);
     });
-    const uint32_t ties = k - found.above, before = scan(equal, sums) - equal;
-    uint32_t left = before >= ties ? 0 : min(equal, ties - before);
-    if (left)
-        each(scores, a, r, [&](uint32_t i, uint32_t key, bool there) {
-            if (!left || !there || key != found.key)
-                return;
-            put(list, candidate(a, i));
-            left--;
+    least = __reduce_min_sync(~0u, least);
+    most = __reduce_max_sync(~0u, most);
+    if (lane == 0) {
+        s->least[warp] = least;
+        s->most[warp] = most;
+    }
+    for (uint32_t i = threadIdx.x; i < BINS; i += CHOOSE_THREADS)
+        s->bins[i] = 0;
+    __syncthreads();
+    struct narrow now = { __reduce_min_sync(~0u, s->least[lane]), __reduce_max_sync(~0u, s->most[lane]), k, ~0u };
+    /* digits are of what the keys differ in: their first bits are mostly the same */
+    for (uint32_t shift; now.n > FEW && now.least < now.most;) {
+        shift = max(21 - __clz(now.most - now.least), 0);
+        each(keys, a, [&](uint32_t, uint32_t key) {
+            if (key >= now.least && key <= now.most)
+                atomicAdd(&s->bins[(key - now.least) >> shift], 1);
         });
+        __syncthreads();
+        /* thread t has the digits 2047 - 2t and below it, from the highest down */
+        const uint32_t d = BINS - 1 - 2 * threadIdx.x, x = s->bins[d], y = s->bins[d - 1], upto = scan(x + y, s->sums),
+                       before = upto - x - y;
+        if (before < now.left && upto >= now.left) { /* one thread */
+            const bool second = before + x < now.left;
+            const uint32_t from = now.least + ((second ? d - 1 : d) << shift);
+            s->now = { from, min(now.most, from + (1u << shift) - 1), now.left - before - (second ? x : 0),
+                       second ? y : x };
+        }
+        s->bins[d] = s->bins[d - 1] = 0;
+        __syncthreads();
+        now = s->now;
+    }
+    if (now.n == ~0u && threadIdx.x == 0) /* all are the same */
+        s->now = now;
+    if (threadIdx.x == 0)
+        s->n_some = 0;
+    __syncthreads();
 }
 
-/* A block of threads a KV head and job. */
-static __global__ void __launch_bounds__(CHOOSE_THREADS)
-    choose(uint32_t n_kv_heads, const __grid_constant__ struct cuda_quest c)
+/* The k best of the candidates, k > 0 and no more than there are. */
+static __device__ __forceinline__ void best(const struct keys &keys, const struct candidates &a, uint32_t k,
+                                            uint32_t *list, struct shared *s)
 {
-    __shared__ uint32_t bins[BINS], sums[32];
-    __shared__ struct found f;
+    __syncthreads();
+    threshold(keys, a, k, s);
+    const struct narrow now = s->now;
+    const bool few = now.n <= FEW;
+    each(keys, a, [&](uint32_t b, uint32_t key) {
+        if (key > now.most) {
+            put(list, b);
+        } else if (few && key >= now.least) {
+            const uint32_t at = atomicAdd(&s->n_some, 1);
+            s->some[at] = b;
+            s->key[at] = key;
+        }
+    });
+    __syncthreads();
+    if (few) {
+        const uint32_t i = threadIdx.x;
+        uint32_t before = 0;
+        if (i >= now.n)
+            return;
+        for (uint32_t j = 0; j < now.n; j++)
+            before += s->key[j] > s->key[i] || (s->key[j] == s->key[i] && s->some[j] < s->some[i]);
+        if (before < now.left)
+            put(list, s->some[i]);
+        return;
+    }
+    uint32_t left = now.left; /* many with one key: the lowest blocks */
+    for (uint32_t from = 0; from < a.n && left; from += CHOOSE_THREADS) {
+        const uint32_t b = candidate(a, from + threadIdx.x);
+        const bool equal = b < a.end && keys.of(b) == now.least;
+        const uint32_t upto = scan(equal, s->sums);
+        if (equal && upto <= left)
+            put(list, b);
+        if (threadIdx.x == CHOOSE_THREADS - 1)
+            s->n_some = upto;
+        __syncthreads();
+        left -= min(left, s->n_some);
+    }
+}
+
+/* A block of threads a KV head and job. room: blocks whose keys are kept in shared memory. */
+static __global__ void __launch_bounds__(CHOOSE_THREADS)
+    choose(uint32_t n_kv_heads, uint32_t room, const __grid_constant__ struct cuda_quest c)
+{
+    extern __shared__ struct shared s[]; /* behind it the keys */
+    uint32_t *held = (uint32_t *)(s + 1);
     const uint32_t head = blockIdx.x;
     grid_next();
     grid_wait();
@@ -261,16 +384,21 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS)
     const bool all = job.budget > job.own;
     for (uint32_t i = threadIdx.x; i < 2 * job.words; i += CHOOSE_THREADS)
         list[i] = !all || i * 32 > job.own ? 0 : (i + 1) * 32 <= job.own + 1 ? ~0u : (1u << (job.own + 1) % 32) - 1;
-    __syncthreads();
     if (all)
         return;
+    const struct keys keys = { job.own <= room ? held : NULL, scores };
+    if (keys.held)
+#pragma unroll 16
+        for (uint32_t i = threadIdx.x; i < job.own; i += CHOOSE_THREADS)
+            held[i] = key_of(scores[i]);
+    __syncthreads();
     if (threadIdx.x < CUDA_QUEST_FORCED)
         put(list, threadIdx.x ? job.own - 3 + threadIdx.x : 0);
     const uint32_t budget = job.budget - CUDA_QUEST_FORCED;
     struct candidates a = { 1, job.own - 2, job.own - 3, 0, 0 };
     if (!c.leaf_blocks) {
         if (budget)
-            best(scores, a, budget, list, bins, sums, &f);
+            best(keys, a, budget, list, s);
         return;
     }
     /* each slot has what the budget, dealt evenly over the blocks in the order of slots, gives to its own */
@@ -283,7 +411,7 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS)
         before += a.n - (a.slot == 0 && a.n ? 1 : 0); /* block 0 is no candidate */
         const uint64_t share = before * budget / of_all;
         if (share > given)
-            best(scores, a, (uint32_t)(share - given), list, bins, sums, &f);
+            best(keys, a, (uint32_t)(share - given), list, s);
         given = share;
     }
 }
@@ -304,7 +432,19 @@ extern "C" int cuda_quest_sketch(const struct cuda_kv *open, uint32_t kv_layer, 
 
 extern "C" int cuda_quest_choose(uint32_t n_lists, const struct cuda_quest *c, void *stream)
 {
-    return c->n_jobs ? grid_launch(choose, dim3(n_lists, c->n_jobs), CHOOSE_THREADS, 0, stream, n_lists, *c) : 0;
+    const uint32_t room = c->own_max <= 48 << 10 ? c->own_max : 0; /* shared memory is 227 KB */
+    const size_t shared = sizeof(struct shared) + room * sizeof(uint32_t);
+    return c->n_jobs ? grid_launch(choose, dim3(n_lists, c->n_jobs), CHOOSE_THREADS, shared, stream, n_lists, room, *c)
+                     : 0;
+}
+
+template <int D>
+static int score_run(const struct cuda_kv *kv, uint32_t layer, const struct cuda_quest *c, void *stream)
+{
+    const uint32_t groups = (kv->n_kv_heads + HEADS - 1) / HEADS, want = (c->own_max + CHUNK - 1) / CHUNK,
+                   most = 264 / (c->n_jobs * groups); /* two blocks of threads a multiprocessor */
+    const dim3 grid(want < 1 ? 1 : want < most ? want : most ? most : 1, groups, c->n_jobs);
+    return grid_launch(score<D>, grid, SCORERS + 32, ring<D>::SHARED, stream, *kv, layer * c->layer_bytes, *c);
 }
 
 extern "C" int cuda_quest_run(const struct cuda_kv *kv, uint32_t layer, const struct cuda_quest *c, void *stream)
@@ -313,10 +453,6 @@ extern "C" int cuda_quest_run(const struct cuda_kv *kv, uint32_t layer, const st
         return cudaErrorInvalidValue;
     if (!c->n_jobs)
         return 0;
-    const uint32_t want = (c->own_max + 63) / 64, most = 264 / c->n_jobs; /* four times round, where there is enough */
-    const dim3 grid(want < 1 ? 1 : want < most ? want : most ? most : 1, kv->n_kv_heads, c->n_jobs);
-    const size_t at = layer * c->layer_bytes;
-    const int e = kv->head_dim == 128 ? grid_launch(score<128>, grid, 256, 0, stream, *kv, at, *c)
-                                      : grid_launch(score<64>, grid, 256, 0, stream, *kv, at, *c);
+    const int e = kv->head_dim == 128 ? score_run<128>(kv, layer, c, stream) : score_run<64>(kv, layer, c, stream);
     return e ? e : cuda_quest_choose(kv->n_kv_heads, c, stream);
 }
