@@ -107,7 +107,7 @@ static __device__ void few_consume(const struct cuda_linear &l, const struct sha
         wgmma_wait<0>();
         if (lane == 0)
             barrier_arrive(&empty[held]);
-        finish<N, 8>(l, s, u, d, last);
+        finish<N, 8, 15>(l, s, u, d, last);
     }
 }
 
@@ -209,7 +209,7 @@ static __device__ void many_consume(const struct cuda_linear &l, const struct sh
         const uint32_t r = row + j / 4 * 8 + 2 * (t % 4) + j % 2,
                        out = at * 64 + t / 32 * 16 + lane / 4 + j / 2 % 2 * 8;
         if (r < l.n_rows && out < part->n_out)
-            put(l, part, r, out, sum[j]);
+            put(l, part, r, out, had(l, part, r, out), sum[j]);
     }
 }
 

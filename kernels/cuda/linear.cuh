@@ -25,13 +25,19 @@ static __device__ __forceinline__ const struct cuda_part *part_of(const struct c
     return &l.part[i];
 }
 
+/* What an output has before the product is added. */
+static __device__ __forceinline__ float had(const struct cuda_linear &l, const struct cuda_part *part, uint32_t row,
+                                            uint32_t out)
+{
+    return l.accumulate && out < part->n_out ? part->y[(size_t)row * part->y_stride + out] : 0.0f;
+}
+
 static __device__ __forceinline__ void put(const struct cuda_linear &l, const struct cuda_part *part, uint32_t row,
-                                           uint32_t out, float sum)
+                                           uint32_t out, float before, float sum)
 {
     if (part->bias)
         sum += part->bias[out];
-    float *y = part->y + (size_t)row * part->y_stride + out;
-    *y = l.accumulate ? *y + sum : sum;
+    part->y[(size_t)row * part->y_stride + out] = l.accumulate ? before + sum : sum;
 }
 
 /* Where a block's stream of stages is: pairs of tiles of its units, one unit after the other. */
@@ -62,9 +68,63 @@ static __device__ __forceinline__ void walk_next(const struct cuda_linear &l, co
     }
 }
 
-/* A unit's chains are over: whoever brings a tile's last segment joins all of them in order. FLY: loads in flight,
-   as registers allow. */
-template <int N, int FLY>
+/* Adds one to what others count as well: all that this block's threads wrote before a barrier is there for whoever
+   finds the last number. */
+static __device__ __forceinline__ uint32_t counted(uint32_t *counter)
+{
+    uint32_t before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    return before;
+}
+
+template <int WIDE> static __device__ __forceinline__ void load_wide(float (&x)[WIDE], const float *from)
+{
+    if (WIDE == 1) {
+        x[0] = __ldcg(from);
+    } else {
+        const float4 y = __ldcg((const float4 *)from);
+        x[0] = y.x, x[1 % WIDE] = y.y, x[2 % WIDE] = y.z, x[3 % WIDE] = y.w;
+    }
+}
+
+/* Of a tile, the sums of all segments in order, into y. FLY: loads in flight, as registers allow, of WIDE outputs of a
+   row each: few rows have too little to give all threads unless it is one. */
+template <int N, int FLY, int WIDE>
+static __device__ __forceinline__ void join_tile(const struct cuda_linear &l, const struct shape &s, uint32_t tile)
+{
+    uint32_t at = tile;
+    const struct cuda_part *part = part_of(l, &at);
+    const float *partial = l.partials + (size_t)tile * s.segments * N * 64;
+    for (uint32_t i = threadIdx.x; i < l.n_rows * (64 / WIDE); i += 128) {
+        const uint32_t row = i / (64 / WIDE), out = at * 64 + i % (64 / WIDE) * WIDE;
+        const float *from = partial + i * WIDE;
+        float sum[WIDE], before[WIDE];
+        load_wide<WIDE>(sum, from);
+#pragma unroll
+        for (uint32_t w = 0; w < WIDE; w++)
+            before[w] = had(l, part, row, out + w);
+        for (uint32_t g = 1; g < s.segments; g += FLY) {
+            float x[FLY][WIDE];
+#pragma unroll
+            for (int k = 0; k < FLY; k++)
+                if (g + (uint32_t)k < s.segments)
+                    load_wide<WIDE>(x[k], from + (size_t)(g + (uint32_t)k) * N * 64);
+#pragma unroll
+            for (int k = 0; k < FLY; k++)
+#pragma unroll
+                for (int w = 0; w < WIDE; w++)
+                    if (g + (uint32_t)k < s.segments)
+                        sum[w] += x[k][w];
+        }
+#pragma unroll
+        for (uint32_t w = 0; w < WIDE; w++)
+            if (out + w < part->n_out)
+                put(l, part, row, out + w, before[w], sum[w]);
+    }
+}
+
+/* A unit's chains are over: whoever brings a tile's last segment joins all of them in order. */
+template <int N, int FLY, int ONE>
 static __device__ __forceinline__ void finish(const struct cuda_linear &l, const struct shape &s, uint32_t unit,
                                               const float (&d)[N / 2], uint32_t *last)
 {
@@ -76,40 +136,21 @@ static __device__ __forceinline__ void finish(const struct cuda_linear &l, const
         if (row < l.n_rows)
             __stcg(&partial[row * 64 + out], d[j]);
     }
-    __threadfence();
     named_barrier(1, 128);
     if (t == 0) {
-        *last = atomicAdd(&l.counters[tile], 1) + 1 == s.segments;
+        *last = counted(&l.counters[tile]) + 1 == s.segments;
         if (*last)
             l.counters[tile] = 0;
-        __threadfence();
     }
     named_barrier(1, 128);
     if (!*last)
         return;
-    uint32_t at = tile;
-    const struct cuda_part *part = part_of(l, &at);
-    const float4 *from = (const float4 *)(l.partials + (size_t)tile * s.segments * N * 64);
-    for (uint32_t i = t; i < l.n_rows * 16; i += 128) { /* four outputs of a row */
-        const uint32_t row = i / 16, out = at * 64 + i % 16 * 4;
-        float4 sum = __ldcg(&from[i]);
-        for (uint32_t g = 1; g < s.segments; g += FLY) {
-            float4 x[FLY];
-#pragma unroll
-            for (int k = 0; k < FLY; k++)
-                if (g + (uint32_t)k < s.segments)
-                    x[k] = __ldcg(&from[(size_t)(g + (uint32_t)k) * N * 16 + i]);
-#pragma unroll
-            for (int k = 0; k < FLY; k++)
-                if (g + (uint32_t)k < s.segments)
-                    sum = make_float4(sum.x + x[k].x, sum.y + x[k].y, sum.z + x[k].z, sum.w + x[k].w);
-        }
-        const float y[4] = { sum.x, sum.y, sum.z, sum.w };
-#pragma unroll
-        for (uint32_t k = 0; k < 4; k++)
-            if (out + k < part->n_out)
-                put(l, part, row, out + k, y[k]);
+    if constexpr (FLY > 0) {
+        if (ONE == 0 || l.n_rows > 2)
+            return join_tile<N, FLY, 4>(l, s, tile);
     }
+    if constexpr (ONE > 0)
+        join_tile<N, ONE, 1>(l, s, tile);
 }
 
 #endif

@@ -273,7 +273,7 @@ static __device__ void consume(const struct cuda_linear &l, const struct shape &
         __syncwarp();
         if (lane == 0)
             barrier_arrive(&empty[held]);
-        finish<N, (N <= 8 ? 2 : N <= 32 ? 4 : 8)>(l, s, u, d, last);
+        finish<N, N <= 8 ? 0 : N <= 32 ? 4 : 8, N <= 8 ? 7 : 0>(l, s, u, d, last);
     }
 }
 
