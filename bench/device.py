@@ -212,14 +212,18 @@ def links():
 
 
 def spread(gpus_there):
-    """Milliseconds a token of two layers of Llama-3.1-8B's shape on one GPU and on two, as the context grows: from where on two are faster, and by how much."""
-    model, longest = "random:llama-3.1-8b,positions=1048576:2", 256
+    """
+    Milliseconds a token of a few layers of Llama-3.1-8B's shape on one GPU and on two, as the context grows: from where on two are faster, and by how much.
+    One layer to a million positions, since a prompt's attention grows with their square.
+    """
+    longest = 1024
     prompt = [(i * 7919 + i // 13) % 128000 for i in range(longest << 10)]
-    for codec, contexts in (("bf16", (1, 4, 8, 16, 32, 64, 128)), ("int4-rot", (1, 128, longest))):
+    for codec, layers, contexts in (("bf16", 2, (1, 4, 8, 16, 32, 64, 128)), ("int4-rot", 1, (1, 128, longest))):
+        model = f"random:llama-3.1-8b,positions=1052672:{layers}"
         for gpus in range(1, min(gpus_there, 2) + 1):
             c = None
             try:
-                c = Apart(model, gpus, (longest << 10) + 4096, "--step-rows-max", "4096", "--step-deadline-ms", "30000", "--kv-codec", codec)
+                c = Apart(model, gpus, (contexts[-1] << 10) + 4096, "--step-rows-max", "4096", "--step-deadline-ms", "30000", "--kv-codec", codec)
                 for k in contexts:
                     took = []
                     for new in (4, 8, 108):

@@ -53,6 +53,8 @@ void kv_pool_free(struct kv_pool *pool);
 
 /* The slot of a handle, or UINT32_MAX. */
 uint32_t kv_pool_find(const struct kv_pool *pool, kv_handle handle);
+/* The same, quickly if that is still `hint`; any value is one. */
+uint32_t kv_pool_find_near(const struct kv_pool *pool, kv_handle handle, uint32_t hint);
 /* The same, taking a free slot (payload zeroed: unwritten positions must be finite) if the handle is not here. ST_BUSY: the pool is full. */
 enum status kv_pool_open(struct kv_pool *pool, kv_handle handle, uint32_t *slot_out);
 /*

@@ -159,6 +159,11 @@ uint32_t kv_pool_find(const struct kv_pool *pool, kv_handle handle)
     return handle ? pool->table[table_at(pool, handle)] - 1 : UINT32_MAX;
 }
 
+uint32_t kv_pool_find_near(const struct kv_pool *pool, kv_handle handle, uint32_t hint)
+{
+    return handle && hint < pool->n_blocks && pool->slots[hint].handle == handle ? hint : kv_pool_find(pool, handle);
+}
+
 enum status kv_pool_take(struct kv_pool *pool, kv_handle handle, uint32_t *slot_out, bool *fresh_out)
 {
     if (!handle)

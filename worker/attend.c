@@ -33,36 +33,49 @@ static void *grow(void *array, uint32_t n, uint32_t *room, size_t size)
         (array) = bigger_;                                                                                             \
     } while (0)
 
-static enum status push_slot(struct builder *b, uint32_t value, uint32_t block)
-{
-    const enum status st = u32_list_push(&b->a->code, value);
-    return st ? st : u32_list_push(&b->a->blocks, block);
-}
-
 static enum status push_code(struct builder *b, uint32_t value)
 {
-    return push_slot(b, value, 0);
+    const enum status st = u32_list_push(&b->a->code, value);
+    return st ? st : u32_list_push(&b->a->blocks, 0);
+}
+
+/* The program of n slots, of blocks from c on, joined by adjacent pairs: 2n - 1 words and as many numbers of blocks. Returns where it ends. */
+static uint32_t *write_pairs(uint32_t *code, uint32_t *blocks, const uint32_t *slots, uint32_t c, uint32_t n)
+{
+    uint32_t half = 1;
+    if (n == 1) {
+        *code = *slots == UINT32_MAX ? 0 : *slots; /* of another block, which nobody will read as this one */
+        *blocks = c;
+        return code + 1;
+    }
+    while (half * 2 < n)
+        half *= 2;
+    uint32_t *at = write_pairs(code, blocks, slots, c, half);
+    at = write_pairs(at, blocks + (at - code), slots + half, c + half, n - half);
+    *at = TREE_MERGE;
+    blocks[at - code] = 0;
+    return at + 1;
+}
+
+static enum status push_slots(struct builder *b, const uint32_t *slots, uint32_t c, uint32_t n)
+{
+    uint32_t *code = u32_list_add(&b->a->code, 2 * n - 1), *blocks = u32_list_add(&b->a->blocks, 2 * n - 1);
+    if (!code || !blocks)
+        return ST_NO_MEMORY;
+    write_pairs(code, blocks, slots, c, n);
+    return ST_OK;
 }
 
 /* The slots of n blocks from block c on, joined by adjacent pairs. */
 static enum status push_blocks(struct builder *b, const struct plan_run *run, uint32_t c, uint32_t n)
 {
-    if (n == 1) {
-        uint32_t slot = b->at->slot(b->at->ctx, run->seq, c);
-        if (slot == UINT32_MAX && b->at->passed && b->at->passed(b->at->ctx, run, c))
-            slot = 0; /* of another block, which nobody will read as this one */
-        if (slot == UINT32_MAX)
+    const uint32_t *slots = b->at->slots(b->at->ctx, run->seq, c, n);
+    for (uint32_t i = 0; i < n; i++)
+        if (!slots || (slots[i] == UINT32_MAX && !(b->at->passed && b->at->passed(b->at->ctx, run, c + i))))
             return error_set(b->err, ST_PROTOCOL, "plan %llu: block %u of sequence %llu is not here",
-                             (unsigned long long)b->plan->number, c, (unsigned long long)b->plan->seqs[run->seq].id);
-        return push_slot(b, slot, c);
-    }
-    uint32_t half = 1;
-    while (half * 2 < n)
-        half *= 2;
-    enum status st = push_blocks(b, run, c, half);
-    if (!st)
-        st = push_blocks(b, run, c + half, n - half);
-    return st ? st : push_code(b, TREE_MERGE);
+                             (unsigned long long)b->plan->number, c + i,
+                             (unsigned long long)b->plan->seqs[run->seq].id);
+    return push_slots(b, slots, c, n);
 }
 
 static uint32_t run_leaf(const struct builder *b, const struct plan_run *run)
@@ -182,10 +195,11 @@ static enum status run_note(struct builder *b, uint32_t r)
     for (uint32_t i = 0; may_share && i < leaf && !st; i++) {
         uint32_t id = SHARE_NONE;
         if (readers[i] == b->self) {
+            const uint32_t *found = b->at->slots(b->at->ctx, run->seq, i * leaf_blocks, leaf_blocks);
             uint32_t *slots = share_next(&a->share);
-            bool here = slots != NULL;
+            bool here = slots && found;
             for (uint32_t c = 0; c < leaf_blocks && here; c++) {
-                slots[c] = b->at->slot(b->at->ctx, run->seq, i * leaf_blocks + c);
+                slots[c] = found[c];
                 here = slots[c] != UINT32_MAX; /* else push_blocks says what is missing */
             }
             id = here ? share_add(&a->share, kind_of(b, run->home == b->self, run->cls)) : SHARE_NONE;
@@ -193,19 +207,6 @@ static enum status run_note(struct builder *b, uint32_t r)
         st = u32_list_push(&a->ids, id);
     }
     return st;
-}
-
-static enum status push_slots(struct builder *b, const uint32_t *slots, uint32_t n)
-{
-    if (n == 1)
-        return push_code(b, *slots);
-    uint32_t half = 1;
-    while (half * 2 < n)
-        half *= 2;
-    enum status st = push_slots(b, slots, half);
-    if (!st)
-        st = push_slots(b, slots + half, n - half);
-    return st ? st : push_code(b, TREE_MERGE);
 }
 
 /* Those with several readers, of local runs or others', as far as there is room for their items. */
@@ -222,7 +223,8 @@ static enum status leaves_choose(struct builder *b, bool local, uint32_t *room)
         found->leaf = a->n_leaves++;
         struct attend_leaf *leaf = &a->leaves[found->leaf];
         *leaf = (struct attend_leaf){ .begin = a->code.n, .user = a->n_users, .cls = (uint8_t)(found->kind / 2) };
-        const enum status st = push_slots(b, a->share.slots + (size_t)i * b->plan->leaf_blocks, b->plan->leaf_blocks);
+        const enum status st =
+            push_slots(b, a->share.slots + (size_t)i * b->plan->leaf_blocks, 0, b->plan->leaf_blocks);
         if (st)
             return st;
         leaf->end = a->code.n;

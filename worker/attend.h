@@ -123,8 +123,8 @@ struct attend_shape {
 
 /* Where the blocks of a sequence are: looks up what the plan's tables say. */
 struct attend_lookup {
-    /* slot of block c of plan sequence s in this worker's pool, or UINT32_MAX */
-    uint32_t (*slot)(void *ctx, uint32_t s, uint32_t c);
+    /* slots of blocks c .. c + n - 1 of plan sequence s in this worker's pool, UINT32_MAX of those that are not here; NULL: its table ends before */
+    const uint32_t *(*slots)(void *ctx, uint32_t s, uint32_t c, uint32_t n);
     /* readers of leaves 0.. of plan sequence s; at least n of them, or NULL */
     const uint16_t *(*readers)(void *ctx, uint32_t s, uint32_t n);
     /* Is block c before the window of all rows of the run? It need not be here: no list has it. NULL: never. */

@@ -46,11 +46,15 @@ struct lookup {
     const struct plan *plan;
 };
 
-static uint32_t lookup_slot(void *ctx, uint32_t seq, uint32_t block)
+static const uint32_t *lookup_slots(void *ctx, uint32_t seq, uint32_t block, uint32_t n)
 {
     const struct lookup *l = ctx;
-    const struct sequence *s = l->worker->plan_sequences[seq];
-    return block < s->n_table ? kv_pool_find(l->worker->pool, s->table[block]) : UINT32_MAX;
+    struct sequence *s = l->worker->plan_sequences[seq];
+    if (n > s->n_table || block > s->n_table - n)
+        return NULL;
+    for (uint32_t i = block; i < block + n; i++)
+        s->slots[i] = kv_pool_find_near(l->worker->pool, s->table[i], s->slots[i]);
+    return s->slots + block;
 }
 
 static kv_handle lookup_handle(void *ctx, uint32_t seq, uint32_t block)
@@ -363,7 +367,7 @@ void worker_run(struct worker *w, const struct plan *plan)
                                         .reads_apart = w->config.reads_apart || w->ops->reads_apart,
                                         .row_classes = kv_codecs[w->config.kv_codec].row_classes };
     struct lookup lookup = { w, plan };
-    const struct attend_lookup at = { lookup_slot, lookup_readers, lookup_passed, &lookup };
+    const struct attend_lookup at = { lookup_slots, lookup_readers, lookup_passed, &lookup };
     const struct select_lookup handles = { lookup_handle, &lookup };
     const int64_t deadline_ns = start + (int64_t)plan->deadline_ms * 1000000;
     uint16_t peer = UINT16_MAX;

@@ -21,6 +21,7 @@ struct sequences *sequences_new(void)
 static void sequence_free(struct sequence *s)
 {
     free(s->table);
+    free(s->slots);
     free(s->readers);
     free(s);
 }
@@ -114,10 +115,13 @@ enum status sequence_update(struct sequences *all, const struct plan_seq *said, 
                          (unsigned long long)said->id, said->table_from, said->reader_from, s->n_table, s->n_readers);
     const uint32_t n_table = said->table_from + said->n_table, n_readers = said->reader_from + said->n_readers;
     if (!reserve(&s->table, &s->table_room, n_table, sizeof *s->table) ||
+        !reserve(&s->slots, &s->slots_room, n_table, sizeof *s->slots) ||
         !reserve(&s->readers, &s->readers_room, n_readers, sizeof *s->readers))
         return error_set(err, ST_NO_MEMORY, "no memory for a sequence");
-    if (said->n_table)
+    if (said->n_table) {
         memcpy(s->table + said->table_from, said->table, said->n_table * sizeof *s->table);
+        memset(s->slots + said->table_from, 0xff, said->n_table * sizeof *s->slots);
+    }
     if (said->n_readers)
         memcpy(s->readers + said->reader_from, said->readers, said->n_readers * sizeof *s->readers);
     s->n_table = n_table > s->n_table ? n_table : s->n_table;

@@ -18,8 +18,10 @@ enum { SEQUENCE_SAMPLED = 16 }; /* sampled tokens remembered: more than plans in
 struct sequence {
     uint64_t id;
     kv_handle *table;
+    uint32_t *
+        slots; /* [n_table]: where its blocks stood in the pool when they were looked up last; UINT32_MAX: never, or nowhere */
     uint16_t *readers;
-    uint32_t n_table, n_readers, table_room, readers_room;
+    uint32_t n_table, n_readers, table_room, slots_room, readers_room;
     uint32_t committed;             /* positions */
     char label[PLAN_LABEL_MAX + 1]; /* what logs call its request */
     struct plan_sampling sampling;

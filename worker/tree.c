@@ -5,15 +5,27 @@
 
 enum { MIXED = -1, ABSENT = -2 };
 
+uint32_t *u32_list_add(struct u32_list *list, uint32_t n)
+{
+    if (n > list->room - list->n) {
+        const uint32_t room = list->n + n < 32 ? 64 : (list->n + n) * 2;
+        uint32_t *v = realloc(list->v, room * sizeof *v);
+        if (!v)
+            return NULL;
+        list->v = v;
+        list->room = room;
+    }
+    list->n += n;
+    return list->v + list->n - n;
+}
+
 enum status u32_list_push(struct u32_list *list, uint32_t value)
 {
     if (list->n == list->room) {
-        const uint32_t room = list->room ? list->room * 2 : 64;
-        uint32_t *v = realloc(list->v, room * sizeof *v);
-        if (!v)
+        uint32_t *at = u32_list_add(list, 1);
+        if (!at)
             return ST_NO_MEMORY;
-        list->v = v;
-        list->room = room;
+        list->n--;
     }
     list->v[list->n++] = value;
     return ST_OK;

@@ -23,6 +23,8 @@ struct u32_list {
     uint32_t n, room;
 };
 enum status u32_list_push(struct u32_list *list, uint32_t value);
+/* n more places, not yet written; NULL: no memory */
+uint32_t *u32_list_add(struct u32_list *list, uint32_t n);
 void u32_list_free(struct u32_list *list);
 
 /* A maximal node: all its leaves have one reader. */

@@ -87,8 +87,13 @@ static uint32_t job_items(const struct backend *b, const struct attend_job *job)
 static bool push_program(struct backend *b, uint32_t begin, uint32_t end)
 {
     const uint32_t *code = b->input->attend->code.v;
-    uint32_t in_leaf = 0, inner = 0, depth = 0;
-    struct gpu_list *merges = &b->list[SECTION_MERGES];
+    uint32_t in_leaf = 0, inner = 0, depth = 0, n = 0;
+    struct gpu_list *merges = &b->list[SECTION_MERGES],
+                    *lists[] = { &b->list[SECTION_SLOTS], &b->list[SECTION_BLOCKS] };
+    const size_t most = (end - begin) * sizeof(uint32_t); /* what merges take of it is given back */
+    uint32_t *slots = gpu_list_push(lists[0], most), *blocks = b->selects ? gpu_list_push(lists[1], most) : NULL;
+    if (!slots || (b->selects && !blocks))
+        return false;
     for (uint32_t i = begin; i < end; i++) {
         if (code[i] != TREE_MERGE) {
             if (in_leaf == CUDA_LEAF_BLOCKS || i == begin) {
@@ -102,9 +107,9 @@ static bool push_program(struct backend *b, uint32_t begin, uint32_t end)
             }
             in_leaf++;
             inner++;
-            if (!push_u32(b, SECTION_SLOTS, code[i]) ||
-                (b->selects && !push_u32(b, SECTION_BLOCKS, b->input->attend->blocks.v[i])))
-                return false;
+            if (blocks)
+                blocks[n] = b->input->attend->blocks.v[i];
+            slots[n++] = code[i];
         } else if (inner > 1) {
             inner--;
         } else {
@@ -112,6 +117,8 @@ static bool push_program(struct backend *b, uint32_t begin, uint32_t end)
             depth--;
         }
     }
+    for (int i = 0; i < (blocks ? 2 : 1); i++)
+        lists[i]->bytes -= most - n * sizeof(uint32_t);
     return true;
 }
 

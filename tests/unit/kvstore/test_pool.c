@@ -203,6 +203,10 @@ static void test_random(void **state)
             }
         }
         assert_int_equal(kv_pool_find(pool, handle), here[h] ? slot_of[h] : UINT32_MAX);
+        /* where it stood, where another one does, and nowhere */
+        assert_int_equal(kv_pool_find_near(pool, handle, slot_of[h]), here[h] ? slot_of[h] : UINT32_MAX);
+        assert_int_equal(kv_pool_find_near(pool, handle, s), here[h] ? slot_of[h] : UINT32_MAX);
+        assert_int_equal(kv_pool_find_near(pool, handle, UINT32_MAX), here[h] ? slot_of[h] : UINT32_MAX);
         struct kv_pool_stats stats;
         kv_pool_stats(pool, &stats);
         assert_int_equal(stats.used, used);
