@@ -448,6 +448,7 @@ static void heartbeats(struct session *s)
         session_send(s, &beat);
         if (leaving && !leave_ms)
             leave_ms = clock_ms() + s->config->drain_ms;
+        const int64_t since_ms = clock_ms();
         pthread_mutex_lock(&s->lock);
         if (!s->ended && !stopping)
             wait_ms(s, leaving && s->heartbeat_ms > LEAVE_LOOK_MS ? LEAVE_LOOK_MS : s->heartbeat_ms);
@@ -455,8 +456,10 @@ static void heartbeats(struct session *s)
         pthread_mutex_unlock(&s->lock);
         if (ended || stopping || (leave_ms && clock_ms() >= leave_ms))
             return;
-        const int64_t silent = clock_ms() - atomic_load(&s->heard_ms);
-        if (s->silence_ms && silent > s->silence_ms) {
+        const int64_t now = clock_ms(), silent = now - atomic_load(&s->heard_ms);
+        /* If this process itself did not run for a while, the coordinator was not silent: what it said is still to be read. */
+        const bool deaf = now - since_ms > 2 * (int64_t)s->heartbeat_ms;
+        if (!deaf && s->silence_ms && silent > s->silence_ms) {
             log_warn("nothing heard from the coordinator for %lld ms", (long long)silent);
             return;
         }

@@ -83,7 +83,7 @@ class Hosts(Cluster):
             self.running["host " + name] = p
             self.places[name] = p.pid
         for name in self.address:
-            wait_for("a namespace", lambda pid=self.places[name]: cluster.command_of(pid)[:1] == ["sleep"], 10)
+            wait_for("a namespace", lambda pid=self.places[name]: cluster.command_of(pid)[:1] == ["sleep"], 60)
         ports = [f"{name}={pid}={self.address.get(name, CLIENT)}/24" for name, pid in self.places.items()]
         self.relay = subprocess.Popen([sys.executable, os.path.join(cluster.HERE, "relay.py"), *ports], stdin=subprocess.PIPE,
                                       stdout=subprocess.PIPE, text=True)
@@ -109,7 +109,7 @@ class Hosts(Cluster):
                        "--jobs-dir", os.path.join(self.directory, "jobs"), "--lease-ms", str(lease_ms),
                        *([] if not registry else ["--registry", "etcd:" + registry]), *map(str, flags), *map(str, each[i] if each else ()))
         wait_for("a coordinator that leads", self.follow, 60)
-        self.wait_workers(timeout_s=40)
+        self.wait_workers(timeout_s=60)
         if self.supervised:
             threading.Thread(target=self.supervise, daemon=True).start()
 
@@ -221,7 +221,7 @@ class Hosts(Cluster):
         for name in (*self.worker_hosts, *self.coordinators):
             start = time.monotonic()
             self.signal(name, signal.SIGTERM)
-            assert self.running[name].wait(15) == 0, f"{name} ended with status {self.running[name].returncode}"
+            assert self.running[name].wait(60) == 0, f"{name} ended with status {self.running[name].returncode}"
             took[name] = time.monotonic() - start
         self.kill()
         return took

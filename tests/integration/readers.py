@@ -10,17 +10,18 @@ from cluster import wait_for
 
 def read_after_a_while(test, c, reader):
     """Whoever leaves finds an answer that went on without a client, until it did not: what was generated meanwhile is told, not generated again."""
+    before = c.status()["scheduler"]["completion_tokens"]
     reader.open()
     reader.read(3)
     reader.leave()
     time.sleep(1)
     test.assertFalse(c.idle())
-    c.check_quiet(15)
+    c.check_quiet(60)
     at = c.status()["scheduler"]["completion_tokens"]
     reader.open()
     reader.read(20)
     test.assertEqual(len(reader.told), 23)  # it was not cut off
-    test.assertLess(c.status()["scheduler"]["completion_tokens"] - at, 60)
+    test.assertLess(c.status()["scheduler"]["completion_tokens"] - at, max(60, (at - before) // 2))  # it goes on, while this is asked
 
 
 def read_through_kills(test, c, readers, leasts):
@@ -36,7 +37,7 @@ def read_through_kills(test, c, readers, leasts):
         os.kill(old, signal.SIGKILL)
         wait_for("a new coordinator", lambda: c.coordinator() not in (None, old))
     for t in threads:
-        t.join(90)
+        t.join(180)
         test.assertFalse(t.is_alive())
     for r in readers:
         test.assertTrue(r.done)

@@ -31,8 +31,9 @@ class Paced(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     first_s, gap_s = 0.060, 0.020
     bodies = []
-    n_open = most_open = 0
-    lock = threading.Lock()
+    n_open = most_open = hold = 0
+    met = threading.Condition()
+    times = []  # of each: when it came, when its tokens went
     disable_nagle_algorithm = True
 
     def log_message(self, *_):
@@ -54,14 +55,16 @@ class Paced(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with Paced.lock:
+        with Paced.met:
             Paced.bodies.append((time.monotonic(), self.path, body))
             Paced.n_open += 1
             Paced.most_open = max(Paced.most_open, Paced.n_open)
+            Paced.met.notify_all()
+            Paced.met.wait_for(lambda: Paced.most_open >= Paced.hold, 30)  # until so many are open at once
         try:
             self.stream(body)
         finally:
-            with Paced.lock:
+            with Paced.met:
                 Paced.n_open -= 1
 
     def stream(self, body):
@@ -70,9 +73,12 @@ class Paced(http.server.BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         due = time.monotonic()
+        times = [due]
+        Paced.times.append(times)
         for i in range(body["max_tokens"]):
             due += self.gap_s if i else self.first_s
             time.sleep(max(0, due - time.monotonic()))
+            times.append(time.monotonic())
             self.chunk(b'data: {"choices": [{"text": " x", "finish_reason": null}]}\n\n')
         usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": body["max_tokens"]}
         self.chunk(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode())
@@ -89,7 +95,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 class KnownTimes(unittest.TestCase):
     def setUp(self):
-        Paced.bodies, Paced.most_open = [], 0
+        Paced.bodies, Paced.most_open, Paced.hold, Paced.times = [], 0, 0, []
         self.server = Server(("127.0.0.1", 0), Paced)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.addCleanup(self.server.server_close)
@@ -102,9 +108,12 @@ class KnownTimes(unittest.TestCase):
         self.assertEqual((s["ok"], s["failed"], s["output_tokens"], s["input_tokens"]), (12, 0, 132, 360))
         self.assertEqual(Paced.most_open, 4)
         self.assertEqual(len(Paced.bodies), 14)
-        for name, least in (("ttft_ms", 60), ("tpot_ms", 20), ("itl_ms", 20), ("e2e_ms", 260)):
+        went = [[1000 * (t - times[0]) for t in times[1:]] for times in Paced.times[2:]]  # a busy server is late itself
+        gaps = [b - a for w in went for a, b in zip(w, w[1:])]
+        for name, least, own in (("ttft_ms", 60, [w[0] for w in went]), ("tpot_ms", 20, [(w[-1] - w[0]) / 10 for w in went]), ("itl_ms", 20, gaps),
+                                 ("e2e_ms", 260, [w[-1] for w in went])):
             self.assertGreater(s[name]["p50"], least * 0.9, name)
-            self.assertLess(s[name]["p50"], least * 1.25 + 8, name)
+            self.assertLess(s[name]["p50"], max(least, statistics.median(own)) * 1.25 + 12, name)
         self.assertEqual(s["itl_ms"]["n"], 120)
         for q in r["requests"]:
             self.assertAlmostEqual(sum(q["itl_ms"]) / 10, q["tpot_ms"], places=2)
@@ -136,7 +145,7 @@ class KnownTimes(unittest.TestCase):
         due = [q["due_ms"] for q in r["requests"]]
         self.assertEqual(due, sorted(due))
         at = [t for t, _, _ in Paced.bodies]
-        self.assertLess(abs((at[-1] - at[0]) * 1000 - (due[-1] - due[0])), 100)
+        self.assertLess(abs((at[-1] - at[0]) * 1000 - (due[-1] - due[0])), 600)  # one after another they would take ten seconds
         self.assertGreater(Paced.most_open, 3)
         self.assertEqual((r["summary"]["good"], r["summary"]["goodput_per_s"]), (0, 0))  # no TPOT is under 5 ms
 
@@ -167,9 +176,9 @@ class KnownTimes(unittest.TestCase):
             path = os.path.join(d, "r.json")
             p = subprocess.Popen([cluster.LONGSPAN, "bench", "--url", self.url, "--requests", "10000", "--concurrency", "3",
                                   "--output-tokens", "5", "--json", path, "--svg", path + ".svg"], stdout=subprocess.PIPE, text=True)
-            time.sleep(1.5)
+            cluster.wait_for("answers", lambda: len(Paced.bodies) > 20)
             p.send_signal(signal.SIGINT)
-            out, _ = p.communicate(timeout=10)
+            out, _ = p.communicate(timeout=60)
             with open(path, encoding="utf-8") as f:
                 r = json.load(f)
             xml.dom.minidom.parse(path + ".svg")
@@ -180,6 +189,7 @@ class KnownTimes(unittest.TestCase):
         self.assertEqual(r["summary"]["failed"], 0)
 
     def test_many_streams(self):
+        Paced.hold = 100
         r = bench(self.url, "--requests", 200, "--concurrency", 100, "--output-tokens", 5, "--input-tokens", 8)
         self.assertEqual(r["summary"]["ok"], 200)
         self.assertEqual(Paced.most_open, 100)
@@ -239,11 +249,11 @@ class Hostile(unittest.TestCase):
     def test_silent(self):
         start = time.monotonic()
         self.assertIn("longer than", self.faults([b"HTTP/1.1 200 OK\r\n"], "--timeout-s", 1, hold_s=20))
-        self.assertLess(time.monotonic() - start, 10)
+        self.assertLess(cluster.elapsed(start), 15)
 
     def test_nobody(self):
         """Refused connections end it soon, whatever the number of requests."""
-        _, err = run("bench", "--url", "http://127.0.0.1:1", "--model", "m", "--requests", 100000, check=1, timeout_s=20)
+        _, err = run("bench", "--url", "http://127.0.0.1:1", "--model", "m", "--requests", 100000, check=1, timeout_s=60)
         self.assertIn("in a row failed", err)
         self.assertIn("refused", err)
 
@@ -252,7 +262,7 @@ class Hostile(unittest.TestCase):
                             (["--url", "ftp://x"], "--url"), (["--tls-ca", "/nowhere"], "--tls-ca"), (["--url", "https://127.0.0.1:1", "--tls-ca", "/nowhere"], "tls-ca"), (["--url", "x"], "--url"), (["--extra-body", "[]"], "--extra-body"),
                             (["--trace", "/nowhere"], "/nowhere"), (["--prompts", "ids", "--api", "chat"], "--prompts"),
                             (["--concurrency", "9999"], "--concurrency"), (["positional"], "positional")):
-            _, err = run("bench", *flags, check=None, timeout_s=20)
+            _, err = run("bench", *flags, check=None, timeout_s=60)
             self.assertIn(says, err)
 
 
@@ -303,8 +313,18 @@ class OurServer(unittest.TestCase):
         cls.cluster.stop()
 
     def test_agrees(self):
-        """With an independent client, interleaved. Half as much again is room for a busy machine; a wrong definition would be off by more."""
+        """
+        With an independent client, interleaved. Half as much again is room for a busy machine; a wrong definition would be off by more, every time.
+        """
         random.seed(5)
+        for _ in range(3):
+            off = self.disagreement()
+            if max(off.values()) < 1.5:
+                return
+        self.fail(f"ours against the independent client's, three times: {off}")
+
+    def disagreement(self):
+        """-> by what factor either says more, of each figure"""
         ours, theirs = [], []
         for i in range(3):
             r = bench(self.url, "--requests", 8, "--concurrency", 2, "--input-tokens", 128, "--output-tokens", 24, "--seed", 10 + i)["summary"]
@@ -313,9 +333,11 @@ class OurServer(unittest.TestCase):
             prompts = [[random.randrange(1000, 30000) for _ in range(128)] for _ in range(8)]
             ttft, tpot, took = independent(self.cluster.port, prompts, 24, 2)
             theirs.append((statistics.median(ttft), statistics.median(tpot), 192 / took))
+        off = {}
         for what, a, b in zip(("TTFT", "TPOT", "tok/s"), zip(*ours), zip(*theirs)):
             a, b = statistics.median(a), statistics.median(b)
-            self.assertLess(max(a / b, b / a), 1.5, f"{what}: {a:.2f} ours, {b:.2f} the independent client's")
+            off[what] = max(a / b, b / a)
+        return off
 
     def test_text(self):
         """Text sized by /tokenize has the length asked for."""

@@ -18,7 +18,7 @@ import time
 import unittest
 
 import cluster
-from cluster import descriptors, prose, resident_bytes, wait_for
+from cluster import descriptors, elapsed, prose, resident_bytes, wait_for
 from hosts import GRPC, Hosts, go_inside
 from test_resume import Reader
 
@@ -172,8 +172,12 @@ class Storm:
             self.counts[what] = self.counts.get(what, 0) + 1
 
     def coordinators_met(self, since):
-        """Whether something was done to a coordinator (or to what it leads by) from 30 s before that time on: a lead is also lost some time after its cause."""
-        return any(touches and end > since - 30 for end, touches, _ in list(self.met))
+        """
+        Whether something was done to a coordinator (or to what it leads by) from 30 s before that time on: a lead is also lost some time after its cause. A machine
+        that stands still does it too.
+        """
+        now = time.monotonic()
+        return now - (since - 30) - elapsed(since - 30, now) > 1 or any(touches and end > since - 30 for end, touches, _ in list(self.met))
 
     # ---- faults ----
 
@@ -241,9 +245,8 @@ class Storm:
     def recovered(self, name, since, clients):
         """Everybody has gone on, after the time in which it may not have shown yet. -> the longest that a stream stood still"""
         after = max(time.monotonic(), since + NOTICED_S)
-        until = after + RECOVERED_S
         while left := [c for c in clients if c.marks[-1] <= after]:
-            if time.monotonic() > until:
+            if elapsed(after) > RECOVERED_S:
                 self.wrong(f"{[f'{type(c).__name__} {c.number}' for c in left]}: nothing for {RECOVERED_S} s after '{name}'")
                 return None
             time.sleep(0.02)

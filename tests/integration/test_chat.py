@@ -41,7 +41,7 @@ class Terminal:
     def type(self, text):
         os.write(self.fd, text.encode())
 
-    def end(self, timeout_s=20):
+    def end(self, timeout_s=60):
         """-> its exit status"""
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
@@ -121,7 +121,7 @@ class Chat(unittest.TestCase):
         cluster.wait_for("the request", lambda: self.cluster.status()["scheduler"]["running"] == 1)
         t.wait(r"words\.\S*\r\n[\s\S]*\w")
         os.kill(t.pid, signal.SIGINT)
-        t.wait(r"\(cancelled\)[\s\S]*> ", 20)
+        t.wait(r"\(cancelled\)[\s\S]*> ", 60)
         cluster.wait_for("the end of the request", lambda: self.cluster.status()["scheduler"]["running"] == 0)
         t.type("\x04")
         self.assertEqual(t.end(), 0)

@@ -261,7 +261,7 @@ class Up(unittest.TestCase):
         self.assertEqual(len(pids), 3)
         c.up.kill()
         c.up.wait()
-        cluster.wait_for("the end of all processes", lambda: not any(map(cluster.is_alive, pids)), 15)
+        cluster.wait_for("the end of all processes", lambda: not any(map(cluster.is_alive, pids)), 60)
 
     def test_state_is_locked(self):
         with Cluster(workers=1) as c:

@@ -43,11 +43,11 @@ class Apart(Cluster):
         self.running = self.start("coordinator", "--http", f"127.0.0.1:{self.port}", "--grpc", self.grpc, "--control",
                                   f"127.0.0.1:{self.control_port}", "--workers", 1, "--model", COPY, "--state",
                                   os.path.join(self.directory, "state"), "--kv-codec", codec, "--selector", selector)
-        wait_for("a worker", lambda: self.running.poll() is None and self.workers(), 30)
+        wait_for("a worker", lambda: self.running.poll() is None and self.workers(), 60)
 
     def end(self):
         self.running.terminate()
-        self.running.wait(15)
+        self.running.wait(60)
 
     def kill(self):
         for p in (self.running, self.worker):
@@ -81,7 +81,7 @@ class Configurations(unittest.TestCase):
             # the log-probabilities tell configurations apart, or hits that crossed would not show
             self.assertGreater(len({str(told) for told in seen.values()}), 3)
             c.worker.terminate()
-            self.assertEqual(c.worker.wait(15), 0)
+            self.assertEqual(c.worker.wait(60), 0)
 
     def test_worker_expects(self):
         """A worker that was started for a codec or a selector serves no coordinator of another, and says so."""
@@ -93,14 +93,14 @@ class Configurations(unittest.TestCase):
                                 (("--selector=dense",), "selector: dense"),
                                 (("--selector", "quest@0.4"), "selector: quest@0.4"),
                                 (("--kv-codec", "int8", "--selector", "sketch-walk@0.3"), "selector: sketch-walk@0.3")):
-                _, err = run("worker", "--control", f"127.0.0.1:{c.control_port}", "--kv-bytes", "64M", "--once", *flags, check=1, timeout_s=30)
+                _, err = run("worker", "--control", f"127.0.0.1:{c.control_port}", "--kv-bytes", "64M", "--once", *flags, check=1, timeout_s=60)
                 self.assertIn(says, err)
             self.assertEqual(len(c.workers()), 1)
             one = c.start("worker", "--control", f"127.0.0.1:{c.control_port}", "--kv-bytes", "64M", "--kv-codec", "int8",
                           "--selector", "quest@0.3")
             self.addCleanup(one.wait)
             self.addCleanup(one.kill)
-            wait_for("two workers", lambda: len(c.workers()) == 2, 30)
+            wait_for("two workers", lambda: len(c.workers()) == 2, 60)
             _, err = run("worker", "--selector", "sparse", check=2)
             self.assertIn("there are", err)
             c.end()

@@ -10,10 +10,11 @@ import time
 import unittest
 
 import cluster
-from cluster import Cluster, prose, wait_for
+from cluster import Cluster, elapsed, prose, wait_for
 
 WITHIN_S = 5  # from the fault to the client's knowing
-NOTICED_S = 2  # from the fault to the coordinator's log
+SILENCE_MS = 1500  # the default
+NOTICED_S = 3  # from the fault to the coordinator's log: a step's deadline alone would be 4 s
 
 
 class Request(threading.Thread):
@@ -56,7 +57,8 @@ class Request(threading.Thread):
         """It ended in time, with an error that names one of these workers."""
         self.await_end(20)
         assert self.error, f"it ended well: {self.finish} after {len(self.tokens)} tokens"
-        assert self.ended_s - since_s < WITHIN_S, f"told after {self.ended_s - since_s:.1f} s: {self.error}"
+        took = elapsed(since_s, self.ended_s)
+        assert took < WITHIN_S, f"told after {took:.1f} s: {self.error}"
         assert self.error["type"] == "server_error", self.error
         named = {int(n) for n in re.findall(r"\bworker (\d+)", self.error["message"])}
         assert named & set(workers), f"{self.error} does not name worker {workers}"
@@ -79,7 +81,7 @@ class Faults(unittest.TestCase):
                 assert not r.await_end(120).error
         cls.short_alone, cls.spread_alone = cls.alone[cls.short_prompt], cls.alone[cls.prompts[0]]
         cls.unused = list(cls.prompts[1:])
-        cls.cluster = Cluster("--spread-min-tokens", 1, "--threads", 1, workers=4)
+        cls.cluster = Cluster("--spread-min-tokens", 1, "--threads", 1, "--silence-ms", SILENCE_MS, workers=4)
 
     @classmethod
     def tearDownClass(cls):
@@ -116,9 +118,9 @@ class Faults(unittest.TestCase):
     def pid(self, worker):
         return next(w["pid"] for w in self.cluster.workers() if w["id"] == worker)
 
-    def start_spread(self):
+    def start_spread(self, prompt=None):
         """A request in mid-decode -> (it, the workers that have blocks of it, most first)"""
-        spread = self.request(self.unused.pop(), 150).await_tokens(3)
+        spread = self.request(prompt or self.unused.pop(), 150).await_tokens(3)
         at = sorted(((n, w) for w, n in self.blocks().items() if n), reverse=True)
         self.assertIn(len(at), (2, 3), f"blocks: {at}")
         return spread, [w for _, w in at]
@@ -143,12 +145,25 @@ class Faults(unittest.TestCase):
 
     def check_noticed(self, since, victim, log_line):
         self.cluster.wait_log(rf"worker {victim} .* is lost", 10, log_line)
-        took = time.monotonic() - since
-        self.assertLess(took, NOTICED_S, f"noticed after {took:.2f} s")
+        took = elapsed(since)
+        print(f"noticed after {took:.2f} s", flush=True)
+        self.assertLess(took, NOTICED_S)
+
+    def both(self):
+        """A spread request and one outside its workers, in mid-decode -> (the first, its workers, all others); again where the first was too quick."""
+        prompt = None
+        for _ in range(4):
+            spread, group = self.start_spread(prompt)
+            outside, _, others = self.start_outside(group)
+            if not spread.finish and len(spread.tokens) < 120:
+                return spread, group, [outside, *others]
+            for r in (spread, outside, *others):
+                self.check_same(r)
+            prompt = spread.prompt
+        raise AssertionError("a request of 150 tokens always ends before another has begun")
 
     def fault(self, number, which):
-        spread, group = self.start_spread()
-        outside, _, others = self.start_outside(group)
+        spread, group, others = self.both()
         victim = group[which]
         pid = self.pid(victim)
         self.assertIsNone(spread.error)
@@ -157,13 +172,17 @@ class Faults(unittest.TestCase):
         since = time.monotonic()
         os.kill(pid, number)
         self.check_noticed(since, victim, log_line)
-        for r in (spread, outside, *others):
+        for r in (spread, *others):
             self.check_same(r)
         after = self.cluster.metrics()
+        lost = {m[1] for line in self.cluster.log_lines[log_line:] if (m := re.search(r"worker (\d+) .* is lost", line))}
         grown = {n: after[f"longspan_{n}"] - before[f"longspan_{n}"]
                  for n in ("recoveries_total", "recovered_rows_total", "recovery_seconds_count", "recovery_seconds_sum")}
         self.assertGreaterEqual(grown["recoveries_total"], 1)
-        self.assertEqual(grown["recoveries_total"], grown["recovery_seconds_count"])
+        # who loses a second worker before it is where it had been is placed again twice, and recovers once
+        least = grown["recoveries_total"] if len(lost) == 1 else 1
+        self.assertGreaterEqual(grown["recovery_seconds_count"], least)
+        self.assertLessEqual(grown["recovery_seconds_count"], grown["recoveries_total"])
         self.assertGreater(grown["recovered_rows_total"], 0)
         return pid
 
@@ -222,21 +241,27 @@ class Faults(unittest.TestCase):
         command = [cluster.LONGSPAN, "generate", "--grpc", self.cluster.grpc, "--raw", "--prompt", self.short_prompt, "--max-tokens", "150",
                    "--temperature", "1", "--seed", "7", "--ignore-eos"]
         alone = subprocess.run(command, capture_output=True, timeout=60, check=True).stdout
-        p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
-        self.addCleanup(p.kill)
-        first = p.stdout.read(4)
-        self.assertTrue(first)
-        victim = next(w for w, n in self.blocks().items() if n)
-        os.kill(self.pid(victim), signal.SIGKILL)
-        rest, err = p.communicate(timeout=60)
-        self.assertEqual(p.returncode, 0, err.decode())
-        self.assertEqual(first + rest, alone)
+        for _ in range(4):
+            p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+            self.addCleanup(p.kill)
+            first = p.stdout.read(4)
+            self.assertTrue(first)
+            victim = next((w for w in self.cluster.workers() if w["blocks"] > w["blocks_cached"]), None)
+            if victim:
+                os.kill(victim["pid"], signal.SIGKILL)
+            rest, err = p.communicate(timeout=60)
+            self.assertEqual(p.returncode, 0, err.decode())
+            self.assertEqual(first + rest, alone)
+            if victim:
+                return
+        self.fail("150 tokens always end before anybody can look")
 
     def test_killed_idle(self):
         """Nobody was served there: nobody notices."""
-        victim = self.cluster.workers()[0]["pid"]
-        os.kill(victim, signal.SIGKILL)
-        wait_for("its end", lambda: len(self.cluster.workers()) == 3, 10)
+        victim = self.cluster.workers()[0]
+        log_line = len(self.cluster.log_lines)
+        os.kill(victim["pid"], signal.SIGKILL)
+        self.cluster.wait_log(rf"worker {victim['id']} .* is lost", 20, log_line)
         r = self.request(self.spread_alone.prompt, 10).await_end()
         self.assertIsNone(r.error)
         self.assertEqual(r.tokens, self.spread_alone.tokens[:10])
@@ -256,7 +281,7 @@ class Faults(unittest.TestCase):
         os.kill(old, signal.SIGKILL)
         spread.await_end(10)
         self.assertEqual(spread.error["type"], "connection")
-        self.assertLess(spread.ended_s - since, WITHIN_S)
+        self.assertLess(elapsed(since, spread.ended_s), WITHIN_S)
         wait_for("another coordinator", lambda: self.cluster.coordinator() not in (old, None), 20)
         self.cluster.wait_workers(timeout_s=40)
         self.assertEqual(self.cluster.http("GET", "/ready")[0], 200)
@@ -290,7 +315,7 @@ class Replicas(unittest.TestCase):
 
     def test_copies_are_found(self):
         prompt = prose(60, 31)
-        with Cluster("--replicas", 1, "--spread-min-tokens", 1, "--threads", 1, "--silence-ms", 15000, workers=3) as c:
+        with Cluster("--replicas", 1, "--spread-min-tokens", 1, "--threads", 1, workers=3) as c:
             r = Request(c, prompt, 300).await_tokens(5)
             victim = max(c.workers(), key=lambda w: w["blocks"] - w["blocks_cached"])
             copied = wait_for("second copies", lambda: (m := c.metrics())["longspan_replicas_due"] == 0 and m["longspan_replicas_total"], 30)

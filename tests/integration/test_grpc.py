@@ -137,15 +137,15 @@ class Grpc(unittest.TestCase):
         with self.assertRaises(grpc.RpcError) as e:
             list(self.rpc.generate(text="One two", max_tokens=5000, ignore_eos=True, timeout=0.7))
         self.assertEqual(e.exception.code(), Code.DEADLINE_EXCEEDED)
-        self.assertLess(time.monotonic() - start, 3)
-        wait_for("nothing runs", self.cluster.idle, 5)
+        self.assertLess(cluster.elapsed(start), 10)
+        wait_for("nothing runs", self.cluster.idle, 30)
 
     def test_cancel(self):
         before = self.cluster.status()["scheduler"]["requests_cancelled"]
         call = self.rpc.generate(text="One two", max_tokens=5000, ignore_eos=True)
         next(iter(call))
         call.cancel()
-        wait_for("nothing runs", self.cluster.idle, 5)
+        wait_for("nothing runs", self.cluster.idle, 30)
         self.assertEqual(self.cluster.status()["scheduler"]["requests_cancelled"], before + 1)
 
     def test_channel_goes_away(self):
@@ -154,7 +154,7 @@ class Grpc(unittest.TestCase):
         for call in calls:
             next(iter(call))
         rpc.close()
-        wait_for("nothing runs", self.cluster.idle, 5)
+        wait_for("nothing runs", self.cluster.idle, 30)
 
     # ---- refusals ----
 
@@ -190,7 +190,7 @@ class Grpc(unittest.TestCase):
         """Bytes as they are, to a method."""
         make = self.rpc.channel.unary_stream if stream else self.rpc.channel.unary_unary
         with self.assertRaises(grpc.RpcError) as e:
-            answer = make(method, request_serializer=bytes, response_deserializer=bytes)(data, timeout=20)
+            answer = make(method, request_serializer=bytes, response_deserializer=bytes)(data, timeout=60)
             list(answer)
         return e.exception.code(), e.exception.details()
 
@@ -205,7 +205,7 @@ class Grpc(unittest.TestCase):
     # ---- beside ----
 
     def test_status(self):
-        s = self.rpc.cluster.Status(pb.StatusRequest(), timeout=10)
+        s = self.rpc.cluster.Status(pb.StatusRequest(), timeout=60)
         self.assertTrue(s.ready)
         self.assertEqual((s.identity, s.precision, s.kv_codec, s.selector, s.positions_max), ("exact", "bf16", "bf16", "dense", 8192))
         self.assertEqual((s.kv_bytes_per_token, len(s.workers)), (23040, 2))
@@ -218,11 +218,11 @@ class Grpc(unittest.TestCase):
 
     def test_health(self):
         for service in ("", "longspan.v1.Inference", "longspan.v1.Cluster"):
-            self.assertEqual(self.rpc.health.Check(health.HealthCheckRequest(service=service), timeout=5).status, Serving.SERVING)
+            self.assertEqual(self.rpc.health.Check(health.HealthCheckRequest(service=service), timeout=60).status, Serving.SERVING)
         with self.assertRaises(grpc.RpcError) as e:
-            self.rpc.health.Check(health.HealthCheckRequest(service="other"), timeout=5)
+            self.rpc.health.Check(health.HealthCheckRequest(service="other"), timeout=60)
         self.assertEqual(e.exception.code(), Code.NOT_FOUND)
-        watch = self.rpc.health.Watch(health.HealthCheckRequest(service="other"), timeout=5)
+        watch = self.rpc.health.Watch(health.HealthCheckRequest(service="other"), timeout=60)
         self.assertEqual(next(watch).status, Serving.SERVICE_UNKNOWN)
         watch.cancel()
 
@@ -231,7 +231,7 @@ class Grpc(unittest.TestCase):
         c = Cluster(workers=1)
         self.addCleanup(c.kill)
         rpc = Rpc(c.grpc)
-        watch = rpc.health.Watch(health.HealthCheckRequest(), timeout=60)
+        watch = rpc.health.Watch(health.HealthCheckRequest(), timeout=180)
         self.assertEqual(next(watch).status, Serving.SERVING)
         os.kill(c.workers()[0]["pid"], signal.SIGKILL)
         self.assertEqual(next(watch).status, Serving.NOT_SERVING)
@@ -247,7 +247,7 @@ class Grpc(unittest.TestCase):
         t = threading.Thread(target=rest)
         t.start()
         c.stop()  # a watcher does not hold it up
-        t.join(10)
+        t.join(60)
         self.assertIn(seen[-1:], ([Code.UNAVAILABLE], [Code.CANCELLED]))
         rpc.close()
 

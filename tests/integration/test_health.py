@@ -7,16 +7,16 @@ import time
 import unittest
 
 import cluster
-from cluster import Cluster, command_of, wait_for
+from cluster import Cluster, command_of, elapsed, wait_for
 
 
 class Health(unittest.TestCase):
     def ready(self, c):
-        code, _, body = c.http("GET", "/ready", timeout_s=10)
+        code, _, body = c.http("GET", "/ready", timeout_s=60)
         return code, body["status"]
 
     def test_steps_stop(self):
-        """A worker that neither computes nor is given up: within 5 s the cluster is not ready, and it is again when steps go on."""
+        """A worker that neither computes nor is given up: within 6 s the cluster is not ready, and it is again when steps go on."""
         with Cluster("--silence-ms", 60000, "--step-deadline-ms", 60000, "--threads", 1, workers=1) as c:
             self.assertEqual(self.ready(c), (200, "ready"))
             worker = next(p for p in c.processes() if command_of(p)[1:2] == ["worker"])
@@ -26,15 +26,15 @@ class Health(unittest.TestCase):
             os.kill(worker, signal.SIGSTOP)
             try:
                 start = time.monotonic()
-                wait_for("not ready", lambda: self.ready(c) == (503, "steps have stopped"), 8)
-                self.assertLess(time.monotonic() - start, 5)
+                wait_for("not ready", lambda: self.ready(c) == (503, "steps have stopped"), 30)
+                self.assertLess(elapsed(start), 6)
                 self.assertFalse(c.status()["ready"])
                 self.assertGreater(c.status()["scheduler"]["stalled_ms"], 3000)
                 self.assertGreater(c.metrics()["longspan_stalled_seconds"], 3)
                 self.assertEqual(c.http("GET", "/health")[0], 200)
             finally:
                 os.kill(worker, signal.SIGCONT)
-            wait_for("ready again", lambda: self.ready(c) == (200, "ready"), 10)
+            wait_for("ready again", lambda: self.ready(c) == (200, "ready"), 60)
             next(events)
             s.abort()
             c.check_quiet()

@@ -176,7 +176,7 @@ class Hostile(unittest.TestCase):
         for text in (prose(20000, 1) * 8, "a" * n, " " * n, "\n" * n, "🙂" * (n // 4), "ab" * (n // 2), "1" * n, "日" * (n // 3), "\t x" * (n // 3)):
             start = time.monotonic()
             self.cluster.refused("/v1/completions", {"prompt": text, "max_tokens": 1}, 400, "prompt", "context_length_exceeded")
-            self.assertLess(time.monotonic() - start, 10, text[:10])
+            self.assertLess(cluster.elapsed(start), 30, text[:10])
         self.cluster.refused("/v1/chat/completions", {"messages": [{"role": "user", "content": prose(20000, 1) * 8}]}, 400, "messages",
                              "context_length_exceeded")
         self.cluster.refused("/v1/completions", {"prompt": [5] * (1 << 20)}, 400, "prompt", "context_length_exceeded")
@@ -200,7 +200,7 @@ class Hostile(unittest.TestCase):
 
     def test_large_prompt_while_others_stream(self):
         """While 10 MB are being looked at, tokens of another go on coming."""
-        s = self.cluster.stream("/v1/completions", {"prompt": "Once", "max_tokens": 400, "ignore_eos": True})
+        s = self.cluster.stream("/v1/completions", {"prompt": "Once", "max_tokens": 4000, "ignore_eos": True})
         events = iter(s)
         next(events)
         t = threading.Thread(target=self.cluster.refused, args=("/v1/completions", {"prompt": "ab " * (3 << 20)}, 400))
@@ -208,10 +208,10 @@ class Hostile(unittest.TestCase):
         t.start()
         while t.is_alive():
             next(events)
-            gaps.append(time.monotonic() - last)
+            gaps.append(cluster.elapsed(last))
             last = time.monotonic()
         s.abort()
-        self.assertLess(max(gaps), 3)
+        self.assertLess(max(gaps), 5)
 
     def test_framing(self):
         """Requests on whose end two readers might disagree are refused, and the connection is closed."""
@@ -228,15 +228,15 @@ class Hostile(unittest.TestCase):
                  (chunked + b"\r\n" + b"zz\r\n" + body, b"4"), (chunked + b"\r\n" + b"ffffffffffffffff\r\n" + body, b"4"),
                  (b"X: " + b"y" * 200000 + b"\r\n\r\n", b"4"), (b"".join(b"X%d: y\r\n" % i for i in range(20000)) + b"\r\n", b"4")]
         for case, want in cases:
-            line = say(self.cluster.port, head + case, 2).split(b"\r\n")[0]
+            line = say(self.cluster.port, head + case, 10).split(b"\r\n")[0]
             if line:  # or it was closed without a word
                 self.assertTrue(line.startswith(b"HTTP/1.1 " + want) or line.startswith(b"HTTP/1.0 " + want), (case[:80], line))
             elif want == b"400":
                 self.fail(f"no answer to {case[:80]!r}")
         answer = say(self.cluster.port, head + chunked + b"Connection: close\r\n\r\n" + chunks, 20)
         self.assertTrue(answer.startswith(b"HTTP/1.1 200"), answer[:200])
-        self.assertTrue(say(self.cluster.port, b"GET /health HTTP/1.1\r\n\r\n", 2).startswith(b"HTTP/1.1 400"))  # no Host
-        self.assertTrue(say(self.cluster.port, b"GET /" + b"x" * 200000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 2)[:12] in
+        self.assertTrue(say(self.cluster.port, b"GET /health HTTP/1.1\r\n\r\n", 10).startswith(b"HTTP/1.1 400"))  # no Host
+        self.assertTrue(say(self.cluster.port, b"GET /" + b"x" * 200000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 10)[:12] in
                         (b"", b"HTTP/1.1 400", b"HTTP/1.1 414", b"HTTP/1.1 431"))
 
     def test_many_at_once(self):

@@ -9,7 +9,7 @@ import unittest
 import cluster
 from cluster import LONGSPAN, Cluster, run, wait_for
 
-ASK = ("--max-tokens", 110, "--temperature", 1, "--seed", 11)
+ASK = ("--max-tokens", 220, "--temperature", 1, "--seed", 11)
 
 
 class Command:
@@ -68,7 +68,7 @@ class Reconnect(unittest.TestCase):
         # all that is told at the end, too
         whole = json.loads(run(*ask, "--json")[0])
         self.assertEqual(whole["text"] + "\n", want)
-        self.assertEqual(len(whole["tokens"]), 110)
+        self.assertEqual(len(whole["tokens"]), 220)
 
     def test_chat(self):
         ask = ("chat", "--grpc", f"127.0.0.1:1,{self.cluster.grpc}", *ASK)
@@ -83,7 +83,7 @@ class Reconnect(unittest.TestCase):
         command.read(20)
         command.process.send_signal(signal.SIGINT)
         self.assertEqual(command.end()[0], 1)
-        self.cluster.check_quiet(5)
+        self.cluster.check_quiet(30)
 
     def test_no_retries(self):
         """Without --retry-ms an answer ends with its connection; where nobody is, a command says so at once."""

@@ -54,7 +54,7 @@ class Reader:
         self.response.close()
         self.connection.close()
 
-    def finish(self, at_once=1 << 30, timeout_s=60):
+    def finish(self, at_once=1 << 30, timeout_s=120):
         """Reads to the end, coming back as often as it takes; leaves by itself after so many events each time."""
         until = time.monotonic() + timeout_s
         while not self.done:
@@ -151,7 +151,7 @@ class Resume(unittest.TestCase):
             beyond.done, beyond.last_id = False, beyond.last_id.split("/")[0] + "/900.90000"
             self.assertEqual(beyond.open(), 400)
             beyond.leave()
-            c.check_quiet(15)
+            c.check_quiet()
 
     def test_coordinator_killed(self):
         with Cluster("--spread-min-tokens", 300, workers=2) as c:

@@ -3,11 +3,10 @@
 import os
 import signal
 import threading
-import time
 import unittest
 
 import cluster
-from cluster import Cluster
+from cluster import Cluster, wait_for
 
 openai = cluster.need_module("openai")
 
@@ -25,10 +24,20 @@ class Retries(unittest.TestCase):
                 once.completions.create(model="default", prompt="y", max_tokens=2)
             self.assertGreaterEqual(int(e.exception.response.headers["retry-after"]), 1)
             self.assertEqual(e.exception.code, "too_many_requests")
-            timer = threading.Timer(1.5, stream.close)
-            timer.start()
+
+            def leave():
+                """When the patient one, too, has been refused."""
+                wait_for("another refusal", lambda: busy() > before)
+                stream.close()
+
+            def busy():
+                return c.metrics()['longspan_requests_total{outcome="busy"}']
+
+            before = busy()
+            leaver = threading.Thread(target=leave)
+            leaver.start()
             raw = patient.completions.with_raw_response.create(model="default", prompt="y", max_tokens=2)
-            timer.join()
+            leaver.join()
             self.assertEqual(raw.parse().usage.completion_tokens, 2)
             self.assertGreater(raw.retries_taken, 0)
             c.check_quiet()
@@ -49,7 +58,7 @@ class Retries(unittest.TestCase):
 
             thread = threading.Thread(target=ask)
             thread.start()
-            time.sleep(0.3)
+            wait_for("it is there", lambda: not c.idle())
             os.kill(worker, signal.SIGKILL)
             thread.join()
             self.assertNotIsInstance(lost[0], Exception, lost)

@@ -9,10 +9,10 @@ import time
 import unittest
 
 import cluster
-from cluster import Cluster
+from cluster import Cluster, elapsed
 from rpc import Rpc
 
-IN_TIME_S = 5
+IN_TIME_S = 10
 NOTHING_READ = {"max_tokens": 20000, "ignore_eos": True, "logprobs": 20, "temperature": 0}
 
 
@@ -36,8 +36,8 @@ class Slow(unittest.TestCase):
     def tearDown(self):
         for s in self.held:
             s.close()
-        self.cluster.check_quiet(20)
-        cluster.wait_for("descriptors as before", lambda: cluster.descriptors(self.coordinator) <= self.descriptors + 4, 20)
+        self.cluster.check_quiet()
+        cluster.wait_for("descriptors as before", lambda: cluster.descriptors(self.coordinator) <= self.descriptors + 4, 60)
         self.assertEqual(self.cluster.processes(), self.pids)
 
     def connect(self, port=None, data=b"", small=False):
@@ -57,7 +57,7 @@ class Slow(unittest.TestCase):
         rpc = Rpc(self.cluster.grpc)
         self.assertEqual(rpc.whole(timeout=20, text="One", max_tokens=2, temperature=0)[3].usage.completion_tokens, 2)
         rpc.close()
-        self.assertLess(time.monotonic() - start, IN_TIME_S)
+        self.assertLess(elapsed(start), IN_TIME_S)
 
     def grown(self):
         return cluster.resident_bytes(self.coordinator) - self.before
@@ -68,7 +68,7 @@ class Slow(unittest.TestCase):
                   b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffff\r\n"]
         alive = [self.connect(data=starts[i % 4]) for i in range(600)]
         begun = last = time.monotonic()
-        while alive and time.monotonic() - begun < 40:
+        while alive and elapsed(begun) < 60:
             left = []
             for s in alive:
                 try:
@@ -168,7 +168,7 @@ class Slow(unittest.TestCase):
             begun = time.monotonic()
             self.assertGreater(len(list(stream)), 5)
             self.assertTrue(stream.done)
-            self.assertLess(time.monotonic() - begun, 2 * IN_TIME_S)
+            self.assertLess(elapsed(begun), 2 * IN_TIME_S)
         finally:
             over.set()
             t.join()

@@ -227,12 +227,12 @@ class Structured(unittest.TestCase):
         for t in threads:
             t.join()
         self.assertEqual(faults[:5], [])
-        self.assertGreater(min(counts["whole"], counts["left"]), 64, counts)
+        self.assertGreater(min(counts["whole"], counts["left"]), 16, counts)
         self.cluster.check_quiet()
         self.client.close()
         self.connect()
         print(f"{seconds:.0f} s: {counts}; coordinator: {cluster.resident_bytes(coordinator) >> 20} MiB resident")
-        cluster.wait_for("descriptors as before", lambda: cluster.descriptors(coordinator) <= before + 4, 10)
+        cluster.wait_for("descriptors as before", lambda: cluster.descriptors(coordinator) <= before + 4, 60)
 
     def test_refused(self):
         for schema, word in [({"type": "string", "pattern": "a(?=b)"}, "schema.pattern"), ({"type": "object", "properties": {"x": {"type": "string", "format": "uri"}}}, "x.format"),

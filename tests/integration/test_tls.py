@@ -13,7 +13,7 @@ import time
 import unittest
 
 import cluster
-from cluster import Cluster, run, wait_for
+from cluster import Cluster, free_port, run, wait_for
 from rpc import Rpc, grpc
 
 openai, httpx = cluster.need_module("openai"), cluster.need_module("httpx")
@@ -73,7 +73,7 @@ def context(cert=None, ca="root.crt"):
 
 
 def models(c, **kw):
-    connection = http.client.HTTPSConnection(c.host, c.port, timeout=20, context=context(**kw))
+    connection = http.client.HTTPSConnection(c.host, c.port, timeout=60, context=context(**kw))
     try:
         connection.request("GET", "/v1/models")
         return connection.getresponse().status
@@ -187,22 +187,22 @@ class Tls(unittest.TestCase):
                 events.readline()
                 next(answers)
             put("second")
-            wait_for("the second certificate", lambda: shows("second"), 20)
+            wait_for("the second certificate", lambda: shows("second"), 60)
             # a file that is none, and a key that is another's
             at = len(c.log_lines)
             with open(live["crt"], "w", encoding="utf-8") as f:
                 f.write("no certificate\n")
-            c.wait_log(r"tls-cert: .* holds no certificate in PEM; the certificate from before stays", 20, at)
-            c.wait_log(r"control-cert: .* stays", 20, at)
+            c.wait_log(r"tls-cert: .* holds no certificate in PEM; the certificate from before stays", 60, at)
+            c.wait_log(r"control-cert: .* stays", 60, at)
             self.assertTrue(shows("second"))
             put("server", "crt")
-            c.wait_log(r"tls-key: .* is not the key of .* stays", 20, at)
+            c.wait_log(r"tls-key: .* is not the key of .* stays", 60, at)
             self.assertTrue(shows("second"))
             put("server", "key")
-            wait_for("the first again", lambda: shows("server"), 20)
+            wait_for("the first again", lambda: shows("server"), 60)
             at = len(c.log_lines)
             os.kill(c.coordinator(), signal.SIGHUP)
-            c.wait_log(r"certificates of HTTP and gRPC were read again", 20, at)
+            c.wait_log(r"certificates of HTTP and gRPC were read again", 60, at)
             # what was open has gone on all the while, and workers come with what the files hold
             for _ in range(3):
                 self.assertTrue(events.readline())
@@ -217,7 +217,7 @@ class Tls(unittest.TestCase):
 
             first = worker()
             os.kill(first[0], signal.SIGKILL)
-            wait_for("another worker", lambda: worker() not in ([], first), 30)
+            wait_for("another worker", lambda: worker() not in ([], first), 60)
             self.assertEqual(models(c), 200)
 
     def test_handshakes_that_never_end(self):
@@ -230,7 +230,7 @@ class Tls(unittest.TestCase):
                 silent.append(s)
             start = time.monotonic()
             self.assertEqual(models(c), 200)
-            self.assertLess(time.monotonic() - start, 5)
+            self.assertLess(cluster.elapsed(start), 10)
             for s in silent:
                 s.close()
 
@@ -257,7 +257,7 @@ class Tls(unittest.TestCase):
             time.sleep(3)
             self.assertEqual(states(), [])
             worker("--control-cert", path("client.crt"), "--control-key", path("client.key"), "--control-ca", path("root.crt"))
-            wait_for("the worker with a certificate", lambda: states() == ["ready"], 30)
+            wait_for("the worker with a certificate", lambda: states() == ["ready"], 60)
         finally:
             for p in [*workers, coordinator]:
                 p.kill()
@@ -265,11 +265,7 @@ class Tls(unittest.TestCase):
             coordinator.stdout.close()
 
     def test_etcd(self):
-        ports = []
-        for _ in range(2):
-            with socket.create_server(("127.0.0.1", 0)) as s:
-                ports.append(s.getsockname()[1])
-        client, peer = (f"127.0.0.1:{p}" for p in ports)
+        client, peer = (f"127.0.0.1:{free_port()}" for _ in range(2))
         data = tempfile.mkdtemp(prefix="longspan-etcd-")
         self.addCleanup(shutil.rmtree, data, True)
         etcd = subprocess.Popen(
@@ -282,7 +278,7 @@ class Tls(unittest.TestCase):
                          path("client.key"), workers=1) as c:
                 self.assertTrue(c.complete("The", 4)[0])
                 done = subprocess.run(["etcdctl", f"--endpoints=https://{client}", "--cacert", path("root.crt"), "--cert", path("client.crt"), "--key",
-                                       path("client.key"), "get", "--prefix", "longspan/", "--keys-only"], capture_output=True, timeout=20,
+                                       path("client.key"), "get", "--prefix", "longspan/", "--keys-only"], capture_output=True, timeout=60,
                                       env={**os.environ, "ETCDCTL_API": "3"})
                 self.assertIn(b"longspan/election/coordinator", done.stdout)
         finally:
@@ -306,7 +302,7 @@ class Tls(unittest.TestCase):
             (["--etcd-cert", path("client.crt")], "etcd-key"),
         ]
         for flags, says in cases:
-            _, err = run("up", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--once", *flags, check=1, timeout_s=30)
+            _, err = run("up", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--once", *flags, check=1, timeout_s=60)
             self.assertIn(says, err, flags)
 
 

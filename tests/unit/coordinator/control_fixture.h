@@ -21,7 +21,7 @@
 #include "coordinator/control.h"
 #include "proto/rpc.h"
 
-enum { WAIT_MS = 15000, HEARTBEAT_MS = 50, SILENCE_MS = 700, BLOCKS = 64, MESSAGE_MAX = 1 << 20 };
+enum { WAIT_MS = 60000, HEARTBEAT_MS = 50, SILENCE_MS = 1200, BLOCKS = 64, MESSAGE_MAX = 1 << 20 };
 
 static const struct digest model = { { 1, 2, 3, 4 } };
 

@@ -25,7 +25,7 @@
 
 #include "fake_sched.h"
 
-enum { POSITIONS_MAX = 65536, CLIENT_MS = 10000 };
+enum { POSITIONS_MAX = 65536, CLIENT_MS = 60000 };
 
 struct fixture {
     struct loop *loop;
@@ -164,6 +164,32 @@ static inline uint32_t fixture_quiet(struct fixture *f)
     }
     fail_msg("%u requests still run, idle %u", counts[0], counts[2]);
     return 0;
+}
+
+/* Waits until so many run. */
+static inline void fixture_running(struct fixture *f, uint32_t n)
+{
+    uint32_t counts[3] = { 0 };
+    for (int i = 0; i < 30000; i++) {
+        fixture_do(f, read_counts, counts);
+        if (counts[0] == n)
+            return;
+        usleep(1000);
+    }
+    fail_msg("%u requests run, not %u", counts[0], n);
+}
+
+/* Waits until so many were cancelled. */
+static inline void fixture_cancelled(struct fixture *f, uint32_t n)
+{
+    uint32_t counts[3] = { 0 };
+    for (int i = 0; i < 30000; i++) {
+        fixture_do(f, read_counts, counts);
+        if (counts[1] >= n)
+            return;
+        usleep(1000);
+    }
+    fail_msg("%u requests were cancelled, not %u", counts[1], n);
 }
 
 static void do_free(struct fixture *f, void *arg)

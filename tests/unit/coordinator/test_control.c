@@ -22,6 +22,9 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "tests/unit/coordinator/control_fixture.h"
+#include "tests/unit/own_clock.h"
+
+enum { NOTICED_MS = 3500 }; /* at the latest; who takes no messages would be given up after four times the silence */
 
 /* ---- a request ---- */
 
@@ -199,10 +202,11 @@ static void a_silent_worker_is_lost(void **state)
     struct fake *silent = atomic_load(&a.plans) ? &a : &b, *other = silent == &a ? &b : &a;
     atomic_store(&other->idle, false);
     atomic_store(&silent->beats, false);
-    const int64_t start = clock_ms();
+    const int64_t start = clock_ms(), own = own_clock_ms();
     TURN_UNTIL(site, !strcmp(state_of(site, (uint16_t)atomic_load(&silent->id)), "lost"));
     print_message("noticed after %d ms\n", (int)(clock_ms() - start));
-    assert_in_range(clock_ms() - start, SILENCE_MS - HEARTBEAT_MS - 50, 2000);
+    assert_in_range(clock_ms() - start, SILENCE_MS - HEARTBEAT_MS - 50, INT64_MAX);
+    assert_in_range(own_clock_ms() - own, 0, NOTICED_MS);
     TURN_UNTIL(site, asked.done); /* at the other */
     assert_int_equal(asked.reason, FINISH_LENGTH);
     TURN_UNTIL(site, atomic_load(&silent->done) && atomic_load(&other->members) == 1);
@@ -226,14 +230,14 @@ static void a_link_that_goes_down_is_noticed(void **state)
         struct asked asked;
         ask(site, &asked, 40);
         TURN_UNTIL(site, atomic_load(&a.plans));
-        const int64_t start = clock_ms();
+        const int64_t start = own_clock_ms();
         if (way & 1)
             atomic_store(&relay.up, false);
         if (way & 2)
             atomic_store(&relay.down, false);
         TURN_UNTIL(site, asked.done);
-        print_message("way %d: noticed after %d ms: %s\n", way, (int)(clock_ms() - start), asked.message);
-        assert_in_range(clock_ms() - start, 0, 2000);
+        print_message("way %d: noticed after %d ms: %s\n", way, (int)(own_clock_ms() - start), asked.message);
+        assert_in_range(own_clock_ms() - start, 0, NOTICED_MS);
         assert_int_equal(asked.status, ST_PEER);
         assert_string_equal(state_of(site, (uint16_t)atomic_load(&a.id)), "lost");
         relay_end(&relay);
@@ -248,10 +252,10 @@ static void a_cut_stream_is_noticed_at_once(void **state)
     fake_up(&a, site);
     fake_up(&b, site);
     const uint16_t id = (uint16_t)atomic_load(&a.id);
-    const int64_t start = clock_ms();
+    const int64_t start = own_clock_ms();
     fake_down(&a);
     TURN_UNTIL(site, !strcmp(state_of(site, id), "lost"));
-    assert_in_range(clock_ms() - start, 0, SILENCE_MS - 200);
+    assert_in_range(own_clock_ms() - start, 0, SILENCE_MS - 200);
     struct fake again;
     fake_up(&again, site);
     assert_true(atomic_load(&again.id) > id); /* ids are not used again */
@@ -438,10 +442,10 @@ static void stopping_ends_all(void **state)
     struct asked asked;
     ask(site, &asked, 40);
     TURN_UNTIL(site, atomic_load(&a.plans) || atomic_load(&b.plans));
-    const int64_t start = clock_ms();
+    const int64_t start = own_clock_ms();
     control_stop(site->control);
     site->control = NULL;
-    assert_in_range(clock_ms() - start, 0, 3000);
+    assert_in_range(own_clock_ms() - start, 0, 5000);
     assert_int_equal(asked.done, 1);
     assert_int_equal(asked.reason, FINISH_CANCELLED);
     TURN_UNTIL(site, atomic_load(&a.done) && atomic_load(&b.done));

@@ -84,7 +84,7 @@ static void *run_thread(void *arg)
 static void run_begin(struct run *r)
 {
     assert_int_equal(pthread_create(&r->thread, NULL, run_thread, r), 0);
-    const int64_t until = clock_ms() + 20000;
+    const int64_t until = clock_ms() + 120000;
     while (atomic_load(&r->announced) < 3) {
         if (atomic_load(&r->ended) || clock_ms() > until)
             fail_msg("it did not start: %s", r->err.text);
@@ -97,7 +97,7 @@ static void run_end(struct run *r)
     const int64_t start = clock_ms();
     kill(getpid(), SIGTERM);
     pthread_join(r->thread, NULL);
-    assert_in_range(clock_ms() - start, 0, 10000);
+    assert_in_range(clock_ms() - start, 0, 60000);
     assert_int_equal(r->status, ST_OK);
 }
 

@@ -208,7 +208,7 @@ static void test_too_many_open(void **state)
         fds[i] = client_connect(fix.http);
         client_send(fds[i], request, n);
     }
-    usleep(100000);
+    fixture_running(&fix, 8);
     struct answer a = client_raw(fix.http, request, n);
     assert_int_equal(a.code, 429);
     answer_free(&a);
@@ -291,7 +291,7 @@ static void test_drain(void **state)
     char *request = client_request("POST", "/v1/completions", body, strlen(body), &n);
     const int fd = client_connect(fix.http);
     client_send(fd, request, n);
-    usleep(50000);
+    fixture_running(&fix, 1);
     fixture_do(&fix, do_drain, NULL);
     struct answer a = client_raw(fix.http, request, n);
     assert_int_equal(a.code, 503);

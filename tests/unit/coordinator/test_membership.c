@@ -25,7 +25,7 @@ static struct loop *loop;
 
 #define TURN_UNTIL(condition)                                                                                          \
     do {                                                                                                               \
-        const int64_t until_ = clock_ms() + 15000;                                                                     \
+        const int64_t until_ = clock_ms() + 60000;                                                                     \
         while (!(condition)) {                                                                                         \
             if (clock_ms() > until_)                                                                                   \
                 fail_msg("gave up waiting for " #condition);                                                           \

@@ -19,7 +19,7 @@
 #include "common/clock.h"
 #include "proto/rpc.h"
 
-enum { MESSAGE_MAX = 1 << 20, WAIT_MS = 15000 };
+enum { MESSAGE_MAX = 1 << 20, WAIT_MS = 60000 };
 
 static void nap_ms(int ms)
 {

