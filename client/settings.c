@@ -63,6 +63,8 @@ const struct config_field settings_fields[] = {
     { "lanes", "best", CONFIG_CHOICE, TEXT(lanes), 0, 0, "best|shm|tcp", WORK, "transport between workers" },
     { "threads", "0", CONFIG_U32, PLAIN(threads), 0, 1024, NULL, WORK | SCOPE_EVAL, "compute threads of a worker; 0: an even share of the cores" },
     { "kv-bytes", "auto", CONFIG_BYTES, PLAIN(kv_bytes), 0, (uint64_t)1 << 50, NULL, WORK | SCOPE_EVAL, "KV pool of a worker" },
+    { "kv-disk", "", CONFIG_TEXT, TEXT(kv_disk), 0, 0, NULL, SCOPE_UP | SCOPE_WORKER, "directory on a local disk, where a worker keeps KV blocks that leave its memory; none: nowhere" },
+    { "kv-disk-bytes", "16G", CONFIG_BYTES, PLAIN(kv_disk_bytes), 1 << 20, (uint64_t)1 << 50, NULL, SCOPE_UP | SCOPE_WORKER, "what each worker may take there" },
     { "share-reads", "true", CONFIG_BOOL, PLAIN(share_reads), 0, 0, NULL, WORK, "sequences read the blocks they share in one pass (same tokens either way)" },
 
     { "step-rows-max", "1024", CONFIG_U32, PLAIN(step_rows_max), 64, 65536, NULL, SERVE, "rows one step may hold; more favours throughput, fewer favours TPOT" },

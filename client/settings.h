@@ -50,7 +50,8 @@ struct settings {
     /* a worker */
     char bind[128], device[16], exchange[8], lanes[8];
     uint32_t threads;
-    uint64_t kv_bytes;
+    uint64_t kv_bytes, kv_disk_bytes;
+    char kv_disk[1024];
     bool share_reads;
     /* scheduling */
     uint32_t step_rows_max, prefill_chunk_rows, step_target_ms, sequences_max, queue_max, queue_wait_ms,

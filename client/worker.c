@@ -63,6 +63,8 @@ int command_worker(int argc, char **argv)
         .device = s.device,
         .n_threads = s.threads,
         .kv_bytes = s.kv_bytes ? s.kv_bytes : (uint64_t)1 << 30,
+        .disk_dir = s.kv_disk,
+        .disk_bytes = s.kv_disk_bytes,
         .reads_apart = !s.share_reads,
         .calibration = s.calibration,
         .channels = settings_channels_file(&s),

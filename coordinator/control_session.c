@@ -304,6 +304,7 @@ static void on_heartbeat(struct session *s, const struct control_heartbeat *h)
     }
     s->shown.resident_bytes = h->resident_bytes;
     s->shown.sketch_bytes = h->sketch_bytes;
+    s->shown.disk = h->disk;
     s->shown.bytes_sent = h->bytes_sent;
     s->shown.bytes_received = h->bytes_received;
     s->shown.blocks = h->blocks_used;
@@ -327,6 +328,10 @@ static bool on_work(struct session *s, const struct control_message *m)
     case CONTROL_COPIED:
         st = sched_copied(c->sched, s->shown.id, &m->as.copied);
         break;
+    case CONTROL_STORED:
+    case CONTROL_GONE:
+        sched_worker_disk(c->sched, s->shown.id, m->as.blocks.blocks, m->as.blocks.n_blocks, m->kind == CONTROL_GONE);
+        return true;
     default:
         return false;
     }

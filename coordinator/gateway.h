@@ -34,6 +34,7 @@ struct gateway_worker {
     uint32_t blocks, n_blocks;
     uint64_t block_bytes, weight_bytes, pool_bytes, resident_bytes, sketch_bytes, bytes_sent, bytes_received;
     uint64_t dropped; /* messages of other workers that it refused */
+    struct control_disk disk;
     /* of a ready one: */
     uint32_t blocks_cached, sequences, group; /* sequences whose home it is */
     uint64_t leaves,

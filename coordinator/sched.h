@@ -155,6 +155,8 @@ enum status sched_new(const struct sched_config *config, const struct sched_ops 
 void sched_begin(struct sched *s, uint64_t term);
 /* Sealed blocks that a worker, ready since just now, holds from the time before: cache by their ids from now on. What cannot be kept it is told to drop. */
 void sched_worker_holds(struct sched *s, uint16_t worker, const struct control_block *blocks, uint32_t n);
+/* Blocks that a ready worker has on its disk, or (gone) has there no more; handles do not count. */
+void sched_worker_disk(struct sched *s, uint16_t worker, const struct control_block *blocks, uint32_t n, bool gone);
 /* Requests that still run end with FINISH_CANCELLED. */
 void sched_free(struct sched *s);
 

@@ -12,6 +12,15 @@ void kv_pool_name(struct kv_pool *pool, kv_handle handle, uint32_t position, con
     pool->slots[slot].id = *id;
 }
 
+bool kv_pool_name_of(const struct kv_pool *pool, kv_handle handle, struct kv_named *named_out)
+{
+    const uint32_t slot = kv_pool_find(pool, handle);
+    if (slot == UINT32_MAX || !pool->slots[slot].named)
+        return false;
+    *named_out = (struct kv_named){ handle, pool->slots[slot].position, pool->slots[slot].id };
+    return true;
+}
+
 /* The deepest first; blocks of one depth in any fixed order. */
 static int by_depth(const void *a, const void *b)
 {

@@ -84,6 +84,12 @@ enum status kv_pool_export(struct kv_pool *pool, kv_handle handle, uint32_t posi
                            void *header_out, struct iovec parts_out[KV_WIRE_PARTS]);
 enum status kv_pool_import(struct kv_pool *pool, const uint8_t *data, size_t bytes, kv_handle *handle_out,
                            uint32_t *position_out, struct digest *id_out, struct error *err);
+/*
+ * A block's wire form was kept and gets another handle: data [at least kv_header_bytes] is changed in place. ST_CORRUPT: it is no sound header, or of another
+ * content id.
+ */
+enum status kv_wire_rename(const struct kv_layout *layout, uint8_t *data, size_t bytes, const struct digest *id,
+                           kv_handle handle, struct error *err);
 
 /*
  * Open rows: where the open form of a block is not its sealed one, an open block has, beside its slot, a place of its own for it (kvstore/rows.c):
@@ -129,6 +135,8 @@ struct kv_named {
     uint32_t position;
     struct digest id;
 };
+/* The name of a block that is here. false: it has none, or is not here. */
+bool kv_pool_name_of(const struct kv_pool *pool, kv_handle handle, struct kv_named *named_out);
 /* All that have a name, the deepest in their sequences first. blocks_out: malloc'd. ST_NO_MEMORY. */
 enum status kv_pool_named(const struct kv_pool *pool, struct kv_named **blocks_out, uint32_t *n_out);
 /* All that have none. handles_out: malloc'd. ST_NO_MEMORY. */

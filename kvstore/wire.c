@@ -11,7 +11,7 @@
  * Header, little endian: u32 magic, u32 layout version, u64 handle, u32 position, u32 layers, u8[16] content id, u64 payload bytes,
  * u64[layers] checksums of the layers, u64 checksum of the header before it (a flipped handle would file good bytes under a wrong name).
  */
-enum { KV_MAGIC = 0x3256534c /* "LSV2" */, HEADER_FIXED = 48 };
+enum { KV_MAGIC = 0x3256534c /* "LSV2" */, HEADER_FIXED = 48, HEADER_HANDLE = 8, HEADER_ID = 24 };
 
 size_t kv_header_bytes(const struct kv_layout *layout)
 {
@@ -101,6 +101,22 @@ static enum status header_read(const struct kv_pool *pool, const uint8_t *data, 
         (exact && h->payload_bytes > pool->block_bytes))
         return error_set(err, ST_CORRUPT, "kv block %" PRIx64 ": payload of %" PRIu64 " bytes, %zu came, %zu wanted",
                          h->handle, h->payload_bytes, bytes - header_bytes, pool->block_bytes);
+    return ST_OK;
+}
+
+enum status kv_wire_rename(const struct kv_layout *layout, uint8_t *data, size_t bytes, const struct digest *id,
+                           kv_handle handle, struct error *err)
+{
+    const size_t header_bytes = kv_header_bytes(layout);
+    uint64_t own;
+    if (bytes < header_bytes)
+        return error_set(err, ST_CORRUPT, "kv block: %zu bytes, its header takes %zu", bytes, header_bytes);
+    memcpy(&own, data + header_bytes - 8, 8);
+    if (own != checksum64(data, header_bytes - 8) || memcmp(data + HEADER_ID, id->byte, sizeof id->byte) != 0)
+        return error_set(err, ST_CORRUPT, "kv block: its header is not that of the block that was kept");
+    memcpy(data + HEADER_HANDLE, &handle, 8);
+    own = checksum64(data, header_bytes - 8);
+    memcpy(data + header_bytes - 8, &own, 8);
     return ST_OK;
 }
 

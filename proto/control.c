@@ -112,6 +112,14 @@ static enum status heartbeat_to_wire(const struct control_heartbeat *h, struct w
     w->dropped = h->dropped;
     w->leaving = h->leaving;
     w->waits_ms = h->waits_ms;
+    w->disk_blocks = h->disk.blocks;
+    w->disk_bytes = h->disk.bytes;
+    w->disk_written = h->disk.written;
+    w->disk_read = h->disk.read;
+    w->disk_evicted = h->disk.evicted;
+    w->disk_dropped = h->disk.dropped;
+    w->disk_failed = h->disk.failed;
+    w->disk_refused = h->disk.refused;
     return ST_OK;
 }
 
@@ -221,6 +229,18 @@ static enum status names_to_wire(const struct control_blocks *b, struct wire_are
     return blocks_fill(b, arena, w);
 }
 
+static enum status stored_to_wire(const struct control_blocks *b, struct wire_arena *arena, message_wire *out)
+{
+    PART(ControlBlocks, CONTROL_BLOCKS, stored, STORED);
+    return blocks_fill(b, arena, w);
+}
+
+static enum status gone_to_wire(const struct control_blocks *b, struct wire_arena *arena, message_wire *out)
+{
+    PART(ControlBlocks, CONTROL_BLOCKS, gone, GONE);
+    return blocks_fill(b, arena, w);
+}
+
 static enum status message_to_wire(const struct control_message *m, struct wire_arena *arena, message_wire *out)
 {
     switch (m->kind) {
@@ -254,6 +274,10 @@ static enum status message_to_wire(const struct control_message *m, struct wire_
         return inventory_to_wire(&m->as.blocks, arena, out);
     case CONTROL_NAMES:
         return names_to_wire(&m->as.blocks, arena, out);
+    case CONTROL_STORED:
+        return stored_to_wire(&m->as.blocks, arena, out);
+    case CONTROL_GONE:
+        return gone_to_wire(&m->as.blocks, arena, out);
     }
     return ST_INVALID;
 }
@@ -413,6 +437,14 @@ static void message_pour(struct pour *p, const message_wire *w, struct control_m
             .dropped = w->heartbeat->dropped,
             .leaving = w->heartbeat->leaving,
             .waits_ms = w->heartbeat->waits_ms,
+            .disk = { .blocks = w->heartbeat->disk_blocks,
+                      .bytes = w->heartbeat->disk_bytes,
+                      .written = w->heartbeat->disk_written,
+                      .read = w->heartbeat->disk_read,
+                      .evicted = w->heartbeat->disk_evicted,
+                      .dropped = w->heartbeat->disk_dropped,
+                      .failed = w->heartbeat->disk_failed,
+                      .refused = w->heartbeat->disk_refused },
         };
         break;
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_RESULT:
@@ -460,6 +492,14 @@ static void message_pour(struct pour *p, const message_wire *w, struct control_m
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_NAMES:
         m->kind = CONTROL_NAMES;
         blocks_pour(p, w->names, &m->as.blocks);
+        break;
+    case LONGSPAN__V1__CONTROL_MESSAGE__KIND_STORED:
+        m->kind = CONTROL_STORED;
+        blocks_pour(p, w->stored, &m->as.blocks);
+        break;
+    case LONGSPAN__V1__CONTROL_MESSAGE__KIND_GONE:
+        m->kind = CONTROL_GONE;
+        blocks_pour(p, w->gone, &m->as.blocks);
         break;
     default: /* control_wire_check has let nothing else pass */
         m->kind = CONTROL_STOP;

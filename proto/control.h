@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-enum { CONTROL_VERSION = 6, CONTROL_BLOCKS_MAX = 4096 };
+enum { CONTROL_VERSION = 7, CONTROL_BLOCKS_MAX = 4096 };
 
 /* With this UNAVAILABLE a coordinator ends its streams in order. */
 #define CONTROL_STOPS "the coordinator stops"
@@ -42,6 +42,8 @@ enum control_kind {
     CONTROL_STOP,
     CONTROL_INVENTORY, /* up */
     CONTROL_NAMES,     /* down */
+    CONTROL_STORED,    /* up, after ready */
+    CONTROL_GONE,      /* up */
 };
 
 struct control_hello {
@@ -97,6 +99,9 @@ struct control_heartbeat {
     uint64_t dropped;                    /* messages of peers that were refused */
     bool leaving;                        /* it was told to end: nothing new, and stop when it is not needed any more */
     uint32_t waits_ms; /* for how long its step has waited for one message of a peer; 0: it does not */
+    struct control_disk {
+        uint64_t blocks, bytes, written, read, evicted, dropped, failed, refused;
+    } disk; /* as kv_disk_stats; zeros: it has no disk tier */
 };
 
 /* The worker gave up this epoch of the group; peer: the worker it blames, or UINT16_MAX. */
@@ -133,7 +138,10 @@ struct control_fence {
     uint64_t epoch;
 };
 
-/* Send a sealed block to a peer, after all plans received before this message have run. */
+/*
+ * Send a sealed block to a peer, after all plans received before this message have run. destination: the receiver itself: it reads the block of this id from its
+ * disk, under this handle, and says copied as if it had come from itself.
+ */
 struct control_copy {
     kv_handle handle;
     uint16_t destination;
@@ -149,7 +157,8 @@ struct control_block {
 };
 /*
  * names: what blocks of this worker are, so that it can say so to a coordinator that comes after this one. inventory: what it still holds of such, in as many
- * messages as it takes, before ready; epoch: no plan of a higher one has come.
+ * messages as it takes, before ready; epoch: no plan of a higher one has come. stored: blocks that its disk has, all of them after ready, later what is new; gone: it
+ * has them no more; handles of both are 0.
  */
 struct control_blocks {
     uint64_t epoch;
@@ -172,7 +181,7 @@ struct control_message {
         struct plan *plan; /* decoded: inside the same allocation */
         struct control_fence fence;
         struct control_copy copy;
-        struct control_blocks blocks; /* inventory, names */
+        struct control_blocks blocks; /* inventory, names, stored, gone */
     } as;
 };
 

@@ -101,13 +101,14 @@ static enum status copy_check(const Longspan__V1__ControlCopy *w, struct error *
     return length(&w->id, 16, 16, "copy.id", err);
 }
 
-static enum status blocks_check(const Longspan__V1__ControlBlocks *w, struct error *err)
+/* Blocks on a disk have no handle. */
+static enum status blocks_check(const Longspan__V1__ControlBlocks *w, bool disk, struct error *err)
 {
     CHECK(range(w->n_handles, 0, CONTROL_BLOCKS_MAX, "blocks.handles", err));
     CHECK(range(w->n_positions, w->n_handles, w->n_handles, "blocks.positions", err));
     CHECK(length(&w->ids, 16 * w->n_handles, 16 * w->n_handles, "blocks.ids", err));
     for (size_t i = 0; i < w->n_handles; i++) {
-        CHECK(range(w->handles[i], 1, UINT64_MAX - 1, "blocks.handles", err));
+        CHECK(range(w->handles[i], disk ? 0 : 1, disk ? 0 : UINT64_MAX - 1, "blocks.handles", err));
         CHECK(range(w->positions[i], 0, PLAN_POSITIONS_MAX / PLAN_BLOCK - 1, "blocks.positions", err));
     }
     return ST_OK;
@@ -139,9 +140,13 @@ enum status control_wire_check(const Longspan__V1__ControlMessage *w, struct wir
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_COPY:
         return copy_check(w->copy, err);
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_INVENTORY:
-        return blocks_check(w->inventory, err);
+        return blocks_check(w->inventory, false, err);
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_NAMES:
-        return blocks_check(w->names, err);
+        return blocks_check(w->names, false, err);
+    case LONGSPAN__V1__CONTROL_MESSAGE__KIND_STORED:
+        return blocks_check(w->stored, true, err);
+    case LONGSPAN__V1__CONTROL_MESSAGE__KIND_GONE:
+        return blocks_check(w->gone, true, err);
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_HEARTBEAT:
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_FENCE:
     case LONGSPAN__V1__CONTROL_MESSAGE__KIND_STOP:

@@ -15,6 +15,7 @@
 #include "model/calibration.h"
 #include "proto/control.h"
 #include "proto/rpc.h"
+#include "worker/held.h"
 #include "worker/sender.h"
 #include "worker/worker.h"
 
@@ -109,6 +110,12 @@ static void on_copied(void *ctx, const struct control_copied *copied)
 static void on_progress(void *ctx, float fraction)
 {
     const struct control_message m = { .kind = CONTROL_PROGRESS, .as.progress = { fraction } };
+    session_send(ctx, &m);
+}
+
+static void on_disk(void *ctx, const struct control_blocks *blocks, bool gone)
+{
+    const struct control_message m = { .kind = gone ? CONTROL_GONE : CONTROL_STORED, .as.blocks = *blocks };
     session_send(ctx, &m);
 }
 
@@ -240,32 +247,6 @@ static bool same_service(const struct service *a, const struct service *b)
            a->step_rows_max == b->step_rows_max && a->positions_max == b->positions_max;
 }
 
-/* What sealed blocks are still here, in pieces. */
-static enum status send_inventory(struct session *s)
-{
-    struct kv_named *named;
-    uint32_t n;
-    struct control_message m = { .kind = CONTROL_INVENTORY };
-    const enum status st = worker_inventory(s->keep->worker, &named, &n, &m.as.blocks.epoch);
-    if (st)
-        return st;
-    struct control_block *piece = malloc(CONTROL_BLOCKS_MAX * sizeof *piece);
-    for (uint32_t at = 0; piece && at < n; at += m.as.blocks.n_blocks) {
-        m.as.blocks.n_blocks = n - at < CONTROL_BLOCKS_MAX ? n - at : CONTROL_BLOCKS_MAX;
-        m.as.blocks.blocks = piece;
-        for (uint32_t i = 0; i < m.as.blocks.n_blocks; i++) {
-            piece[i] = (struct control_block){ .handle = named[at + i].handle, .position = named[at + i].position };
-            memcpy(piece[i].id, named[at + i].id.byte, sizeof piece[i].id);
-        }
-        session_send(s, &m);
-    }
-    log_info("inventory: %u sealed blocks", n);
-    free(named);
-    const bool sent = piece != NULL;
-    free(piece);
-    return sent ? ST_OK : ST_NO_MEMORY;
-}
-
 /* The worker of the attachment before, if it serves what is asked for. */
 static bool serve_kept(struct session *s)
 {
@@ -358,6 +339,8 @@ static enum status serve_new(struct session *s)
         .step_rows_max = s->service.step_rows_max,
         .positions_max = s->service.positions_max,
         .kv_bytes = s->config->kv_bytes,
+        .disk_dir = s->config->disk_dir,
+        .disk_bytes = s->config->disk_bytes,
         .reads_apart = s->config->reads_apart,
         .exchange_ops = exchange_find(s->config->exchange),
         .exchange = { .self = s->id,
@@ -372,6 +355,7 @@ static enum status serve_new(struct session *s)
         .on_abort = on_abort,
         .on_copied = on_copied,
         .on_progress = on_progress,
+        .on_disk = on_disk,
         .ctx = s,
     };
     s->keep->service = s->service;
@@ -393,7 +377,7 @@ static enum status serve_model(struct session *s)
     const bool kept = serve_kept(s);
     enum status st = kept ? ST_OK : serve_new(s);
     if (!st && kept)
-        st = send_inventory(s); /* nothing is posted to the worker yet */
+        st = held_send(&s->out, s->keep->worker); /* nothing is posted to the worker yet */
     if (st)
         return st;
     s->keep->term = s->term;
@@ -406,7 +390,7 @@ static enum status serve_model(struct session *s)
              ready.as.ready.n_blocks, (unsigned long long)ready.as.ready.block_bytes,
              (unsigned long long)(ready.as.ready.weight_bytes >> 20));
     session_send(s, &ready);
-    return ST_OK;
+    return held_disk_send(&s->out, s->keep->worker);
 }
 
 static uint64_t resident_bytes(void)
@@ -432,6 +416,7 @@ static void heartbeats(struct session *s)
     atomic_store(&s->heard_ms, clock_ms());
     for (;;) {
         struct worker_stats stats;
+        const struct kv_disk_stats *disk = &stats.disk;
         worker_stats(s->worker, &stats);
         const struct control_message beat = { .kind = CONTROL_HEARTBEAT,
                                               .as.heartbeat = { .sequence = ++n,
@@ -444,7 +429,15 @@ static void heartbeats(struct session *s)
                                                                 .work = stats.work,
                                                                 .dropped = stats.dropped,
                                                                 .leaving = leaving,
-                                                                .waits_ms = stats.waits_ms } };
+                                                                .waits_ms = stats.waits_ms,
+                                                                .disk = { .blocks = disk->blocks,
+                                                                          .bytes = disk->bytes,
+                                                                          .written = disk->written,
+                                                                          .read = disk->read,
+                                                                          .evicted = disk->evicted,
+                                                                          .dropped = disk->dropped,
+                                                                          .failed = disk->failed,
+                                                                          .refused = disk->refused } } };
         session_send(s, &beat);
         if (leaving && !leave_ms)
             leave_ms = clock_ms() + s->config->drain_ms;

@@ -25,6 +25,8 @@ struct worker_process_config {
     const char *device; /* "cpu" */
     uint32_t n_threads; /* 0: one a core */
     uint64_t kv_bytes;
+    const char *disk_dir; /* of the disk tier; "" or NULL: none */
+    uint64_t disk_bytes;
     /* What the coordinator must serve, or the worker ends with the reason; NULL: whatever it does. Of a selector name and density count. */
     const char *calibration; /* file of the codec's calibration; NULL or "": in the model's directory */
     const char *channels;    /* the same of the selector's calibration */

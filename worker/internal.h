@@ -1,7 +1,7 @@
 #ifndef LONGSPAN_WORKER_INTERNAL_H
 #define LONGSPAN_WORKER_INTERNAL_H
 
-/* What worker.c (life, messages, blocks between workers) and run.c (a plan's step) share; nobody else includes it. */
+/* What worker.c (life, messages, blocks between workers), disk.c (blocks to and from the disk) and run.c (a plan's step) share; nobody else includes it. */
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -38,6 +38,7 @@ struct worker {
     struct attend attend;
     struct open_blocks open;
     struct select select;
+    struct kv_disk *disk; /* NULL: there is no disk tier */
     struct step_row *rows;
     struct step_seal *seals; /* at most one a row */
     struct step_ask *asks;
@@ -58,6 +59,7 @@ struct worker {
     pthread_mutex_t lock;
     struct mail *first, **last; /* under the lock */
     bool quit;
+    _Atomic bool disk_told;
     _Atomic uint32_t running_group; /* of the plan that runs: worker_free ends its waits */
     _Atomic uint64_t plans_done, ops_done, bytes_sent, bytes_received, dropped;
     _Atomic uint32_t blocks_used;
@@ -70,6 +72,19 @@ void worker_fence(struct worker *w, uint32_t group, uint64_t epoch);
 enum status worker_take(struct worker *w, const struct plan *plan, struct error *err);
 /* Runs a plan's step and says what came of it, by on_result or on_abort. */
 void worker_run(struct worker *w, const struct plan *plan);
+
+/* disk.c; on the step thread, but for open and close. Nothing where there is no tier. */
+enum status worker_disk_open(struct worker *w, struct error *err);
+/* What has a name is written first, for a while. */
+void worker_disk_close(struct worker *w);
+/* The block is about to go: it is written, unless it has no name or is there already. wait_ms: for others to be written first. */
+void worker_disk_keep(struct worker *w, kv_handle handle, uint32_t wait_ms);
+/* A copy whose destination is the worker itself: on_copied says when it has come from the disk. */
+void worker_disk_load(struct worker *w, const struct control_copy *copy);
+/* Takes what the disk has to say. */
+void worker_disk_run(struct worker *w);
+/* The coordinator is gone, and with it all that was asked for. */
+void worker_disk_pause(struct worker *w);
 
 #ifdef __cplusplus
 }

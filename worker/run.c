@@ -92,8 +92,10 @@ enum status worker_take(struct worker *w, const struct plan *plan, struct error 
 {
     if (!reserve(&w->plan_sequences, &w->plan_sequences_room, plan->n_seqs, sizeof *w->plan_sequences))
         return error_set(err, ST_NO_MEMORY, "no memory for a plan");
-    for (uint32_t i = 0; i < plan->n_drops; i++)
+    for (uint32_t i = 0; i < plan->n_drops; i++) {
+        worker_disk_keep(w, plan->drops[i], 0);
         kv_pool_drop(w->pool, plan->drops[i]);
+    }
     for (uint32_t i = 0; i < plan->n_forgets; i++)
         sequence_forget(w->sequences, plan->forgets[i]);
     for (uint32_t i = 0; i < plan->n_seqs; i++) {

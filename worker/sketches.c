@@ -255,6 +255,21 @@ enum status sketch_export(const struct sketches *all, kv_handle handle, uint8_t 
     return ST_OK;
 }
 
+enum status sketch_rename(const struct sketches *all, uint8_t *data, size_t bytes, kv_handle handle, struct error *err)
+{
+    const size_t payload = all->n_layers * all->layer_bytes;
+    uint64_t sum;
+    if (bytes != sketch_wire_bytes(all))
+        return error_set(err, ST_CORRUPT, "sketch: %zu bytes, %zu wanted", bytes, sketch_wire_bytes(all));
+    memcpy(&sum, data + 24, 8);
+    if (sum != wire_sum(data, payload))
+        return error_set(err, ST_CORRUPT, "sketch: checksum");
+    memcpy(data + 8, &handle, 8);
+    sum = wire_sum(data, payload);
+    memcpy(data + 24, &sum, 8);
+    return ST_OK;
+}
+
 bool sketch_valid(const struct sketches *all, const uint8_t *data, size_t bytes)
 {
     for (size_t at = 0; at + all->layer_bytes <= bytes; at += all->layer_bytes)

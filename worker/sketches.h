@@ -120,6 +120,8 @@ static inline float *sketch_queries(const struct sketches *all, const struct ske
 size_t sketch_wire_bytes(const struct sketches *all);
 /* out [sketch_wire_bytes]. ST_NOT_FOUND: it is not complete here. */
 enum status sketch_export(const struct sketches *all, kv_handle handle, uint8_t *out);
+/* A wire form that was kept gets another handle, in place. ST_CORRUPT: it is none. */
+enum status sketch_rename(const struct sketches *all, uint8_t *data, size_t bytes, kv_handle handle, struct error *err);
 /* Checks all of it. ST_CORRUPT: err says what. What is here already stays. */
 enum status sketch_import(struct sketches *all, const uint8_t *data, size_t bytes, kv_handle handle, struct error *err);
 

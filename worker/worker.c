@@ -151,7 +151,10 @@ static void mail_run(struct worker *w, const struct control_message *message)
         atomic_fetch_add(&w->plans_done, 1);
         break;
     case CONTROL_COPY:
-        copy_run(w, &message->as.copy);
+        if (message->as.copy.destination == w->config.exchange.self)
+            worker_disk_load(w, &message->as.copy);
+        else
+            copy_run(w, &message->as.copy);
         break;
     case CONTROL_MEMBERS:
         members_take(w, &message->as.members);
@@ -166,6 +169,7 @@ static void mail_run(struct worker *w, const struct control_message *message)
         log_warn("message of kind %d is not for a worker", (int)message->kind);
     }
     w->config.exchange_ops->progress(w->exchange);
+    worker_disk_run(w);
     stats_refresh(w);
 }
 
@@ -188,6 +192,7 @@ static void *step_thread(void *arg)
         uint64_t n;
         if (read(w->wake, &n, sizeof n) < 0 && errno != EAGAIN)
             log_error("eventfd: %s", strerror(errno));
+        worker_disk_run(w);
         stats_refresh(w);
     }
     return NULL;
@@ -342,6 +347,8 @@ static enum status open_parts(struct worker *w, struct error *err)
     if (st)
         return st;
     st = pool_open(w, err);
+    if (!st)
+        st = worker_disk_open(w, err);
     if (st)
         return st;
     w->config.exchange.on_block = on_block;
@@ -402,6 +409,7 @@ static enum status forget_all(struct worker *w, struct error *err)
 enum status worker_pause(struct worker *w, struct error *err)
 {
     thread_stop(w);
+    worker_disk_pause(w);
     w->config.exchange_ops->close(w->exchange); /* blocks on their way out are let go */
     w->exchange = NULL;
     w->n_fences = 0; /* the next one's epochs are higher, or it is not obeyed */
@@ -456,6 +464,7 @@ void worker_free(struct worker *w)
     thread_stop(w);
     if (w->exchange)
         w->config.exchange_ops->close(w->exchange);
+    worker_disk_close(w);
     open_blocks_deinit(&w->open);
     kv_pool_free(w->pool);
     select_deinit(&w->select); /* the backend takes its copies of sketches back */
@@ -503,6 +512,9 @@ void *worker_part(struct worker *w, kv_handle handle, uint32_t layer, uint32_t k
 void worker_stats(const struct worker *w, struct worker_stats *stats_out)
 {
     const int64_t since = atomic_load(&w->waits_since_ms), waits = since ? clock_ms() - since : 0;
+    struct kv_disk_stats disk = { 0 };
+    if (w->disk)
+        kv_disk_stats(w->disk, &disk);
     *stats_out = (struct worker_stats){
         .plans_done = atomic_load(&w->plans_done),
         .bytes_sent = atomic_load(&w->bytes_sent),
@@ -512,5 +524,6 @@ void worker_stats(const struct worker *w, struct worker_stats *stats_out)
         .work = atomic_load(&w->plans_done) + atomic_load(&w->ops_done),
         .dropped = atomic_load(&w->dropped),
         .waits_ms = waits > 0 ? (uint32_t)waits : 0,
+        .disk = disk,
     };
 }

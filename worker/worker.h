@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "common/error.h"
+#include "kvstore/disk.h"
 #include "kvstore/kvstore.h"
 #include "model/model.h"
 #include "proto/control.h"
@@ -44,7 +45,11 @@ struct worker_config {
     void (*on_abort)(void *ctx, const struct control_abort *abort);
     void (*on_copied)(void *ctx, const struct control_copied *copied);
     void (*on_progress)(void *ctx, float fraction);
+    void (*on_disk)(void *ctx, const struct control_blocks *blocks,
+                    bool gone); /* of the disk tier, as CONTROL_STORED */
     void *ctx;
+    const char *disk_dir; /* of the disk tier, for worker_new only; NULL or "": there is none */
+    uint64_t disk_bytes;  /* what it may take */
 };
 
 /*
@@ -79,6 +84,13 @@ enum status worker_inventory(const struct worker *w, struct kv_named **blocks_ou
                              uint64_t *epoch_out);
 
 /*
+ * What its disk tier holds: kv_disk_list; n_out 0 where there is none. After worker_disk_told, once all of it was told, what changes is told by on_disk, until the
+ * worker is paused.
+ */
+enum status worker_disk_list(struct worker *w, struct kv_disk_block **blocks_out, uint32_t *n_out);
+void worker_disk_told(struct worker *w);
+
+/*
  * Keys of a KV head in a layer of a block that is here, and values a part's bytes behind: where it is sealed, or open if both forms are one. NULL: it is not here, or not in
  * this processor's memory. For who runs a worker in its own process and waits for the result of each plan: between plans it may be written to.
  */
@@ -87,10 +99,11 @@ void *worker_part(struct worker *w, kv_handle handle, uint32_t layer, uint32_t k
 struct worker_stats {
     uint64_t plans_done, bytes_sent, bytes_received;
     uint32_t blocks_used;
-    uint64_t sketch_bytes; /* of all sketches here, with what is kept to choose by them */
-    uint64_t work;         /* grows while a step computes, not while it waits for a peer */
-    uint64_t dropped;      /* messages of peers that were refused */
-    uint32_t waits_ms;     /* for how long its step has waited for one message of a peer; 0: it does not */
+    uint64_t sketch_bytes;     /* of all sketches here, with what is kept to choose by them */
+    uint64_t work;             /* grows while a step computes, not while it waits for a peer */
+    uint64_t dropped;          /* messages of peers that were refused */
+    uint32_t waits_ms;         /* for how long its step has waited for one message of a peer; 0: it does not */
+    struct kv_disk_stats disk; /* zeros: there is none */
 };
 void worker_stats(const struct worker *w, struct worker_stats *stats_out); /* any thread */
 

@@ -123,6 +123,14 @@ COLUMN(sketches, w->sketch_bytes)
 COLUMN(sent, w->bytes_sent)
 COLUMN(received, w->bytes_received)
 COLUMN(dropped, w->dropped)
+COLUMN(disk_blocks, w->disk.blocks)
+COLUMN(disk_bytes, w->disk.bytes)
+COLUMN(disk_written, w->disk.written)
+COLUMN(disk_read, w->disk.read)
+COLUMN(disk_evicted, w->disk.evicted)
+COLUMN(disk_dropped, w->disk.dropped)
+COLUMN(disk_failed, w->disk.failed)
+COLUMN(disk_refused, w->disk.refused)
 COLUMN(leaves, w->leaves)
 COLUMN(sequences, w->sequences)
 COLUMN(epoch, gateway_worker_epoch(w))
@@ -144,6 +152,16 @@ static const struct column columns[] = {
     { "longspan_exchange_sent_bytes_total", "counter", "Bytes sent to other workers.", value_sent },
     { "longspan_exchange_received_bytes_total", "counter", "Bytes received from other workers.", value_received },
     { "longspan_exchange_dropped_total", "counter", "Messages of other workers that were refused.", value_dropped },
+    { "longspan_kv_disk_blocks", "gauge", "KV blocks on the worker's disk (--kv-disk).", value_disk_blocks },
+    { "longspan_kv_disk_bytes", "gauge", "Bytes of these.", value_disk_bytes },
+    { "longspan_kv_disk_written_total", "counter", "KV blocks written to the disk.", value_disk_written },
+    { "longspan_kv_disk_read_total", "counter", "KV blocks read from the disk instead of being computed.",
+      value_disk_read },
+    { "longspan_kv_disk_evicted_total", "counter", "KV blocks removed from the disk for room.", value_disk_evicted },
+    { "longspan_kv_disk_dropped_total", "counter", "KV blocks not written: the disk is too slow.", value_disk_dropped },
+    { "longspan_kv_disk_failed_total", "counter", "Writes and reads of KV blocks that failed.", value_disk_failed },
+    { "longspan_kv_disk_refused_total", "counter", "Files on the disk that were not sound, or of other settings.",
+      value_disk_refused },
     { "longspan_worker_leaves", "gauge", "Leaves of running requests that the worker reads.", value_leaves },
     { "longspan_worker_sequences", "gauge", "Sequences that the worker is the home of.", value_sequences },
     { "longspan_worker_epoch", "gauge", "Epoch of the worker's step group, within its coordinator's term.",

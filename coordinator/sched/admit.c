@@ -47,7 +47,7 @@ static bool hits_find(struct sched *s, struct sched_request *r, const struct dig
             r->n_ids_known++;
         }
         struct block *b = directory_find(&s->dir, &r->ids[i]);
-        b = b && place_source(p, b) ? b : NULL;
+        b = b && place_reaches(p, b) ? b : NULL;
         if (!b && !r->n_recovered)
             break;
         p->hits[p->n_hits++] = b;
@@ -67,9 +67,14 @@ static void room_read(struct sched *s)
 static void homes_rate(const struct sched *s, uint64_t usable, int64_t gain_out[SCHED_SLOTS])
 {
     const struct place *p = &s->place;
-    uint32_t held[SCHED_SLOTS] = { 0 }, known = 0;
+    uint32_t held[SCHED_SLOTS] = { 0 }, on_disk[SCHED_SLOTS] = { 0 }, known = 0;
     for (uint32_t i = 0; i < p->n_hits; i++) {
-        known += p->hits[i] != NULL;
+        const bool copies = p->hits[i] && place_source(p, p->hits[i]);
+        known += copies;
+        SCHED_EACH(slot, p->hits[i] && !copies ? p->hits[i]->disks & usable : 0)
+        {
+            on_disk[slot]++;
+        }
         for (const struct copy *c = p->hits[i] ? p->hits[i]->copies : NULL; c; c = c->next)
             held[c->slot] += c->state == COPY_READY;
     }
@@ -77,7 +82,7 @@ static void homes_rate(const struct sched *s, uint64_t usable, int64_t gain_out[
     {
         gain_out[slot] = (int64_t)held[slot] * PLAN_BLOCK - (int64_t)s->workers[slot].n_homes * LOAD_TOKENS;
         if (p->may_copy)
-            gain_out[slot] += (int64_t)(known - held[slot]) * COPIED_TOKENS;
+            gain_out[slot] += ((int64_t)known - held[slot] + on_disk[slot]) * COPIED_TOKENS;
     }
 }
 
@@ -164,7 +169,8 @@ static void hits_take(struct sched *s, struct sched_request *r)
         r->copies[i] = c;
         if (!c)
             c = sources[i] = place_source(p, p->hits[i]);
-        directory_ref(&s->dir, c);
+        if (c) /* NULL: it comes from the disk */
+            directory_ref(&s->dir, c);
     }
     for (uint32_t i = 0; i < p->n_blocks; i++) {
         if (!p->brought[i])
@@ -176,7 +182,8 @@ static void hits_take(struct sched *s, struct sched_request *r)
             (void)there;
             r->copies[i] = transfer_start(s, p->hits[i], sources[i], slot);
             directory_ref(&s->dir, r->copies[i]);
-            directory_unref(&s->dir, sources[i]); /* the transfer holds it */
+            if (sources[i])
+                directory_unref(&s->dir, sources[i]); /* the transfer holds it */
         }
         if (r->copies[i]->state == COPY_INCOMING) {
             transfer_wait(r->copies[i], r, WAITS_TO_START);

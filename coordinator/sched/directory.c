@@ -113,7 +113,22 @@ static void unindex(struct directory *d, struct block *b)
     b->indexed = false;
 }
 
-/* Takes the copy off its block; the block goes with its last copy. */
+/* A block is found while it can be had; it goes with its last copy. */
+static void block_settle(struct directory *d, struct block *b)
+{
+    if (!b->disks && !directory_source(b))
+        unindex(d, b);
+    if (b->copies || b->disks)
+        return;
+    struct block **bucket = &d->by_handle[bucket_of_handle(d, b->handle)];
+    while (*bucket != b)
+        bucket = &(*bucket)->next_handle;
+    *bucket = b->next_handle;
+    free(b);
+    d->n_blocks--;
+}
+
+/* Takes the copy off its block. */
 static void copy_remove(struct directory *d, struct copy *c)
 {
     struct block *b = c->block;
@@ -122,16 +137,7 @@ static void copy_remove(struct directory *d, struct copy *c)
         at = &(*at)->next;
     *at = c->next;
     free(c);
-    if (!directory_source(b))
-        unindex(d, b);
-    if (b->copies)
-        return;
-    struct block **bucket = &d->by_handle[bucket_of_handle(d, b->handle)];
-    while (*bucket != b)
-        bucket = &(*bucket)->next_handle;
-    *bucket = b->next_handle;
-    free(b);
-    d->n_blocks--;
+    block_settle(d, b);
 }
 
 static struct copy *copy_new(struct block *b, uint8_t slot, enum copy_state state)
@@ -173,6 +179,7 @@ uint32_t directory_pool_remove(struct directory *d, uint8_t slot)
 {
     struct pool *p = &d->pools[slot];
     uint32_t left = 0;
+    directory_disk_lost(d, slot);
     for (uint32_t i = 0; i < d->n_buckets; i++) {
         for (struct block *b = d->by_handle[i], *next; b; b = next) {
             next = b->next_handle;
@@ -247,11 +254,17 @@ struct copy *directory_incoming(struct directory *d, struct block *b, uint8_t sl
     return copy_new(b, slot, COPY_INCOMING);
 }
 
-/* Unless another of its id is. */
+/* Unless another of its id is that has a copy: one that is on disks alone gives way, with what is there. */
 static void block_index(struct directory *d, struct block *b)
 {
-    if (b->indexed || directory_find(d, &b->id))
+    struct block *other = b->indexed ? b : directory_find(d, &b->id);
+    if (other && (other == b || directory_source(other)))
         return;
+    if (other) {
+        b->disks = other->disks;
+        other->disks = 0;
+        block_settle(d, other);
+    }
     struct block **bucket = &d->by_id[bucket_of_id(d, &b->id)];
     b->next_id = *bucket;
     *bucket = b;
@@ -297,6 +310,53 @@ bool directory_adopt(struct directory *d, uint8_t slot, kv_handle handle, uint32
     return true;
 }
 
+/* ---- disks ---- */
+
+void directory_disk_add(struct directory *d, uint8_t slot, uint32_t position, const struct digest *id)
+{
+    struct pool *p = &d->pools[slot];
+    struct block *b = directory_find(d, id);
+    if (b && b->disks >> slot & 1)
+        return;
+    if (p->on_disk >= DIRECTORY_DISK_MAX)
+        return;
+    if (!b) {
+        b = block_new(d, d->next++, position);
+        b->id = *id;
+        block_index(d, b);
+    }
+    b->disks |= (uint64_t)1 << slot;
+    p->on_disk++;
+}
+
+static void disk_clear(struct directory *d, uint8_t slot, struct block *b)
+{
+    if (!(b->disks >> slot & 1))
+        return;
+    b->disks &= ~((uint64_t)1 << slot);
+    d->pools[slot].on_disk--;
+    block_settle(d, b);
+}
+
+void directory_disk_remove(struct directory *d, uint8_t slot, const struct digest *id)
+{
+    struct block *b = directory_find(d, id);
+    if (b)
+        disk_clear(d, slot, b);
+}
+
+void directory_disk_lost(struct directory *d, uint8_t slot)
+{
+    for (uint32_t i = 0; d->pools[slot].on_disk && i < d->n_buckets; i++) {
+        for (struct block *b = d->by_handle[i], *next; b; b = next) {
+            next = b->next_handle;
+            disk_clear(d, slot, b);
+        }
+    }
+}
+
+/* ---- copies that come and go ---- */
+
 void directory_arrived(struct directory *d, struct copy *c)
 {
     assert(c->state == COPY_INCOMING);
@@ -335,8 +395,7 @@ void directory_drop(struct directory *d, struct copy *c)
     c->state = COPY_DROPPING;
     c->drops = 1;
     outbox_push(&p->drops, c->block->handle);
-    if (!directory_source(c->block))
-        unindex(d, c->block);
+    block_settle(d, c->block);
 }
 
 void directory_drop_stray(struct directory *d, uint8_t slot, kv_handle handle)

@@ -10,6 +10,9 @@
  *   dropping  told to go, or to be told with the next plan; gone when that plan's result is back
  * and named + promised <= n_blocks always. A block may be opened as soon as the drop that made its room is queued (the drop travels with
  * the same plan or an earlier one); a block that comes from a peer must wait until the drop has arrived: directory_can_receive.
+ *
+ * A worker may have blocks on a disk of its own, and says which. These are no copies and in no account: a block on a disk can be found by its id though it has no
+ * copy, and a copy may come from there to the same worker's pool.
  */
 
 #include <stdbool.h>
@@ -52,6 +55,7 @@ struct block {
     struct digest id;  /* once committed */
     uint32_t position; /* number in its sequence */
     bool indexed;      /* found by its id; a duplicate of an indexed block is not */
+    uint64_t disks;    /* slots whose disks have it; not 0: it is indexed */
     struct copy *copies;
     struct block *next_handle, *next_id;
 };
@@ -59,6 +63,7 @@ struct block {
 struct pool {
     bool live;
     uint32_t n_blocks, named, promised, cached, dropping;
+    uint32_t on_disk; /* blocks of its disk */
     struct copy *oldest, *newest;
     struct outbox drops; /* handles */
 };
@@ -93,12 +98,19 @@ static inline bool directory_can_receive(const struct directory *d, uint8_t slot
     return (uint64_t)p->named + p->promised + p->dropping <= p->n_blocks;
 }
 
-/* By content id: a block with at least one ready copy, or NULL. */
+/* By content id: a block with at least one ready copy, or on a disk; or NULL. */
 struct block *directory_find(const struct directory *d, const struct digest *id);
 struct block *directory_block(const struct directory *d, kv_handle handle);
 struct copy *directory_copy_at(const struct block *b, uint8_t slot);
 /* The first ready copy, or NULL. */
 struct copy *directory_source(const struct block *b);
+
+enum { DIRECTORY_DISK_MAX = 1 << 22 }; /* blocks of one disk that are known; more are not used */
+/* The worker's disk has the block, or has it no more. */
+void directory_disk_add(struct directory *d, uint8_t slot, uint32_t position, const struct digest *id);
+void directory_disk_remove(struct directory *d, uint8_t slot, const struct digest *id);
+/* The worker's disk is used no more. */
+void directory_disk_lost(struct directory *d, uint8_t slot);
 
 /* A new block, open at slot, from one promise; one reference. */
 struct copy *directory_open(struct directory *d, uint8_t slot, uint32_t position);

@@ -76,7 +76,8 @@ static bool copy_begin(struct sched *s, uint32_t leaf, struct block *b, uint64_t
 static struct block *block_of(const struct sched *s, const struct sched_request *r, uint32_t i)
 {
     const struct block *b = r->copies[i] ? r->copies[i]->block : directory_block(&s->dir, r->table[i]);
-    return b && directory_source(b) ? directory_find(&s->dir, &b->id) : NULL;
+    struct block *found = b && directory_source(b) ? directory_find(&s->dir, &b->id) : NULL;
+    return found && directory_source(found) ? found : NULL;
 }
 
 /* Starts what copies may be started. -> how many blocks are not where they will be read */

@@ -1,4 +1,5 @@
-/* What outlives this scheduler: its term, by which its numbers are higher than before, and the names of blocks, which their workers keep for the next one. */
+/* What outlives this scheduler: its term, by which its numbers are higher than before, the names of blocks, which their workers keep
+ * for the next one, and what is on their disks. */
 #include "coordinator/sched/state.h"
 
 #include <stdlib.h>
@@ -56,5 +57,20 @@ void sched_worker_holds(struct sched *s, uint16_t worker, const struct control_b
         memcpy(id.byte, blocks[i].id, sizeof id.byte);
         if (!s->config.prefix_sharing || !directory_adopt(&s->dir, slot, blocks[i].handle, blocks[i].position, &id))
             directory_drop_stray(&s->dir, slot, blocks[i].handle);
+    }
+}
+
+void sched_worker_disk(struct sched *s, uint16_t worker, const struct control_block *blocks, uint32_t n, bool gone)
+{
+    const uint8_t slot = sched_slot(s, worker);
+    if (slot == SCHED_NO_SLOT || !s->config.prefix_sharing)
+        return;
+    for (uint32_t i = 0; i < n; i++) {
+        struct digest id;
+        memcpy(id.byte, blocks[i].id, sizeof id.byte);
+        if (gone)
+            directory_disk_remove(&s->dir, slot, &id);
+        else
+            directory_disk_add(&s->dir, slot, blocks[i].position, &id);
     }
 }

@@ -82,6 +82,17 @@ struct copy *place_source(const struct place *p, const struct block *b)
     return sound_copy(p, b);
 }
 
+bool place_reaches(const struct place *p, const struct block *b)
+{
+    return sound_copy(p, b) || (p->may_copy && b->disks & p->sound);
+}
+
+/* From another worker's memory, or from the disk of dst. */
+static bool can_come(const struct place *p, const struct block *b, uint8_t dst)
+{
+    return p->may_copy && (sound_copy(p, b) || b->disks & SCHED_BIT(dst));
+}
+
 /* How many of the hits first .. first + n - 1, in a row, are at dst or can be brought there. missing_out: of these, those to be brought. */
 static uint32_t hits_reach(const struct place *p, uint32_t first, uint32_t n, uint8_t dst, uint32_t *missing_out)
 {
@@ -90,7 +101,7 @@ static uint32_t hits_reach(const struct place *p, uint32_t first, uint32_t n, ui
         const struct copy *c = directory_copy_at(p->hits[first + i], dst);
         if (c && (c->state == COPY_READY || c->state == COPY_INCOMING) && (c->state == COPY_READY || p->may_copy))
             continue;
-        if (c || !p->may_copy || !sound_copy(p, p->hits[first + i]))
+        if (c || !can_come(p, p->hits[first + i], dst))
             break;
         missing++;
     }
@@ -105,9 +116,9 @@ static void hits_take(struct place *p, uint32_t first, uint32_t n, uint8_t dst)
         const struct copy *c = directory_copy_at(p->hits[first + i], dst);
         if (!c) {
             p->room[dst]--;
-            c = sound_copy(p, p->hits[first + i]);
+            c = sound_copy(p, p->hits[first + i]); /* NULL: it comes from the disk */
         }
-        if (c->cached)
+        if (c && c->cached)
             p->room[c->slot]--;
         p->brought[first + i] = true;
     }
@@ -115,12 +126,12 @@ static void hits_take(struct place *p, uint32_t first, uint32_t n, uint8_t dst)
     p->ties |= SCHED_BIT(dst);
 }
 
-/* Workers that hold all of them. */
-static uint64_t hits_held(const struct place *p, uint32_t first, uint32_t n)
+/* Workers that hold all of them, on their disks too if disks. */
+static uint64_t hits_held(const struct place *p, uint32_t first, uint32_t n, bool disks)
 {
     uint64_t all = UINT64_MAX;
     for (uint32_t i = 0; i < n && all; i++) {
-        uint64_t here = 0;
+        uint64_t here = disks && p->may_copy ? p->hits[first + i]->disks : 0;
         for (const struct copy *c = p->hits[first + i]->copies; c; c = c->next)
             here |= c->state == COPY_READY ? SCHED_BIT(c->slot) : 0;
         all &= here;
@@ -207,11 +218,12 @@ static bool place_whole(const struct spread *x, uint32_t leaf)
 {
     struct place *p = x->p;
     const uint32_t first = leaf * p->leaf_blocks;
-    const uint64_t held = hits_held(p, first, p->leaf_blocks) & x->mask;
+    const uint64_t held = hits_held(p, first, p->leaf_blocks, false) & x->mask,
+                   near = held ? held : hits_held(p, first, p->leaf_blocks, true) & x->mask;
     uint32_t missing = 0;
     uint8_t slot = x->slots[kv_slot_owner(leaf % PLAN_SLOTS, PLAN_SLOTS, x->n_slots)];
-    if (held && !(held & SCHED_BIT(slot)))
-        slot = (uint8_t)__builtin_ctzll(held);
+    if (near && !(near & SCHED_BIT(slot)))
+        slot = (uint8_t)__builtin_ctzll(near);
     if (!held && (hits_reach(p, first, p->leaf_blocks, slot, &missing) < p->leaf_blocks || p->room[slot] < missing))
         return false;
     hits_take(p, first, p->leaf_blocks, slot);
@@ -229,7 +241,9 @@ static bool place_rest(struct spread *x, uint32_t leaf, uint32_t n_hit)
     uint32_t missing;
     uint8_t slot = p->home;
     if (!grows) {
-        const uint64_t held = n_hit ? hits_held(p, first, n_hit) & x->mask : 0;
+        uint64_t held = n_hit ? hits_held(p, first, n_hit, false) & x->mask : 0;
+        if (n_hit && !held)
+            held = hits_held(p, first, n_hit, true) & x->mask;
         SCHED_EACH(i, held)
         {
             if (p->room[i] >= blocks)

@@ -37,6 +37,8 @@ extern "C" {
 enum {
     SCHED_PLANS_MAX = 8,      /* in flight a group */
     SCHED_TRANSFERS_MAX = 16, /* under way from one worker, or to one */
+    SCHED_LOADS_MAX = 32,     /* under way from a worker's disk, */
+    SCHED_LOAD_MS = 10000,    /* and so long at most: what is on a disk that hangs is used no more */
     SCHED_SHIPS_MAX = 3,      /* attempts to move a leaf to its owner */
     SCHED_SHIP_PAUSE_MS = 250,
     SCHED_ABORT_GRACE_MS = 200, /* for the other members to say whom they blame */
@@ -209,7 +211,7 @@ struct worker {
     struct digest context; /* of its blocks: the config's, and all that must be equal within a group */
     uint32_t leaf_blocks;
     uint64_t block_bytes;
-    uint32_t n_homes, sending, receiving;
+    uint32_t n_homes, sending, receiving, loading;
     int64_t step_ms; /* its last result; 0: none yet */
     int64_t
         waits_from_ms; /* that it says its step waits for one message of a peer; 0: it does not, or has not said so for long enough */
@@ -274,10 +276,11 @@ struct group {
 };
 
 struct transfer {
-    struct copy *src, *dst;
+    struct copy *src, *dst; /* src NULL: from the disk of the worker that dst is at */
     struct transfer *next;
     struct waiter *waiters;
     bool sent, replica, second; /* beside the steps; and for the case of a loss */
+    bool disk;
     int64_t sent_ms;
 };
 
@@ -494,6 +497,8 @@ bool place_ever(struct sched *s, uint32_t n_prompt, uint32_t n_rows, uint32_t bo
 uint32_t place_order(const struct sched *s, uint64_t mask, uint8_t slots_out[SCHED_SLOTS]);
 /* A copy to send the block from, or NULL. */
 struct copy *place_source(const struct place *p, const struct block *b);
+/* There is one, or it is on a disk that it may come from. */
+bool place_reaches(const struct place *p, const struct block *b);
 bool place_spreads(const struct sched *s, uint32_t n_rows, uint64_t usable);
 void place_prepare(struct place *p, uint32_t n_prompt, uint32_t n_rows, uint32_t leaf_blocks, uint32_t bound);
 
@@ -525,7 +530,7 @@ static inline bool request_recovers(const struct sched_request *r)
 }
 
 /* transfer.c */
-/* From a promise at slot (taken by the caller) a copy of the block that r waits for. src is held until it has arrived. */
+/* From a promise at slot (taken by the caller) a copy of the block that r waits for. src is held until it has arrived; NULL: from the disk there. */
 struct copy *transfer_start(struct sched *s, struct block *b, struct copy *src, uint8_t slot);
 void transfer_wait(struct copy *dst, struct sched_request *r, enum waiter_kind kind);
 /* r waits no more for what comes to dst; a transfer that was not sent and that nobody else wants vanishes (with dst, unless it is referred to). */

@@ -1,4 +1,4 @@
-/* Copies of sealed blocks between workers, beside the steps. */
+/* Copies of sealed blocks between workers, and from a worker's disk to its memory, beside the steps. */
 #include "coordinator/sched/state.h"
 
 #include <assert.h>
@@ -11,8 +11,9 @@ struct copy *transfer_start(struct sched *s, struct block *b, struct copy *src, 
 {
     struct transfer *t = sched_alloc(1, sizeof *t);
     struct copy *dst = directory_incoming(&s->dir, b, slot);
-    *t = (struct transfer){ .src = src, .dst = dst };
-    directory_ref(&s->dir, src);
+    *t = (struct transfer){ .src = src, .dst = dst, .disk = !src };
+    if (src)
+        directory_ref(&s->dir, src);
     dst->transfer = t;
     *s->transfers_end = t;
     s->transfers_end = &t->next;
@@ -39,14 +40,18 @@ static void transfer_unlink(struct sched *s, struct transfer *t, bool linger)
         s->transfers_end = at;
     s->n_transfers--;
     s->n_replicas -= t->replica;
-    if (t->sent) {
+    if (!t->sent) {
+        s->transfers_waiting--;
+    } else if (t->disk) {
+        s->workers[t->dst->slot].loading--;
+    } else {
         s->workers[t->src->slot].sending--;
         s->workers[t->dst->slot].receiving--;
-    } else {
-        s->transfers_waiting--;
     }
     t->dst->transfer = NULL;
-    if (linger && t->sent) {
+    if (t->disk) {
+        /* nothing is held */
+    } else if (linger && t->sent) {
         sched_grow((void **)&s->lingering, &s->lingering_cap, s->n_lingering + 1, sizeof *s->lingering);
         s->lingering[s->n_lingering++] =
             (struct lingering){ .src = t->src, .until_ms = sched_now_ms(s) + s->config.step_deadline_ms };
@@ -77,14 +82,19 @@ void transfer_unwait(struct sched *s, struct copy *dst, struct sched_request *r)
     free(t);
 }
 
+static bool has_turn(const struct transfer *t, const struct worker *from, const struct worker *to)
+{
+    return t->disk ? to->loading < SCHED_LOADS_MAX
+                   : from->sending < SCHED_TRANSFERS_MAX && to->receiving < SCHED_TRANSFERS_MAX;
+}
+
 void transfers_send(struct sched *s)
 {
     if (!s->transfers_waiting)
         return;
     for (struct transfer *t = s->transfers; t; t = t->next) {
-        struct worker *from = &s->workers[t->src->slot], *to = &s->workers[t->dst->slot];
-        if (t->sent || from->sending >= SCHED_TRANSFERS_MAX || to->receiving >= SCHED_TRANSFERS_MAX ||
-            !directory_can_receive(&s->dir, t->dst->slot))
+        struct worker *to = &s->workers[t->dst->slot], *from = t->disk ? to : &s->workers[t->src->slot];
+        if (t->sent || !directory_can_receive(&s->dir, t->dst->slot) || !has_turn(t, from, to))
             continue;
         const struct block *b = t->dst->block;
         struct control_message m = { .kind = CONTROL_COPY };
@@ -93,8 +103,9 @@ void transfers_send(struct sched *s)
         t->sent = true;
         t->sent_ms = sched_now_ms(s);
         s->transfers_waiting--;
-        from->sending++;
-        to->receiving++;
+        to->loading += t->disk;
+        from->sending += !t->disk;
+        to->receiving += !t->disk;
         s->ops.send(s->ctx, from->id, &m);
     }
 }
@@ -112,7 +123,7 @@ static void transfer_tell(struct sched *s, struct transfer *t, bool ok)
         } else if (ok) {
             w->r->pending--;
         } else {
-            w->r->alone = true;
+            w->r->alone = w->r->alone || !t->disk; /* what a disk has lost is not found there again */
             admit_undo(s, w->r);
         }
         free(w);
@@ -162,7 +173,14 @@ enum status transfer_arrived(struct sched *s, uint8_t slot, const struct control
         return copied->handle < s->dir.next ? ST_OK : ST_PROTOCOL;
     }
     if (!ok && !t->sent)
-        return ST_OK; /* about an attempt before this one */
+        return ST_OK;     /* about an attempt before this one */
+    if (!ok && t->disk) { /* the worker has said what is wrong with it */
+        log_debug("worker %u: block %llu did not come from its disk: %s", s->workers[slot].id,
+                  (unsigned long long)copied->handle, status_text((enum status)copied->status));
+        directory_disk_remove(&s->dir, slot, &b->id);
+        transfer_fail(s, t, false);
+        return ST_OK;
+    }
     if (!ok) {
         log_warn("worker %u: block %llu did not come from worker %u: %s", s->workers[slot].id,
                  (unsigned long long)copied->handle, copied->source, status_text((enum status)copied->status));
@@ -184,18 +202,34 @@ static int64_t patience(const struct sched *s)
     return (int64_t)s->config.step_deadline_ms * (s->config.plans_ahead + 1);
 }
 
+static int64_t due_ms(const struct sched *s, const struct transfer *t)
+{
+    return t->sent_ms + (t->disk ? SCHED_LOAD_MS : patience(s));
+}
+
+static void say_late(struct sched *s, const struct transfer *t)
+{
+    const uint16_t to = s->workers[t->dst->slot].id;
+    if (t->disk)
+        log_warn("worker %u: its disk does not answer: what is there is used no more", to);
+    else
+        log_warn("block %llu did not come from worker %u to worker %u in time",
+                 (unsigned long long)t->dst->block->handle, s->workers[t->src->slot].id, to);
+}
+
 void transfers_check(struct sched *s)
 {
-    const int64_t late = sched_now_ms(s) - patience(s);
+    const int64_t now = sched_now_ms(s);
     if (s->n_lingering)
         lingering_end(s, sched_now_ms(s), SCHED_NO_SLOT);
     for (struct transfer *t = s->transfers; t;) {
-        if (!t->sent || t->sent_ms > late) {
+        if (!t->sent || due_ms(s, t) > now) {
             t = t->next;
             continue;
         }
-        log_warn("block %llu did not come from worker %u to worker %u in time",
-                 (unsigned long long)t->dst->block->handle, s->workers[t->src->slot].id, s->workers[t->dst->slot].id);
+        say_late(s, t);
+        if (t->disk)
+            directory_disk_lost(&s->dir, t->dst->slot);
         transfer_fail(s, t, true);
         t = s->transfers; /* others may have gone with it */
     }
@@ -206,8 +240,8 @@ int64_t transfers_deadline(const struct sched *s)
     int64_t first = SCHED_RUN_MS;
     const int64_t now = sched_now_ms(s);
     for (const struct transfer *t = s->transfers; t; t = t->next) {
-        if (t->sent && t->sent_ms + patience(s) - now < first)
-            first = t->sent_ms + patience(s) - now;
+        if (t->sent && due_ms(s, t) - now < first)
+            first = due_ms(s, t) - now;
     }
     return first;
 }
@@ -215,11 +249,11 @@ int64_t transfers_deadline(const struct sched *s)
 void transfers_lost(struct sched *s, uint8_t slot)
 {
     for (struct transfer *t = s->transfers; t;) {
-        if (t->src->slot != slot && t->dst->slot != slot) {
+        if ((t->disk || t->src->slot != slot) && t->dst->slot != slot) {
             t = t->next;
             continue;
         }
-        transfer_fail(s, t, t->src->slot != slot);
+        transfer_fail(s, t, !t->disk && t->src->slot != slot);
         t = s->transfers;
     }
     lingering_end(s, INT64_MIN, slot);

@@ -156,6 +156,8 @@ static void to_coordinator(struct sim *sim, uint16_t worker, const struct contro
         st = sched_result(sim->s, worker, m->as.result, &err);
     else if (m->kind == CONTROL_ABORT)
         st = sched_abort(sim->s, worker, &m->as.abort);
+    else if (m->kind == CONTROL_STORED || m->kind == CONTROL_GONE)
+        sched_worker_disk(sim->s, worker, m->as.blocks.blocks, m->as.blocks.n_blocks, m->kind == CONTROL_GONE);
     else
         st = sched_copied(sim->s, worker, &m->as.copied);
     /* A worker that was told to stop may still have said something. */
@@ -212,6 +214,13 @@ static void op_send(void *ctx, uint16_t worker, const struct control_message *m)
     sim_post(sim, at, SIM_TO_WORKER, worker, sim_message_copy(sim, m));
 }
 
+static void op_named(void *ctx, uint16_t worker, const struct control_block *blocks, uint32_t n)
+{
+    struct sim *sim = ctx;
+    for (uint32_t i = 0; i < n; i++)
+        sim_worker_named(sim->workers[worker], &blocks[i]);
+}
+
 static int64_t op_now(void *ctx)
 {
     return ((struct sim *)ctx)->now;
@@ -229,7 +238,10 @@ struct sim *sim_new(const struct sim_options *options)
     sim->options = *options;
     sim->rng = (struct rng){ .seed = options->seed };
     sim->now = 1000;
-    const struct sched_ops ops = { .send = op_send, .now_ms = op_now, .choose = options->choices ? op_choose : NULL };
+    const struct sched_ops ops = { .send = op_send,
+                                   .now_ms = op_now,
+                                   .choose = options->choices ? op_choose : NULL,
+                                   .named = options->disk_blocks ? op_named : NULL };
     if (sched_new(&options->config, &ops, sim, &sim->s))
         sim_wrong(sim, "sched_new");
     for (uint32_t i = 0; i < options->n_workers; i++)
@@ -533,7 +545,8 @@ void sim_check_empty(struct sim *sim)
     struct sched_stats stats;
     struct sched_worker_stats workers[SCHED_SLOTS];
     /* Time for what is in flight, for copies that nobody waits for any more, and for those that never come. */
-    sim_advance(sim, 20 * (int64_t)sim->options.config.step_deadline_ms);
+    sim_advance(sim, 20 * (int64_t)sim->options.config.step_deadline_ms +
+                         (sim->options.disk_blocks ? 3 * SCHED_LOAD_MS : 0));
     sched_stats(sim->s, &stats);
     if (stats.waiting || stats.running || sim->s->n_running || sim->s->n_transfers)
         sim_wrong(sim, "%u wait, %u run, %u are not freed, %u transfers", stats.waiting, stats.running,
@@ -559,6 +572,8 @@ void sim_check_empty(struct sim *sim)
         if (sim_worker_blocks(w))
             sim_wrong(sim, "worker %u holds %u blocks after all were evicted", workers[i].id, sim_worker_blocks(w));
     }
+    for (uint8_t slot = 0; slot < SCHED_SLOTS; slot++)
+        directory_disk_lost(&sim->s->dir, slot);
     if (sim->s->dir.n_blocks)
         sim_wrong(sim, "the directory has %u blocks", sim->s->dir.n_blocks);
 }

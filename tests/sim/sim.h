@@ -24,7 +24,8 @@ struct sim_options {
     uint32_t n_workers, leaf_blocks, n_blocks[SIM_WORKERS_MAX];
     uint32_t open_blocks;  /* of each worker: places for blocks that are not sealed and committed; 0: no such limit */
     bool choices;          /* draw what policy may decide freely */
-    uint32_t copy_faults;  /* of 1000 copies, this many fail or vanish */
+    uint32_t copy_faults;  /* of 1000 copies, this many fail or vanish; of writes to disks, and reads, too */
+    uint32_t disk_blocks;  /* of each worker's disk; 0: it has none */
     uint32_t delay_max_ms; /* of messages */
     uint32_t step_max_ms;  /* of a worker's part of a step; */
     uint32_t row_us;       /* and so much more for each row of the member that is home of most */
@@ -82,7 +83,7 @@ struct sim {
     uint32_t n_requests;
     uint16_t cut[2]; /* two workers that do not reach each other, until then */
     int64_t cut_until;
-    uint64_t n_steps, n_rows, n_copies, n_shipped_rows, n_plans, n_spread_steps, n_aborts, n_vain;
+    uint64_t n_steps, n_rows, n_copies, n_loads, n_shipped_rows, n_plans, n_spread_steps, n_aborts, n_vain;
 };
 
 /* What tests of single cases begin with: leaves of two blocks, quick workers of n_blocks each; replay: the program. */
@@ -120,7 +121,7 @@ void sim_texts(int32_t *text_out, int32_t *other_out, uint32_t n);
 /* The token after these. */
 int32_t sim_oracle(const int32_t *tokens, uint32_t n);
 
-/* ---- between sim.c and sim_worker.c ---- */
+/* ---- between sim.c, sim_worker.c and sim_disk.c ---- */
 
 enum sim_event_kind { SIM_TO_WORKER, SIM_TO_COORDINATOR, SIM_WAKE, SIM_COPY, SIM_LOST, SIM_RUN };
 
@@ -141,9 +142,26 @@ void sim_worker_free(struct sim_worker *w);
 void sim_worker_receive(struct sim *sim, struct sim_worker *w, void *message);
 void sim_worker_wake(struct sim *sim, struct sim_worker *w);
 void sim_worker_copy(struct sim *sim, struct sim_worker *w, void *block);
+/* The coordinator says what a block of it is. */
+void sim_worker_named(struct sim_worker *w, const struct control_block *block);
 void sim_worker_die(struct sim *sim, struct sim_worker *w);
 uint32_t sim_worker_blocks(const struct sim_worker *w);
 uint32_t sim_worker_sequences(const struct sim_worker *w);
+/* A worker's disk: blocks by content id, used longest ago first. It tells the coordinator what it has, and what it has no more. */
+struct sim_disk {
+    struct sim_stored {
+        struct digest id;
+        uint32_t position;
+        void *contents;
+    } * items;
+    uint32_t n, cap;
+};
+void sim_disk_put(struct sim *sim, struct sim_worker *w, struct sim_disk *d, const struct digest *id, uint32_t position,
+                  const void *contents, size_t bytes);
+/* NULL: it is not there. Borrowed until the next call. */
+const void *sim_disk_get(struct sim_disk *d, const struct digest *id);
+void sim_disk_lose(struct sim *sim, struct sim_worker *w, struct sim_disk *d, const struct digest *id);
+void sim_disk_free(struct sim_disk *d);
 struct sim_link {
     int64_t down, up;  /* when the last message of each direction arrives */
     bool alive, known; /* known: the coordinator has not heard that it is lost */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "coordinator/sched/state.h"
 #include "tests/sim/sim.h"
 
 enum { BLOCKS_MAX = 4096, SEQS_MAX = 512, TABLE_MAX = 512, SAMPLED = 16 };
@@ -16,6 +17,8 @@ struct held {
     bool open;                         /* has a place for open rows */
     uint64_t seq;                      /* whose they are */
     uint64_t before, hash[PLAN_BLOCK]; /* of all tokens before the block; up to each position */
+    bool named;
+    struct digest id;
 };
 
 struct known {
@@ -48,13 +51,14 @@ struct sim_worker {
     uint64_t fenced; /* plans of lower epochs are refused */
     struct result *result;
     float *logits; /* inside result */
+    struct sim_disk disk;
 };
 
 /* In a chunk of one allocation: what a copy carries. */
 struct parcel {
     uint16_t source;
     struct held block;
-    bool lost, refused, late;
+    bool lost, refused, late, disk;
 };
 
 struct sim_worker *sim_worker_new(struct sim *sim, uint16_t id, uint32_t n_blocks)
@@ -71,6 +75,7 @@ struct sim_worker *sim_worker_new(struct sim *sim, uint16_t id, uint32_t n_block
 
 static void worker_clear(struct sim_worker *w)
 {
+    sim_disk_free(&w->disk);
     while (w->n_held)
         free(w->blocks[--w->n_held]);
     while (w->n_seqs)
@@ -140,10 +145,22 @@ static void drop(struct sim *sim, struct sim_worker *w, kv_handle handle)
             continue;
         if (w->blocks[i]->pins)
             sim_wrong(sim, "worker %u: block %llu is dropped while it is sent", w->id, (unsigned long long)handle);
+        if (sim->options.disk_blocks && w->blocks[i]->named)
+            sim_disk_put(sim, w, &w->disk, &w->blocks[i]->id, w->blocks[i]->position, w->blocks[i],
+                         sizeof *w->blocks[i]);
         free(w->blocks[i]);
         w->blocks[i] = w->blocks[--w->n_held];
         return;
     }
+}
+
+void sim_worker_named(struct sim_worker *w, const struct control_block *block)
+{
+    struct held *b = find(w, block->handle);
+    if (!b)
+        return;
+    b->named = true;
+    memcpy(b->id.byte, block->id, sizeof b->id.byte);
 }
 
 static struct known *known(const struct sim_worker *w, uint64_t id)
@@ -533,12 +550,43 @@ static void send_block(struct sim *sim, struct sim_worker *w, const struct contr
         sim_post(sim, sim->now + 1 + sim_draw(sim, 4 * sim->options.delay_max_ms + 1), SIM_COPY, copy->destination, p);
 }
 
+/* From its disk, under the handle that the coordinator says. */
+static void load_block(struct sim *sim, struct sim_worker *w, const struct control_copy *copy)
+{
+    struct control_message m = { .kind = CONTROL_COPIED, .as.copied = { copy->handle, w->id, ST_NOT_FOUND } };
+    struct digest id;
+    memcpy(id.byte, copy->id, sizeof id.byte);
+    const struct held *stored = sim_disk_get(&w->disk, &id);
+    const uint32_t fault = sim_draw(sim, 1000) < sim->options.copy_faults ? 1 + sim_draw(sim, 3) : 0;
+    if (!stored || fault == 1) {
+        if (stored)
+            m.as.copied.status = ST_CORRUPT;
+        sim_disk_lose(sim, w, &w->disk, &id);
+        sim_up(sim, w, sim_message_copy(sim, &m));
+        return;
+    }
+    if (copy->position != stored->position || find(w, copy->handle))
+        sim_wrong(sim, "worker %u: block %llu at %u is to come from the disk, where it is at %u", w->id,
+                  (unsigned long long)copy->handle, copy->position, stored->position);
+    struct parcel *p = calloc(1, sizeof *p);
+    p->source = w->id;
+    p->disk = true;
+    p->block = *stored;
+    p->block.handle = copy->handle;
+    p->block.pins = 0;
+    p->block.open = p->block.stray = false;
+    p->lost = fault == 2;
+    p->late = fault == 3;
+    sim->n_loads++;
+    sim_post(sim, sim->now + (p->late ? 2 * SCHED_LOAD_MS : 1 + (int64_t)sim_draw(sim, 30)), SIM_COPY, w->id, p);
+}
+
 void sim_worker_copy(struct sim *sim, struct sim_worker *w, void *block)
 {
     struct parcel *p = block;
     struct control_message m = { .kind = CONTROL_COPIED };
     struct held *from = sim->workers[p->source]->link.alive ? find(sim->workers[p->source], p->block.handle) : NULL;
-    if (from && !p->lost && !p->late)
+    if (from && !p->lost && !p->late && !p->disk)
         from->pins--;
     if (w && w->link.alive && !p->lost) {
         m.as.copied = (struct control_copied){ .handle = p->block.handle, .source = p->source };
@@ -604,7 +652,10 @@ void sim_worker_wake(struct sim *sim, struct sim_worker *w)
         } else if (w->phase == IDLE && w->queue) {
             const struct control_message *m = w->queue->m;
             if (m->kind == CONTROL_COPY) {
-                send_block(sim, w, &m->as.copy);
+                if (m->as.copy.destination == w->id)
+                    load_block(sim, w, &m->as.copy);
+                else
+                    send_block(sim, w, &m->as.copy);
                 queue_pop(w);
             } else if (m->as.plan->epoch < w->fenced) {
                 queue_pop(w); /* refused */

@@ -1,5 +1,5 @@
 /*
- * Random lives of a cluster: layouts, batches, chunks, prefix hits, shipping, second copies, cancels, and in half of them crashes, hangs and cut links, in
+ * Random lives of a cluster: layouts, batches, chunks, prefix hits, shipping, second copies, disks, cancels, and in half of them crashes, hangs and cut links, in
  * whatever phase. All that is checked is checked by sim.c and sim_worker.c while it runs: every token and log-probability against the oracle, each once and
  * in order; every block that a row sees is at its one reader, complete, and of the right tokens; ids of blocks follow from tokens; no pool holds more
  * than it has room for; all that was accepted ends, and then nothing is held. A seed replays exactly.
@@ -29,7 +29,7 @@ struct life {
 
 struct totals {
     uint64_t lives, requests, refused, failed, cancelled, cached, steps, spread, copies, plans, far, aborts, vain,
-        blamed, blamed_wrongly, late, preempted, recovered, moved, left, shed, passed;
+        blamed, blamed_wrongly, late, preempted, recovered, moved, left, shed, passed, loads;
 };
 
 enum { STEM = 2000 };
@@ -85,6 +85,8 @@ static struct sim_options options(struct life *l, uint64_t seed)
         o.config.density = 1;
         o.config.prompt_sparse = bits >> 16 & 1;
     }
+    if (bits >> 32 & 1)
+        o.disk_blocks = 5 + (uint32_t)(bits >> 40) % 200;
     return o;
 }
 
@@ -260,6 +262,7 @@ static void live(uint64_t seed, struct totals *t)
     t->steps += l.sim->n_steps;
     t->spread += l.sim->n_spread_steps;
     t->copies += l.sim->n_copies;
+    t->loads += l.sim->n_loads;
     t->plans += l.sim->n_plans;
     t->far += l.sim->n_shipped_rows;
     t->aborts += l.sim->n_aborts;
@@ -290,16 +293,18 @@ int main(int argc, char **argv)
         live(k, &t);
     printf("%llu lives: %llu requests, %llu refused, %llu failed, %llu cancelled, %llu tokens by prefix hit, %llu "
            "steps, %llu of "
-           "several workers, %llu blocks copied, %llu read far from home, %llu aborts, %llu steps in vain, %llu "
+           "several workers, %llu blocks copied, %llu read from disks, %llu read far from home, %llu aborts, %llu "
+           "steps in vain, %llu "
            "failed on hearsay, %llu of them wrongly, %llu "
            "preemptions, %llu too late, %llu placed again, %llu leaves moved to who joined, %llu "
            "sequences moved by command, %llu waited too long, %llu blocks given back by windows\n",
            (unsigned long long)t.lives, (unsigned long long)t.requests, (unsigned long long)t.refused,
            (unsigned long long)t.failed, (unsigned long long)t.cancelled, (unsigned long long)t.cached,
            (unsigned long long)t.steps, (unsigned long long)t.spread, (unsigned long long)t.copies,
-           (unsigned long long)t.far, (unsigned long long)t.aborts, (unsigned long long)t.vain,
-           (unsigned long long)t.blamed, (unsigned long long)t.blamed_wrongly, (unsigned long long)t.preempted,
-           (unsigned long long)t.late, (unsigned long long)t.recovered, (unsigned long long)t.moved,
-           (unsigned long long)t.left, (unsigned long long)t.shed, (unsigned long long)t.passed);
+           (unsigned long long)t.loads, (unsigned long long)t.far, (unsigned long long)t.aborts,
+           (unsigned long long)t.vain, (unsigned long long)t.blamed, (unsigned long long)t.blamed_wrongly,
+           (unsigned long long)t.preempted, (unsigned long long)t.late, (unsigned long long)t.recovered,
+           (unsigned long long)t.moved, (unsigned long long)t.left, (unsigned long long)t.shed,
+           (unsigned long long)t.passed);
     return 0;
 }

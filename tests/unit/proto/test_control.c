@@ -16,13 +16,14 @@ static uint64_t seed;
 static struct plan_case plans;
 static struct result_case results;
 
-enum { N_KINDS = CONTROL_NAMES + 1 };
+enum { N_KINDS = CONTROL_GONE + 1 };
 
 static const uint8_t address[] = { 9, 0, 8, 255 };
 static const struct control_member good_members[] = { { 1, address, 4, { { 1, 2 } } },
                                                       { 2, address, 0, { { 3 } } },
                                                       { 900, address, 1, { { 0 } } } };
 
+static const struct control_block disk_blocks[] = { { 0, 0, { 1 } }, { 0, 5, { 2, 3 } } };
 static const struct control_block good_blocks[] = { { 1, 0, { 1 } },
                                                     { UINT64_MAX - 1, PLAN_POSITIONS_MAX / PLAN_BLOCK - 1, { 2, 3 } },
                                                     { 7, 4, { 9 } } };
@@ -64,7 +65,8 @@ static struct control_message message_of(enum control_kind kind, struct rng *rng
                                              .secret = { 9, 8, 7 } };
         break;
     case CONTROL_HEARTBEAT:
-        m.as.heartbeat = (struct control_heartbeat){ 1, 2, 3, 4, 5, 6, UINT64_MAX, 8, 9, true, 10 };
+        m.as.heartbeat = (struct control_heartbeat){ 1,          2, 3, 4,    5,  6,
+                                                     UINT64_MAX, 8, 9, true, 10, { 1, 2, 3, UINT64_MAX, 5, 6, 7, 8 } };
         break;
     case CONTROL_RESULT:
         m.as.result = result_case_make(&results, rng, rng_below(rng, 20));
@@ -90,6 +92,10 @@ static struct control_message message_of(enum control_kind kind, struct rng *rng
     case CONTROL_INVENTORY:
     case CONTROL_NAMES:
         m.as.blocks = (struct control_blocks){ 12, 3, good_blocks };
+        break;
+    case CONTROL_STORED:
+    case CONTROL_GONE:
+        m.as.blocks = (struct control_blocks){ 0, 2, disk_blocks };
         break;
     case CONTROL_STOP:
         break;
@@ -139,7 +145,8 @@ static bool message_equal(const struct control_message *a, const struct control_
                a->as.heartbeat.bytes_received == b->as.heartbeat.bytes_received &&
                a->as.heartbeat.work == b->as.heartbeat.work && a->as.heartbeat.dropped == b->as.heartbeat.dropped &&
                a->as.heartbeat.leaving == b->as.heartbeat.leaving &&
-               a->as.heartbeat.waits_ms == b->as.heartbeat.waits_ms;
+               a->as.heartbeat.waits_ms == b->as.heartbeat.waits_ms &&
+               !memcmp(&a->as.heartbeat.disk, &b->as.heartbeat.disk, sizeof a->as.heartbeat.disk);
     case CONTROL_RESULT:
         return result_equal(a->as.result, b->as.result);
     case CONTROL_ABORT:
@@ -168,6 +175,8 @@ static bool message_equal(const struct control_message *a, const struct control_
                a->as.copy.position == b->as.copy.position && !memcmp(a->as.copy.id, b->as.copy.id, 16);
     case CONTROL_INVENTORY:
     case CONTROL_NAMES:
+    case CONTROL_STORED:
+    case CONTROL_GONE:
         if (a->as.blocks.epoch != b->as.blocks.epoch || a->as.blocks.n_blocks != b->as.blocks.n_blocks)
             return false;
         for (uint32_t i = 0; i < a->as.blocks.n_blocks; i++) {
@@ -267,7 +276,13 @@ static void fields_are_checked(void **state)
     m = message_of(CONTROL_INVENTORY, &rng);
     m.as.blocks = (struct control_blocks){ 1, 1, &block };
     refused(&m, "blocks.handles");
+    block.handle = 1;
+    m = message_of(CONTROL_STORED, &rng);
+    m.as.blocks = (struct control_blocks){ 0, 1, &block };
+    refused(&m, "blocks.handles");
+    m = message_of(CONTROL_INVENTORY, &rng);
     block = (struct control_block){ 1, PLAN_POSITIONS_MAX / PLAN_BLOCK, { 0 } };
+    m.as.blocks = (struct control_blocks){ 1, 1, &block };
     refused(&m, "blocks.positions");
     static struct control_block many[CONTROL_BLOCKS_MAX + 1];
     m = message_of(CONTROL_NAMES, &rng);

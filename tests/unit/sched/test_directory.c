@@ -242,6 +242,64 @@ static void test_adopted(void **state)
     directory_deinit(&d);
 }
 
+/* What is on disks is found though no worker has it in memory, and goes with the last disk. */
+static void test_disks(void **state)
+{
+    (void)state;
+    struct directory d;
+    directory_init(&d);
+    directory_pool_add(&d, 0, 4);
+    directory_pool_add(&d, 1, 4);
+    const struct digest a = id(1), b = id(2), c = id(3);
+    directory_disk_add(&d, 0, 7, &a);
+    directory_disk_add(&d, 1, 7, &a);
+    directory_disk_add(&d, 1, 7, &a); /* twice */
+    directory_disk_add(&d, 0, 8, &b);
+    assert_int_equal(d.pools[0].on_disk, 2);
+    assert_int_equal(d.pools[1].on_disk, 1);
+    struct block *on_disk = known(&d, 1);
+    assert_int_equal(on_disk->disks, 3);
+    assert_int_equal(on_disk->position, 7);
+    assert_null(directory_source(on_disk));
+    directory_disk_remove(&d, 1, &b); /* it has it not */
+    directory_disk_remove(&d, 1, &c); /* nobody has */
+    assert_int_equal(d.pools[1].on_disk, 1);
+
+    /* It comes to memory, and goes from there again. */
+    assert_true(directory_promise(&d, 0, 1));
+    struct copy *copy = directory_incoming(&d, on_disk, 0);
+    directory_arrived(&d, copy);
+    assert_ptr_equal(directory_source(on_disk), copy);
+    assert_int_equal(d.pools[0].cached, 1);
+    assert_true(directory_promise(&d, 0, 4));
+    assert_int_equal(copy->state, COPY_DROPPING);
+    assert_ptr_equal(known(&d, 1), on_disk);
+    acknowledge(&d, 0);
+    assert_ptr_equal(known(&d, 1), on_disk);
+    assert_null(on_disk->copies);
+    directory_unpromise(&d, 0, 4);
+
+    /* Who computes it again has it in memory: what is on disks is the same block's. */
+    struct copy *again = block(&d, 1, 1);
+    assert_ptr_equal(known(&d, 1), again->block);
+    assert_int_equal(again->block->disks, 3);
+    assert_int_equal(d.n_blocks, 2);
+    directory_unref(&d, again);
+    assert_int_equal(d.pools[1].cached, 1);
+    directory_disk_remove(&d, 0, &a);
+    directory_disk_remove(&d, 1, &a);
+    assert_ptr_equal(known(&d, 1), again->block);
+    assert_int_equal(again->block->disks, 0);
+    directory_disk_lost(&d, 0);
+    assert_null(known(&d, 2));
+    assert_int_equal(d.pools[0].on_disk, 0);
+    directory_disk_add(&d, 0, 9, &c);
+    directory_pool_remove(&d, 0); /* with its disk */
+    assert_null(known(&d, 3));
+    assert_int_equal(d.n_blocks, 1);
+    directory_deinit(&d);
+}
+
 static void test_outbox(void **state)
 {
     (void)state;
@@ -271,7 +329,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_account), cmocka_unit_test(test_eviction), cmocka_unit_test(test_duplicates),
         cmocka_unit_test(test_copies),  cmocka_unit_test(test_strays),   cmocka_unit_test(test_pool_lost),
-        cmocka_unit_test(test_outbox),  cmocka_unit_test(test_adopted),
+        cmocka_unit_test(test_disks),   cmocka_unit_test(test_outbox),   cmocka_unit_test(test_adopted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
