@@ -2,15 +2,18 @@
  * Whole steps on a GPU through a worker: prefill in chunks, then decode, one sequence; or the decode steps alone of a batch whose context is there. Times are
  * the caller's, from the plan's post to its result, with plans, sampling and all. One JSON object.
  *
- *   cuda_step MODEL PREFIX [--chunk ROWS] [--kv CODEC] [--selector TEXT] [--batch N] [--filled] CONTEXT ...
+ *   cuda_step MODEL PREFIX [--chunk ROWS] [--kv CODEC] [--selector TEXT] [--batch N] [--filled] [--profile] CONTEXT ...
  *
  * --filled: what came before is not computed in order, which takes hours at a million tokens: each block is the first of a sequence of its own, and then in the
- * tables of those that are measured. Steps do the same work; what the model says means nothing. --batch: so many sequences, filled.
+ * tables of those that are measured. Steps do the same work; what the model says means nothing. --batch: so many sequences, filled. --profile: a profiler that
+ * waits to be started sees the last chunk of a prefill and one decode step, e.g. ncu --profile-from-start off --graph-profiling node.
  */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include <cuda_profiler_api.h>
 
 #include "common/clock.h"
 #include "common/rng.h"
@@ -51,7 +54,7 @@ static void on_copied(void *ctx, const struct control_copied *m)
 
 static struct {
     uint32_t batch, density;
-    bool filled;
+    bool filled, profile;
 } with = { .batch = 1 };
 
 static void *take(size_t n, size_t size)
@@ -177,6 +180,15 @@ static void fill(struct worker *w, const int32_t *tokens, uint32_t context, uint
     free(gone);
 }
 
+/* A step that a profiler sees. */
+static double profiled(struct worker *w, const int32_t *tokens, uint32_t begin, uint32_t end, bool known)
+{
+    cudaProfilerStart();
+    const double seconds = step(w, tokens, begin, end, known);
+    cudaProfilerStop();
+    return seconds;
+}
+
 static int by_value(const void *a, const void *b)
 {
     const double x = *(const double *)a, y = *(const double *)b;
@@ -192,10 +204,12 @@ static void measure(struct worker *w, const int32_t *tokens, const char *prefix,
     } else {
         step(w, tokens, 0, chunk < context ? chunk : context, false); /* what is made at first is made here */
         for (uint32_t pos = 0; pos < context; pos += chunk)
-            prefill += step(w, tokens, pos, pos + chunk < context ? pos + chunk : context, pos > 0);
+            prefill += (with.profile && pos + chunk >= context ? profiled : step)(
+                w, tokens, pos, pos + chunk < context ? pos + chunk : context, pos > 0);
     }
     for (int k = 0; k < DECODES; k++) {
-        seconds[k] = step(w, tokens, context + (uint32_t)k, context + (uint32_t)k + 1, k || !with.filled);
+        seconds[k] = (with.profile && k == DECODES / 2 ? profiled : step)(w, tokens, context + (uint32_t)k,
+                                                                          context + (uint32_t)k + 1, k || !with.filled);
         busy += seen.busy_us;
     }
     qsort(seconds, DECODES, sizeof *seconds, by_value);
@@ -219,25 +233,28 @@ int main(int argc, char **argv)
     const char *codec = "bf16", *selector = "dense";
     uint32_t chunk = 2048, longest = 0;
     int first = 3;
-    for (; first < argc && argv[first][0] == '-'; first += strcmp(argv[first], "--filled") ? 2 : 1) {
-        const char *value = first + 1 < argc ? argv[first + 1] : "";
-        if (!strcmp(argv[first], "--chunk"))
+    for (; first < argc && argv[first][0] == '-'; first++) {
+        const char *flag = argv[first], *value = first + 1 < argc ? argv[first + 1] : "";
+        with.filled = with.filled || !strcmp(flag, "--filled");
+        with.profile = with.profile || !strcmp(flag, "--profile");
+        if (!strcmp(flag, "--filled") || !strcmp(flag, "--profile"))
+            continue;
+        first++;
+        if (!strcmp(flag, "--chunk"))
             chunk = (uint32_t)strtoul(value, NULL, 10);
-        else if (!strcmp(argv[first], "--kv"))
+        else if (!strcmp(flag, "--kv"))
             codec = value;
-        else if (!strcmp(argv[first], "--selector"))
+        else if (!strcmp(flag, "--selector"))
             selector = value;
-        else if (!strcmp(argv[first], "--batch"))
+        else if (!strcmp(flag, "--batch"))
             with.batch = (uint32_t)strtoul(value, NULL, 10);
-        else if (strcmp(argv[first], "--filled"))
-            break;
         else
-            with.filled = true;
+            chunk = 0; /* refused below */
     }
     if (argc <= first || argv[first][0] == '-' || chunk < 64 || !with.batch || with.batch > 1024) {
         fprintf(stderr,
                 "usage: cuda_step MODEL PREFIX [--chunk ROWS] [--kv CODEC] [--selector TEXT] [--batch N] [--filled] "
-                "CONTEXT ...\n");
+                "[--profile] CONTEXT ...\n");
         return 2;
     }
     with.filled = with.filled || with.batch > 1;

@@ -584,7 +584,7 @@ extern "C" size_t cuda_stack_floats(uint32_t head_dim, uint32_t depth, uint32_t 
 template <int D> static int join_launch(const struct cuda_kv *kv, const struct cuda_joins *j, void *stream)
 {
     const size_t shared = (size_t)join_room_of(j->items_max).all * sizeof(float);
-    if (j->items_max <= 8 || !j->out || shared > 200 << 10)
+    if (j->items_max <= CUDA_JOIN_FEW || !j->out || shared > 200 << 10)
         return grid_launch(join_few<D>, dim3(j->n_blocks, 4), 128, 0, stream, *kv, *j);
     return grid_launch(join_many<D>, dim3(j->n_blocks, 4, D / JOIN_CHANNELS), JOIN_THREADS, shared, stream, *kv, *j);
 }

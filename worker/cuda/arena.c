@@ -406,7 +406,8 @@ enum status gpu_arena_build(struct backend *b)
     if (!stores_place(b, &n_store) || !push_rows(b) || !push_units(b) || !push_seals(b) || !push_joins(b) ||
         !gpu_select_push(b))
         return ST_NO_MEMORY;
-    b->items_max = (b->items_max + 63) / 64 * 64; /* so that it seldom makes another graph */
+    const uint32_t border = b->items_max <= CUDA_JOIN_FEW ? CUDA_JOIN_FEW : 64;
+    b->items_max = (b->items_max + border - 1) / border * border; /* so that it seldom makes another graph */
     b->depth = (b->depth + 7) / 8 * 8;
     size_t bytes = 0;
     for (int i = 0; i < SECTIONS; i++) {
