@@ -107,6 +107,11 @@ class Apart(Cluster):
                 raise RuntimeError("the workers did not get ready")
             time.sleep(0.1)
 
+    def metric(self, name):
+        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        c.request("GET", "/metrics")
+        return float(re.search(rf"^{name} (\S+)", c.getresponse().read().decode(), re.M)[1])
+
     def logged(self, text):
         self.log.flush()
         return open(self.log.name).read().count(text)
@@ -227,9 +232,10 @@ def spread(gpus_there):
                 for k in contexts:
                     took = []
                     for new in (4, 8, 108):
-                        start = time.monotonic()
+                        start, before = time.monotonic(), c.metric("longspan_coordination_seconds_total")
                         c.complete(prompt[: k << 10], new)
                         took.append(time.monotonic() - start)
+                    result[f"spread_{codec}_{k}k_{gpus}gpu_coordination_ms"] = round((c.metric("longspan_coordination_seconds_total") - before) * 10, 3)
                     result[f"spread_{codec}_{k}k_{gpus}gpu_token_ms"] = round((took[2] - took[1]) * 10, 3)
             except Exception as e:
                 print(f"spread over {gpus}: {e}", file=sys.stderr)

@@ -169,8 +169,7 @@ enum { CUDA_JOIN_FEW = 8 }; /* so many items join where they stand, more in shar
 struct cuda_joins {
     const struct cuda_join *joins;
     uint32_t n_joins, n_blocks; /* n_blocks: sum of n_kv_heads * n_tiles */
-    uint32_t
-        items_max; /* no job has more; the launch depends on it, and on whether that is over CUDA_JOIN_FEW; bits do not */
+    uint32_t items_max;         /* no job has more; decides how they join, not what comes of it */
     const uint32_t *levels;
     const uint32_t *pairs; /* (into, from) */
     float *store;

@@ -20,7 +20,7 @@ extern "C" {
 enum {
     GPU_LOGIT_ROWS = CUDA_ROWS_FEW, /* logit rows computed together */
     GPU_GRAPHS = 8,                 /* steps of as many shapes are kept */
-    GPU_PARTS = 132                 /* fine nodes are cut for so many units of attention; bits do not depend on it */
+    GPU_PARTS = 66 /* fine nodes are cut for 8 to 16 units of attention for each; bits do not depend on it */
 };
 
 struct gpu_matrix {

@@ -497,7 +497,8 @@ enum status gpu_links_finish(struct backend *b, enum status st)
     if (!l || !l->in_use)
         return st;
     l->in_use = false;
-    if (cudaMemcpy(l->host_failed, l->failed, sizeof *l->failed, cudaMemcpyDeviceToHost)) {
+    /* a step that went well has brought it (gpu_links_end) */
+    if (st && cudaMemcpy(l->host_failed, l->failed, sizeof *l->failed, cudaMemcpyDeviceToHost)) {
         cudaGetLastError();
         *l->host_failed = 0;
     }
