@@ -7,25 +7,14 @@
 
 #include "common/clock.h"
 #include "common/log.h"
-#include "common/rng.h"
 #include "kvstore/disk_folder.h"
+#include "kvstore/disk_index.h"
 
 enum {
-    BUCKETS_MIN = 1024,
     READS_MAX = 256, /* asked for at once */
     SAID_MS = 10000, /* between lines about the same trouble */
     CLOSE_MS = 4000, /* for what waits to be written when it ends */
     PAGE = 4096,
-};
-
-/* A block that is there, or waits to be written (not ready). */
-struct entry {
-    struct digest id;
-    uint32_t position;
-    bool ready;
-    uint64_t bytes;              /* as they count against the bound */
-    struct entry *next;          /* of its bucket */
-    struct entry *newer, *older; /* ready ones */
 };
 
 struct job {
@@ -60,108 +49,16 @@ struct kv_disk {
 
     pthread_mutex_t lock; /* of all below */
     pthread_cond_t work, room;
-    struct entry **buckets;
-    uint32_t n_buckets;
-    struct entry *oldest, *newest;
-    uint64_t bytes; /* of ready ones */
+    struct kv_index index;
     struct jobs writes, reads;
     uint64_t write_bytes, read_bytes; /* that wait to be written; that were read and not taken */
     uint32_t n_reads;                 /* asked for and not taken */
     uint64_t turn;                    /* reads of turns before are wanted no more */
     struct pending *events, **events_end;
     struct kv_disk_stats stats; /* but for blocks and bytes */
-    uint64_t n_ready, n_entries;
     bool quit;
     int64_t quit_ms; /* when what waits is given up */
 };
-
-/* ---- the index; under the lock ---- */
-
-static struct entry **place_of(struct kv_disk *d, const struct digest *id)
-{
-    uint64_t word;
-    memcpy(&word, id->byte, sizeof word);
-    struct entry **at = &d->buckets[mix64(word) & (d->n_buckets - 1)];
-    while (*at && memcmp(&(*at)->id, id, sizeof *id) != 0)
-        at = &(*at)->next;
-    return at;
-}
-
-static void rehash(struct kv_disk *d)
-{
-    struct entry **old = d->buckets, **more = calloc(2 * (size_t)d->n_buckets, sizeof *more);
-    const uint32_t n = d->n_buckets;
-    if (!more)
-        return; /* slower, not wrong */
-    d->buckets = more;
-    d->n_buckets *= 2;
-    for (uint32_t i = 0; i < n; i++) {
-        for (struct entry *e = old[i], *next; e; e = next) {
-            next = e->next;
-            struct entry **at = place_of(d, &e->id);
-            e->next = NULL;
-            *at = e;
-        }
-    }
-    free(old);
-}
-
-static struct entry *entry_new(struct kv_disk *d, const struct digest *id, uint32_t position, uint64_t bytes)
-{
-    if (d->n_entries >= d->n_buckets)
-        rehash(d);
-    struct entry *e = calloc(1, sizeof *e);
-    if (!e)
-        return NULL;
-    *e = (struct entry){ .id = *id, .position = position, .bytes = (bytes + PAGE - 1) / PAGE * PAGE };
-    *place_of(d, id) = e;
-    d->n_entries++;
-    return e;
-}
-
-static void order_remove(struct kv_disk *d, struct entry *e)
-{
-    *(e->older ? &e->older->newer : &d->oldest) = e->newer;
-    *(e->newer ? &e->newer->older : &d->newest) = e->older;
-    e->newer = e->older = NULL;
-}
-
-static void order_push(struct kv_disk *d, struct entry *e)
-{
-    e->older = d->newest;
-    e->newer = NULL;
-    *(d->newest ? &d->newest->newer : &d->oldest) = e;
-    d->newest = e;
-}
-
-static void entry_ready(struct kv_disk *d, struct entry *e)
-{
-    e->ready = true;
-    order_push(d, e);
-    d->bytes += e->bytes;
-    d->n_ready++;
-}
-
-static void entry_used(struct kv_disk *d, struct entry *e)
-{
-    if (!e->ready)
-        return;
-    order_remove(d, e);
-    order_push(d, e);
-}
-
-static void entry_remove(struct kv_disk *d, struct entry *e)
-{
-    struct entry **at = place_of(d, &e->id);
-    *at = e->next;
-    if (e->ready) {
-        order_remove(d, e);
-        d->bytes -= e->bytes;
-        d->n_ready--;
-    }
-    d->n_entries--;
-    free(e);
-}
 
 /* ---- events and jobs; under the lock ---- */
 
@@ -240,10 +137,10 @@ static void say(struct trouble *t, const char *text)
 /* The oldest go until there is room for so much more. The lock is held, but for the removal of a file: only this thread makes and removes files. */
 static void evict(struct kv_disk *d, uint64_t bytes)
 {
-    while (d->oldest && d->bytes + bytes > d->config.bytes_max) {
-        const struct digest id = d->oldest->id;
-        event_add(d, &(struct kv_disk_event){ .kind = KV_DISK_GONE, .id = id, .position = d->oldest->position });
-        entry_remove(d, d->oldest);
+    while (d->index.oldest && d->index.bytes + bytes > d->config.bytes_max) {
+        const struct digest id = d->index.oldest->id;
+        event_add(d, &(struct kv_disk_event){ .kind = KV_DISK_GONE, .id = id, .position = d->index.oldest->position });
+        kv_index_remove(&d->index, d->index.oldest);
         d->stats.evicted++;
         pthread_mutex_unlock(&d->lock);
         kv_folder_remove(&d->folder, &id);
@@ -255,7 +152,7 @@ static void evict(struct kv_disk *d, uint64_t bytes)
 static void write_run(struct kv_disk *d, const struct job *j)
 {
     struct error err = { 0 };
-    struct entry *e = *place_of(d, &j->id);
+    struct kv_index_entry *e = kv_index_find(&d->index, &j->id);
     evict(d, e->bytes);
     pthread_mutex_unlock(&d->lock);
     kv_disk_file_seal(j->file, j->bytes, &d->config.fingerprint, &j->id, j->position);
@@ -263,28 +160,28 @@ static void write_run(struct kv_disk *d, const struct job *j)
     if (st)
         say(&d->writing, err.text);
     pthread_mutex_lock(&d->lock);
-    e = *place_of(d, &j->id); /* this thread alone removes entries */
+    e = kv_index_find(&d->index, &j->id); /* this thread alone removes entries */
     d->write_bytes -= j->bytes;
     pthread_cond_broadcast(&d->room);
     if (st) {
         d->stats.failed++;
-        entry_remove(d, e);
+        kv_index_remove(&d->index, e);
         return;
     }
     d->stats.written++;
-    entry_ready(d, e);
+    kv_index_ready(&d->index, e);
     event_add(d, &(struct kv_disk_event){ .kind = KV_DISK_STORED, .id = j->id, .position = j->position });
 }
 
 /* What was asked for and is not to be had is there no more. */
 static void lose(struct kv_disk *d, const struct digest *id, enum status st)
 {
-    struct entry *e = *place_of(d, id);
+    struct kv_index_entry *e = kv_index_find(&d->index, id);
     *(st == ST_CORRUPT ? &d->stats.refused : &d->stats.failed) += 1;
     if (!e || !e->ready || st == ST_NO_MEMORY)
         return;
     event_add(d, &(struct kv_disk_event){ .kind = KV_DISK_GONE, .id = *id, .position = e->position });
-    entry_remove(d, e);
+    kv_index_remove(&d->index, e);
     pthread_mutex_unlock(&d->lock);
     kv_folder_remove(&d->folder, id);
     pthread_mutex_lock(&d->lock);
@@ -299,13 +196,13 @@ static void read_run(struct kv_disk *d, const struct job *j)
     if (event.status)
         say(&d->reading, err.text);
     pthread_mutex_lock(&d->lock);
-    struct entry *e = *place_of(d, &j->id);
+    struct kv_index_entry *e = kv_index_find(&d->index, &j->id);
     if (event.status) {
         lose(d, &j->id, event.status);
     } else {
         d->stats.read++;
         if (e)
-            entry_used(d, e);
+            kv_index_used(&d->index, e);
     }
     if (j->turn != d->turn) {
         free(event.file);
@@ -366,9 +263,9 @@ static enum status scan(struct kv_disk *d, struct error *err)
     if (st)
         return st;
     for (uint32_t i = 0; !st && i < n; i++) {
-        struct entry *e = entry_new(d, &files[i].id, files[i].position, files[i].bytes);
+        struct kv_index_entry *e = kv_index_add(&d->index, &files[i].id, files[i].position, files[i].bytes);
         if (e)
-            entry_ready(d, e);
+            kv_index_ready(&d->index, e);
         else
             st = error_set(err, ST_NO_MEMORY, "kv-disk %s: no memory for its index", d->folder.path);
     }
@@ -380,8 +277,8 @@ static enum status scan(struct kv_disk *d, struct error *err)
     pthread_mutex_unlock(&d->lock);
     if (!st)
         log_info("kv-disk %s: %llu blocks, %.1f of %.1f MiB; %u files refused", d->folder.path,
-                 (unsigned long long)d->n_ready, (double)d->bytes / 0x1p20, (double)d->config.bytes_max / 0x1p20,
-                 refused);
+                 (unsigned long long)d->index.n_ready, (double)d->index.bytes / 0x1p20,
+                 (double)d->config.bytes_max / 0x1p20, refused);
     return st;
 }
 
@@ -411,10 +308,8 @@ enum status kv_disk_open(const struct kv_disk_config *config, struct kv_disk **d
     d->events_end = &d->events;
     d->writing.what = "writing a block";
     d->reading.what = "reading a block";
-    d->n_buckets = BUCKETS_MIN;
-    d->buckets = calloc(d->n_buckets, sizeof(struct entry *));
     conditions_init(d);
-    enum status st = d->buckets ? kv_folder_open(config, &d->folder, err) : ST_NO_MEMORY;
+    enum status st = kv_index_init(&d->index) ? kv_folder_open(config, &d->folder, err) : ST_NO_MEMORY;
     if (!st)
         st = scan(d, err);
     if (!st && pthread_create(&d->thread, NULL, disk_thread, d))
@@ -443,13 +338,7 @@ void kv_disk_close(struct kv_disk *d)
     jobs_free(&d->reads);
     events_drop(d, true);
     events_drop(d, false);
-    for (uint32_t i = 0; d->buckets && i < d->n_buckets; i++) {
-        for (struct entry *e = d->buckets[i], *next; e; e = next) {
-            next = e->next;
-            free(e);
-        }
-    }
-    free(d->buckets);
+    kv_index_deinit(&d->index);
     kv_folder_close(&d->folder);
     pthread_cond_destroy(&d->work);
     pthread_cond_destroy(&d->room);
@@ -472,26 +361,33 @@ static void room_wait(struct kv_disk *d, uint32_t wait_ms)
     pthread_cond_timedwait(&d->room, &d->lock, &until);
 }
 
-enum status kv_disk_wants(struct kv_disk *d, const struct digest *id, size_t contents_bytes, uint32_t wait_ms)
+/* The lock is held. */
+static bool has_room(const struct kv_disk *d, uint64_t bytes, bool ahead)
 {
-    const int64_t until = clock_ms() + wait_ms;
+    return !d->write_bytes || d->write_bytes + bytes <= d->config.queue_bytes_max / (ahead ? 2 : 1);
+}
+
+enum status kv_disk_wants(struct kv_disk *d, const struct digest *id, size_t contents_bytes, int32_t wait_ms)
+{
+    const bool ahead = wait_ms == KV_DISK_AHEAD;
+    const int64_t until = ahead ? 0 : clock_ms() + wait_ms;
     const uint64_t bytes = (uint64_t)contents_bytes + KV_DISK_HEADER;
     enum status st = ST_OK;
     pthread_mutex_lock(&d->lock);
-    struct entry *e = *place_of(d, id);
+    struct kv_index_entry *e = kv_index_find(&d->index, id);
     if (e) {
-        entry_used(d, e);
+        if (!ahead)
+            kv_index_used(&d->index, e);
         st = ST_EXISTS;
     } else if (contents_bytes > d->config.contents_bytes_max || bytes + PAGE > d->config.bytes_max) {
         st = ST_TOO_LARGE;
     } else {
         int64_t left;
-        while (d->write_bytes && d->write_bytes + bytes > d->config.queue_bytes_max && (left = until - clock_ms()) > 0)
+        while (!has_room(d, bytes, ahead) && (left = until - clock_ms()) > 0)
             room_wait(d, (uint32_t)left);
-        if (d->write_bytes && d->write_bytes + bytes > d->config.queue_bytes_max)
-            st = ST_BUSY;
+        st = has_room(d, bytes, ahead) ? ST_OK : ST_BUSY;
     }
-    d->stats.dropped += st == ST_BUSY;
+    d->stats.dropped += st == ST_BUSY && !ahead;
     pthread_mutex_unlock(&d->lock);
     return st;
 }
@@ -500,8 +396,8 @@ void kv_disk_put(struct kv_disk *d, const struct digest *id, uint32_t position, 
 {
     struct job *j = malloc(sizeof *j);
     pthread_mutex_lock(&d->lock);
-    if (!j || *place_of(d, id) || !entry_new(d, id, position, bytes)) {
-        d->stats.dropped += !*place_of(d, id);
+    if (!j || kv_index_find(&d->index, id) || !kv_index_add(&d->index, id, position, bytes)) {
+        d->stats.dropped += !kv_index_find(&d->index, id);
         free(file);
         free(j);
     } else {
@@ -518,7 +414,7 @@ enum status kv_disk_get(struct kv_disk *d, const struct digest *id, uint64_t tag
     enum status st = ST_OK;
     struct job *j = malloc(sizeof *j);
     pthread_mutex_lock(&d->lock);
-    const struct entry *e = *place_of(d, id);
+    const struct kv_index_entry *e = kv_index_find(&d->index, id);
     if (!e || !e->ready)
         st = ST_NOT_FOUND;
     else if (!j)
@@ -583,8 +479,8 @@ enum status kv_disk_list(struct kv_disk *d, struct kv_disk_block **blocks_out, u
 {
     uint32_t n = 0;
     pthread_mutex_lock(&d->lock);
-    struct kv_disk_block *blocks = malloc((d->n_ready + 1) * sizeof *blocks);
-    for (const struct entry *e = d->oldest; blocks && e; e = e->newer)
+    struct kv_disk_block *blocks = malloc((d->index.n_ready + 1) * sizeof *blocks);
+    for (const struct kv_index_entry *e = d->index.oldest; blocks && e; e = e->newer)
         blocks[n++] = (struct kv_disk_block){ e->id, e->position };
     if (blocks)
         events_drop(d, false);
@@ -600,8 +496,8 @@ void kv_disk_stats(struct kv_disk *d, struct kv_disk_stats *stats_out)
 {
     pthread_mutex_lock(&d->lock);
     *stats_out = d->stats;
-    stats_out->blocks = d->n_ready;
-    stats_out->bytes = d->bytes;
+    stats_out->blocks = d->index.n_ready;
+    stats_out->bytes = d->index.bytes;
     pthread_mutex_unlock(&d->lock);
 }
 

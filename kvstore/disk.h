@@ -55,9 +55,10 @@ void kv_disk_close(struct kv_disk *disk);
 
 /*
  * Would a block of so many bytes be written? ST_EXISTS: it is there, and counts as used; ST_BUSY: too many wait (counted as dropped); ST_TOO_LARGE.
- * wait_ms: for so long until fewer wait.
+ * wait_ms: for so long until fewer wait; KV_DISK_AHEAD: it is in no hurry, so half of the queue is kept for others, it is not counted as dropped, nor as used.
  */
-enum status kv_disk_wants(struct kv_disk *disk, const struct digest *id, size_t contents_bytes, uint32_t wait_ms);
+enum { KV_DISK_AHEAD = -1 };
+enum status kv_disk_wants(struct kv_disk *disk, const struct digest *id, size_t contents_bytes, int32_t wait_ms);
 /* Writes it. file: malloc'd, taken; its contents lie behind KV_DISK_HEADER bytes, which are filled in here. bytes: all of it. */
 void kv_disk_put(struct kv_disk *disk, const struct digest *id, uint32_t position, uint8_t *file, size_t bytes);
 /*

@@ -7,6 +7,8 @@ void kv_pool_name(struct kv_pool *pool, kv_handle handle, uint32_t position, con
     const uint32_t slot = kv_pool_find(pool, handle);
     if (slot == UINT32_MAX)
         return;
+    if (!pool->slots[slot].named)
+        pool->slots[slot].marked = false;
     pool->slots[slot].named = true;
     pool->slots[slot].position = position;
     pool->slots[slot].id = *id;
@@ -19,6 +21,27 @@ bool kv_pool_name_of(const struct kv_pool *pool, kv_handle handle, struct kv_nam
         return false;
     *named_out = (struct kv_named){ handle, pool->slots[slot].position, pool->slots[slot].id };
     return true;
+}
+
+bool kv_pool_unmarked(const struct kv_pool *pool, uint32_t n, uint32_t *cursor, struct kv_named *named_out)
+{
+    for (uint32_t i = 0; i < n && i < pool->n_blocks; i++) {
+        *cursor = *cursor < pool->n_blocks ? *cursor : 0;
+        const struct kv_pool_slot *s = &pool->slots[*cursor];
+        if (s->handle && s->named && !s->marked) {
+            *named_out = (struct kv_named){ s->handle, s->position, s->id };
+            return true;
+        }
+        ++*cursor;
+    }
+    return false;
+}
+
+void kv_pool_mark(struct kv_pool *pool, kv_handle handle)
+{
+    const uint32_t slot = kv_pool_find(pool, handle);
+    if (slot != UINT32_MAX)
+        pool->slots[slot].marked = true;
 }
 
 /* The deepest first; blocks of one depth in any fixed order. */

@@ -137,6 +137,12 @@ struct kv_named {
 };
 /* The name of a block that is here. false: it has none, or is not here. */
 bool kv_pool_name_of(const struct kv_pool *pool, kv_handle handle, struct kv_named *named_out);
+/*
+ * Goes round the pool, up to n places a call: the next block from *cursor (0 at first) on that has a name and was not marked since it got it. false: there was none.
+ * kv_pool_mark: it is not said any more.
+ */
+bool kv_pool_unmarked(const struct kv_pool *pool, uint32_t n, uint32_t *cursor, struct kv_named *named_out);
+void kv_pool_mark(struct kv_pool *pool, kv_handle handle);
 /* All that have a name, the deepest in their sequences first. blocks_out: malloc'd. ST_NO_MEMORY. */
 enum status kv_pool_named(const struct kv_pool *pool, struct kv_named **blocks_out, uint32_t *n_out);
 /* All that have none. handles_out: malloc'd. ST_NO_MEMORY. */

@@ -14,6 +14,7 @@ struct kv_pool_slot {
     bool dirty;   /* its memory has been written since it was mapped */
     bool summed;  /* its row of sums is that of its payload */
     bool named;   /* position and id are its name */
+    bool marked;  /* kv_pool_mark */
     uint32_t position;
     struct digest id;
     uint32_t rows;     /* place of its open rows + 1; 0: none */

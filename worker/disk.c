@@ -10,7 +10,9 @@
 
 enum {
     TOLD_AT_ONCE = 64,
-    END_MS = 1500, /* for blocks in memory when the worker ends: up stops a worker within 2 s */
+    AHEAD_BLOCKS = 4,
+    AHEAD_PLACES = 256, /* written ahead, and looked at for that, between two messages */
+    END_MS = 1500,      /* for blocks in memory when the worker ends: up stops a worker within 2 s */
 };
 
 /* The tier's thread has something for the step thread. */
@@ -67,7 +69,7 @@ static void keep_all(struct worker *w)
             log_info("kv-disk: %u blocks in memory were left when the worker ended", i);
             break;
         }
-        worker_disk_keep(w, named[i - 1].handle, (uint32_t)left);
+        worker_disk_keep(w, named[i - 1].handle, (int32_t)left);
     }
     free(named);
 }
@@ -81,19 +83,15 @@ void worker_disk_close(struct worker *w)
     w->disk = NULL;
 }
 
-void worker_disk_keep(struct worker *w, kv_handle handle, uint32_t wait_ms)
+/* The block's wire form and sketches, as a file's contents. */
+static void put(struct worker *w, const struct kv_named *named)
 {
     const size_t header = kv_header_bytes(&w->layout), sketch = sketch_wire_bytes(&w->select.store);
+    const uint32_t slot = kv_pool_find(w->pool, named->handle);
     struct iovec parts[KV_WIRE_PARTS];
-    struct kv_pool_stats pool;
-    struct kv_named named;
-    if (!w->disk || !kv_pool_name_of(w->pool, handle, &named))
-        return;
-    kv_pool_stats(w->pool, &pool);
-    if (kv_disk_wants(w->disk, &named.id, header + pool.block_bytes + sketch, wait_ms))
-        return;
     uint8_t *wire = malloc(header), *file = NULL;
-    if (wire && !kv_pool_export(w->pool, handle, named.position, &named.id, wire, parts)) {
+    kv_pool_pin(w->pool, slot); /* so that what export copies goes with the pin */
+    if (wire && !kv_pool_export(w->pool, named->handle, named->position, &named->id, wire, parts)) {
         const size_t block = parts[1].iov_len, spilled = parts[2].iov_len,
                      bytes = KV_DISK_HEADER + header + block + spilled + sketch;
         uint8_t *at = file = malloc(bytes);
@@ -103,13 +101,50 @@ void worker_disk_keep(struct worker *w, kv_handle handle, uint32_t wait_ms)
             at += block;
             if (spilled)
                 memcpy(at, parts[2].iov_base, spilled);
-            if (!sketch || !sketch_export(&w->select.store, handle, at + spilled))
-                kv_disk_put(w->disk, &named.id, named.position, file, bytes);
+            if (!sketch || !sketch_export(&w->select.store, named->handle, at + spilled))
+                kv_disk_put(w->disk, &named->id, named->position, file, bytes);
             else
                 free(file); /* without its sketches it is of no use */
         }
     }
+    kv_pool_unpin(w->pool, slot);
     free(wire);
+}
+
+static enum status keep(struct worker *w, const struct kv_named *named, int32_t wait_ms)
+{
+    struct kv_pool_stats pool;
+    kv_pool_stats(w->pool, &pool);
+    const enum status st =
+        kv_disk_wants(w->disk, &named->id,
+                      kv_header_bytes(&w->layout) + pool.block_bytes + sketch_wire_bytes(&w->select.store), wait_ms);
+    if (!st)
+        put(w, named);
+    return st;
+}
+
+void worker_disk_keep(struct worker *w, kv_handle handle, int32_t wait_ms)
+{
+    struct kv_named named;
+    if (w->disk && kv_pool_name_of(w->pool, handle, &named))
+        keep(w, &named, wait_ms);
+}
+
+/*
+ * Room for a long prompt is made all at once, by more blocks than the queue takes. So what will leave is written before that, a little at a time, once half of
+ * the pool is used.
+ */
+static void keep_ahead(struct worker *w)
+{
+    struct kv_pool_stats pool;
+    struct kv_named named;
+    kv_pool_stats(w->pool, &pool);
+    for (int i = 0; i < AHEAD_BLOCKS && pool.used > pool.n_blocks / 2; i++) {
+        if (!kv_pool_unmarked(w->pool, AHEAD_PLACES, &w->disk_cursor, &named) ||
+            keep(w, &named, KV_DISK_AHEAD) == ST_BUSY)
+            return;
+        kv_pool_mark(w->pool, named.handle);
+    }
 }
 
 void worker_disk_load(struct worker *w, const struct control_copy *copy)
@@ -196,6 +231,7 @@ void worker_disk_run(struct worker *w)
         memcpy(t.blocks[t.n++].id, e.id.byte, sizeof e.id.byte);
     }
     tell(w, &t);
+    keep_ahead(w);
 }
 
 void worker_disk_pause(struct worker *w)

@@ -39,6 +39,7 @@ struct worker {
     struct open_blocks open;
     struct select select;
     struct kv_disk *disk; /* NULL: there is no disk tier */
+    uint32_t disk_cursor;
     struct step_row *rows;
     struct step_seal *seals; /* at most one a row */
     struct step_ask *asks;
@@ -78,10 +79,10 @@ enum status worker_disk_open(struct worker *w, struct error *err);
 /* What has a name is written first, for a while. */
 void worker_disk_close(struct worker *w);
 /* The block is about to go: it is written, unless it has no name or is there already. wait_ms: for others to be written first. */
-void worker_disk_keep(struct worker *w, kv_handle handle, uint32_t wait_ms);
+void worker_disk_keep(struct worker *w, kv_handle handle, int32_t wait_ms);
 /* A copy whose destination is the worker itself: on_copied says when it has come from the disk. */
 void worker_disk_load(struct worker *w, const struct control_copy *copy);
-/* Takes what the disk has to say. */
+/* Takes what the disk has to say, and gives it what will leave memory next. */
 void worker_disk_run(struct worker *w);
 /* The coordinator is gone, and with it all that was asked for. */
 void worker_disk_pause(struct worker *w);

@@ -1,9 +1,10 @@
-/* kv_pool_import: a block from a peer, into a pool whose parts may be spilled, or one whose parts all fit. */
+/* kv_pool_import: a block from a peer, into a pool whose parts may be spilled, or one whose parts all fit. And kv_disk_file_check: the file of a block. */
 /* fuzz-libs: longspan_kvstore */
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/rng.h"
+#include "kvstore/disk_file.h"
 #include "kvstore/kvstore.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
@@ -31,6 +32,32 @@ static void repair(uint8_t *wire, size_t bytes, bool spills)
     memcpy(wire + header - 8, &own, 8);
 }
 
+/* As a file of the disk tier; then as the contents of one whose own sums are right, which are renamed before they are taken. */
+static void disk_file(struct kv_pool *pool, const uint8_t *data, size_t bytes)
+{
+    const struct digest print = { { 'p' } };
+    struct digest id = { { 'i' } };
+    uint8_t *file = malloc(bytes + KV_DISK_HEADER), *wire = file + KV_DISK_HEADER;
+    uint32_t position;
+    kv_handle handle;
+    memcpy(file, data, bytes);
+    if (!kv_disk_file_check(file, bytes, &print, &id, &position, NULL) && bytes <= KV_DISK_HEADER)
+        abort();
+    memcpy(wire, data, bytes);
+    kv_disk_file_seal(file, bytes + KV_DISK_HEADER, &print, &id, 7);
+    if (bytes && (kv_disk_file_check(file, bytes + KV_DISK_HEADER, &print, &id, &position, NULL) || position != 7))
+        abort();
+    if (bytes >= kv_header_bytes(&layout))
+        memcpy(id.byte, wire + 24, sizeof id.byte);
+    if (!kv_wire_rename(&layout, wire, bytes, &id, 42, NULL) &&
+        !kv_pool_import(pool, wire, bytes, &handle, &position, &id, NULL)) {
+        if (handle != 42)
+            abort();
+        kv_pool_drop(pool, handle);
+    }
+    free(file);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     static struct kv_pool *pools[2];
@@ -56,6 +83,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
         if (turn)
             kv_pool_drop(pool, handle);
     }
+    disk_file(pool, wire, bytes - 1);
     free(wire);
     return 0;
 }

@@ -70,7 +70,8 @@ class Tier(unittest.TestCase):
         flags = [*FLAGS, "--kv-disk", self.directory]
         with Cluster(*flags, workers=1) as c:
             self.assertEqual(self.ask(c, 0), 0)
-            self.evict(c, BLOCKS)
+            wait_for("blocks written ahead: half of the pool is used", lambda: disk(c, "blocks") >= BLOCKS, 30)
+            self.evict(c, BLOCKS + 3)
             self.assertGreaterEqual(self.ask(c, 0), BLOCKS * 64)
             self.assertGreaterEqual(wait_for("heartbeat", lambda: disk(c, "read_total"), 10), 1)
             self.assertEqual((disk(c, "failed_total"), disk(c, "refused_total")), (0, 0))

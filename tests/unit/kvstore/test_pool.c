@@ -296,6 +296,27 @@ static void test_names(void **state)
     assert_int_equal(kv_pool_nameless(pool, &nameless, &n), ST_OK);
     assert_int_equal(n, 2);
     free(nameless);
+    struct kv_named next;
+    uint32_t cursor = 0;
+    assert_false(kv_pool_name_of(pool, 3, &next)); /* blocks 1 and 4 have names */
+    assert_false(kv_pool_name_of(pool, 99, &next));
+    assert_true(kv_pool_name_of(pool, 4, &next));
+    assert_int_equal(next.id.byte[0], 4);
+    for (int round = 0; round < 3; round++) { /* again and again until it is marked */
+        assert_true(kv_pool_unmarked(pool, 4, &cursor, &next));
+        assert_int_equal(next.handle, 1);
+    }
+    kv_pool_mark(pool, 1);
+    assert_false(kv_pool_unmarked(pool, 1, &cursor, &next)); /* no further than it may look */
+    assert_true(kv_pool_unmarked(pool, 4, &cursor, &next));
+    assert_int_equal(next.handle, 4);
+    kv_pool_mark(pool, 4);
+    kv_pool_mark(pool, 99);
+    assert_false(kv_pool_unmarked(pool, 100, &cursor, &next));
+    assert_int_equal(kv_pool_open(pool, 1, &slot), ST_OK);
+    kv_pool_name(pool, 1, 1, &next.id); /* it was another, and is one again */
+    assert_true(kv_pool_unmarked(pool, 100, &cursor, &next));
+    assert_int_equal(next.handle, 1);
     kv_pool_free(pool);
 }
 

@@ -159,9 +159,29 @@ static void test_other_layout(void **state)
     }
 }
 
+/* What was kept comes back under another handle; only as the block that it is. */
+static void test_renamed(void **state)
+{
+    struct fixture *f = *state;
+    struct digest id, other = digest_of("other", 5);
+    kv_handle handle;
+    uint32_t position;
+    assert_int_equal(kv_wire_rename(&layout, f->wire, kv_header_bytes(&layout) - 1, &f->id, 5, NULL), ST_CORRUPT);
+    assert_int_equal(kv_wire_rename(&layout, f->wire, f->bytes, &other, 5, NULL), ST_CORRUPT);
+    f->wire[16] ^= 1;
+    assert_int_equal(kv_wire_rename(&layout, f->wire, f->bytes, &f->id, 5, NULL), ST_CORRUPT);
+    f->wire[16] ^= 1;
+    assert_int_equal(kv_wire_rename(&layout, f->wire, f->bytes, &f->id, 5, NULL), ST_OK);
+    assert_int_equal(kv_pool_import(f->to, f->wire, f->bytes, &handle, &position, &id, NULL), ST_OK);
+    assert_int_equal(handle, 5);
+    assert_int_equal(position, 12);
+    assert_memory_equal(&id, &f->id, sizeof id);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_renamed, setup, teardown),
         cmocka_unit_test_setup_teardown(test_round_trip, setup, teardown),
         cmocka_unit_test_setup_teardown(test_full_and_different, setup, teardown),
         cmocka_unit_test_setup_teardown(test_corrupt, setup, teardown),
