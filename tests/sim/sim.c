@@ -562,6 +562,9 @@ void sim_check_empty(struct sim *sim)
         if (p->promised || p->dropping || p->named != p->cached || held != p->named || sequences)
             sim_wrong(sim, "worker %u: %u promised, %u dropping, %u named, %u cached, %u held, %u sequences known",
                       workers[i].id, p->promised, p->dropping, p->named, p->cached, held, sequences);
+        if (p->on_disk > sim_worker_stored(sim->workers[workers[i].id]))
+            sim_wrong(sim, "worker %u: %u blocks on its disk, there are %u", workers[i].id, p->on_disk,
+                      sim_worker_stored(sim->workers[workers[i].id]));
         if (!directory_promise(&sim->s->dir, slot, p->n_blocks))
             sim_wrong(sim, "worker %u: its cache cannot be evicted", workers[i].id);
         directory_unpromise(&sim->s->dir, slot, p->n_blocks);
@@ -572,8 +575,11 @@ void sim_check_empty(struct sim *sim)
         if (sim_worker_blocks(w))
             sim_wrong(sim, "worker %u holds %u blocks after all were evicted", workers[i].id, sim_worker_blocks(w));
     }
-    for (uint8_t slot = 0; slot < SCHED_SLOTS; slot++)
+    for (uint8_t slot = 0; slot < SCHED_SLOTS; slot++) {
         directory_disk_lost(&sim->s->dir, slot);
+        if (sim->s->dir.pools[slot].on_disk)
+            sim_wrong(sim, "slot %u: %u blocks on a disk that are none", slot, sim->s->dir.pools[slot].on_disk);
+    }
     if (sim->s->dir.n_blocks)
         sim_wrong(sim, "the directory has %u blocks", sim->s->dir.n_blocks);
 }

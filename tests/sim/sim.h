@@ -146,6 +146,7 @@ void sim_worker_copy(struct sim *sim, struct sim_worker *w, void *block);
 void sim_worker_named(struct sim_worker *w, const struct control_block *block);
 void sim_worker_die(struct sim *sim, struct sim_worker *w);
 uint32_t sim_worker_blocks(const struct sim_worker *w);
+uint32_t sim_worker_stored(const struct sim_worker *w); /* on its disk */
 uint32_t sim_worker_sequences(const struct sim_worker *w);
 /* A worker's disk: blocks by content id, used longest ago first. It tells the coordinator what it has, and what it has no more. */
 struct sim_disk {

@@ -109,6 +109,11 @@ uint32_t sim_worker_blocks(const struct sim_worker *w)
     return w->n_held;
 }
 
+uint32_t sim_worker_stored(const struct sim_worker *w)
+{
+    return w->disk.n;
+}
+
 uint32_t sim_worker_sequences(const struct sim_worker *w)
 {
     return w->n_seqs;
