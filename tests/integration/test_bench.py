@@ -140,14 +140,14 @@ class KnownTimes(unittest.TestCase):
 
     def test_open_loop(self):
         """Requests come when they are due, however slow the answers."""
-        r = bench(self.url, "--requests", 40, "--rate", 40, "--output-tokens", 11, "--input-tokens", 10, "--slo-ttft-ms", 1000, "--slo-tpot-ms", 5)
+        r = bench(self.url, "--requests", 40, "--rate", 40, "--output-tokens", 11, "--input-tokens", 10, "--slo-ttft-ms", 50, "--slo-tpot-ms", 1000)
         self.assertEqual(r["summary"]["ok"], 40)
         due = [q["due_ms"] for q in r["requests"]]
         self.assertEqual(due, sorted(due))
         at = [t for t, _, _ in Paced.bodies]
         self.assertLess(abs((at[-1] - at[0]) * 1000 - (due[-1] - due[0])), 600)  # one after another they would take ten seconds
         self.assertGreater(Paced.most_open, 3)
-        self.assertEqual((r["summary"]["good"], r["summary"]["goodput_per_s"]), (0, 0))  # no TPOT is under 5 ms
+        self.assertEqual((r["summary"]["good"], r["summary"]["goodput_per_s"]), (0, 0))  # no TTFT is under 60 ms
 
     def test_mooncake_trace(self):
         with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as f:

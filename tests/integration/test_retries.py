@@ -58,7 +58,7 @@ class Retries(unittest.TestCase):
 
             thread = threading.Thread(target=ask)
             thread.start()
-            wait_for("it is there", lambda: not c.idle())
+            wait_for("it is there", lambda: lost or (m := c.metrics())["longspan_requests_running"] + m["longspan_requests_waiting"])
             os.kill(worker, signal.SIGKILL)
             thread.join()
             self.assertNotIsInstance(lost[0], Exception, lost)

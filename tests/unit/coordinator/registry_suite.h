@@ -339,7 +339,7 @@ static struct registry_election *campaign(struct registry *r, const char *who, s
 
 static void await_count(const int *count, int want)
 {
-    for (int i = 0; i < 1000 && *count < want; i++)
+    for (int i = 0; i < 6000 && *count < want; i++)
         run_ms(10);
     assert_int_equal(*count, want);
 }

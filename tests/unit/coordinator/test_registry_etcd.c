@@ -428,7 +428,7 @@ int main(int argc, char **argv)
         return 1;
     alone = (struct etcd_process){ .client = free_port(), .peer = free_port() };
     alone_start();
-    suite_ttl_ms = 1500;
+    suite_ttl_ms = 2000;
     suite_late_ms = 1500;
     suite_rounds = 3;
     const struct CMUnitTest tests[] = {
