@@ -86,19 +86,23 @@ class Stalls(threading.Thread):
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.gaps = []
+        self.gaps, self.last, self.lock = [], time.monotonic(), threading.Lock()
         self.start()
 
     def run(self):
-        last = time.monotonic()
         while True:
             time.sleep(0.02)
+            self.look()
+
+    def look(self):
+        with self.lock:
             now = time.monotonic()
-            if now - last > 0.1:
-                self.gaps.append((last, now))
-            last = now
+            if now - self.last > 0.1:
+                self.gaps.append((self.last, now))
+            self.last = now
 
     def between(self, since, until):
+        self.look()  # it may run before the thread does, after a halt
         return sum(max(0, min(end, until) - max(begin, since)) for begin, end in list(self.gaps))
 
 

@@ -7,24 +7,35 @@
  */
 
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdint.h>
 #include <time.h>
 
 #include "common/clock.h"
 
-static _Atomic int64_t own_clock_stood_ms;
+enum { OWN_CLOCK_NAP_MS = 10, OWN_CLOCK_LATE_MS = 50 };
+
+static pthread_mutex_t own_clock_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t own_clock_once = PTHREAD_ONCE_INIT;
+static int64_t own_clock_stood_ms, own_clock_looked_ms;
+
+/* With the lock. -> now by the own clock; who comes first after a halt accounts for it, the watch or who asks. */
+static int64_t own_clock_look(void)
+{
+    const int64_t now = clock_ms();
+    if (now - own_clock_looked_ms > OWN_CLOCK_LATE_MS)
+        own_clock_stood_ms += now - own_clock_looked_ms;
+    own_clock_looked_ms = now;
+    return now - own_clock_stood_ms;
+}
 
 static void *own_clock_watch(void *arg)
 {
-    enum { NAP_MS = 10, LATE_MS = 50 };
     (void)arg;
-    for (int64_t last = clock_ms(), now;; last = now) {
-        nanosleep(&(struct timespec){ .tv_nsec = NAP_MS * 1000 * 1000 }, NULL);
-        now = clock_ms();
-        if (now - last > LATE_MS)
-            atomic_fetch_add(&own_clock_stood_ms, now - last);
+    for (;;) {
+        nanosleep(&(struct timespec){ .tv_nsec = OWN_CLOCK_NAP_MS * 1000 * 1000 }, NULL);
+        pthread_mutex_lock(&own_clock_lock);
+        own_clock_look();
+        pthread_mutex_unlock(&own_clock_lock);
     }
     return NULL;
 }
@@ -32,6 +43,7 @@ static void *own_clock_watch(void *arg)
 static void own_clock_begin(void)
 {
     pthread_t thread;
+    own_clock_looked_ms = clock_ms();
     if (!pthread_create(&thread, NULL, own_clock_watch, NULL))
         pthread_detach(thread);
 }
@@ -39,7 +51,10 @@ static void own_clock_begin(void)
 static inline int64_t own_clock_ms(void)
 {
     pthread_once(&own_clock_once, own_clock_begin);
-    return clock_ms() - atomic_load(&own_clock_stood_ms);
+    pthread_mutex_lock(&own_clock_lock);
+    const int64_t now = own_clock_look();
+    pthread_mutex_unlock(&own_clock_lock);
+    return now;
 }
 
 #endif
