@@ -27,23 +27,51 @@ static __device__ float block_sum(float x, float *shared)
     return sum;
 }
 
+enum { NORM_HELD = 8 };
+
+/*
+ * A row is read once, as far as NORM_HELD pairs a thread reach. As many weights are asked for before the row is there:
+ * they come from memory, where the next product's first weights queue by then.
+ */
 static __global__ void __launch_bounds__(THREADS)
     norm(const float *x, const uint32_t *which, const float *w, uint32_t n, float eps, void *out, uint32_t cap)
 {
     __shared__ float shared[THREADS / 32];
     const uint32_t row = blockIdx.x;
+    float2 f[NORM_HELD], v[NORM_HELD];
     grid_next();
+#pragma unroll
+    for (uint32_t j = 0; j < NORM_HELD; j++) {
+        const uint32_t i = 2 * (threadIdx.x + j * THREADS);
+        f[j] = i + 1 < n ? *(const float2 *)(w + i) : make_float2(0, 0);
+    }
     grid_wait();
     const float *in = x + (size_t)(which ? which[row] : row) * n;
+#pragma unroll
+    for (uint32_t j = 0; j < NORM_HELD; j++) {
+        const uint32_t i = 2 * (threadIdx.x + j * THREADS);
+        v[j] = i + 1 < n ? *(const float2 *)(in + i) : make_float2(0, 0);
+    }
     float sum = 0;
-    for (uint32_t i = 2 * threadIdx.x; i + 1 < n; i += 2 * THREADS) {
-        const float2 v = *(const float2 *)(in + i);
-        sum += v.x * v.x + v.y * v.y;
+#pragma unroll
+    for (uint32_t j = 0; j < NORM_HELD; j++)
+        if (2 * (threadIdx.x + j * THREADS) + 1 < n)
+            sum += v[j].x * v[j].x + v[j].y * v[j].y;
+    for (uint32_t i = 2 * (threadIdx.x + NORM_HELD * THREADS); i + 1 < n; i += 2 * THREADS) {
+        const float2 y = *(const float2 *)(in + i);
+        sum += y.x * y.x + y.y * y.y;
     }
     const float r = 1.0f / sqrtf(block_sum(sum, shared) / (float)n + eps);
-    for (uint32_t i = 2 * threadIdx.x; i + 1 < n; i += 2 * THREADS) {
-        const float2 v = *(const float2 *)(in + i), f = *(const float2 *)(w + i);
-        *(__nv_bfloat162 *)tiled(out, cap, row, i) = __floats2bfloat162_rn(v.x * r * f.x, v.y * r * f.y);
+#pragma unroll
+    for (uint32_t j = 0; j < NORM_HELD; j++) {
+        const uint32_t i = 2 * (threadIdx.x + j * THREADS);
+        if (i + 1 < n)
+            *(__nv_bfloat162 *)tiled(out, cap, row, i) =
+                __floats2bfloat162_rn(v[j].x * r * f[j].x, v[j].y * r * f[j].y);
+    }
+    for (uint32_t i = 2 * (threadIdx.x + NORM_HELD * THREADS); i + 1 < n; i += 2 * THREADS) {
+        const float2 y = *(const float2 *)(in + i), g = *(const float2 *)(w + i);
+        *(__nv_bfloat162 *)tiled(out, cap, row, i) = __floats2bfloat162_rn(y.x * r * g.x, y.y * r * g.y);
     }
 }
 
@@ -86,7 +114,7 @@ static __global__ void silu_mul(const float *gate, const float *up, uint32_t n, 
     *(uint2 *)tiled(out, cap, row, i) = *(const uint2 *)y;
 }
 
-/* A block a row; a thread has the pair (i, i + half) of a head. */
+/* A block a row, of few rows so many that none has a second turn; a thread has the pair (i, i + half) of a head. */
 static __global__ void rope_store(const struct cuda_kv kv, uint32_t layer, const float *q, const float *k,
                                   const float *v, const float *cosines, const float *sines, const struct cuda_row *rows,
                                   __nv_bfloat16 *q_out)
@@ -142,8 +170,9 @@ extern "C" int cuda_rope_store(const struct cuda_kv *kv, uint32_t layer, const f
                                const float *cosines, const float *sines, const struct cuda_row *rows, uint32_t n_rows,
                                void *q_out, void *stream)
 {
-    return n_rows ? grid_launch(rope_store, dim3(n_rows, n_rows < 64 ? 8 : 1), 256, 0, stream, *kv, layer, q, k, v,
-                                cosines, sines, rows, (__nv_bfloat16 *)q_out)
+    const uint32_t pairs = (kv->n_heads + kv->n_kv_heads) * kv->head_dim / 2;
+    return n_rows ? grid_launch(rope_store, dim3(n_rows, n_rows < 64 ? (pairs + 255) / 256 : 1), 256, 0, stream, *kv,
+                                layer, q, k, v, cosines, sines, rows, (__nv_bfloat16 *)q_out)
                   : 0;
 }
 
