@@ -87,7 +87,7 @@ def main():
     p.add_argument("--longspan", default="build/release/longspan")
     a = p.parse_args()
     directory = tempfile.mkdtemp(prefix="longspan-kv-disk-", dir=a.dir)
-    blocks = a.tokens // 64 + 16
+    blocks = a.tokens // 64 + 3  # what stays of an evicted prompt is little
     up = subprocess.Popen([a.longspan, "up", "--workers", "1", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--state", directory + "/state",
                            "--kv-disk", directory + "/kv", "--kv-bytes", str(blocks * BLOCK_BYTES)], stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
