@@ -4,6 +4,8 @@
 
 #include "worker/cuda/gpu.h"
 
+enum { ROWS_ALONE = 8 };
+
 void *gpu_list_push(struct gpu_list *list, size_t bytes)
 {
     if (!list->data || list->bytes + bytes > list->room) { /* of nothing, too, there is a place */
@@ -48,28 +50,46 @@ static uint32_t count_of(const struct backend *b, int section, size_t size)
 static bool push_rows(struct backend *b)
 {
     const struct model_config *c = b->config;
-    const uint32_t half = c->head_dim / 2, n = b->input->n_rows;
+    const size_t n = b->input->n_rows;
     struct cuda_row *rows = gpu_list_push(&b->list[SECTION_ROWS], n * sizeof *rows);
-    float *cosines = gpu_list_push(&b->list[SECTION_COS], (size_t)n * half * sizeof(float));
-    float *sines = gpu_list_push(&b->list[SECTION_SIN], (size_t)n * half * sizeof(float));
-    float *x = gpu_list_push(&b->list[SECTION_EMBED], (size_t)n * c->d_model * sizeof(float));
-    if (!rows || !cosines || !sines || !x)
-        return false;
-    for (uint32_t r = 0; r < n; r++) {
+    for (uint32_t r = 0; rows && r < n; r++) {
         const struct step_row *row = &b->input->rows[r];
         rows[r] = (struct cuda_row){ row->open == STEP_IN_PLACE ? row->slot : row->open, row->pos % KV_BLOCK };
+    }
+    b->list[SECTION_COS].bytes = b->list[SECTION_SIN].bytes = n * (c->head_dim / 2) * sizeof(float);
+    b->list[SECTION_EMBED].bytes = n * c->d_model * sizeof(float);
+    for (uint32_t i = 0; i < b->input->n_asks; i++)
+        if (!push_u32(b, SECTION_WHICH, b->input->asks[i].row))
+            return false;
+    return rows != NULL;
+}
+
+static float *host_at(const struct backend *b, int section)
+{
+    return (float *)(void *)((uint8_t *)b->host_arena.data + b->list[section].offset);
+}
+
+/* Angles and embeddings of a member's share of the rows. */
+static void rows_share(void *ctx, uint32_t member, uint32_t n_members)
+{
+    struct backend *b = ctx;
+    const struct model_config *c = b->config;
+    const uint32_t half = c->head_dim / 2;
+    float *cosines = host_at(b, SECTION_COS), *sines = host_at(b, SECTION_SIN), *x = host_at(b, SECTION_EMBED);
+    uint32_t begin, end;
+    team_share(b->input->n_rows, member, n_members, &begin, &end);
+    for (uint32_t r = begin; r < end; r++) {
+        const struct step_row *row = &b->input->rows[r];
         for (uint32_t i = 0; i < half; i++) {
             const double angle = (double)row->pos * c->inv_freq[i];
             cosines[(size_t)r * half + i] = (float)(cos(angle) * c->rope_scale);
             sines[(size_t)r * half + i] = (float)(sin(angle) * c->rope_scale);
         }
-        weight_row_f32(b->embedding.codec, model_tensor_row(&b->embedding, (uint32_t)row->token, b->row_scratch),
-                       c->d_model, x + (size_t)r * c->d_model);
+        weight_row_f32(
+            b->embedding.codec,
+            model_tensor_row(&b->embedding, (uint32_t)row->token, b->row_scratch + member * b->row_scratch_bytes),
+            c->d_model, x + (size_t)r * c->d_model);
     }
-    for (uint32_t i = 0; i < b->input->n_asks; i++)
-        if (!push_u32(b, SECTION_WHICH, b->input->asks[i].row))
-            return false;
-    return true;
 }
 
 /* Local jobs have an item more where open blocks have a form of their own. */
@@ -430,9 +450,15 @@ enum status gpu_arena_build(struct backend *b)
             b, &b->stack,
             cuda_stack_floats(b->config->head_dim, b->depth, (uint32_t)b->device.processors) * sizeof(float), false);
     for (int i = 0; i < SECTIONS && !st; i++)
-        if (b->list[i].bytes)
+        if (b->list[i].bytes && (i < SECTION_IN_PLACE || i >= SECTION_IN_PLACE_END))
             memcpy((uint8_t *)b->host_arena.data + b->list[i].offset, b->list[i].data, b->list[i].bytes);
-    return st;
+    if (st)
+        return st;
+    if (b->input->n_rows < ROWS_ALONE) /* waking threads takes longer */
+        rows_share(b, 0, 1);
+    else
+        team_run(b->team, rows_share, b);
+    return ST_OK;
 }
 
 void *gpu_at(const struct backend *b, int section)

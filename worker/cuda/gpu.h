@@ -45,15 +45,17 @@ enum gpu_units {
     UNIT_LISTS
 };
 
-/* A part of the arena: made on the host as a list. */
+/* A part of the arena: made on the host as a list; what is large for many rows is written in place, by all threads. */
 enum gpu_section {
     SECTION_ROWS, /* struct cuda_row */
-    SECTION_COS,  /* [rows][head_dim / 2] */
+    SECTION_COS,  /* [rows][head_dim / 2], in place */
     SECTION_SIN,
-    SECTION_EMBED,  /* [rows][d_model] */
-    SECTION_WHICH,  /* rows of asks */
-    SECTION_COUNTS, /* units of each list; blocks to seal */
-    SECTION_UNITS,  /* lists: enum gpu_units */
+    SECTION_EMBED, /* [rows][d_model] */
+    SECTION_IN_PLACE = SECTION_COS,
+    SECTION_IN_PLACE_END = SECTION_EMBED + 1,
+    SECTION_WHICH = SECTION_IN_PLACE_END, /* rows of asks */
+    SECTION_COUNTS,                       /* units of each list; blocks to seal */
+    SECTION_UNITS,                        /* lists: enum gpu_units */
     SECTION_UNITS_END = SECTION_UNITS + UNIT_LISTS,
     SECTION_SEALS = SECTION_UNITS_END, /* struct cuda_seal */
     SECTION_SLOTS,
@@ -140,8 +142,9 @@ struct backend {
     float *logits;      /* [GPU_LOGIT_ROWS][n_vocab] */
     float *host_logits; /* pinned, the same */
     struct gpu_outcome *outcome, *host_outcome;
-    uint8_t **scratch; /* of each thread: for the sampler */
-    uint8_t *row_scratch;
+    uint8_t **scratch;    /* of each thread: for the sampler */
+    uint8_t *row_scratch; /* of each thread: for a row of the embedding */
+    size_t row_scratch_bytes;
     struct gpu_buffer arena, host_arena; /* the latter pinned */
     struct gpu_buffer queries;           /* [cap + remote rows][n_heads][head_dim] bf16 */
     struct gpu_buffer store, stack, wire, host_wire;

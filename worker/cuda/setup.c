@@ -166,7 +166,8 @@ static bool scratch_alloc(struct backend *b)
     for (uint32_t i = 0; b->scratch && i < b->n_threads; i++)
         if (posix_memalign((void **)&b->scratch[i], 64, sample_scratch_bytes(b->config->n_vocab)))
             return false;
-    return b->scratch && !posix_memalign((void **)&b->row_scratch, 64, b->embedding.row_bytes + 64);
+    b->row_scratch_bytes = (b->embedding.row_bytes + 127) / 64 * 64;
+    return b->scratch && !posix_memalign((void **)&b->row_scratch, 64, b->n_threads * b->row_scratch_bytes);
 }
 
 static enum status open_parts(struct backend *b, void (*progress)(void *ctx, float fraction), void *ctx,
