@@ -87,7 +87,7 @@ class Cluster:
 class Apart(Cluster):
     """A coordinator and workers of their own, each on its own GPU, as on hosts of their own."""
 
-    def __init__(self, model, gpus, context, *flags, exchange="peer"):
+    def __init__(self, model, gpus, context, *flags, exchange="peer", kv_bytes="12G"):
         self.state = tempfile.mkdtemp()
         self.log = open(f"{args.logs}/cluster-apart-{gpus}-{exchange}.log", "w")
         self.up = subprocess.Popen([f"{HERE}/longspan", "coordinator", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--control", "127.0.0.1:0", "--model",
@@ -95,7 +95,7 @@ class Apart(Cluster):
                                    env=ENV, stdout=subprocess.PIPE, stderr=self.log, text=True)
         at = dict(self.up.stdout.readline().split() for _ in range(3))
         self.port = int(at["http"].split(":")[1])
-        self.workers = [subprocess.Popen([f"{HERE}/longspan", "worker", "--control", at["control"], "--device", "cuda", "--threads", "4", "--kv-bytes", "12G",
+        self.workers = [subprocess.Popen([f"{HERE}/longspan", "worker", "--control", at["control"], "--device", "cuda", "--threads", "4", "--kv-bytes", kv_bytes,
                                           "--bind", "127.0.0.1", "--exchange", exchange, "--log-level", "info"], env={**ENV, "CUDA_VISIBLE_DEVICES": str(i), "NCCL_DEBUG": "WARN"}, stdout=self.log, stderr=self.log) for i in range(gpus)]
         until = time.monotonic() + 60
         while True:
@@ -218,17 +218,18 @@ def links():
 
 def spread(gpus_there):
     """
-    Milliseconds a token of a few layers of Llama-3.1-8B's shape on one GPU and on two, as the context grows: from where on two are faster, and by how much.
-    One layer to a million positions, since a prompt's attention grows with their square.
+    Milliseconds a token of Llama-3.1-8B's shape on one GPU and on two, as the context grows: from where on two are faster, and by how much. One layer of it to
+    a million positions, since a prompt's attention grows with their square.
     """
     longest = 1024
     prompt = [(i * 7919 + i // 13) % 128000 for i in range(longest << 10)]
-    for codec, layers, contexts in (("bf16", 2, (1, 4, 8, 16, 32, 64, 128)), ("int4-rot", 1, (1, 128, longest))):
-        model = f"random:llama-3.1-8b,positions=1052672:{layers}"
+    for codec, layers, contexts, kv_bytes in (("bf16", "", (1, 4, 8, 16, 32, 64, 128), "20G"), ("int4-rot", ":1", (1, 128, longest), "12G")):
+        model = f"random:llama-3.1-8b,positions=1052672{layers}"
+        result[f"spread_{codec}_model"] = model
         for gpus in range(1, min(gpus_there, 2) + 1):
             c = None
             try:
-                c = Apart(model, gpus, (contexts[-1] << 10) + 4096, "--step-rows-max", "4096", "--step-deadline-ms", "30000", "--kv-codec", codec)
+                c = Apart(model, gpus, (contexts[-1] << 10) + 4096, "--step-rows-max", "4096", "--step-deadline-ms", "30000", "--kv-codec", codec, kv_bytes=kv_bytes)
                 for k in contexts:
                     took = []
                     for new in (4, 8, 108):
