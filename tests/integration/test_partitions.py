@@ -34,15 +34,19 @@ class Partitions(unittest.TestCase):
 
     def setUp(self):
         self.lead = self.hosts.lead
+        self.hosts.wait_workers()
 
     def tearDown(self):
         """Whatever the network did: all serve again, with the same tokens."""
         self.hosts.relay_do("reset")
-        for name in (*self.hosts.etcds, *self.hosts.coordinators):
-            if self.hosts.running[name].poll() is not None:
-                self.hosts.start_again(name)
-        wait_for("a leader", self.hosts.follow, 60)
-        wait_for("a standby", lambda: sorted(self.hosts.probe(c) or 0 for c in self.hosts.coordinators) == [200, 503], 60)
+
+        def both_are_there():
+            for name in (*self.hosts.etcds, *self.hosts.coordinators):
+                if self.hosts.running[name].poll() is not None:  # it may find out only now that it leads no more
+                    self.hosts.start_again(name)
+            return sorted(self.hosts.probe(c) or 0 for c in self.hosts.coordinators) == [200, 503] and self.hosts.follow()
+
+        wait_for("a leader and a standby", both_are_there, 90)
         self.hosts.wait_workers(timeout_s=60)
         # an etcd that has just come back may yet change its mind on who leads: who led then ends, in the middle of an answer too
         self.assertEqual(wait_for("an answer", lambda: self.hosts.follow() and self.answer(), 60), self.want)
@@ -125,7 +129,7 @@ class Partitions(unittest.TestCase):
         other = next(c for c in self.hosts.coordinators if c != self.lead)
         served = 0
         while self.hosts.probe(other) != 200:  # meanwhile it serves
-            self.assertLess(elapsed(since), 30)
+            self.assertLess(elapsed(since), 90)  # members of etcd that choose anew, as a halt makes them do, give each lease its time again
             try:
                 if self.hosts.probe(self.lead) == 200:
                     self.check_answer()
