@@ -206,23 +206,35 @@ static double bench_decode(enum form form, uint32_t context, const char *name, d
 struct sparse {
     struct decode t;
     struct cuda_quest c[ROTATED_MAX];
-    bool select, attend;
+    bool score, choose, attend;
 };
 
 static void sparse_run(void *ctx, int i)
 {
     const struct sparse *s = ctx;
-    if (s->select)
-        CUDA(cuda_quest_run(&s->t.kv, 0, &s->c[(uint32_t)i % s->t.n_rotated], stream));
+    const struct cuda_quest *c = &s->c[(uint32_t)i % s->t.n_rotated];
+    if (s->score)
+        CUDA(cuda_quest_score(&s->t.kv, 0, c, stream));
+    if (s->choose)
+        CUDA(cuda_quest_choose(KV_HEADS, c, stream));
     if (s->attend)
         decode_run((void *)(uintptr_t)&s->t, i);
+}
+
+static double sparse_ms(struct sparse *s, bool score, bool choose, bool attend, bool join)
+{
+    s->score = score;
+    s->choose = choose;
+    s->attend = attend;
+    s->t.join = join;
+    return time_ms(sparse_run, s, 8);
 }
 
 /* Each head reads its own twentieth of the blocks: the units of dense attention, by lists. */
 static void bench_quest(enum form form, uint32_t context, const char *name, double beside)
 {
     const uint32_t n_blocks = context / 64, words = n_blocks / 64;
-    struct sparse s = { .t = { .form = form, .n_rotated = 2, .join = true }, .select = true, .attend = true };
+    struct sparse s = { .t = { .form = form, .n_rotated = 2 }, .score = true, .choose = true };
     const size_t each = cuda_quest_bytes(KV_HEADS, DIM);
     uint8_t *some = malloc(each * 1024), **pointers = malloc(n_blocks * sizeof *pointers);
     uint32_t *numbers = malloc(n_blocks * 4);
@@ -256,12 +268,15 @@ static void bench_quest(enum form form, uint32_t context, const char *name, doub
     decode_lists(&s.t, words);
     sparse_run(&s, 0); /* both lists are there, for attention by itself */
     sparse_run(&s, 1);
-    const double ms = time_ms(sparse_run, &s, 8);
-    s.attend = false;
-    const double select = time_ms(sparse_run, &s, 8);
+    const double ms = sparse_ms(&s, true, true, true, true), select = sparse_ms(&s, true, true, false, false),
+                 score = sparse_ms(&s, true, false, false, false), choose = sparse_ms(&s, false, true, false, false),
+                 joined = sparse_ms(&s, false, false, true, true), apart = sparse_ms(&s, false, false, true, false);
     printf("  \"decode_attn_%s_quest_5pct_%s_ms\": %.4f, \"quest_5pct_%s_select_ms\": %.4f, "
            "\"decode_attn_%s_quest_5pct_%s_over_bf16\": %.2f,\n",
            names[form], name, ms, name, select, names[form], name, beside / ms);
+    printf("  \"quest_5pct_%s_score_ms\": %.4f, \"quest_5pct_%s_choose_ms\": %.4f, \"quest_5pct_%s_attend_ms\": %.4f, "
+           "\"quest_5pct_%s_attend_unjoined_ms\": %.4f,\n",
+           name, score, name, choose, name, joined, name, apart);
     fflush(stdout);
     CUDA(cudaFree(s.t.kv.pool));
     CUDA(cudaFree(sketches));

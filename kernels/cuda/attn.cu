@@ -432,8 +432,9 @@ static __global__ void __launch_bounds__(128)
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     struct joined x;
     grid_next();
+    const bool some = joined_find(kv, j, D, &x); /* programs come with the plan: no kernel writes them */
     grid_wait();
-    if (!joined_find(kv, j, D, &x))
+    if (!some)
         return;
     const uint32_t mine = (x.n - blockIdx.y + gridDim.y - 1) / gridDim.y;
     for (uint32_t level = 0; level < x.job.n_levels; level++) {

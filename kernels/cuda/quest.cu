@@ -6,7 +6,7 @@
 #include "kernels/cuda/quest.h"
 #include "kernels/cuda/wgmma.cuh"
 
-enum { BLOCK = 64, LANES = 16, CHOOSE_THREADS = 1024, BINS = 2048, FEW = 512 };
+enum { BLOCK = 64, LANES = 16, CHOOSE_THREADS = 1024, BINS = 2048, FEW = 512, VERY_FEW = 64, AT_ONCE = 16 };
 
 static __device__ __forceinline__ float low_of(uint32_t x)
 {
@@ -188,8 +188,8 @@ static __global__ void __launch_bounds__(SCORERS + 32, 2)
     }
     __syncthreads();
     grid_next();
+    const struct cuda_quest_job job = c.jobs[blockIdx.z]; /* comes with the plan: no kernel writes it */
     grid_wait();
-    const struct cuda_quest_job job = c.jobs[blockIdx.z];
     if (job.budget > job.own)
         return;
     const struct share x = { (uint32_t)((uint64_t)job.own * blockIdx.x / gridDim.x),
@@ -210,6 +210,11 @@ static __device__ __forceinline__ uint32_t key_of(float score)
     score += 0.0f;
     const uint32_t u = __float_as_uint(score);
     return score != score ? 0 : u >> 31 ? ~u : u | 0x80000000u;
+}
+
+static __device__ __forceinline__ float score_of(uint32_t key)
+{
+    return __uint_as_float(key >> 31 ? key & 0x7FFFFFFF : ~key);
 }
 
 /* Sums of x over the threads before and with this one. sums [32] */
@@ -243,19 +248,25 @@ static __device__ __forceinline__ uint32_t candidate(const struct candidates &a,
 }
 
 /* Keys of blocks: in shared memory, if there is room. */
-struct keys {
+template <bool HELD> struct keys {
     const uint32_t *held;
     const float *scores;
     __device__ __forceinline__ uint32_t of(uint32_t block) const
     {
-        return held ? held[block] : key_of(scores[block]);
+        return HELD ? held[block] : key_of(scores[block]);
     }
 };
 
 /* fn(block, key) of each candidate, by all threads. */
-template <typename F>
-static __device__ __forceinline__ void each(const struct keys &keys, const struct candidates &a, F fn)
+template <bool HELD, typename F>
+static __device__ __forceinline__ void each(const struct keys<HELD> &keys, const struct candidates &a, F fn)
 {
+    if (!a.leaf) {
+#pragma unroll 4
+        for (uint32_t b = a.first + threadIdx.x; b < a.end; b += CHOOSE_THREADS)
+            fn(b, keys.of(b));
+        return;
+    }
     for (uint32_t i = threadIdx.x; i < a.n; i += CHOOSE_THREADS) {
         const uint32_t b = candidate(a, i);
         if (b < a.end)
@@ -263,14 +274,14 @@ static __device__ __forceinline__ void each(const struct keys &keys, const struc
     }
 }
 
-/* A choice: of keys least .. most, `left` are still to be found; there are n of them. */
+/* A choice: of keys least .. most, `left` are still to be found; there are no more than n of them. */
 struct narrow {
     uint32_t least, most, left, n;
 };
 
 struct shared {
     uint32_t bins[BINS], sums[32], least[32], most[32], some[FEW], key[FEW], n_some;
-    struct narrow now;
+    uint32_t digit, left, n; /* what find() found */
 };
 
 static __device__ __forceinline__ void put(uint32_t *list, uint32_t block)
@@ -278,15 +289,18 @@ static __device__ __forceinline__ void put(uint32_t *list, uint32_t block)
     atomicOr(&list[block / 32], 1u << block % 32);
 }
 
-/* Keys that lie beyond are chosen, or not; the k-th highest one, and as few others as can be, are between. */
-static __device__ __forceinline__ void threshold(const struct keys &keys, const struct candidates &a, uint32_t k,
-                                                 struct shared *s)
+/* The least and the largest of the keys of which in(key) holds. */
+template <bool HELD, typename F>
+static __device__ __forceinline__ void bounds(const struct keys<HELD> &keys, const struct candidates &a, F in,
+                                              struct shared *s, struct narrow *now)
 {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint32_t least = ~0u, most = 0;
     each(keys, a, [&](uint32_t, uint32_t key) {
-        least = min(least, key);
-        most = max(most, key);
+        if (in(key)) {
+            least = min(least, key);
+            most = max(most, key);
+        }
     });
     least = __reduce_min_sync(~0u, least);
     most = __reduce_max_sync(~0u, most);
@@ -294,46 +308,87 @@ static __device__ __forceinline__ void threshold(const struct keys &keys, const 
         s->least[warp] = least;
         s->most[warp] = most;
     }
-    for (uint32_t i = threadIdx.x; i < BINS; i += CHOOSE_THREADS)
-        s->bins[i] = 0;
     __syncthreads();
-    struct narrow now = { __reduce_min_sync(~0u, s->least[lane]), __reduce_max_sync(~0u, s->most[lane]), k, ~0u };
-    /* digits are of what the keys differ in: their first bits are mostly the same */
-    for (uint32_t shift; now.n > FEW && now.least < now.most;) {
-        shift = max(21 - __clz(now.most - now.least), 0);
-        each(keys, a, [&](uint32_t, uint32_t key) {
-            if (key >= now.least && key <= now.most)
-                atomicAdd(&s->bins[(key - now.least) >> shift], 1);
-        });
-        __syncthreads();
-        /* thread t has the digits 2047 - 2t and below it, from the highest down */
-        const uint32_t d = BINS - 1 - 2 * threadIdx.x, x = s->bins[d], y = s->bins[d - 1], upto = scan(x + y, s->sums),
-                       before = upto - x - y;
-        if (before < now.left && upto >= now.left) { /* one thread */
-            const bool second = before + x < now.left;
-            const uint32_t from = now.least + ((second ? d - 1 : d) << shift);
-            s->now = { from, min(now.most, from + (1u << shift) - 1), now.left - before - (second ? x : 0),
-                       second ? y : x };
-        }
-        s->bins[d] = s->bins[d - 1] = 0;
-        __syncthreads();
-        now = s->now;
+    now->least = __reduce_min_sync(~0u, s->least[lane]);
+    now->most = __reduce_max_sync(~0u, s->most[lane]);
+}
+
+/* The digit of the left-th highest key, how many are left of those that have it, and how many have it. digit_of: BINS if the key does not count. */
+template <bool HELD, typename F>
+static __device__ __forceinline__ void find(const struct keys<HELD> &keys, const struct candidates &a, F digit_of,
+                                            uint32_t left, struct shared *s)
+{
+    each(keys, a, [&](uint32_t, uint32_t key) {
+        const uint32_t digit = digit_of(key);
+        if (digit < BINS)
+            atomicAdd(&s->bins[digit], 1);
+    });
+    __syncthreads();
+    /* thread t has the digits 2047 - 2t and below it, from the highest down */
+    const uint32_t d = BINS - 1 - 2 * threadIdx.x, x = s->bins[d], y = s->bins[d - 1], upto = scan(x + y, s->sums),
+                   before = upto - x - y;
+    if (before < left && upto >= left) { /* one thread */
+        const bool second = before + x < left;
+        s->digit = second ? d - 1 : d;
+        s->left = left - before - (second ? x : 0);
+        s->n = second ? y : x;
     }
-    if (now.n == ~0u && threadIdx.x == 0) /* all are the same */
-        s->now = now;
-    if (threadIdx.x == 0)
-        s->n_some = 0;
+    s->bins[d] = s->bins[d - 1] = 0;
     __syncthreads();
 }
 
+/* Keys that lie beyond are chosen, or not; the k-th highest one, and as few others as can be, are between. */
+template <bool HELD>
+static __device__ __forceinline__ struct narrow threshold(const struct keys<HELD> &keys, const struct candidates &a,
+                                                          uint32_t k, struct shared *s)
+{
+    struct narrow now = { 0, ~0u, k, a.n };
+    if (a.n <= VERY_FEW)
+        return now;
+    for (uint32_t i = threadIdx.x; i < BINS; i += CHOOSE_THREADS)
+        s->bins[i] = 0;
+    bounds(
+        keys, a, [](uint32_t) { return true; }, s, &now);
+    now.n = ~0u;
+    /* Scores lie evenly about, as bits of floats they stand in few bins: first digits of what they differ in, which rises with them, rounded or not. */
+    const float low = score_of(now.least), by = (float)(BINS - 1) / (score_of(now.most) - low);
+    if (a.n > FEW && now.least < now.most && by > 0 && by < INFINITY) {
+        const auto digit_of = [&](uint32_t key) { return (uint32_t)((score_of(key) - low) * by); };
+        find(keys, a, digit_of, now.left, s);
+        const uint32_t digit = s->digit;
+        now.left = s->left;
+        now.n = s->n;
+        bounds(
+            keys, a, [&](uint32_t key) { return digit_of(key) == digit; }, s, &now);
+    }
+    /* then of their bits, as often as needed */
+    while (now.n > FEW && now.least < now.most) {
+        const uint32_t shift = max(21 - __clz(now.most - now.least), 0);
+        find(
+            keys, a,
+            [&](uint32_t key) {
+                return key >= now.least && key <= now.most ? (key - now.least) >> shift : (uint32_t)BINS;
+            },
+            now.left, s);
+        now.least += s->digit << shift;
+        now.most = min(now.most, now.least + (1u << shift) - 1);
+        now.left = s->left;
+        now.n = s->n;
+    }
+    return now;
+}
+
 /* The k best of the candidates, k > 0 and no more than there are. */
-static __device__ __forceinline__ void best(const struct keys &keys, const struct candidates &a, uint32_t k,
+template <bool HELD>
+static __device__ __forceinline__ void best(const struct keys<HELD> &keys, const struct candidates &a, uint32_t k,
                                             uint32_t *list, struct shared *s)
 {
     __syncthreads();
-    threshold(keys, a, k, s);
-    const struct narrow now = s->now;
+    if (threadIdx.x == 0)
+        s->n_some = 0;
+    const struct narrow now = threshold(keys, a, k, s);
     const bool few = now.n <= FEW;
+    __syncthreads();
     each(keys, a, [&](uint32_t b, uint32_t key) {
         if (key > now.most) {
             put(list, b);
@@ -345,11 +400,11 @@ static __device__ __forceinline__ void best(const struct keys &keys, const struc
     });
     __syncthreads();
     if (few) {
-        const uint32_t i = threadIdx.x;
+        const uint32_t i = threadIdx.x, n = s->n_some;
         uint32_t before = 0;
-        if (i >= now.n)
+        if (i >= n)
             return;
-        for (uint32_t j = 0; j < now.n; j++)
+        for (uint32_t j = 0; j < n; j++)
             before += s->key[j] > s->key[i] || (s->key[j] == s->key[i] && s->some[j] < s->some[i]);
         if (before < now.left)
             put(list, s->some[i]);
@@ -369,16 +424,17 @@ static __device__ __forceinline__ void best(const struct keys &keys, const struc
     }
 }
 
-/* A block of threads a KV head and job. room: blocks whose keys are kept in shared memory. */
-static __global__ void __launch_bounds__(CHOOSE_THREADS)
-    choose(uint32_t n_kv_heads, uint32_t room, const __grid_constant__ struct cuda_quest c)
+/* A block of threads a KV head and job. HELD: there is room in shared memory for the keys of own_max blocks. */
+template <bool HELD>
+static __global__ void __launch_bounds__(CHOOSE_THREADS, 1)
+    choose(uint32_t n_kv_heads, const __grid_constant__ struct cuda_quest c)
 {
     extern __shared__ struct shared s[]; /* behind it the keys */
     uint32_t *held = (uint32_t *)(s + 1);
     const uint32_t head = blockIdx.x;
     grid_next();
+    const struct cuda_quest_job job = c.jobs[blockIdx.y]; /* comes with the plan: no kernel writes it */
     grid_wait();
-    const struct cuda_quest_job job = c.jobs[blockIdx.y];
     const float *scores = c.scores + ((size_t)blockIdx.y * n_kv_heads + head) * c.own_max;
     uint32_t *list = (uint32_t *)(c.lists + job.list + (size_t)head * job.words);
     const bool all = job.budget > job.own;
@@ -386,11 +442,19 @@ static __global__ void __launch_bounds__(CHOOSE_THREADS)
         list[i] = !all || i * 32 > job.own ? 0 : (i + 1) * 32 <= job.own + 1 ? ~0u : (1u << (job.own + 1) % 32) - 1;
     if (all)
         return;
-    const struct keys keys = { job.own <= room ? held : NULL, scores };
-    if (keys.held)
-#pragma unroll 16
-        for (uint32_t i = threadIdx.x; i < job.own; i += CHOOSE_THREADS)
-            held[i] = key_of(scores[i]);
+    const struct keys<HELD> keys = {
+        held, scores
+    };
+    for (uint32_t from = threadIdx.x; HELD && from < job.own; from += AT_ONCE * CHOOSE_THREADS) {
+        float x[AT_ONCE]; /* one round trip for all of them */
+#pragma unroll
+        for (uint32_t i = 0; i < AT_ONCE; i++)
+            x[i] = from + i * CHOOSE_THREADS < job.own ? scores[from + i * CHOOSE_THREADS] : 0.0f;
+#pragma unroll
+        for (uint32_t i = 0; i < AT_ONCE; i++)
+            if (from + i * CHOOSE_THREADS < job.own)
+                held[from + i * CHOOSE_THREADS] = key_of(x[i]);
+    }
     __syncthreads();
     if (threadIdx.x < CUDA_QUEST_FORCED)
         put(list, threadIdx.x ? job.own - 3 + threadIdx.x : 0);
@@ -432,9 +496,10 @@ extern "C" int cuda_quest_sketch(const struct cuda_kv *open, uint32_t kv_layer, 
 
 extern "C" int cuda_quest_choose(uint32_t n_lists, const struct cuda_quest *c, void *stream)
 {
-    const uint32_t room = c->own_max <= 48 << 10 ? c->own_max : 0; /* shared memory is 227 KB */
-    const size_t shared = sizeof(struct shared) + room * sizeof(uint32_t);
-    return c->n_jobs ? grid_launch(choose, dim3(n_lists, c->n_jobs), CHOOSE_THREADS, shared, stream, n_lists, room, *c)
+    const bool held = c->own_max <= 48 << 10; /* shared memory is 227 KB */
+    const size_t shared = sizeof(struct shared) + (held ? c->own_max * sizeof(uint32_t) : 0);
+    return c->n_jobs ? grid_launch(held ? choose<true> : choose<false>, dim3(n_lists, c->n_jobs), CHOOSE_THREADS,
+                                   shared, stream, n_lists, *c)
                      : 0;
 }
 
@@ -447,12 +512,17 @@ static int score_run(const struct cuda_kv *kv, uint32_t layer, const struct cuda
     return grid_launch(score<D>, grid, SCORERS + 32, ring<D>::SHARED, stream, *kv, layer * c->layer_bytes, *c);
 }
 
-extern "C" int cuda_quest_run(const struct cuda_kv *kv, uint32_t layer, const struct cuda_quest *c, void *stream)
+extern "C" int cuda_quest_score(const struct cuda_kv *kv, uint32_t layer, const struct cuda_quest *c, void *stream)
 {
     if (kv->head_dim != 128 && kv->head_dim != 64)
         return cudaErrorInvalidValue;
     if (!c->n_jobs)
         return 0;
-    const int e = kv->head_dim == 128 ? score_run<128>(kv, layer, c, stream) : score_run<64>(kv, layer, c, stream);
+    return kv->head_dim == 128 ? score_run<128>(kv, layer, c, stream) : score_run<64>(kv, layer, c, stream);
+}
+
+extern "C" int cuda_quest_run(const struct cuda_kv *kv, uint32_t layer, const struct cuda_quest *c, void *stream)
+{
+    const int e = cuda_quest_score(kv, layer, c, stream);
     return e ? e : cuda_quest_choose(kv->n_kv_heads, c, stream);
 }

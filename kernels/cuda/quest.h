@@ -51,7 +51,8 @@ struct cuda_quest {
 };
 /* Block 0, the two before the own one, the own one, and the best budget - 4 of the rest by score, ties to the lower block: selector_choose. */
 int cuda_quest_run(const struct cuda_kv *kv, uint32_t layer, const struct cuda_quest *c, void *stream);
-/* The choice alone: scores [n_jobs][n_lists][own_max] are there. */
+/* Its halves: the scores of rows that do not read everything; and the choice, where scores [n_jobs][n_lists][own_max] are there. */
+int cuda_quest_score(const struct cuda_kv *kv, uint32_t layer, const struct cuda_quest *c, void *stream);
 int cuda_quest_choose(uint32_t n_lists, const struct cuda_quest *c, void *stream);
 
 #ifdef __cplusplus

@@ -2,6 +2,7 @@
  * Quest on the GPU: bounds, scores and choices are the processor's, bit for bit, over random shapes, ties and zeros of both signs among them. Skips (77)
  * where no GPU is that can run it.
  */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -162,9 +163,77 @@ static void check_choose(struct check *ck)
     cuda_scene_free(&s);
 }
 
+/* A score of a kind: of a bell; of widely different sizes; one of few; what is not finite, and zeros, among others; one far beyond all. */
+static float draw_score(struct check *ck, uint32_t kind)
+{
+    static const float odd[] = { 0.0f, -0.0f, INFINITY, -INFINITY, NAN, -NAN, 1e-42f, 3e38f, -3e38f };
+    const float x = check_normal(ck);
+    switch (kind) {
+    case 0:
+        return x;
+    case 1:
+        return ldexpf(x, (int)check_below(ck, 240) - 120);
+    case 2:
+        return (float)check_below(ck, 5);
+    case 3:
+        return check_below(ck, 2) ? odd[check_below(ck, sizeof odd / sizeof *odd)] : x;
+    default:
+        return check_below(ck, 5000) ? x : 1e30f;
+    }
+}
+
+/* The choice alone, of scores that no sketch would give. */
+static void check_given(struct check *ck)
+{
+    struct cuda_scene s = { 0 };
+    const uint32_t n_lists = check_between(ck, 1, 3), n_jobs = check_between(ck, 1, JOBS), size = check_below(ck, 8),
+                   most = size == 0  ? check_between(ck, 49153, 60000)
+                          : size < 4 ? check_between(ck, 2000, 20000)
+                                     : check_between(ck, 40, 1500),
+                   words = selector_words(most), kind = check_below(ck, 5);
+    const bool by_slot = check_below(ck, 4) == 0;
+    const size_t n_scores = (size_t)n_jobs * n_lists * most, list_bytes = (size_t)n_jobs * n_lists * words * 8;
+    float *scores = check_buffer(ck, n_scores * 4);
+    uint32_t *scratch = check_buffer(ck, (size_t)2 * most * 4);
+    uint64_t *want = check_buffer(ck, words * 8), *lists = check_buffer(ck, list_bytes);
+    struct selector_choice choice[JOBS];
+    struct cuda_quest_job jobs[JOBS];
+    check_begin(ck, "given", "cuda", 0);
+    check_context(ck, "%u lists, %u rows, %u blocks, scores of kind %u%s", n_lists, n_jobs, most, kind,
+                  by_slot ? ", by slot" : "");
+    for (size_t i = 0; i < n_scores; i++)
+        scores[i] = draw_score(ck, kind);
+    for (uint32_t k = 0; k < n_jobs; k++) {
+        const uint32_t own = k ? check_between(ck, 1, most) : most;
+        choice[k] = (struct selector_choice){
+            .own = own, .density = check_between(ck, 1000, 700000), .leaf_blocks = 16, .by_slot = by_slot
+        };
+        jobs[k] = (struct cuda_quest_job){
+            .own = own, .budget = selector_budget(own, choice[k].density), .list = k * n_lists * words, .words = words
+        };
+    }
+    const struct cuda_quest c = { .jobs = cuda_scene_put(&s, jobs, sizeof jobs),
+                                  .n_jobs = n_jobs,
+                                  .own_max = most,
+                                  .scores = cuda_scene_put(&s, scores, n_scores * 4),
+                                  .lists = cuda_scene_take(&s, list_bytes),
+                                  .leaf_blocks = by_slot ? 16 : 0 };
+    CUDA(cuda_quest_choose(n_lists, &c, NULL));
+    cuda_scene_get(lists, c.lists, list_bytes);
+    for (uint32_t k = 0; k < n_jobs; k++)
+        for (uint32_t j = 0; j < n_lists; j++) {
+            memset(want, 0, words * 8);
+            selector_choose(&choice[k], scores + ((size_t)k * n_lists + j) * most, scratch, want);
+            check_same(ck, "list", lists + ((size_t)k * n_lists + j) * words, want, words * 8);
+        }
+    cuda_scene_free(&s);
+}
+
 int main(int argc, char **argv)
 {
-    static const struct check_op ops[] = { { "sketch", check_sketch, 15 }, { "choose", check_choose, 40 } };
+    static const struct check_op ops[] = { { "sketch", check_sketch, 15 },
+                                           { "choose", check_choose, 40 },
+                                           { "given", check_given, 60 } };
     struct cuda_device device;
     char text[256];
     if (cuda_device_find(&device, text, sizeof text)) {
