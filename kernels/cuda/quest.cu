@@ -1,6 +1,7 @@
 /* Quest: bounds of blocks, scores, the best by score. Sums and choices as kernels/cpu/selector_quest.c and kernels/selector.c make them. */
 #include <cuda_runtime.h>
 
+#include "kernels/cuda/flush.cuh"
 #include "kernels/cuda/kv.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/quest.h"
@@ -103,8 +104,8 @@ static __device__ __forceinline__ float highest(const struct asked<D> &a, const 
 #pragma unroll
         for (int i = 0; i < K / 2; i++) {
             const uint32_t m = a.largest[g][i], two = (words[i] & ~m) | (words[K / 2 + i] & m);
-            sum[g] += a.q[g][2 * i] * low_of(two);
-            sum[g] += a.q[g][2 * i + 1] * high_of(two);
+            sum[g] = add(sum[g], mul(a.q[g][2 * i], low_of(two)));
+            sum[g] = add(sum[g], mul(a.q[g][2 * i + 1], high_of(two)));
         }
     }
     /* lanes that differ in bits 3 and 2 go on with other queries, so that one exchange serves two */
@@ -112,10 +113,10 @@ static __device__ __forceinline__ float highest(const struct asked<D> &a, const 
     float x[2], y;
 #pragma unroll
     for (int i = 0; i < 2; i++)
-        x[i] = (upper ? sum[2 + i] : sum[i]) + __shfl_xor_sync(~0u, upper ? sum[i] : sum[2 + i], 8);
-    y = (odd ? x[1] : x[0]) + __shfl_xor_sync(~0u, odd ? x[0] : x[1], 4);
-    y += __shfl_xor_sync(~0u, y, 2);
-    y += __shfl_xor_sync(~0u, y, 1);
+        x[i] = add(upper ? sum[2 + i] : sum[i], __shfl_xor_sync(~0u, upper ? sum[i] : sum[2 + i], 8));
+    y = add(odd ? x[1] : x[0], __shfl_xor_sync(~0u, odd ? x[0] : x[1], 4));
+    y = add(y, __shfl_xor_sync(~0u, y, 2));
+    y = add(y, __shfl_xor_sync(~0u, y, 1));
     y = y > -INFINITY && (upper ? 2 : 0) + (odd ? 1 : 0) < (int)n ? y : -INFINITY; /* NaN is lowest */
     float other = __shfl_xor_sync(~0u, y, 4);
     y = odd ? (y > other ? y : other) : (other > y ? other : y); /* of equal ones the first */
@@ -204,10 +205,10 @@ static __global__ void __launch_bounds__(SCORERS + 32, 2)
 
 /* ---- the best ---- */
 
-/* Orders as scores do; NaN is lowest, and zeros are equal. */
+/* Orders as scores do; NaN is lowest, and zeros are equal, denormal numbers among them. */
 static __device__ __forceinline__ uint32_t key_of(float score)
 {
-    score += 0.0f;
+    score = add(score, 0.0f);
     const uint32_t u = __float_as_uint(score);
     return score != score ? 0 : u >> 31 ? ~u : u | 0x80000000u;
 }

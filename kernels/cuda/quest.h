@@ -2,9 +2,9 @@
 #define LONGSPAN_KERNELS_CUDA_QUEST_H
 
 /*
- * Quest on the GPU: scores of a row's blocks and the best of them, the choices of kernels/selector.h bit for bit. A sketch is the bf16 bounds of a block's
- * keys in one layer, in a layout of its own: [n_kv_heads][16 lanes][2][head_dim / 16], of lane l least and largest of the channels 16 i + l, since lane
- * sums run along those. head_dim 64 or 128.
+ * Quest on the GPU: scores of a row's blocks and the best of them, the choices of kernels/selector.h bit for bit, denormal numbers being zeros as there.
+ * A sketch is the bf16 bounds of a block's keys in one layer, in a layout of its own: [n_kv_heads][16 lanes][2][head_dim / 16], of lane l least and largest
+ * of the channels 16 i + l, since lane sums run along those. head_dim 64 or 128.
  */
 
 #include "kernels/cuda/cuda.h"

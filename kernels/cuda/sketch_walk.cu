@@ -2,37 +2,12 @@
 #include <cuda_runtime.h>
 
 #include "common/rng.h"
+#include "kernels/cuda/flush.cuh"
 #include "kernels/cuda/kv.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/sketch_walk.h"
 
 enum { BLOCK = 64, DIM = CUDA_WALK_DIM, THREADS = 512, LANES = 16 };
-
-/* Denormal numbers are zeros, as on the processor's threads. */
-static __device__ __forceinline__ float add(float x, float y)
-{
-    float z;
-    asm("add.rn.ftz.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
-    return z;
-}
-static __device__ __forceinline__ float sub(float x, float y)
-{
-    float z;
-    asm("sub.rn.ftz.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
-    return z;
-}
-static __device__ __forceinline__ float mul(float x, float y)
-{
-    float z;
-    asm("mul.rn.ftz.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
-    return z;
-}
-static __device__ __forceinline__ float div(float x, float y)
-{
-    float z;
-    asm("div.rn.ftz.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
-    return z;
-}
 
 static __device__ __forceinline__ float bf16_to(uint16_t x)
 {

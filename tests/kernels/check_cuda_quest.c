@@ -1,6 +1,6 @@
 /*
- * Quest on the GPU: bounds, scores and choices are the processor's, bit for bit, over random shapes, ties and zeros of both signs among them. Skips (77)
- * where no GPU is that can run it.
+ * Quest on the GPU: bounds, scores and choices are the processor's, bit for bit, over random shapes, ties, zeros of both signs and denormal numbers among
+ * them. Skips (77) where no GPU is that can run it.
  */
 #include <math.h>
 #include <stdio.h>
@@ -89,7 +89,8 @@ static void check_choose(struct check *ck)
     const struct cuda_kv kv = { .n_heads = group * n_kv, .n_kv_heads = n_kv, .head_dim = d };
     const struct selector_shape shape = { group * n_kv, n_kv, d, KV_BF16 };
     const struct selector_impl *quest = selector_find("quest", 0);
-    const bool by_slot = check_below(ck, 3) == 0;
+    const bool by_slot = check_below(ck, 3) == 0,
+               tiny = check_below(ck, 5) == 0; /* products about the least normal number */
     const size_t each = cuda_quest_bytes(n_kv, d);
     uint8_t *host = check_buffer(ck, most * each), *plain = check_buffer(ck, most * each);
     uint32_t *scratch = check_buffer(ck, (size_t)2 * most * 4);
@@ -102,10 +103,11 @@ static void check_choose(struct check *ck)
     struct selector_choice choice[JOBS];
     struct cuda_quest_job jobs[JOBS];
     check_begin(ck, "choose", "cuda", 0);
-    check_context(ck, "head_dim %u, %u x %u heads, %u rows, %u blocks%s", d, n_kv, group, n_jobs, most,
-                  by_slot ? ", by slot" : "");
+    check_context(ck, "head_dim %u, %u x %u heads, %u rows, %u blocks%s%s", d, n_kv, group, n_jobs, most,
+                  by_slot ? ", by slot" : "", tiny ? ", tiny" : "");
     for (size_t i = 0; i < (size_t)JOBS * width; i++) {
-        q[i] = check_below(ck, 30) ? f32_to_bf16(check_normal(ck)) : (uint16_t)(check_below(ck, 2) << 15);
+        const uint32_t zero = check_below(ck, 2) << 15 | (tiny ? i % 128 : 0); /* or denormal */
+        q[i] = check_below(ck, 30) ? f32_to_bf16(ldexpf(check_normal(ck), tiny ? -62 : 0)) : (uint16_t)zero;
         qf[i] = bf16_to_f32(q[i]);
     }
     memset(host, 0xFF, most * each);
@@ -114,7 +116,7 @@ static void check_choose(struct check *ck)
         const uint32_t place = most - 1 - b;
         uint16_t *to = (uint16_t *)(void *)(plain + b * each);
         for (uint32_t i = 0; b < kinds && i < n_kv * 2 * d; i++)
-            to[i] = f32_to_bf16(check_normal(ck) + (i % (2 * d) < d ? -2 : 2));
+            to[i] = f32_to_bf16(ldexpf(check_normal(ck) + (i % (2 * d) < d ? -2 : 2), tiny ? -64 : 0));
         if (b >= kinds)
             memcpy(to, plain + check_below(ck, kinds) * each, each);
         for (uint32_t i = 0; i < n_kv * 2 * d; i++)
