@@ -158,7 +158,7 @@ static struct calibration *calibration_of(const uint32_t dims[5], const char *na
     char path[] = "/tmp/longspan-nomad-XXXXXX";
     const struct calibration_origin origin = { .codec = "nomad", .method = "kmeans" };
     struct calibration_array array = { .type = CALIBRATION_BF16, .n_dims = 5, .data = numbers };
-    struct calibration *c;
+    struct calibration *c = NULL;
     struct error err = { 0 };
     memcpy(array.dims, dims, 5 * sizeof *dims);
     snprintf(array.name, sizeof array.name, "%s", name);
