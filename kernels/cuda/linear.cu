@@ -107,7 +107,7 @@ static __device__ void few_consume(const struct cuda_linear &l, const struct sha
         wgmma_wait<0>();
         if (lane == 0)
             barrier_arrive(&empty[held]);
-        finish<N, 8, 15>(l, s, u, d, last);
+        finish<N, 8, N <= 8 ? 15 : 0>(l, s, u, d, last);
     }
 }
 
