@@ -9,7 +9,7 @@
 #include "model/rope.h"
 #include "worker/cuda/links.h"
 
-enum { KERNELS_VERSION = 1 /* raised when a kernel's bits change */ };
+enum { KERNELS_VERSION = 2 /* raised when a kernel's bits change */ };
 
 enum status gpu_status(int error, const char *what)
 {
